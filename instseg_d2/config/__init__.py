@@ -1,0 +1,90 @@
+"""Configuration: Detectron2's defaults and one node a method."""
+
+import difflib
+import os
+
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as _detectron2_defaults
+
+from .blendmask import add_blendmask_config
+from .common import add_common_config
+from .fcos import add_fcos_config
+
+__all__ = ["CLASS_COUNT_KEYS", "ConfigError", "add_instseg_config", "get_cfg", "load_config", "set_num_classes"]
+
+# Every key that holds the number of foreground classes.
+CLASS_COUNT_KEYS = (
+    "MODEL.FCOS.NUM_CLASSES",
+    "MODEL.BASIS_MODULE.NUM_CLASSES",
+    "MODEL.ROI_HEADS.NUM_CLASSES",
+    "MODEL.RETINANET.NUM_CLASSES",
+)
+
+
+class ConfigError(ValueError):
+    """A config file or override that cannot be used; the message names the file and the key."""
+
+
+def add_instseg_config(cfg: CfgNode) -> None:
+    """Add the keys of every method of this package to a Detectron2 config, in place."""
+    add_common_config(cfg)
+    add_fcos_config(cfg)
+    add_blendmask_config(cfg)
+
+
+def get_cfg() -> CfgNode:
+    """Detectron2's default config with the keys of this package."""
+    cfg = _detectron2_defaults()
+    add_instseg_config(cfg)
+    return cfg
+
+
+def _keys(node: CfgNode, prefix: str = ""):
+    for key, value in node.items():
+        yield prefix + key
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _explain(cfg: CfgNode, error: Exception, source: str) -> ConfigError:
+    message = str(error.args[0] if error.args else error)
+    if isinstance(error, (KeyError, AssertionError)) and "Non-existent" in message:
+        key = message.rsplit(" ", 1)[-1]
+        near = difflib.get_close_matches(key, list(_keys(cfg)), n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        return ConfigError(f"{source}: there is no config key {key}.{hint}")
+    return ConfigError(f"{source}: {message}")
+
+
+def load_config(config_file: str = "", opts=()) -> CfgNode:
+    """
+    The config of a YAML file (its ``_BASE_`` files included, read as plain data) with overrides.
+
+    Args:
+        config_file: path of a YAML file; empty: the defaults.
+        opts: alternating keys and values, as on the command line.
+
+    Raises:
+        ConfigError: the file is missing or no YAML, or a key or value does not fit; it names the nearest key.
+    """
+    cfg = get_cfg()
+    if config_file:
+        if not os.path.isfile(config_file):
+            raise ConfigError(f"{config_file}: there is no such config file.")
+        try:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+        except Exception as error:
+            raise _explain(cfg, error, config_file) from error
+    if len(opts) % 2:
+        raise ConfigError(f"overrides come in pairs KEY VALUE; got {len(opts)} words: {' '.join(map(str, opts))}")
+    try:
+        cfg.merge_from_list(list(opts))
+    except Exception as error:
+        raise _explain(cfg, error, "command line") from error
+    return cfg
+
+
+def set_num_classes(cfg: CfgNode, num_classes: int) -> None:
+    """Set the number of foreground classes under every key that holds it, in place."""
+    opts = [item for key in CLASS_COUNT_KEYS for item in (key, num_classes)]
+    cfg.merge_from_list(opts)

@@ -1,0 +1,24 @@
+"""Keys that several methods share."""
+
+from detectron2.config import CfgNode
+
+
+def add_common_config(cfg: CfgNode) -> None:
+    """Add solver, input and test keys, in place."""
+    # Optimiser: "SGD" or "ADAMW"; empty: the method's own default (see instseg_d2/engine/solver.py).
+    cfg.SOLVER.OPTIMIZER = ""
+    # Factor on the learning rate of parameters whose name contains "backbone".
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    cfg.SOLVER.AMSGRAD = False
+    # Stop training after this many minutes, whatever MAX_ITER says (0: no limit). The schedule follows the clock.
+    cfg.SOLVER.MAX_MINUTES = 0.0
+
+    # Flip horizontally half of the time (AdelaiDet's switch beside INPUT.RANDOM_FLIP).
+    cfg.INPUT.HFLIP_TRAIN = True
+    # Rotate by an angle in [-30, 30] degrees half of the time.
+    cfg.INPUT.IS_ROTATE = False
+    # With CROP: place the window so that it holds the centre of a random instance.
+    cfg.INPUT.CROP.CROP_INSTANCE = True
+
+    # Metric whose best checkpoint is kept beside the last one.
+    cfg.TEST.BEST_METRIC = "segm/AP"
