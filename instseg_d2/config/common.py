@@ -10,8 +10,6 @@ def add_common_config(cfg: CfgNode) -> None:
     # Factor on the learning rate of parameters whose name contains "backbone".
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     cfg.SOLVER.AMSGRAD = False
-    # Stop training after this many minutes, whatever MAX_ITER says (0: no limit). The schedule follows the clock.
-    cfg.SOLVER.MAX_MINUTES = 0.0
 
     # Flip horizontally half of the time (AdelaiDet's switch beside INPUT.RANDOM_FLIP).
     cfg.INPUT.HFLIP_TRAIN = True
