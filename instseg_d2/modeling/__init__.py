@@ -1,0 +1,6 @@
+"""Models. Importing this package registers them in Detectron2's registries."""
+
+from . import backbone, blendmask, proposal_generator
+from .meta_arch import InstanceSegmenter
+
+__all__ = ["InstanceSegmenter", "backbone", "blendmask", "proposal_generator"]

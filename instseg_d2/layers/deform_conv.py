@@ -1,0 +1,76 @@
+"""Deformable convolutions by torchvision, under the parameter names of Detectron2's compiled ones."""
+
+import torch
+from detectron2.layers import CNNBlockBase, Conv2d
+from detectron2.modeling.backbone.resnet import BottleneckBlock
+from torch import nn
+from torchvision.ops import deform_conv2d
+
+
+class DeformConv(nn.Module):
+    """
+    3x3 convolution whose taps move by predicted offsets (Deformable ConvNets v1, v2).
+
+    The first 2*9*groups channels of ``offset_mask`` are (dy, dx) pairs in input pixels; with ``modulated`` the
+    remaining 9*groups pass through a sigmoid and weigh the taps.
+
+    Args:
+        weight: (C_out, C_in / conv_groups, 3, 3) parameter to use.
+        bias: (C_out,) parameter or None.
+        norm: applied to the output; None for none.
+    """
+
+    def __init__(self, weight, bias=None, *, stride=1, dilation=1, modulated=True, norm=None):
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+        self.stride = stride
+        self.dilation = dilation
+        self.modulated = modulated
+        self.norm = norm
+
+    def forward(self, x: torch.Tensor, offset_mask: torch.Tensor) -> torch.Tensor:
+        """x (N, C_in, H, W), offset_mask (N, 18 or 27 times groups, H', W') -> (N, C_out, H', W')."""
+        mask = None
+        if self.modulated:
+            split = offset_mask.shape[1] // 3 * 2
+            offset_mask, mask = offset_mask[:, :split], offset_mask[:, split:].sigmoid()
+        x = deform_conv2d(x, offset_mask, self.weight, self.bias, self.stride, self.dilation, self.dilation, mask=mask)
+        return x if self.norm is None else self.norm(x)
+
+
+class _DeformBottleneckBlock(CNNBlockBase):
+    """A bottleneck block whose 3x3 convolution is deformable; built by `make_block_deformable`."""
+
+    def __init__(self, block: BottleneckBlock, modulated: bool, groups: int):
+        super().__init__(block.in_channels, block.out_channels, block.stride)
+        self.shortcut = block.shortcut
+        self.conv1 = block.conv1
+        conv = block.conv2
+        if conv.groups != 1:
+            raise ValueError("RESNETS.NUM_GROUPS must be 1 in stages with deformable convolutions.")
+        self.conv2_offset = Conv2d(
+            conv.in_channels,
+            (27 if modulated else 18) * groups,
+            kernel_size=3,
+            stride=conv.stride,
+            padding=conv.dilation,
+            dilation=conv.dilation,
+        )
+        nn.init.zeros_(self.conv2_offset.weight)
+        nn.init.zeros_(self.conv2_offset.bias)
+        self.conv2 = DeformConv(
+            conv.weight, stride=conv.stride, dilation=conv.dilation, modulated=modulated, norm=conv.norm
+        )
+        self.conv3 = block.conv3
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.conv1(x).relu_()
+        out = self.conv2(out, self.conv2_offset(out)).relu_()
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return (self.conv3(out) + shortcut).relu_()
+
+
+def make_block_deformable(block: BottleneckBlock, *, modulated: bool, groups: int = 1) -> nn.Module:
+    """The bottleneck block with its 3x3 convolution made deformable; offsets start at zero."""
+    return _DeformBottleneckBlock(block, modulated, groups)

@@ -1,0 +1,60 @@
+"""Towers of 3x3 convolutions that several pyramid levels share."""
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import NaiveSyncBatchNorm
+from torch import nn
+
+from .deform_conv import DeformConv
+from .norm import get_norm
+
+
+class TowerBlock(nn.Module):
+    """3x3 conv, norm, ReLU. The convolution is shared by all levels; BN and SyncBN keep one norm a level."""
+
+    def __init__(self, channels: int, norm: str, num_levels: int, deformable: bool = False):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.normal_(self.conv.weight, std=0.01)
+        nn.init.zeros_(self.conv.bias)
+        self.offset = None
+        if deformable:
+            default = nn.Conv2d(channels, channels, 3)  # the deformable weight keeps the layer's own default
+            self.conv = DeformConv(default.weight, default.bias)
+            self.offset = nn.Conv2d(channels, 27, 3, padding=1)
+            nn.init.normal_(self.offset.weight, std=0.01)
+            nn.init.zeros_(self.offset.bias)
+        self.norm = None
+        self.level_norms = None
+        if norm in ("BN", "SyncBN"):
+            kind = {"BN": nn.BatchNorm2d, "SyncBN": NaiveSyncBatchNorm}[norm]
+            self.level_norms = nn.ModuleList(kind(channels) for _ in range(num_levels))
+        else:
+            self.norm = get_norm(norm, channels)
+
+    def forward(self, x: torch.Tensor, level: int) -> torch.Tensor:
+        x = self.conv(x) if self.offset is None else self.conv(x, self.offset(x))
+        norm = self.norm if self.level_norms is None else self.level_norms[level]
+        return F.relu(x if norm is None else norm(x), inplace=True)
+
+
+class ConvTower(nn.Module):
+    """
+    ``num_convs`` blocks of 3x3 conv + norm + ReLU, channels unchanged.
+
+    Args:
+        norm: GN, NaiveGN, BN, SyncBN (one norm a level) or none.
+        deformable: the last convolution is a modulated deformable one.
+    """
+
+    def __init__(self, channels: int, num_convs: int, norm: str, num_levels: int, deformable: bool = False):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            TowerBlock(channels, norm, num_levels, deformable and i == num_convs - 1) for i in range(num_convs)
+        )
+
+    def forward(self, x: torch.Tensor, level: int) -> torch.Tensor:
+        """x (N, C, H, W) of pyramid level ``level`` -> (N, C, H, W)."""
+        for block in self.blocks:
+            x = block(x, level)
+        return x

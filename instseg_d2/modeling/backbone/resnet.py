@@ -1,0 +1,33 @@
+"""Detectron2's ResNet with deformable convolutions that need no compiled Detectron2."""
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import ResNet, build_resnet_backbone
+
+from ...layers import make_block_deformable
+
+
+def build_resnet(cfg, input_shape: ShapeSpec) -> ResNet:
+    """
+    Detectron2's ResNet from MODEL.RESNETS; where DEFORM_ON_PER_STAGE says so, the blocks whose index within their
+    stage is a multiple of DEFORM_INTERVAL become deformable.
+
+    Raises:
+        ValueError: a key asks for what is not supported.
+    """
+    if cfg.MODEL.MOBILENET or cfg.MODEL.BACKBONE.ANTI_ALIAS:
+        raise ValueError("MODEL.MOBILENET and MODEL.BACKBONE.ANTI_ALIAS are not supported; set both to False.")
+    deform = cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE
+    if any(deform) and cfg.MODEL.RESNETS.DEPTH in (18, 34):
+        raise ValueError("MODEL.RESNETS.DEFORM_ON_PER_STAGE needs bottleneck blocks: DEPTH 50, 101 or 152.")
+    plain = cfg.clone()
+    plain.defrost()
+    plain.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * 4
+    backbone = build_resnet_backbone(plain, input_shape)
+    for stage, wanted in zip(backbone.stages, deform):
+        for i in range(0, len(stage) if wanted else 0, cfg.MODEL.RESNETS.DEFORM_INTERVAL):
+            stage[i] = make_block_deformable(
+                stage[i],
+                modulated=cfg.MODEL.RESNETS.DEFORM_MODULATED,
+                groups=cfg.MODEL.RESNETS.DEFORM_NUM_GROUPS,
+            )
+    return backbone

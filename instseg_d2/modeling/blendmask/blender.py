@@ -1,0 +1,168 @@
+"""
+The blender of BlendMask: bases of the whole image and the attention of each detection become masks.
+
+N images, K bases, M boxes, P attentions (one a detection or positive location), A attention size, R mask resolution.
+"""
+
+import math
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from torch import nn
+from torchvision.ops import roi_align
+
+from ... import ops
+
+
+def crop_nearest(bases: torch.Tensor, boxes, batch_index, resolution: int, spatial_scale: float) -> torch.Tensor:
+    """The base pixel nearest to each of the R x R cell centres of a box, 0 outside the map: (M, K, R, R)."""
+    height, width = bases.shape[-2:]
+    cells = (torch.arange(resolution, device=boxes.device) + 0.5) / resolution
+    scaled = boxes * spatial_scale
+    x = (scaled[:, 0, None] + cells * (scaled[:, 2] - scaled[:, 0])[:, None]).floor().long()
+    y = (scaled[:, 1, None] + cells * (scaled[:, 3] - scaled[:, 1])[:, None]).floor().long()
+    inside = ((y >= 0) & (y < height))[:, None, :, None] & ((x >= 0) & (x < width))[:, None, None, :]
+    base = torch.arange(bases.shape[1], device=bases.device)[:, None, None]
+    y, x = y.clamp(0, height - 1)[:, None, :, None], x.clamp(0, width - 1)[:, None, None, :]
+    return bases[batch_index[:, None, None, None], base, y, x] * inside
+
+
+class Blender(nn.Module):
+    """
+    Merges bases and attention inside boxes (BlendMask, section 3.3; `yolact` and `fcis` are its ablations).
+
+    * blender: softmax over the bases of the attention resized to R x R, times the cropped bases, summed (eq. 3-5).
+    * yolact: one weight a base; the weighted sum of the cropped bases.
+    * fcis: no attention; the box is divided k x k and cell (i, j) reads base i * k + j.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        num_bases: int,
+        attention_size: int = 14,
+        resolution: int = 56,
+        spatial_scale: float = 0.25,
+        sampling_ratio: int = 1,
+        aligned: bool = True,
+        top_interp: str = "bilinear",
+        bottom_interp: str = "bilinear",
+        merging: str = "blender",
+    ):
+        """
+        Args:
+            attention_size: A; spatial_scale: of the bases against the input image; sampling_ratio, aligned: of
+            RoIAlign; top_interp, bottom_interp: "bilinear" or "nearest" for attention and bases.
+
+        Raises:
+            ValueError: a value is unknown, or fcis without a square number of bases.
+        """
+        super().__init__()
+        for key, value, allowed in (
+            ("TOP_INTERP", top_interp, ("bilinear", "nearest")),
+            ("BOTTOM_INTERP", bottom_interp, ("bilinear", "nearest")),
+            ("MERGING", merging, ("blender", "yolact", "fcis")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"MODEL.BLENDMASK.{key} is {value!r}; it must be one of {', '.join(allowed)}.")
+        self.grid = math.isqrt(num_bases)
+        if merging == "fcis" and self.grid**2 != num_bases:
+            raise ValueError(
+                f"MODEL.BLENDMASK.MERGING fcis needs a square MODEL.BASIS_MODULE.NUM_BASES; got {num_bases}."
+            )
+        self.num_bases = num_bases
+        self.attention_size = 1 if merging == "yolact" else attention_size
+        self.resolution = resolution
+        self.spatial_scale = spatial_scale
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+        self.top_interp = top_interp
+        self.bottom_interp = bottom_interp
+        self.merging = merging
+
+    @classmethod
+    def from_config(cls, cfg):
+        node = cfg.MODEL.BLENDMASK
+        if node.POOLER_TYPE not in ("ROIAlign", "ROIAlignV2"):
+            raise ValueError(f"MODEL.BLENDMASK.POOLER_TYPE is {node.POOLER_TYPE!r}; use ROIAlignV2 or ROIAlign.")
+        if len(node.POOLER_SCALES) != 1:
+            raise ValueError("MODEL.BLENDMASK.POOLER_SCALES takes one value: the bases are one map.")
+        return {
+            "num_bases": cfg.MODEL.BASIS_MODULE.NUM_BASES,
+            "attention_size": node.ATTN_SIZE,
+            "resolution": node.BOTTOM_RESOLUTION,
+            "spatial_scale": node.POOLER_SCALES[0],
+            "sampling_ratio": node.POOLER_SAMPLING_RATIO,
+            "aligned": node.POOLER_TYPE == "ROIAlignV2",
+            "top_interp": node.TOP_INTERP,
+            "bottom_interp": node.BOTTOM_INTERP,
+            "merging": node.MERGING,
+        }
+
+    @property
+    def num_attention_channels(self) -> int:
+        """Numbers that a detection must bring; 0 for fcis."""
+        return 0 if self.merging == "fcis" else self.num_bases * self.attention_size**2
+
+    def crop(self, bases: torch.Tensor, boxes: torch.Tensor, batch_index: torch.Tensor) -> torch.Tensor:
+        """The bases inside each box: (M, K, R, R)."""
+        if self.bottom_interp == "nearest":
+            return crop_nearest(bases, boxes, batch_index, self.resolution, self.spatial_scale)
+        rois = torch.cat([batch_index[:, None].to(boxes.dtype), boxes], dim=1).to(bases.dtype)
+        return roi_align(
+            bases, rois, self.resolution, self.spatial_scale, sampling_ratio=self.sampling_ratio, aligned=self.aligned
+        )
+
+    def forward(
+        self,
+        bases: torch.Tensor,
+        boxes: torch.Tensor,
+        batch_index: torch.Tensor,
+        attention: Optional[torch.Tensor],
+        box_index: Optional[torch.Tensor] = None,
+    ) -> torch.Tensor:
+        """
+        Args:
+            bases: (N, K, H, W).
+            boxes: (M, 4) x1, y1, x2, y2, input pixels.
+            batch_index: (M,) int64 image of each box.
+            attention: (P, K * A * A), base-major; None for fcis.
+            box_index: (P,) int64 box of each attention; None: P = M, in order.
+
+        Returns:
+            (P, R, R) mask logits.
+        """
+        if self.merging == "blender":
+            attention = attention.view(-1, self.num_bases, self.attention_size, self.attention_size)
+            if self.bottom_interp == "bilinear" and self.aligned and self.sampling_ratio == 1:
+                return ops.blend_masks(
+                    bases,
+                    boxes,
+                    batch_index,
+                    attention,
+                    box_index=box_index,
+                    resolution=self.resolution,
+                    spatial_scale=self.spatial_scale,
+                    top_interp=self.top_interp,
+                )
+            weights = F.interpolate(
+                attention,
+                (self.resolution, self.resolution),
+                mode=self.top_interp,
+                align_corners=False if self.top_interp == "bilinear" else None,
+            ).softmax(dim=1)
+        elif self.merging == "yolact":
+            weights = attention[..., None, None]
+        else:
+            weights = self._cells(bases)
+        crops = self.crop(bases, boxes, batch_index)
+        return (weights * (crops if box_index is None else crops[box_index])).sum(1)
+
+    def _cells(self, bases: torch.Tensor) -> torch.Tensor:
+        """(1, K, R, R) ones where a cell of the k x k division reads that base."""
+        cell = torch.arange(self.resolution, device=bases.device) * self.grid // self.resolution
+        base = cell[:, None] * self.grid + cell
+        return F.one_hot(base, self.num_bases).permute(2, 0, 1)[None].to(bases.dtype)

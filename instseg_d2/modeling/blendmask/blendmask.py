@@ -1,0 +1,113 @@
+"""
+The BlendMask meta-architecture. N images, M objects of the batch, P positive locations, R mask resolution.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_proposal_generator
+from detectron2.structures import ImageList, Instances
+from torch import nn
+
+from ..meta_arch import InstanceSegmenter
+from .basis_module import build_basis_module
+from .blender import Blender
+from .targets import batch_semantic_target, crop_mask_targets
+
+
+@META_ARCH_REGISTRY.register()
+class BlendMask(InstanceSegmenter):
+    """FCOS whose detections carry an attention that blends the image's bases into masks (BlendMask, figure 1)."""
+
+    @configurable
+    def __init__(self, *, proposal_generator, basis_module, blender, top_layer, mask_loss_weight=1.0, **kwargs):
+        """
+        Args:
+            proposal_generator: an `FCOS`.
+            basis_module: features -> bases (N, K, H, W).
+            blender: a `Blender`.
+            top_layer: 3x3 convolution from the box tower to the attention, or None (fcis).
+            kwargs: of `InstanceSegmenter`.
+        """
+        super().__init__(**kwargs)
+        self.proposal_generator = proposal_generator
+        self.basis_module = basis_module
+        self.blender = blender
+        self.top_layer = top_layer
+        self.mask_loss_weight = mask_loss_weight
+
+    @classmethod
+    def from_config(cls, cfg):
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        blender = Blender(cfg)
+        top_layer = None
+        if blender.num_attention_channels:
+            channels = shapes[cfg.MODEL.FCOS.IN_FEATURES[0]].channels
+            top_layer = nn.Conv2d(channels, blender.num_attention_channels, 3, padding=1)
+            nn.init.normal_(top_layer.weight, std=0.01)
+            nn.init.zeros_(top_layer.bias)
+        return {
+            "backbone": backbone,
+            "proposal_generator": build_proposal_generator(cfg, shapes),
+            "basis_module": build_basis_module(cfg, shapes),
+            "blender": blender,
+            "top_layer": top_layer,
+            "mask_loss_weight": cfg.MODEL.BLENDMASK.INSTANCE_LOSS_WEIGHT,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    def attention(self, outputs, rows: torch.Tensor):
+        """The attention of picked locations (P,): (P, K * A * A), or None (fcis)."""
+        if self.top_layer is None:
+            return None
+        return self.proposal_generator.top_features(outputs, rows, self.top_layer)
+
+    def losses(self, images: ImageList, batched_inputs: Sequence[dict]) -> dict:
+        """FCOS losses, loss_mask (BlendMask, section 3.4) and, where it is on, loss_basis_sem."""
+        gt_instances = self.gt_instances(batched_inputs)
+        features = self.backbone(images.tensor)
+        fcos = self.proposal_generator
+        outputs = fcos.outputs(features)
+        positives = fcos.match(outputs, gt_instances)
+        losses, weights, normalizer = fcos.losses(outputs, positives, gt_instances)
+
+        bases = self.basis_module(features)
+        if self.basis_module.semantic_head is not None:
+            size, stride = images.tensor.shape[-2:], self.basis_module.common_stride
+            target = batch_semantic_target(batched_inputs, gt_instances, size, stride)
+            losses["loss_basis_sem"] = self.basis_module.semantic_loss(features, target)
+
+        boxes = torch.cat([x.gt_boxes.tensor for x in gt_instances])
+        images_of_boxes = torch.repeat_interleave(torch.tensor([len(x) for x in gt_instances])).to(boxes.device)
+        attention = self.attention(outputs, positives.rows)
+        logits = self.blender(bases, boxes, images_of_boxes, attention, positives.objects).float()
+        targets = crop_mask_targets(gt_instances, self.blender.resolution)[positives.objects].to(logits.dtype)
+        per_location = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((1, 2))
+        losses["loss_mask"] = self.mask_loss_weight * (per_location * weights).sum() / normalizer
+        return losses
+
+    def _detect(self, images: ImageList):
+        features = self.backbone(images.tensor)
+        fcos = self.proposal_generator
+        outputs = fcos.outputs(features)
+        found = fcos.detect(outputs, images.image_sizes)
+        counts = [len(x) for x in found]
+        rows = torch.cat([x.rows for x in found])
+        boxes = torch.cat([x.pred_boxes.tensor for x in found])
+        image_index = torch.repeat_interleave(torch.tensor(counts)).to(boxes.device)
+        bases = self.basis_module(features)
+        attention = self.attention(outputs, rows)
+        logits = self.blender(bases, boxes, image_index, attention)
+        for result, masks in zip(found, logits.float().sigmoid().split(counts)):
+            result.pred_masks = masks
+            result.remove("rows")
+        return found, bases, attention
+
+    @torch.no_grad()
+    def infer(self, images: ImageList) -> list[Instances]:
+        """Detections with pred_masks (D, R, R) probabilities inside the unclipped boxes."""
+        return self._detect(images)[0]

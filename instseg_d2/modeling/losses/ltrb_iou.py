@@ -1,0 +1,51 @@
+"""IoU losses on distances (left, top, right, bottom) from one location to the sides of two boxes. P pairs."""
+
+from typing import Optional
+
+import torch
+
+LTRB_LOSSES = ("giou", "iou", "linear_iou")
+
+
+def ltrb_ious(pred: torch.Tensor, target: torch.Tensor):
+    """
+    IoU and generalised IoU of boxes that share a location, both areas smoothed by 1 as in FCOS.
+
+    Args:
+        pred, target: (P, 4) non-negative distances l, t, r, b in one unit.
+
+    Returns:
+        iou, giou: (P,) each; iou = (intersection + 1) / (union + 1), giou = iou - (hull - union) / hull.
+    """
+    area = (pred[:, 0] + pred[:, 2]) * (pred[:, 1] + pred[:, 3])
+    target_area = (target[:, 0] + target[:, 2]) * (target[:, 1] + target[:, 3])
+    low, high = torch.minimum(pred, target), torch.maximum(pred, target)
+    intersection = (low[:, 0] + low[:, 2]) * (low[:, 1] + low[:, 3])
+    hull = (high[:, 0] + high[:, 2]) * (high[:, 1] + high[:, 3])
+    union = area + target_area - intersection
+    iou = (intersection + 1.0) / (union + 1.0)
+    return iou, iou - (hull - union) / hull
+
+
+def ltrb_iou_loss(
+    pred: torch.Tensor, target: torch.Tensor, kind: str = "giou", weight: Optional[torch.Tensor] = None
+) -> torch.Tensor:
+    """
+    Summed loss of box regression (FCOS, section 3; GIoU: Rezatofighi et al. 2019, eq. 3).
+
+    Args:
+        pred, target: (P, 4) distances l, t, r, b.
+        kind: "giou" (1 - GIoU), "iou" (-log IoU) or "linear_iou" (1 - IoU).
+        weight: (P,) factors, or None for ones.
+
+    Returns:
+        a scalar; 0, with a gradient, for P = 0.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    if kind not in LTRB_LOSSES:
+        raise ValueError(f"MODEL.FCOS.LOC_LOSS_TYPE is {kind!r}; it must be one of {', '.join(LTRB_LOSSES)}.")
+    iou, giou = ltrb_ious(pred, target)
+    losses = -torch.log(iou) if kind == "iou" else 1 - (giou if kind == "giou" else iou)
+    return (losses if weight is None else losses * weight).sum()

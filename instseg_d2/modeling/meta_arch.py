@@ -1,0 +1,69 @@
+"""What every meta-architecture of this package does alike: input, output, the way between. N images."""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.structures import ImageList, Instances
+from torch import nn
+
+from .postprocessing import rescale_instances
+
+
+class InstanceSegmenter(nn.Module):
+    """
+    Base of the meta-architectures.
+
+    Subclasses write ``losses(images, batched_inputs)`` -> dict of scalars and ``infer(images)`` -> one Instances an
+    image in input pixels. Training and inference part on ``self.training`` alone.
+
+    Args:
+        backbone: a Detectron2 backbone.
+        pixel_mean, pixel_std: of the channels, in the order of INPUT.FORMAT, 0-255.
+        mask_threshold: probability from which a pixel belongs to a pasted mask.
+    """
+
+    def __init__(self, *, backbone: nn.Module, pixel_mean, pixel_std, mask_threshold: float = 0.5):
+        super().__init__()
+        self.backbone = backbone
+        self.mask_threshold = mask_threshold
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def preprocess(self, batched_inputs: Sequence[dict]) -> ImageList:
+        """Normalised images, padded with zeros right and below to the backbone's size divisibility."""
+        images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
+        images = [(image - self.pixel_mean) / self.pixel_std for image in images]
+        return ImageList.from_tensors(
+            images, self.backbone.size_divisibility, padding_constraints=self.backbone.padding_constraints
+        )
+
+    def gt_instances(self, batched_inputs: Sequence[dict]) -> list[Instances]:
+        """The ground truth of a training batch on the model's device."""
+        return [x["instances"].to(self.device) for x in batched_inputs]
+
+    def forward(self, batched_inputs: Sequence[dict]):
+        """
+        Args:
+            batched_inputs: dicts of Detectron2's mappers: ``image`` (3, H, W) 0-255, ``instances`` in training,
+                ``height`` and ``width`` of the wanted output (default: the image's).
+
+        Returns:
+            in training a dict of scalar losses, else a list of {"instances": Instances} with pred_boxes, scores,
+            pred_classes and, where the method makes masks, pred_masks (D, height, width) bool.
+        """
+        images = self.preprocess(batched_inputs)
+        if self.training:
+            return self.losses(images, batched_inputs)
+        return self.postprocess(self.infer(images), batched_inputs)
+
+    def postprocess(self, results: Sequence[Instances], batched_inputs: Sequence[dict]) -> list[dict]:
+        """Results in input pixels -> results at the requested height and width."""
+        outputs = []
+        for result, x in zip(results, batched_inputs):
+            height, width = (x.get(key, size) for key, size in zip(("height", "width"), result.image_size))
+            outputs.append({"instances": rescale_instances(result, height, width, self.mask_threshold)})
+        return outputs

@@ -1,0 +1,239 @@
+"""
+FCOS (Tian et al., arXiv 1904.01355 and its improved version): a box for every location, no anchors.
+
+N images, M objects, R rows over levels, images and cells (see layers/locations.py), P positive rows, D detections.
+"""
+
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
+from detectron2.structures import ImageList, Instances
+from fvcore.nn import sigmoid_focal_loss
+from torch import nn
+
+from ...layers import conv_at_rows, flatten_levels
+from ..losses import LTRB_LOSSES, ltrb_iou_loss, ltrb_ious, mean_over_workers
+from .fcos_head import FCOSHead, HeadOutputs
+from .fcos_inference import DetectionLimits, detect
+from .fcos_targets import Assignment, assign
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class FCOS(nn.Module):
+    """
+    FCOS as a proposal generator, and as the detector under methods that add a top layer.
+
+    `forward` follows Detectron2's contract; methods call `head`, `match`, `losses`, `detect` and
+    `top_features` one by one.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        head: nn.Module,
+        in_features: Sequence[str],
+        size_bounds: Sequence[float],
+        center_sample: bool = True,
+        radius: float = 1.5,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+        class_weight: float = 1.0,
+        class_normalizer: str = "fg",
+        box_loss: str = "giou",
+        box_quality: str = "ctrness",
+        limits_train: DetectionLimits = DetectionLimits(),  # noqa: B008 (frozen)
+        limits_test: DetectionLimits = DetectionLimits(),  # noqa: B008
+        yield_proposals: bool = False,
+        yield_box_features: bool = False,
+    ):
+        """
+        Args:
+            head: an `FCOSHead`.
+            in_features: names of the backbone's maps, finest first.
+            size_bounds: upper ends of the levels' ranges of max(l, t, r, b), pixels; the last level has none.
+            radius: of the centre region, strides.
+            class_normalizer: "fg" (positives), "moving_fg" (their moving average) or "all" (locations).
+            box_loss: "giou", "iou" or "linear_iou".
+            box_quality: "ctrness" or "iou".
+            yield_proposals: return proposals in training too.
+            yield_box_features: proposals carry ``box_features`` (D, C), the box tower at their location.
+        """
+        super().__init__()
+        _check("MODEL.FCOS.LOSS_NORMALIZER_CLS", class_normalizer, ("fg", "moving_fg", "all"))
+        _check("MODEL.FCOS.LOC_LOSS_TYPE", box_loss, LTRB_LOSSES)
+        _check("MODEL.FCOS.BOX_QUALITY", box_quality, ("ctrness", "iou"))
+        self.head = head
+        self.in_features = list(in_features)
+        if not len(self.in_features) == len(head.strides) == len(size_bounds) + 1:
+            raise ValueError(
+                f"MODEL.FCOS: {len(self.in_features)} IN_FEATURES need as many FPN_STRIDES and one less "
+                f"SIZES_OF_INTEREST; got {len(head.strides)} and {len(size_bounds)}."
+            )
+        ends = [-1.0, *size_bounds, 1e8]
+        ranges = torch.tensor(list(zip(ends[:-1], ends[1:])), dtype=torch.float32)
+        self.register_buffer("size_ranges", ranges, persistent=False)
+        self.center_sample = center_sample
+        self.radius = radius
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+        self.class_weight = class_weight
+        self.class_normalizer = class_normalizer
+        self.box_loss = box_loss
+        self.box_quality = box_quality
+        self.limits_train = limits_train
+        self.limits_test = limits_test
+        self.yield_proposals = yield_proposals
+        self.yield_box_features = yield_box_features
+        if class_normalizer == "moving_fg":
+            self.register_buffer("moving_num_positives", torch.tensor(100.0))
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
+        node = cfg.MODEL.FCOS
+        missing = [name for name in node.IN_FEATURES if name not in input_shape]
+        if missing:
+            raise ValueError(
+                f"MODEL.FCOS.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}."
+            )
+        limits = {
+            mode: DetectionLimits(
+                score_threshold=node[f"INFERENCE_TH_{mode}"],
+                threshold_with_quality=node.THRESH_WITH_CTR,
+                pre_nms_topk=node[f"PRE_NMS_TOPK_{mode}"],
+                post_nms_topk=node[f"POST_NMS_TOPK_{mode}"],
+                nms_threshold=node.NMS_TH,
+            )
+            for mode in ("TRAIN", "TEST")
+        }
+        return {
+            "head": FCOSHead(cfg, [input_shape[name] for name in node.IN_FEATURES]),
+            "in_features": node.IN_FEATURES,
+            "size_bounds": node.SIZES_OF_INTEREST,
+            "center_sample": node.CENTER_SAMPLE,
+            "radius": node.POS_RADIUS,
+            "focal_alpha": node.LOSS_ALPHA,
+            "focal_gamma": node.LOSS_GAMMA,
+            "class_weight": node.LOSS_WEIGHT_CLS,
+            "class_normalizer": node.LOSS_NORMALIZER_CLS,
+            "box_loss": node.LOC_LOSS_TYPE,
+            "box_quality": node.BOX_QUALITY,
+            "limits_train": limits["TRAIN"],
+            "limits_test": limits["TEST"],
+            "yield_proposals": node.YIELD_PROPOSAL,
+            "yield_box_features": node.YIELD_BOX_FEATURES,
+        }
+
+    def outputs(self, features: dict[str, torch.Tensor]) -> HeadOutputs:
+        """The head's outputs on the backbone's maps."""
+        return self.head([features[name] for name in self.in_features])
+
+    @torch.no_grad()
+    def match(self, outputs: HeadOutputs, gt_instances: Sequence[Instances]) -> Assignment:
+        """The positive locations of a batch; see `fcos_targets.assign`."""
+        boxes = torch.cat([x.gt_boxes.tensor for x in gt_instances]).float()
+        counts = torch.tensor([len(x) for x in gt_instances])
+        images = torch.repeat_interleave(counts).to(boxes.device, non_blocking=True)
+        return assign(
+            outputs.grid, boxes, images, self.size_ranges, center_sample=self.center_sample, radius=self.radius
+        )
+
+    def losses(self, outputs: HeadOutputs, positives: Assignment, gt_instances: Sequence[Instances]):
+        """
+        The losses of FCOS (eq. 2) with GIoU.
+
+        Returns:
+            losses: loss_fcos_cls, loss_fcos_loc and loss_fcos_ctr (or loss_fcos_iou), scalars.
+            weights: (P,) weight of each positive location in the box loss, for losses of top layers.
+            normalizer: scalar that divides the weighted sums.
+        """
+        rows = positives.rows
+        class_logits = outputs.class_logits.float()
+        classes = torch.cat([x.gt_classes for x in gt_instances])[positives.objects]
+        targets = torch.zeros_like(class_logits)
+        targets[rows, classes] = 1.0
+        class_sum = sigmoid_focal_loss(class_logits, targets, self.focal_alpha, self.focal_gamma, reduction="sum")
+
+        ltrb = outputs.ltrb[rows].float()
+        quality_logits = outputs.quality_logits[rows].float()
+        by_centerness = self.box_quality == "ctrness"
+        quality = positives.centerness if by_centerness else ltrb_ious(ltrb.detach(), positives.ltrb)[0]
+        counts = torch.stack([quality.new_tensor(float(len(rows))), quality.sum()])
+        num_positives, quality_sum = mean_over_workers(counts)
+        num_positives = num_positives.clamp(min=1)
+        weights = quality if by_centerness else torch.ones_like(quality)
+        normalizer = quality_sum.clamp(min=1e-6) if by_centerness else num_positives
+
+        quality_sum = F.binary_cross_entropy_with_logits(quality_logits, quality, reduction="sum")
+        losses = {
+            "loss_fcos_cls": self.class_weight * class_sum / self._class_normalizer(num_positives, class_logits),
+            "loss_fcos_loc": ltrb_iou_loss(ltrb, positives.ltrb, self.box_loss, weights) / normalizer,
+            f"loss_fcos_{'ctr' if by_centerness else 'iou'}": quality_sum / num_positives,
+        }
+        return losses, weights, normalizer
+
+    def _class_normalizer(self, num_positives, class_logits) -> torch.Tensor:
+        if self.class_normalizer == "all":
+            return mean_over_workers(num_positives.new_tensor(float(len(class_logits))))
+        if self.class_normalizer == "moving_fg":
+            self.moving_num_positives.lerp_(num_positives, 0.1)
+            return self.moving_num_positives.clone()
+        return num_positives
+
+    @torch.no_grad()
+    def detect(self, outputs: HeadOutputs, image_sizes: Sequence[tuple]) -> list[Instances]:
+        """
+        The best boxes of every image.
+
+        Returns:
+            one Instances an image with pred_boxes (D, unclipped, input pixels), scores (D,) = sqrt(class *
+            quality), pred_classes (D,) and rows (D,), sorted by score.
+        """
+        limits = self.limits_train if self.training else self.limits_test
+        return detect(outputs, image_sizes, limits)
+
+    def top_features(self, outputs: HeadOutputs, rows: torch.Tensor, top_layer: nn.Conv2d) -> torch.Tensor:
+        """A 3x3 convolution of the box tower at picked rows (P,) alone -> (P, top_layer.out_channels)."""
+        return conv_at_rows(flatten_levels(outputs.box_tower), outputs.grid, rows, top_layer.weight, top_layer.bias)
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        gt_instances: Optional[Sequence[Instances]] = None,
+    ):
+        """
+        Detectron2's contract of a proposal generator.
+
+        Returns:
+            proposals: one Instances an image with proposal_boxes (clipped) and objectness_logits beside
+                pred_boxes, scores and pred_classes; in training only with ``yield_proposals``, else None.
+            losses: empty in inference.
+        """
+        outputs = self.outputs(features)
+        losses = {}
+        if self.training:
+            losses = self.losses(outputs, self.match(outputs, gt_instances), gt_instances)[0]
+            if not self.yield_proposals:
+                return None, losses
+        proposals = self.detect(outputs, images.image_sizes)
+        tower = flatten_levels(outputs.box_tower).detach() if self.yield_box_features else None
+        for x in proposals:
+            x.proposal_boxes = x.pred_boxes.clone()
+            x.proposal_boxes.clip(x.image_size)
+            x.objectness_logits = torch.logit(x.scores, eps=1e-6)
+            rows = x.rows
+            x.remove("rows")
+            if tower is not None:
+                x.box_features = tower[rows]
+        return proposals, losses
+
+
+def _check(key: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{key} is {value!r}; it must be one of {', '.join(allowed)}.")

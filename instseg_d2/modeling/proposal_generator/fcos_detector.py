@@ -1,0 +1,49 @@
+"""FCOS as a detector of boxes alone."""
+
+from collections.abc import Sequence
+
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_proposal_generator
+from detectron2.structures import ImageList, Instances
+
+from ..meta_arch import InstanceSegmenter
+
+
+@META_ARCH_REGISTRY.register()
+class FCOSDetector(InstanceSegmenter):
+    """Backbone and FCOS head: boxes, scores and classes."""
+
+    @configurable
+    def __init__(self, *, proposal_generator, **kwargs):
+        """
+        Args:
+            proposal_generator: an `FCOS`.
+            kwargs: of `InstanceSegmenter`.
+        """
+        super().__init__(**kwargs)
+        self.proposal_generator = proposal_generator
+
+    @classmethod
+    def from_config(cls, cfg):
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "proposal_generator": build_proposal_generator(cfg, backbone.output_shape()),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    def losses(self, images: ImageList, batched_inputs: Sequence[dict]) -> dict:
+        gt_instances = self.gt_instances(batched_inputs)
+        return self.proposal_generator(images, self.backbone(images.tensor), gt_instances)[1]
+
+    def infer(self, images: ImageList) -> list[Instances]:
+        fcos = self.proposal_generator
+        return fcos.detect(fcos.outputs(self.backbone(images.tensor)), images.image_sizes)
+
+
+class OneStageDetector(FCOSDetector):
+    """The name that AdelaiDet's box-only configs give to `FCOSDetector`."""
+
+
+META_ARCH_REGISTRY.register(OneStageDetector)

@@ -1,0 +1,119 @@
+"""The convolutional head of FCOS. N images, C channels, R rows over levels, images and cells."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from torch import nn
+
+from ...layers import ConvTower, LocationGrid, flatten_levels
+
+
+@dataclass
+class HeadOutputs:
+    """
+    What the head says of every location, as rows over level, image, y, x.
+
+    Attributes:
+        grid: the rows' meaning.
+        class_logits: (R, classes).
+        ltrb: (R, 4) distances to the sides of the box in strides of the level, at least 0.
+        quality_logits: (R,) centerness, or IoU.
+        box_tower: one (N, C, H, W) map a level, the input of box regression, quality and top layers.
+    """
+
+    grid: LocationGrid
+    class_logits: torch.Tensor
+    ltrb: torch.Tensor
+    quality_logits: torch.Tensor
+    box_tower: list
+
+
+class FCOSHead(nn.Module):
+    """Towers shared by all levels; class logits, box distances and box quality for each location (FCOS, figure 2)."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        channels: int,
+        strides: Sequence[int],
+        num_classes: int,
+        num_shared_convs: int = 0,
+        num_class_convs: int = 4,
+        num_box_convs: int = 4,
+        norm: str = "GN",
+        deformable: bool = False,
+        use_scale: bool = True,
+        prior_prob: float = 0.01,
+    ):
+        """
+        Args:
+            channels: C of every level.
+            strides: stride of each level, pixels.
+            num_classes: foreground classes.
+            norm: of the towers; BN and SyncBN keep one norm a level.
+            deformable: last convolution of the class and box towers deformable.
+            use_scale: one learned factor a level on the box regression.
+            prior_prob: initial foreground probability.
+        """
+        super().__init__()
+        self.strides = list(strides)
+        levels = len(self.strides)
+        self.shared_tower = ConvTower(channels, num_shared_convs, norm, levels)
+        self.class_tower = ConvTower(channels, num_class_convs, norm, levels, deformable)
+        self.box_tower = ConvTower(channels, num_box_convs, norm, levels, deformable)
+        self.class_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
+        self.box_distances = nn.Conv2d(channels, 4, 3, padding=1)
+        self.quality_logits = nn.Conv2d(channels, 1, 3, padding=1)
+        for layer in (self.class_logits, self.box_distances, self.quality_logits):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+        nn.init.constant_(self.class_logits.bias, -math.log((1 - prior_prob) / prior_prob))
+        self.scales = nn.ParameterList(nn.Parameter(torch.ones(1)) for _ in range(levels)) if use_scale else None
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: Sequence[ShapeSpec]):
+        node = cfg.MODEL.FCOS
+        channels = {shape.channels for shape in input_shape}
+        if len(channels) != 1:
+            raise ValueError(f"MODEL.FCOS.IN_FEATURES must have one width; they have {sorted(channels)} channels.")
+        return {
+            "channels": channels.pop(),
+            "strides": node.FPN_STRIDES,
+            "num_classes": node.NUM_CLASSES,
+            "num_shared_convs": node.NUM_SHARE_CONVS,
+            "num_class_convs": node.NUM_CLS_CONVS,
+            "num_box_convs": node.NUM_BOX_CONVS,
+            "norm": node.NORM,
+            "deformable": node.USE_DEFORMABLE,
+            "use_scale": node.USE_SCALE,
+            "prior_prob": node.PRIOR_PROB,
+        }
+
+    def forward(self, features: Sequence[torch.Tensor]) -> HeadOutputs:
+        """features: one (N, C, H, W) map a level, finest first."""
+        logits, distances, qualities, towers = [], [], [], []
+        for level, x in enumerate(features):
+            x = self.shared_tower(x, level)
+            logits.append(self.class_logits(self.class_tower(x, level)))
+            tower = self.box_tower(x, level)
+            # One convolution for both small outputs reads the tower once.
+            boxes = F.conv2d(
+                tower,
+                torch.cat([self.box_distances.weight, self.quality_logits.weight]),
+                torch.cat([self.box_distances.bias, self.quality_logits.bias]),
+                padding=1,
+            )
+            distance = boxes[:, :4]
+            distances.append(F.relu(distance if self.scales is None else distance * self.scales[level]))
+            qualities.append(boxes[:, 4:])
+            towers.append(tower)
+        grid = LocationGrid(len(features[0]), [x.shape[-2:] for x in features], self.strides, features[0].device)
+        return HeadOutputs(
+            grid, flatten_levels(logits), flatten_levels(distances), flatten_levels(qualities)[:, 0], towers
+        )

@@ -1,0 +1,111 @@
+"""
+Which object each location of FCOS is trained for.
+
+N images, M objects of the whole batch, R rows (see layers/locations.py), P positive rows, Q candidate pairs.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ...layers import LocationGrid
+
+
+@dataclass
+class Assignment:
+    """
+    Positive locations, ordered by row (level, image, y, x).
+
+    Attributes:
+        rows: (P,) int64.
+        objects: (P,) int64 index into the objects of the batch, images in order.
+        ltrb: (P, 4) distances to the sides of the object's box, divided by the level's stride.
+        centerness: (P,) in [0, 1].
+    """
+
+    rows: torch.Tensor
+    objects: torch.Tensor
+    ltrb: torch.Tensor
+    centerness: torch.Tensor
+
+
+def centerness(ltrb: torch.Tensor) -> torch.Tensor:
+    """(P, 4) distances l, t, r, b inside a box -> (P,) centerness (FCOS, eq. 3)."""
+    horizontal, vertical = ltrb[:, [0, 2]], ltrb[:, [1, 3]]
+    ratio = horizontal.amin(1) / horizontal.amax(1) * (vertical.amin(1) / vertical.amax(1))
+    return ratio.sqrt()
+
+
+def _window_pairs(grid: LocationGrid, boxes, radius: float):
+    """All (object, cell) pairs with the cell within ``radius`` strides of the box centre: object, level, y, x (Q,)."""
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    strides = grid.strides
+    first = torch.floor((centers[:, None] - strides[:, None] // 2) / strides[:, None] - radius).long()  # (M, L, 2)
+    shift = torch.arange(math.ceil(2 * radius) + 2, device=boxes.device)
+    xs = first[..., 0, None] + shift  # (M, L, S)
+    ys = first[..., 1, None] + shift
+    num_objects, num_levels, size = xs.shape
+    shape = (num_objects, num_levels, size, size)
+    y, x = ys[..., :, None].expand(shape), xs[..., None, :].expand(shape)
+    inside = (y >= 0) & (y < grid.heights[:, None, None]) & (x >= 0) & (x < grid.widths[:, None, None])
+    objects, levels, _, _ = inside.nonzero(as_tuple=True)
+    return objects, levels, y[inside], x[inside]
+
+
+def _all_pairs(grid: LocationGrid, images):
+    """All (object, cell) pairs of the same image: object, level, y, x, each (Q,)."""
+    rows = torch.arange(grid.num_rows, device=images.device)
+    level, image, y, x = grid.locate(rows)
+    objects, cells = (images[:, None] == image).nonzero(as_tuple=True)
+    return objects, level[cells], y[cells], x[cells]
+
+
+def assign(grid: LocationGrid, boxes, images, size_ranges, *, center_sample: bool, radius: float) -> Assignment:
+    """
+    Match locations to objects (FCOS, section 3.1 and the improved version's centre sampling).
+
+    A location is positive for an object when it lies strictly inside the object's centre region (``radius``
+    strides around the box centre, clipped to the box; the whole box without ``center_sample``) and
+    max(l, t, r, b) lies in the level's range; among several objects the smallest box wins, then the first.
+
+    Args:
+        boxes: (M, 4) float32 x1, y1, x2, y2, pixels, of all images in order.
+        images: (M,) int64 image of each box.
+        size_ranges: (L, 2) lowest and highest max(l, t, r, b), pixels, both included.
+        radius: in strides of the level.
+    """
+    if center_sample:
+        objects, level, y, x = _window_pairs(grid, boxes, radius)
+    else:
+        objects, level, y, x = _all_pairs(grid, images)
+    xy = grid.pixels(level, y, x)
+    box = boxes[objects]
+    ltrb = torch.cat([xy - box[:, :2], box[:, 2:] - xy], dim=1)
+    if center_sample:
+        center = (box[:, :2] + box[:, 2:]) / 2
+        reach = (grid.strides[level] * radius)[:, None]
+        low = torch.maximum(center - reach, box[:, :2])
+        high = torch.minimum(center + reach, box[:, 2:])
+        strictly_inside = ((xy > low) & (xy < high)).all(1)
+    else:
+        strictly_inside = ltrb.amin(1) > 0
+    longest = ltrb.amax(1)
+    keep = strictly_inside & (longest >= size_ranges[level, 0]) & (longest <= size_ranges[level, 1])
+
+    objects, rows = objects[keep], grid.row(level, images[objects], y, x)[keep]
+    area = (box[:, 2] - box[:, 0])[keep] * (box[:, 3] - box[:, 1])[keep]
+    winners = _smallest_first(rows, objects, area, grid.num_rows, len(boxes))
+    rows = (winners < len(boxes)).nonzero()[:, 0]
+    objects = winners[rows]
+    level, _, y, x = grid.locate(rows)
+    xy, box = grid.pixels(level, y, x), boxes[objects]
+    ltrb = torch.cat([xy - box[:, :2], box[:, 2:] - xy], dim=1)
+    return Assignment(rows, objects, ltrb / grid.strides[level][:, None], centerness(ltrb))
+
+
+def _smallest_first(rows, objects, area, num_rows: int, num_objects: int):
+    """For each row the candidate of the smallest area, then of the lowest index: (R,) int64, num_objects for none."""
+    smallest = area.new_full((num_rows,), math.inf).scatter_reduce_(0, rows, area, "amin")
+    objects = torch.where(area == smallest[rows], objects, num_objects)
+    return objects.new_full((num_rows,), num_objects).scatter_reduce_(0, rows, objects, "amin")
