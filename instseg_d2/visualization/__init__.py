@@ -1,0 +1,17 @@
+"""Pictures: detections and annotations on images, maps in colour, titled grids, a page of results."""
+
+from .ground_truth import draw_annotations
+from .html import write_index
+from .overlay import class_name, draw_instances, instance_color
+from .panels import colorize, overlay_heatmap, titled_grid
+
+__all__ = [
+    "class_name",
+    "colorize",
+    "draw_annotations",
+    "draw_instances",
+    "instance_color",
+    "overlay_heatmap",
+    "titled_grid",
+    "write_index",
+]

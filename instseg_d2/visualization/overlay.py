@@ -1,0 +1,176 @@
+"""
+Instances drawn on their image with OpenCV: mask, outline, box and a "name 97%" tag in one colour an instance.
+
+N images are drawn one by one; M instances; H, W the image's height and width in pixels.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Optional
+
+import cv2
+import numpy as np
+import torch
+from detectron2.structures import BitMasks, Instances
+
+__all__ = ["class_name", "draw_instances", "instance_color"]
+
+GOLDEN_ANGLE = 137.508  # degrees: successive hues stay far apart however many instances there are
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+CROWDED = 15  # with more instances than this, a tag much wider than its object is left out
+
+
+def class_name(class_names: Optional[Sequence[str]], index: int) -> str:
+    """The name of a contiguous class index; "class 7" where no name is known."""
+    return str(class_names[index]) if class_names is not None and 0 <= index < len(class_names) else f"class {index}"
+
+
+@lru_cache(maxsize=2048)
+def instance_color(index: int) -> tuple[int, int, int]:
+    """RGB colour (0-255) of the index-th instance: hues a golden angle apart at three lightnesses of CIE Lab."""
+    hue = np.deg2rad(274.0 + GOLDEN_ANGLE * index)
+    lightness = (84.0, 56.0, 60.0)[index % 3]
+    lab = np.float32([[[lightness, 78.0 * np.cos(hue), 78.0 * np.sin(hue)]]])
+    rgb = cv2.cvtColor(lab, cv2.COLOR_Lab2RGB)[0, 0].clip(0, 1) * 255
+    return tuple(round(v) for v in rgb.tolist())
+
+
+def draw_instances(
+    image_rgb: np.ndarray,
+    instances: Instances,
+    class_names: Optional[Sequence[str]] = None,
+    *,
+    score_threshold: float = 0.0,
+    alpha: float = 0.5,
+    boxes: bool = True,
+    labels: bool = True,
+) -> np.ndarray:
+    """
+    A copy of the image with the instances drawn on it, large ones below small ones.
+
+    Args:
+        image_rgb: (H, W, 3) uint8, RGB.
+        instances: any of ``pred_masks`` ((M, H, W) bool or BitMasks), ``pred_boxes`` (pixels, XYXY), ``scores`` and
+            ``pred_classes``, on any device; what is absent is not drawn.
+        class_names: name of every contiguous class index.
+        score_threshold: instances with a lower score are left out.
+        alpha: opacity of the masks, 0 to 1.
+        boxes, labels: draw the box, the tag.
+
+    Raises:
+        ValueError: the image is not (H, W, 3) uint8, or the masks are not of its size.
+    """
+    kept = list(range(len(instances)))
+    if instances.has("scores"):
+        kept = torch.nonzero(instances.scores >= score_threshold).flatten().tolist()
+    tags = [""] * len(instances)
+    if labels and instances.has("pred_classes"):
+        tags = [class_name(class_names, index) for index in instances.pred_classes.tolist()]
+    if labels and instances.has("scores"):
+        tags = [f"{tag} {score:.0%}".strip() for tag, score in zip(tags, instances.scores.tolist())]
+    masks = _mask_array(instances.pred_masks) if instances.has("pred_masks") else None
+    xyxy = instances.pred_boxes.tensor.detach().cpu().numpy()[kept] if instances.has("pred_boxes") else None
+    # The masks are picked as views: indexing them all at once would copy them.
+    kept_masks = None if masks is None else [masks[index] for index in kept]
+    return draw_layers(image_rgb, kept_masks, xyxy, [tags[index] for index in kept], alpha=alpha, boxes=boxes)
+
+
+def draw_layers(image_rgb, masks, xyxy, tags: Sequence[str], *, alpha: float = 0.5, boxes: bool = True) -> np.ndarray:
+    """
+    :func:`draw_instances` for plain arrays.
+
+    Args:
+        masks: M arrays (H, W), bool or uint8 0 and 1, or None.
+        xyxy: (M, 4) boxes in pixels, or None: the boxes of the masks.
+        tags: M texts; an empty one is not drawn.
+    """
+    image = np.array(image_rgb, order="C")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"the image must be (H, W, 3) uint8 RGB; got {image.shape} {image.dtype}")
+    count = len(tags)
+    if count == 0 or (masks is None and xyxy is None):
+        return image
+    if masks is not None:
+        if masks[0].shape != image.shape[:2]:
+            raise ValueError(
+                f"masks of {masks[0].shape} pixels cannot be drawn on an image of {image.shape[:2]} pixels"
+            )
+        masks = [np.ascontiguousarray(mask).view(np.uint8) for mask in masks]
+    extents = [cv2.boundingRect(mask) for mask in masks] if masks is not None else None
+    rects = _rectangles(xyxy, extents, image.shape[:2])
+    width = max(1, round(min(image.shape[:2]) / 500))
+    drawn = [index for index in range(count) if rects[index] is not None]
+    for index in sorted(drawn, key=lambda i: -(rects[i][2] - rects[i][0]) * (rects[i][3] - rects[i][1])):
+        color = instance_color(index)
+        if masks is not None and extents[index][2]:
+            _blend_mask(image, masks[index], extents[index], color, alpha, width)
+        if boxes:
+            x0, y0, x1, y1 = rects[index]
+            cv2.rectangle(image, (x0, y0), (x1 - 1, y1 - 1), color, width, cv2.LINE_8)
+    _draw_tags(image, rects, tags)
+    return image
+
+
+def _mask_array(masks) -> np.ndarray:
+    """(M, H, W) bool array of a tensor or BitMasks, without a copy where they lie in host memory."""
+    masks = masks.tensor if isinstance(masks, BitMasks) else torch.as_tensor(masks)
+    return masks.detach().cpu().numpy().astype(bool, copy=False)
+
+
+def _rectangles(xyxy, extents, size) -> list[Optional[tuple[int, int, int, int]]]:
+    """Integer boxes x0, y0, x1, y1 (ends excluded) inside the image: the given ones, else the masks' (empty: None)."""
+    if xyxy is None:
+        return [(x, y, x + w, y + h) if w else None for x, y, w, h in extents]
+    height, width = size
+    xyxy = np.nan_to_num(xyxy)
+    low = np.floor(xyxy[:, :2]).clip(0, [width - 1, height - 1])
+    high = np.ceil(xyxy[:, 2:]).clip(low + 1, [width, height])
+    return [tuple(row) for row in np.concatenate([low, high], axis=1).astype(int).tolist()]
+
+
+def _blend_mask(image, mask, extent, color, alpha: float, width: int) -> None:
+    """Tint the mask and draw its outline, touching only the mask's own box."""
+    x, y, w, h = extent
+    region, inside = image[y : y + h, x : x + w], mask[y : y + h, x : x + w]
+    ramp = np.arange(256, dtype=np.float32)[:, None] * (1 - alpha) + alpha * np.float32(color)
+    tinted = cv2.LUT(region, ramp.round().astype(np.uint8)[None])
+    cv2.copyTo(tinted, inside, region)
+    outline, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    cv2.drawContours(region, outline, -1, color, width, cv2.LINE_AA)
+
+
+def _draw_tags(image, rects, tags) -> None:
+    """The tags, best score first, where they cover no earlier tag; text dark or light by the tag's brightness."""
+    height, width = image.shape[:2]
+    text_height = min(max(min(height, width) / 42, 8.0), 40.0)  # of a capital letter and its surroundings, pixels
+    scale = text_height / 21
+    pad = max(2, round(text_height / 5))
+    taken = np.zeros((height, width), dtype=bool)
+    for index, (rect, text) in enumerate(zip(rects, tags)):
+        if not text or rect is None:
+            continue
+        (text_width, ascent), descent = cv2.getTextSize(text, FONT, scale, 1)
+        w, h = text_width + 2 * pad, ascent + descent + pad
+        too_wide = len(tags) > CROWDED and w > 1.3 * (rect[2] - rect[0])
+        place = None if too_wide else _free_place(rect, w, h, taken)
+        if place is None:
+            continue
+        x, y = place
+        taken[y : y + h, x : x + w] = True
+        color = instance_color(index)
+        bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
+        cv2.rectangle(image, (x, y), (x + w - 1, y + h - 1), color, cv2.FILLED)
+        ink = (20, 20, 20) if bright else (255, 255, 255)
+        cv2.putText(image, text, (x + pad, y + pad // 2 + ascent), FONT, scale, ink, 1, cv2.LINE_AA)
+
+
+def _free_place(rect, w: int, h: int, taken: np.ndarray) -> Optional[tuple[int, int]]:
+    """Top left corner of a w x h tag: above the box, inside its top, below it, inside its bottom; None: no room."""
+    height, width = taken.shape
+    if w > width or h > height:
+        return None
+    x = min(rect[0], width - w)
+    for y in (rect[1] - h, rect[1], rect[3], rect[3] - h):
+        if 0 <= y <= height - h and not taken[y : y + h, x : x + w].any():
+            return x, y
+    return None

@@ -1,0 +1,53 @@
+"""The page of results: names escaped, links that lead somewhere, written whole."""
+
+import os
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+from instseg_d2.visualization import write_index
+
+
+class _Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.tags, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [unquote(value) for name, value in attributes if name in ("href", "src")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_index_lists_pictures_counts_and_links(tmp_path):
+    entries = [
+        {"name": "a & <b>.png", "picture": "a & <b>.jpg", "counts": {"cat": 1, "<dog>": 3}, "explain": "a_explain.jpg"},
+        {"name": "100%#1.png", "picture": "100%#1.jpg"},
+        {"name": "clip.mp4", "picture": "clip.mp4", "counts": {"cat": 1}, "video": True},
+    ]
+    path = write_index(str(tmp_path), entries, "Shapes & <things>")
+    assert os.listdir(tmp_path) == ["index.html"]
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    page = _Page(text)
+    assert {"results.json", "a & <b>.jpg", "a_explain.jpg", "100%#1.jpg", "clip.mp4"} == set(page.links)
+    assert "b" not in page.tags  # nothing of a name became markup
+    assert "dog" not in page.tags
+    assert page.tags.count("figure") == 3
+    assert page.tags.count("video") == 1
+    assert "Shapes & <things>" in page.text
+    assert "4 objects3 <dog>, 1 cat" in page.text
+    assert "1 object1 cat" in page.text
+    assert "0 objects" in page.text
+    assert "http" not in text  # no external resource
+
+
+def test_index_without_entries_replaces_the_old_one(tmp_path):
+    (tmp_path / "index.html").write_text("old")
+    write_index(str(tmp_path), [], "Nothing", results=None)
+    text = (tmp_path / "index.html").read_text()
+    assert "0 pictures" in text
+    assert "old" not in text
+    assert "results.json" not in text
