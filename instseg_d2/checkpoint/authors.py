@@ -1,0 +1,109 @@
+"""
+The parameter names of the authors' public checkpoints, and ours.
+
+Each method has one converter: state dict with the authors' names -> state dict with ours, all keys covered.
+"""
+
+import re
+from collections.abc import Callable
+
+import torch
+
+StateDict = dict[str, torch.Tensor]
+
+_FCOS_HEAD = "proposal_generator.fcos_head."
+_TOWERS = {"share_tower": "shared_tower", "cls_tower": "class_tower", "bbox_tower": "box_tower"}
+# Left of the arrow AdelaiDet's names, right ours. Towers are numbered Sequentials there: see _tower_blocks.
+_ADELAIDET_RULES = (
+    (r"^proposal_generator\.fcos_head\.cls_logits\.", "proposal_generator.head.class_logits."),
+    (r"^proposal_generator\.fcos_head\.bbox_pred\.", "proposal_generator.head.box_distances."),
+    (
+        r"^proposal_generator\.fcos_head\.(?:ctrness|centerness|iou_overlap)\.",
+        "proposal_generator.head.quality_logits.",
+    ),
+    (r"^proposal_generator\.fcos_head\.scales\.(\d+)\.scale$", r"proposal_generator.head.scales.\1"),
+    (r"^basis_module\.refine\.(\d+)\.0\.", r"basis_module.refine.\1."),
+    (r"^basis_module\.refine\.(\d+)\.1\.", r"basis_module.refine.\1.norm."),
+    (r"^basis_module\.seg_head\.0\.", "basis_module.semantic_head.0."),
+    (r"^basis_module\.seg_head\.1\.", "basis_module.semantic_head.0.norm."),
+    (r"^basis_module\.seg_head\.3\.", "basis_module.semantic_head.1."),
+    (r"^basis_module\.seg_head\.4\.", "basis_module.semantic_head.1.norm."),
+    (r"^basis_module\.seg_head\.6\.", "basis_module.semantic_head.2."),
+)
+
+
+def _tower_blocks(state_dict: StateDict) -> dict[str, str]:
+    """
+    FCOS towers: Sequential index -> block.
+
+    Every block is a convolution (``i.weight`` of four dimensions, or ``i.conv`` with ``i.offset`` when deformable), a
+    norm if any (``j.weight``, or ``j.level.weight``) and a ReLU without parameters.
+    """
+    names = {}
+    pattern = re.compile(re.escape(_FCOS_HEAD) + r"(\w+_tower)\.(\d+)\.(.+)$")
+    found: dict[str, dict[int, list]] = {}
+    for key in state_dict:
+        match = pattern.match(key)
+        if match and match[1] in _TOWERS:
+            found.setdefault(match[1], {}).setdefault(int(match[2]), []).append((match[3], key))
+    for tower, entries in found.items():
+        block = -1
+        for index in sorted(entries):
+            rest = dict(entries[index])
+            deformable = "conv.weight" in rest
+            is_conv = deformable or ("weight" in rest and state_dict[rest["weight"]].dim() == 4)
+            block += is_conv
+            prefix = f"proposal_generator.head.{_TOWERS[tower]}.blocks.{block}."
+            for name, key in rest.items():
+                if deformable:
+                    names[key] = prefix + name
+                elif is_conv:
+                    names[key] = f"{prefix}conv.{name}"
+                elif name[0].isdigit():
+                    names[key] = f"{prefix}level_norms.{name}"
+                else:
+                    names[key] = f"{prefix}norm.{name}"
+    return names
+
+
+def _proto_net_tower(state_dict: StateDict) -> dict[str, str]:
+    """ProtoNet's tower: N convolutions, an upsampling without parameters, one convolution, the 1x1 predictor."""
+    pattern = re.compile(r"basis_module\.tower\.(\d+)\.(?:([01])\.)?(\w+)$")
+    matches = [(key, match) for key in state_dict if (match := pattern.match(key))]
+    convs = sorted({int(match[1]) for _, match in matches if match[2]})
+    names = {}
+    for key, match in matches:
+        index, part, name = int(match[1]), match[2], match[3]
+        if part is None:
+            names[key] = f"basis_module.predictor.{name}"
+            continue
+        module = "upsampled_conv" if index == convs[-1] else f"tower.{index}"
+        names[key] = f"basis_module.{module}.{'norm.' if part == '1' else ''}{name}"
+    return names
+
+
+def convert_adelaidet(state_dict: StateDict) -> StateDict:
+    """FCOS and BlendMask of AdelaiDet: the state dict under our names."""
+    names = {**_tower_blocks(state_dict), **_proto_net_tower(state_dict)}
+    converted = {}
+    for key, value in state_dict.items():
+        name = names.get(key, key)
+        if name == key:
+            for pattern, replacement in _ADELAIDET_RULES:
+                name, count = re.subn(pattern, replacement, key)
+                if count:
+                    break
+        converted[name] = value
+    return converted
+
+
+# A key that only one family of checkpoints has -> its converter.
+_FAMILIES: tuple[tuple[str, Callable[[StateDict], StateDict]], ...] = ((_FCOS_HEAD, convert_adelaidet),)
+
+
+def convert_state_dict(state_dict: StateDict) -> StateDict:
+    """The state dict under this package's names; unchanged when it is no checkpoint of the authors."""
+    for prefix, convert in _FAMILIES:
+        if any(key.startswith(prefix) for key in state_dict):
+            return convert(state_dict)
+    return state_dict
