@@ -165,12 +165,14 @@ def _draw_tags(image, rects, tags) -> None:
 
 
 def _free_place(rect, w: int, h: int, taken: np.ndarray) -> Optional[tuple[int, int]]:
-    """Top left corner of a w x h tag: above the box, inside its top, below it, inside its bottom; None: no room."""
+    """Top left corner of a w x h tag above, below or inside the box, inside first in a tall one; None: no room."""
     height, width = taken.shape
     if w > width or h > height:
         return None
     x = min(rect[0], width - w)
-    for y in (rect[1] - h, rect[1], rect[3], rect[3] - h):
+    above, below, inside = [rect[1] - h], [rect[3]], [rect[1], rect[3] - h]
+    tall = rect[3] - rect[1] >= 3 * h
+    for y in above + (inside + below if tall else below + inside):
         if 0 <= y <= height - h and not taken[y : y + h, x : x + w].any():
             return x, y
     return None

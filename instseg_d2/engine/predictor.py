@@ -1,0 +1,214 @@
+"""One image in, its instances out: reading, resizing, channel order, weights and class names in one place."""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Optional, Union
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from PIL import Image, ImageOps
+
+from ..checkpoint import InstSegCheckpointer, read_checkpoint_info
+from ..config import CLASS_COUNT_KEYS, ConfigError, get_cfg, load_config, set_num_classes
+from ..data.images import read_image
+from ..visualization.overlay import class_name
+from .inference import optimize_for_inference
+
+__all__ = ["Predictor", "to_rgb"]
+
+logger = logging.getLogger(__name__)
+
+ImageLike = Union[str, os.PathLike, Image.Image, np.ndarray]
+
+
+def to_rgb(image: ImageLike, channel_order: str = "BGR") -> np.ndarray:
+    """
+    Any image as (H, W, 3) uint8 RGB.
+
+    Args:
+        image: path, PIL image, or uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), the last with alpha.
+        channel_order: "BGR" (OpenCV's) or "RGB": the order of an array's channels; paths and PIL images know theirs.
+
+    Raises:
+        ImageError: a path that cannot be read; it names the file.
+        ValueError: an array or PIL image of another type or shape.
+    """
+    if channel_order not in ("BGR", "RGB"):
+        raise ValueError(f'channel_order must be "BGR" or "RGB"; got {channel_order!r}')
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(os.fspath(image), "RGB")
+    if isinstance(image, Image.Image):
+        if image.mode[0] in "FI":  # Pillow clips these at 255
+            raise ValueError(f"a PIL image of mode {image.mode} has no 8 bits a channel; convert it, or pass its path")
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    shape = getattr(image, "shape", None)
+    fits = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size > 0
+    if not fits or not (image.ndim == 2 or (image.ndim == 3 and shape[2] in (1, 3, 4))):
+        kind = type(image).__name__ if shape is None else f"{type(image).__name__} {tuple(shape)} {image.dtype}"
+        raise ValueError(f"an image is a path, a PIL image or a uint8 array (H, W[, 1, 3 or 4]); got {kind}")
+    if image.ndim == 2 or shape[2] == 1:
+        return np.repeat(image.reshape(*shape[:2], 1), 3, axis=2)
+    return np.ascontiguousarray(image[:, :, :3] if channel_order == "RGB" else image[:, :, 2::-1])
+
+
+class Predictor:
+    """
+    A model ready to look at images.
+
+    Args:
+        cfg: Detectron2 config; its device falls back to the CPU where there is no GPU.
+        weights: checkpoint; None: ``cfg.MODEL.WEIGHTS``; "": random weights (to measure speed).
+        class_names: name of every contiguous class; default: the checkpoint's, else those of the config's data
+            sets where they are known without loading them.
+        optimize: use the fast inference form of the model (same detections).
+
+    Attributes:
+        model, cfg, class_names (list or None).
+
+    Raises:
+        ConfigError, CheckpointError: what cannot be built or loaded, in one sentence.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        weights: Optional[str] = None,
+        *,
+        class_names: Optional[Sequence[str]] = None,
+        optimize: bool = True,
+    ):
+        self.cfg = cfg.clone()
+        self.cfg.defrost()
+        if self.cfg.INPUT.FORMAT not in ("BGR", "RGB"):
+            raise ConfigError(f"INPUT.FORMAT must be BGR or RGB; got {self.cfg.INPUT.FORMAT}")
+        if self.cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+            logger.info("No GPU here: running on the CPU.")
+            self.cfg.MODEL.DEVICE = "cpu"
+        weights = self.cfg.MODEL.WEIGHTS if weights is None else weights
+        try:
+            self.model = build_model(self.cfg).eval()
+        except KeyError as error:  # how fvcore's registries say that a name is unknown
+            raise ConfigError(f"the config names an unknown part of a model: {error.args[0]}") from error
+        if weights:
+            InstSegCheckpointer(self.model, for_test=True).load(weights)
+            if class_names is None:
+                class_names = _checkpoint_info(weights)[1]
+        else:
+            logger.warning("No weights given: the model is random.")
+        self.class_names, self._category_ids = _known_classes(self.cfg, class_names)
+        if optimize:
+            self.model = optimize_for_inference(self.model)
+        self.resize = T.ResizeShortestEdge(
+            [self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MIN_SIZE_TEST], self.cfg.INPUT.MAX_SIZE_TEST
+        )
+
+    @classmethod
+    def from_checkpoint(cls, path: str, config_file: str = "", opts: Sequence = (), *, optimize: bool = True):
+        """
+        The predictor of a checkpoint.
+
+        Args:
+            path: checkpoint file, or a URL with a config file.
+            config_file: YAML file; empty: the config that the checkpoint carries.
+            opts: alternating config keys and values that go over either.
+
+        Raises:
+            ConfigError: neither has a config, or it does not fit this version.
+        """
+        text, class_names = _checkpoint_info(path)
+        if not config_file and text is None:
+            raise ConfigError(f"{path} carries no config: name the YAML file it was trained with (--config-file).")
+        cfg = load_config(config_file, opts)
+        if not config_file:
+            cfg = get_cfg()
+            try:
+                cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
+            except Exception as error:
+                raise ConfigError(f"{path}: its config does not fit this version ({error}).") from error
+            cfg.merge_from_list(list(opts))
+        elif class_names:
+            set_num_classes(cfg, len(class_names))
+        return cls(cfg, path, class_names=class_names, optimize=optimize)
+
+    def class_name(self, index: int) -> str:
+        """The name of a contiguous class index."""
+        return class_name(self.class_names, index)
+
+    def category_id(self, index: int) -> int:
+        """The data set's own id of a contiguous class index; the index itself where no data set is known."""
+        return self._category_ids.get(index, index)
+
+    def preprocess(self, image: ImageLike, channel_order: str = "BGR") -> dict:
+        """Detectron2's input record of an image: resized as at test time, channels as the model wants them."""
+        rgb = to_rgb(image, channel_order)
+        resized = self.resize.get_transform(rgb).apply_image(rgb)
+        if self.cfg.INPUT.FORMAT == "BGR":
+            resized = resized[:, :, ::-1]
+        tensor = torch.from_numpy(resized.transpose(2, 0, 1).copy())
+        return {"image": tensor, "height": rgb.shape[0], "width": rgb.shape[1]}
+
+    def predict(self, inputs: Sequence[dict]) -> list[Instances]:
+        """The instances of preprocessed images, at their original sizes, on the CPU."""
+        with torch.no_grad():
+            return [output["instances"].to("cpu") for output in self.model(list(inputs))]
+
+    def __call__(self, image: ImageLike, channel_order: str = "BGR") -> Instances:
+        """
+        The instances of one image.
+
+        Args:
+            image, channel_order: as in :func:`to_rgb`.
+
+        Returns:
+            Instances on the CPU with pred_boxes (pixels of the given image, XYXY), scores, pred_classes and, from a
+            model of masks, pred_masks (M, H, W) bool.
+        """
+        return self.batch([image], channel_order)[0]
+
+    def batch(self, images: Sequence[ImageLike], channel_order: str = "BGR") -> list[Instances]:
+        """The instances of several images, run through the network together."""
+        return self.predict([self.preprocess(image, channel_order) for image in images]) if len(images) else []
+
+    def explain(self, image: ImageLike, max_instances: int = 4, channel_order: str = "BGR") -> list:
+        """
+        What the network sees, as (title, (H, W, 3) uint8 RGB picture) panels; [] where the model does not tell.
+
+        Args:
+            image, channel_order: as in :func:`to_rgb`.
+            max_instances: so many of the best detections are explained.
+        """
+        if not hasattr(self.model, "explain"):
+            return []
+        with torch.no_grad():
+            return self.model.explain([self.preprocess(image, channel_order)], max_instances)[0]
+
+
+def _checkpoint_info(path: str):
+    """Config text and class names of a checkpoint; (None, None) of one to be downloaded."""
+    return (None, None) if "://" in path else read_checkpoint_info(path)
+
+
+def _known_classes(cfg: CfgNode, class_names: Optional[Sequence[str]]):
+    """Class names and {contiguous index: data set id}, from the config's data sets as far as they fit and are known."""
+    counts = [len(class_names)] if class_names else [_value(cfg, key) for key in CLASS_COUNT_KEYS]
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        metadata = MetadataCatalog.get(name) if name in MetadataCatalog else None
+        known = list(metadata.get("thing_classes", [])) if metadata else []
+        if len(known) in counts and (not class_names or known == list(class_names)):
+            ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
+            return known, {index: dataset_id for dataset_id, index in ids.items()}
+    return (list(class_names) if class_names else None), {}
+
+
+def _value(cfg: CfgNode, key: str):
+    """The value of a key; None in a config without it, such as one of plain Detectron2."""
+    for part in key.split("."):
+        if cfg is not None:
+            cfg = cfg.get(part)
+    return cfg

@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+"""Detect instances in images or a video: pictures, results.json (COCO results format) and index.html."""
+
+import argparse
+import sys
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Example: %(prog)s --weights model_best.pth --input photos/ --output output/demo --explain",
+    )
+    parser.add_argument("--weights", required=True, help="checkpoint to run")
+    parser.add_argument("--config-file", default="", help="YAML config; not needed where the checkpoint carries it")
+    parser.add_argument("--input", nargs="+", required=True, help="images, folders, globs, or one video file")
+    parser.add_argument("--output", required=True, help="folder to write to")
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.5,
+        help="leave out objects with a lower score (default %(default)s); the config's own limit comes before it",
+    )
+    parser.add_argument("--max-images", type=int, help="stop after so many images or video frames")
+    parser.add_argument("--explain", action="store_true", help="also write what the network sees in every image")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides KEY VALUE ..., e.g. MODEL.DEVICE cpu")
+    return parser.parse_args(arguments)
+
+
+def main(args) -> None:
+    from instseg_d2.engine.demo import find_inputs, run_demo
+    from instseg_d2.engine.predictor import Predictor
+
+    find_inputs(args.input)  # a wrong path is told before the model is loaded
+    predictor = Predictor.from_checkpoint(args.weights, args.config_file, args.opts)
+    args.worked = run_demo(
+        predictor,
+        args.input,
+        args.output,
+        score_threshold=args.score_threshold,
+        max_images=args.max_images,
+        explain=args.explain,
+    )
+
+
+def run(arguments=None) -> int:
+    """Exit status: 0 if at least one image was processed, 1 if none could be, 2 after an error of the user's input."""
+    args = parse(arguments)
+    from instseg_d2.engine.errors import run_script
+    from instseg_d2.engine.log import setup_logging
+
+    setup_logging()
+    return run_script(main, args) or int(not args.worked)
+
+
+if __name__ == "__main__":
+    sys.exit(run())
