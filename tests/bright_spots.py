@@ -66,6 +66,7 @@ def spots_config(input_format="BGR", explains=True):
     cfg.MODEL.META_ARCHITECTURE = "BrightSpots"
     cfg.MODEL.MASK_ON = explains
     cfg.MODEL.WEIGHTS = ""
+    cfg.MODEL.DEVICE = "cpu"
     cfg.INPUT.FORMAT = input_format
     cfg.INPUT.MIN_SIZE_TEST = 0
     return cfg

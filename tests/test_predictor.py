@@ -203,6 +203,14 @@ def test_errors_name_what_is_wrong(tmp_path, checkpoint):
         Predictor.from_checkpoint(str(tmp_path / "newer.pth"))
 
 
+def test_runs_on_the_cpu_where_there_is_no_gpu(monkeypatch, checkpoint, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    predictor = Predictor.from_checkpoint(checkpoint, opts=["MODEL.DEVICE", "cuda"])
+    assert predictor.model.weight.device.type == "cpu"
+    assert "No GPU" in caplog.text
+
+
 def test_random_weights_are_announced(caplog):
     Predictor(spots_config(), "")
     assert "random" in caplog.text
