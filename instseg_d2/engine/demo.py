@@ -153,9 +153,9 @@ class _Run:
             if panels:
                 entry["explain"] = f"{stem}_explain.jpg"
                 self.save(entry["explain"], titled_grid(panels))
-            elif explain:
-                logger.warning("%s: this model has nothing to explain here.", file)
             self.entries.append(entry)
+        if explain and self.entries and not any("explain" in entry for entry in self.entries):
+            logger.warning("Nothing to explain: this model has no such pictures, or found no object.")
 
     def video(self, file: str, max_frames: Optional[int]) -> None:
         frames, count, fps = read_video(file)
