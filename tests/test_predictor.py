@@ -51,8 +51,7 @@ def _small_mask_rcnn():
     return cfg
 
 
-@pytest.mark.parametrize("optimize", [False, True])
-@pytest.mark.parametrize("input_format", ["BGR", "RGB"])
+@pytest.mark.parametrize(("input_format", "optimize"), [("BGR", False), ("RGB", True)])
 def test_equals_detectron2s_own_predictor(tmp_path, input_format, optimize):
     torch.manual_seed(0)
     cfg = _small_mask_rcnn()
