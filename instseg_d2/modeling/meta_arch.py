@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 import torch
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import nn
-
-from .postprocessing import rescale_instances
 
 
 class InstanceSegmenter(nn.Module):
@@ -61,9 +60,17 @@ class InstanceSegmenter(nn.Module):
         return self.postprocess(self.infer(images), batched_inputs)
 
     def postprocess(self, results: Sequence[Instances], batched_inputs: Sequence[dict]) -> list[dict]:
-        """Results in input pixels -> results at the requested height and width."""
+        """
+        Results in input pixels -> results at the requested height and width.
+
+        Boxes are scaled and clipped, empty ones dropped, and each mask (D, 1, R, R) is pasted into its clipped box, one
+        chunk of bounded size at a time, by Detectron2.
+        """
         outputs = []
         for result, x in zip(results, batched_inputs):
             height, width = (x.get(key, size) for key, size in zip(("height", "width"), result.image_size))
-            outputs.append({"instances": rescale_instances(result, height, width, self.mask_threshold)})
+            result = detector_postprocess(result, height, width, self.mask_threshold)
+            if result.has("pred_masks"):
+                result.pred_masks = result.pred_masks.bool()  # an empty result comes back as uint8
+            outputs.append({"instances": result})
         return outputs

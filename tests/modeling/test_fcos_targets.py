@@ -27,7 +27,12 @@ def naive_assign(sizes, boxes_per_image, center_sample, radius):
                         region = [x1, y1, x2, y2]
                         if center_sample:
                             reach = radius * stride
-                            region = [max(cx - reach, x1), max(cy - reach, y1), min(cx + reach, x2), min(cy + reach, y2)]
+                            region = [
+                                max(cx - reach, x1),
+                                max(cy - reach, y1),
+                                min(cx + reach, x2),
+                                min(cy + reach, y2),
+                            ]
                         inside = region[0] < x < region[2] and region[1] < y < region[3]
                         sides = (x - x1, y - y1, x2 - x, y2 - y)
                         area = (x2 - x1) * (y2 - y1)

@@ -10,7 +10,10 @@ from instseg_d2.layers import LocationGrid, conv_at_rows, flatten_levels
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_conv_at_rows_equals_the_dense_convolution(memory_format):
     torch.manual_seed(0)
-    maps = [torch.randn(2, 5, h, w, dtype=torch.float64).to(memory_format=memory_format) for h, w in ((6, 7), (3, 4), (1, 1))]
+    maps = [
+        torch.randn(2, 5, h, w, dtype=torch.float64).to(memory_format=memory_format)
+        for h, w in ((6, 7), (3, 4), (1, 1))
+    ]
     weight = torch.randn(11, 5, 3, 3, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(11, dtype=torch.float64, requires_grad=True)
     maps = [m.requires_grad_() for m in maps]

@@ -102,12 +102,12 @@ class BlendMask(InstanceSegmenter):
         bases = self.basis_module(features)
         attention = self.attention(outputs, rows)
         logits = self.blender(bases, boxes, image_index, attention)
-        for result, masks in zip(found, logits.float().sigmoid().split(counts)):
+        for result, masks in zip(found, logits.float().sigmoid()[:, None].split(counts)):
             result.pred_masks = masks
             result.remove("rows")
         return found, bases, attention
 
     @torch.no_grad()
     def infer(self, images: ImageList) -> list[Instances]:
-        """Detections with pred_masks (D, R, R) probabilities inside the unclipped boxes."""
+        """Detections with pred_masks (D, 1, R, R) probabilities inside the unclipped boxes."""
         return self._detect(images)[0]
