@@ -1,0 +1,93 @@
+"""The authors' parameter lists load completely: nothing missing, nothing unexpected, shapes equal."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from instseg_d2.checkpoint.authors import convert_state_dict
+from instseg_d2.config import load_config
+from tests.tiny import random_batch, tiny_model
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "BlendMask"
+LISTS = {
+    "blendmask_R_50.txt": "R_50_3x.yaml",
+    "blendmask_RT_R_50_syncbn_shtw.txt": "RT_R_50_4x_syncbn_shtw.yaml",
+    "blendmask_RT_R_50_bn-head.txt": "RT_R_50_4x_bn-head_syncbn_shtw.yaml",
+    "blendmask_R_101_dcni3.txt": "R_101_dcni3_5x.yaml",
+}
+
+
+def read_list(path):
+    """name -> empty tensor of that shape."""
+    parameters = {}
+    for line in path.read_text().splitlines():
+        name, shape = re.fullmatch(r"(\S+) \((.*)\)", line).groups()
+        parameters[name] = torch.zeros([int(n) for n in shape.split(",") if n.strip()])
+    return parameters
+
+
+@pytest.mark.parametrize(("names", "config"), LISTS.items())
+def test_official_lists_load_completely(names, config):
+    folder = os.environ.get("INSTSEG_OFFICIAL_PARAMETERS")
+    if not folder:
+        pytest.skip("INSTSEG_OFFICIAL_PARAMETERS names no folder of parameter lists")
+    official = read_list(Path(folder) / names)
+    cfg = load_config(str(CONFIGS / config), ["MODEL.DEVICE", "meta", "MODEL.WEIGHTS", ""])
+    with torch.device("meta"):
+        model = build_model(cfg)
+    ours = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    converted = {k: tuple(v.shape) for k, v in convert_state_dict(official).items()}
+    assert len(converted) == len(official)
+    # The public release carries no batch counters for some norms.
+    ignored = {k for k in ours if k.endswith("num_batches_tracked")}
+    assert {k: v for k, v in converted.items() if k not in ignored} == {
+        k: v for k, v in ours.items() if k not in ignored
+    }
+
+
+def test_conversion_by_hand():
+    official = {
+        "proposal_generator.fcos_head.cls_tower.0.weight": torch.zeros(4, 4, 3, 3),
+        "proposal_generator.fcos_head.cls_tower.0.bias": torch.zeros(4),
+        "proposal_generator.fcos_head.cls_tower.1.weight": torch.zeros(4),
+        "proposal_generator.fcos_head.cls_tower.3.conv.weight": torch.zeros(4, 4, 3, 3),
+        "proposal_generator.fcos_head.cls_tower.3.offset.bias": torch.zeros(27),
+        "proposal_generator.fcos_head.share_tower.1.2.running_mean": torch.zeros(4),
+        "proposal_generator.fcos_head.share_tower.0.weight": torch.zeros(4, 4, 3, 3),
+        "proposal_generator.fcos_head.bbox_pred.weight": torch.zeros(4, 4, 3, 3),
+        "proposal_generator.fcos_head.centerness.bias": torch.zeros(1),
+        "proposal_generator.fcos_head.scales.3.scale": torch.zeros(1),
+        "basis_module.tower.0.0.weight": torch.zeros(4, 4, 3, 3),
+        "basis_module.tower.2.1.running_var": torch.zeros(4),
+        "basis_module.tower.3.bias": torch.zeros(4),
+        "basis_module.seg_head.6.weight": torch.zeros(4, 4, 1, 1),
+        "backbone.bottom_up.stem.conv1.weight": torch.zeros(4, 3, 7, 7),
+    }
+    assert list(convert_state_dict(official)) == [
+        "proposal_generator.head.class_tower.blocks.0.conv.weight",
+        "proposal_generator.head.class_tower.blocks.0.conv.bias",
+        "proposal_generator.head.class_tower.blocks.0.norm.weight",
+        "proposal_generator.head.class_tower.blocks.1.conv.weight",
+        "proposal_generator.head.class_tower.blocks.1.offset.bias",
+        "proposal_generator.head.shared_tower.blocks.0.level_norms.2.running_mean",
+        "proposal_generator.head.shared_tower.blocks.0.conv.weight",
+        "proposal_generator.head.box_distances.weight",
+        "proposal_generator.head.quality_logits.bias",
+        "proposal_generator.head.scales.3",
+        "basis_module.tower.0.weight",
+        "basis_module.upsampled_conv.norm.running_var",
+        "basis_module.predictor.bias",
+        "basis_module.semantic_head.2.weight",
+        "backbone.bottom_up.stem.conv1.weight",
+    ]
+
+
+def test_own_checkpoints_stay_as_they_are():
+    model = tiny_model()
+    state = model.state_dict()
+    assert list(convert_state_dict(state)) == list(state)
+    assert model(random_batch([1]))
