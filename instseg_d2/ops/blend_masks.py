@@ -1,0 +1,108 @@
+"""The blender of BlendMask as one operator, from bases and attentions straight to mask logits."""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from . import extension, reference
+
+
+def blend_masks(
+    bases: Tensor,
+    boxes: Tensor,
+    batch_index: Tensor,
+    attention: Tensor,
+    *,
+    box_index: Optional[Tensor] = None,
+    resolution: int = 56,
+    spatial_scale: float = 0.25,
+    top_interp: str = "bilinear",
+) -> Tensor:
+    """Blends the bases inside each box with its attention (BlendMask, arXiv 2001.00309, section 3.1, eq. 1-4).
+
+    N images, M boxes, P masks, K bases, A attention size, R resolution. The bases are cropped as
+    ``torchvision.ops.roi_align(..., sampling_ratio=1, aligned=True)`` crops them, the attention is resized
+    from A x A to R x R as ``torch.nn.functional.interpolate`` does it and goes through a softmax over K; the
+    product of the two is summed over K. All of it happens in one pass, without an intermediate tensor of
+    P x K x R x R values, and masks that share a box share its crop.
+
+    Args:
+        bases: (N, K, H, W), float16, bfloat16, float32 or float64, any memory layout.
+        boxes: (M, 4), x1, y1, x2, y2 in pixels of the input image. They may reach beyond the image: what lies
+            more than one cell outside the bases reads 0. A box with a NaN or infinite corner reads 0 throughout.
+        batch_index: (M,) int64, the image of each box.
+        attention: (P, K, A, A), before the softmax.
+        box_index: (P,) int64, the box of each mask; None: mask p has box p, and P = M.
+        resolution: R, in cells.
+        spatial_scale: cells of the bases per input pixel: 0.25 at stride 4.
+        top_interp: how the attention is resized, "bilinear" or "nearest".
+
+    Returns:
+        (P, R, R) mask logits in the common type of bases and attention; half types are summed in float32.
+        Differentiable once, with respect to bases and attention. On the CPU the results and gradients do not
+        depend on the number of threads. The CUDA gradients depend on the order of atomic additions: under
+        ``torch.use_deterministic_algorithms(True)`` they are computed by :mod:`instseg_d2.ops.reference`.
+
+    Raises:
+        ValueError: an argument of the wrong shape, type or device; the message names it.
+        IndexError: a batch_index or box_index out of range (on CUDA: a device-side assertion).
+    """
+    nearest = reference.is_nearest(top_interp)
+    dtype = torch.promote_types(bases.dtype, attention.dtype)
+    bases, attention, boxes = bases.to(dtype), attention.to(dtype), boxes.detach()
+    if _takes_kernel(bases, attention):
+        return torch.ops.instseg_d2.blend_masks(
+            bases, boxes, batch_index, attention, box_index, resolution, spatial_scale, nearest
+        )
+    return reference.blend_masks(
+        bases,
+        boxes,
+        batch_index,
+        attention,
+        box_index=box_index,
+        resolution=resolution,
+        spatial_scale=spatial_scale,
+        top_interp=top_interp,
+    )
+
+
+def _takes_kernel(bases: Tensor, attention: Tensor) -> bool:
+    if not extension.serves(bases.device.type):
+        return False
+    differentiated = torch.is_grad_enabled() and (bases.requires_grad or attention.requires_grad)
+    return not (bases.is_cuda and differentiated and torch.are_deterministic_algorithms_enabled())
+
+
+def _fake(bases, boxes, batch_index, attention, box_index, resolution, spatial_scale, nearest):
+    return bases.new_empty((attention.shape[0], resolution, resolution))
+
+
+def _fake_backward(grad, bases, boxes, batch_index, attention, box_index, spatial_scale, nearest):
+    return torch.empty_like(bases), torch.empty_like(attention)
+
+
+def _setup_context(ctx, inputs, output):
+    bases, boxes, batch_index, attention, box_index, _, ctx.spatial_scale, ctx.nearest = inputs
+    ctx.save_for_backward(bases, boxes, batch_index, attention, box_index)
+
+
+def _backward(ctx, grad):
+    bases_grad, attention_grad = torch.ops.instseg_d2._blend_masks_backward(
+        grad, *ctx.saved_tensors, ctx.spatial_scale, ctx.nearest
+    )
+    return bases_grad, None, None, attention_grad, None, None, None, None
+
+
+def _refuse(ctx, *grads):
+    raise NotImplementedError(
+        "blend_masks can be differentiated once only: its gradients have no gradients. "
+        "instseg_d2.ops.reference.blend_masks, in plain PyTorch, has them for the attention."
+    )
+
+
+if extension.has_extension():
+    torch.library.register_fake("instseg_d2::blend_masks", _fake)
+    torch.library.register_fake("instseg_d2::_blend_masks_backward", _fake_backward)
+    torch.library.register_autograd("instseg_d2::blend_masks", _backward, setup_context=_setup_context)
+    torch.library.register_autograd("instseg_d2::_blend_masks_backward", _refuse)
