@@ -1,0 +1,29 @@
+"""Data sets, the one dataset mapper, and the data loaders."""
+
+from .augmentations import build_augmentations
+from .coco import check_same_classes, class_names, register_coco, register_from_environment
+from .files import DatasetError, ImageError, cache_folder
+from .images import read_image
+from .loader import build_test_loader, build_train_loader
+from .mapper import InstanceDatasetMapper
+from .shapes import make_shapes, register_shapes
+
+__all__ = [
+    "DatasetError",
+    "ImageError",
+    "InstanceDatasetMapper",
+    "build_augmentations",
+    "build_test_loader",
+    "build_train_loader",
+    "cache_folder",
+    "check_same_classes",
+    "class_names",
+    "make_shapes",
+    "read_image",
+    "register_coco",
+    "register_from_environment",
+    "register_shapes",
+]
+
+register_shapes()
+register_from_environment()

@@ -1,0 +1,170 @@
+"""Registering COCO-format data sets, checked when they are first loaded."""
+
+import difflib
+import hashlib
+import logging
+import os
+import re
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+
+from .coco_check import check_coco
+from .files import DatasetError, cache_folder, write_json
+
+__all__ = ["DatasetError", "check_same_classes", "class_names", "register_coco", "register_from_environment"]
+
+logger = logging.getLogger(__name__)
+
+
+class CocoSource:
+    """
+    The loader that the catalog calls: checks the file, then reads it with Detectron2's ``load_coco_json``.
+
+    Where the check dropped or filled in something, a corrected copy in the cache folder is read instead and becomes
+    the ``json_file`` of the metadata, so that training and COCOeval see the same annotations.
+    """
+
+    def __init__(self, name: str, json_file: str, image_root: str, prepare=None):
+        self.name = name
+        self.json_file = os.path.abspath(os.path.expanduser(json_file))
+        self.image_root = os.path.abspath(os.path.expanduser(image_root))
+
+        self._prepare = prepare
+        self._checked = (None, None)  # state of the file, path to read
+
+    def _checked_file(self) -> str:
+        """The file itself when it is sound, else its corrected copy; checked once for each state of the file."""
+        state = None
+        if os.path.isfile(self.json_file):
+            status = os.stat(self.json_file)
+            state = (status.st_size, status.st_mtime_ns)
+            if self._checked[0] == state and os.path.isfile(self._checked[1]):
+                return self._checked[1]
+        content, changed = check_coco(self.json_file, self.image_root)
+        path = self.json_file
+        if changed:
+            digest = hashlib.sha1(repr((self.json_file, self.image_root, state)).encode()).hexdigest()[:16]
+            path = str(cache_folder("checked", f"{Path(self.json_file).stem}-{digest}.json"))
+            write_json(path, content)
+        self._checked = (state, path)
+        return path
+
+    def __call__(self) -> list:
+        if self._prepare is not None:
+            self._prepare()
+        checked = self._checked_file()
+        metadata = MetadataCatalog.get(self.name)
+        if metadata.json_file != checked:
+            del metadata.json_file  # Detectron2's metadata refuse another value
+            metadata.json_file = checked
+        return load_coco_json(checked, self.image_root, self.name)
+
+
+def register_coco(name: str, json_file: str, image_root: str, prepare=None) -> None:
+    """
+    Register a COCO instances file under ``name``; nothing is read before the first ``DatasetCatalog.get(name)``.
+
+    Loading raises DatasetError with one sentence for a missing or faulty file (see ``coco_check.check_coco``).
+    Metadata: evaluator_type "coco", json_file, image_root; loading adds thing_classes and may replace json_file by a
+    corrected copy. A name that this function registered before is registered anew.
+
+    Args:
+        name: name in Detectron2's catalogs.
+        json_file: the COCO instances file.
+        image_root: the folder that its file names are relative to.
+        prepare: optional callable without arguments that makes the files; called before each load.
+
+    Raises:
+        DatasetError: other code has registered the name.
+    """
+    source = CocoSource(name, str(json_file), str(image_root), prepare)
+    if name in DatasetCatalog:
+        if not isinstance(DatasetCatalog[name], CocoSource):
+            raise DatasetError(f"a data set named {name} is registered already; choose another name for {json_file}.")
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+    DatasetCatalog.register(name, source)
+    MetadataCatalog.get(name).set(evaluator_type="coco", json_file=source.json_file, image_root=source.image_root)
+
+
+def require_registered(name: str) -> None:
+    """Raise DatasetError, with the nearest names, unless a data set of this name is registered."""
+    if name in DatasetCatalog:
+        return
+    near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3, cutoff=0.5)
+    hint = f" (near: {', '.join(near)})" if near else ""
+    raise DatasetError(
+        f"there is no data set named {name}{hint}; give --train-json and --train-images, or set INSTSEG_DATASETS to a "
+        "folder that holds <name>/train.json, <name>/val.json and <name>/images/."
+    )
+
+
+def class_names(name: str) -> list:
+    """
+    The class names of a registered data set, in the order of their category ids; loads it if need be.
+
+    Raises:
+        DatasetError: the name is not registered, the file is faulty, or the set has no class names.
+    """
+    require_registered(name)
+    metadata = MetadataCatalog.get(name)
+    if not metadata.get("thing_classes"):
+        DatasetCatalog.get(name)
+    if not metadata.get("thing_classes"):
+        raise DatasetError(f"the data set {name} has no class names (thing_classes in its metadata).")
+    return list(metadata.thing_classes)
+
+
+def check_same_classes(train_name: str, val_name: str) -> None:
+    """
+    Raises:
+        DatasetError: the two sets do not have the same classes in the same order; it names those that differ.
+    """
+    train, val = class_names(train_name), class_names(val_name)
+    only_train, only_val = ([c for c in a if c not in b] for a, b in ((train, val), (val, train)))
+    parts = [
+        f"only {name} has {', '.join(map(repr, classes))}"
+        for name, classes in ((train_name, only_train), (val_name, only_val))
+        if classes
+    ]
+    if not parts and train != val:
+        place = next((i for i, (a, b) in enumerate(zip(train, val)) if a != b), min(len(train), len(val)))
+        a, b = (names[place] if place < len(names) else "nothing" for names in (train, val))
+        parts = [f"by order of category ids, number {place + 1} is {a!r} in {train_name} and {b!r} in {val_name}"]
+    if parts:
+        raise DatasetError(f"{train_name} and {val_name} must have the same categories: {'; '.join(parts)}.")
+
+
+def register_from_environment() -> list:
+    """
+    Register what lies under ``$INSTSEG_DATASETS``; files are listed, not read.
+
+    ``<name>/train.json`` and ``<name>/val.json`` become ``<name>_train`` and ``<name>_val``,
+    ``<name>/train_<variant>.json`` becomes ``<name>_<variant>_train`` and so on, all over ``<name>/images/``.
+
+    Returns:
+        list[str]: the names registered.
+    """
+    root = os.environ.get("INSTSEG_DATASETS")
+    if not root:
+        return []
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        logger.warning(f"INSTSEG_DATASETS names {root}, which is no folder; no data set is registered from it.")
+        return []
+    names = []
+    for json_file in sorted(folder.glob("*/*.json")):
+        match = re.fullmatch(r"(train|val)(?:_(.+))?", json_file.stem)
+        if not match:
+            continue
+        split, variant = match.groups()
+        name = "_".join(filter(None, (json_file.parent.name, variant, split)))
+        try:
+            register_coco(name, json_file, json_file.parent / "images")
+        except DatasetError as error:
+            logger.warning(str(error))
+            continue
+        names.append(name)
+    return names

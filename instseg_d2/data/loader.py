@@ -1,0 +1,189 @@
+"""Data loaders: an endless training stream that can be entered at any iteration, and one pass over a test set."""
+
+import logging
+
+import cv2
+import torch
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader
+
+from ..config import ConfigError
+from .coco import require_registered
+from .files import DatasetError, ImageError
+from .mapper import InstanceDatasetMapper
+from .samples import BatchIndices, TestSamples, TrainingSamples
+
+__all__ = ["TrainLoader", "build_test_loader", "build_train_loader"]
+
+logger = logging.getLogger(__name__)
+
+
+def _as_list(batch):
+    return batch
+
+
+def _quiet_worker(_):
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def _torch_loader(samples, num_workers: int, **kwargs) -> DataLoader:
+    return DataLoader(
+        samples,
+        num_workers=num_workers,
+        collate_fn=_as_list,
+        worker_init_fn=_quiet_worker,
+        generator=torch.Generator(),  # leaves the global one alone
+        **kwargs,
+    )
+
+
+def _drawn(loader: DataLoader):
+    """
+    The batches of one pass. The workers live as long as the pass and end with it, also by an error: a traceback that
+    kept PyTorch's iterator alive would leave them to the garbage collector, which takes 5 seconds for each.
+    """
+    iterator = iter(loader)
+    try:
+        yield from iterator
+    finally:
+        del iterator
+
+
+class TrainLoader:
+    """
+    Endless iterable of batches (lists of samples) that counts unreadable images.
+
+    Attributes:
+        seed: the seed of order and augmentation; keep it to continue exactly where SEED is negative.
+        bad_files: {file: message} of the distinct files that could not be read so far.
+    """
+
+    def __init__(self, samples: TrainingSamples, batches: BatchIndices, num_workers: int):
+        self.seed = samples.seed
+        self.bad_files = {}
+        self._tolerated = max(1, len(samples.dataset) // 100)
+        self._loader = _torch_loader(samples, num_workers, batch_sampler=batches)
+
+    def __iter__(self):
+        for batch in _drawn(self._loader):
+            for sample, errors in batch:
+                self._count(errors)
+                if sample is None:
+                    raise DatasetError(f"training stops: {errors[-1][1]}")
+            yield [sample for sample, _ in batch]
+
+    def _count(self, errors) -> None:
+        for file, message in errors:
+            if not file or file in self.bad_files:
+                continue
+            self.bad_files[file] = message
+            count = len(self.bad_files)
+            if count > self._tolerated:
+                raise DatasetError(
+                    f"training stops: {count} images cannot be used and at most {self._tolerated} (1 %) may; the "
+                    f"last one: {message}"
+                )
+            logger.warning(f"skipped image {count} of at most {self._tolerated}: {message}")
+
+
+class TestLoader:
+    """One pass over the images of this process in batches of one; an unreadable image raises ImageError."""
+
+    __test__ = False  # not a test class
+
+    def __init__(self, samples: TestSamples, num_workers: int):
+        self._loader = _torch_loader(samples, num_workers, sampler=InferenceSampler(len(samples)))
+
+    def __len__(self):
+        return len(self._loader)
+
+    def __iter__(self):
+        for batch in _drawn(self._loader):
+            for _, error in batch:
+                if error is not None:
+                    raise ImageError(error)
+            yield [sample for sample, _ in batch]
+
+
+def _dataset_dicts(names, filter_empty: bool) -> list:
+    for name in names:
+        require_registered(name)
+    try:
+        return get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
+    except AssertionError as error:  # Detectron2's words for a set without images, or none with objects
+        raise DatasetError(f"{', '.join(names)}: {error}") from error
+
+
+def _group(record: dict) -> str:
+    if not (record.get("width") and record.get("height")):
+        return "unknown"
+    return "landscape" if record["width"] > record["height"] else "other"
+
+
+def _sampler(cfg, dicts: list, seed: int):
+    kind = cfg.DATALOADER.SAMPLER_TRAIN
+    if kind == "TrainingSampler":
+        return TrainingSampler(len(dicts), seed=seed)
+    if kind == "RepeatFactorTrainingSampler":
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            dicts, cfg.DATALOADER.REPEAT_THRESHOLD
+        )
+        return RepeatFactorTrainingSampler(factors, seed=seed)
+    raise ConfigError(f"DATALOADER.SAMPLER_TRAIN is TrainingSampler or RepeatFactorTrainingSampler, not {kind!r}.")
+
+
+def build_train_loader(cfg, mapper=None, start_iteration: int = 0, seed=None) -> TrainLoader:
+    """
+    The endless training stream of this process.
+
+    With the same seed and number of processes, batch n is the same bit by bit whatever ``start_iteration`` and
+    DATALOADER.NUM_WORKERS are.
+
+    Args:
+        cfg: DATASETS.TRAIN, SOLVER.IMS_PER_BATCH (images of all processes together), DATALOADER.{NUM_WORKERS,
+            SAMPLER_TRAIN, REPEAT_THRESHOLD, ASPECT_RATIO_GROUPING, FILTER_EMPTY_ANNOTATIONS} and SEED are read.
+        mapper: callable on a data set dict; None: InstanceDatasetMapper(cfg, True).
+        start_iteration: number of batches that were trained on already.
+        seed: instead of cfg.SEED; where both are missing or negative, a random one that all processes share.
+
+    Raises:
+        ConfigError: no training set, a batch that does not divide among the processes, or an unknown sampler.
+        DatasetError: the data set cannot be used; while iterating, when more than max(1, 1 %) of its images cannot
+            be read.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise ConfigError("DATASETS.TRAIN names no data set to train on.")
+    world_size, total = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
+    if total < 1 or total % world_size:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is {total}; it must be a positive multiple of the number of processes, {world_size}."
+        )
+    seed = cfg.SEED if seed is None else seed
+    if seed < 0:
+        seed = comm.shared_random_seed()
+    dicts = _dataset_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    groups = [_group(record) for record in dicts] if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
+    batches = BatchIndices(_sampler(cfg, dicts, seed), total // world_size, groups, start_iteration)
+    mapper = InstanceDatasetMapper(cfg, True) if mapper is None else mapper
+    samples = TrainingSamples(DatasetFromList(dicts), mapper, seed, comm.get_rank())
+    return TrainLoader(samples, batches, cfg.DATALOADER.NUM_WORKERS)
+
+
+def build_test_loader(cfg, dataset_name: str, mapper=None) -> TestLoader:
+    """
+    One pass over a data set, one image a batch, split among the processes as Detectron2's evaluators expect.
+
+    Args:
+        cfg: DATALOADER.NUM_WORKERS is read.
+        dataset_name: a registered data set; images without objects stay in.
+        mapper: callable on a data set dict; None: InstanceDatasetMapper(cfg, False).
+
+    Raises:
+        DatasetError: the data set cannot be used; while iterating, ImageError for an image that cannot be read.
+    """
+    dicts = _dataset_dicts([dataset_name], filter_empty=False)
+    mapper = InstanceDatasetMapper(cfg, False) if mapper is None else mapper
+    return TestLoader(TestSamples(DatasetFromList(dicts), mapper), cfg.DATALOADER.NUM_WORKERS)

@@ -1,0 +1,171 @@
+"""From a data set dict to what the models take, for every method."""
+
+import logging
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
+
+from ..config import ConfigError
+from .augmentations import build_augmentations
+from .files import DatasetError, ImageError
+from .images import read_image
+from .masks import paint_semantic, to_rle, transform_bitmasks, transform_polygons, transform_semantic
+
+__all__ = ["InstanceDatasetMapper"]
+
+logger = logging.getLogger(__name__)
+
+
+class InstanceDatasetMapper:
+    """
+    Reads, augments and converts one sample of Detectron2's standard data set format.
+
+    The result keeps file_name, image_id, height and width (of the original image) and adds
+
+    * image: uint8 (3, H', W'), contiguous, channels in the order of INPUT.FORMAT;
+    * instances (training): gt_boxes, gt_classes and, with masks, gt_masks, of all objects but crowds and those that
+      augmentation removed. An image without objects has these fields with length 0;
+    * basis_sem (training, with ``semantic_target``): int64 (H', W'), thing class + 1, see ``paint_semantic``;
+    * sem_seg (training, where the sample names a sem_seg_file_name): int64 (H', W').
+
+    gt_masks are PolygonMasks with ``mask_format`` "polygon" where every object of the image is given by polygons and
+    nothing is cropped; otherwise BitMasks.
+
+    Errors: ImageError for an image that is missing, broken or of another size than annotated; DatasetError for a mask
+    that is missing or of another size. Both name the image.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: list,
+        image_format: str = "BGR",
+        use_masks: bool = True,
+        mask_format: str = "polygon",
+        crops: bool = False,
+        rotates: bool = False,
+        semantic_target: bool = False,
+    ):
+        """
+        Args:
+            is_train: with ground truth, else without.
+            augmentations: Detectron2 augmentations; they may ask for image and boxes.
+            image_format: "BGR" or "RGB".
+            use_masks: make gt_masks.
+            mask_format: "polygon" or "bitmask".
+            crops, rotates: whether the augmentations do so; boxes are then made tight around the masks again.
+            semantic_target: make basis_sem.
+        """
+        if mask_format not in ("polygon", "bitmask"):
+            raise ConfigError(f"INPUT.MASK_FORMAT is polygon or bitmask, not {mask_format!r}.")
+        if image_format not in ("BGR", "RGB"):
+            raise ConfigError(f"INPUT.FORMAT is BGR or RGB, not {image_format!r}.")
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.use_masks = use_masks
+        self.mask_format = mask_format
+        self.crops = crops
+        self.rotates = rotates
+        self.semantic_target = semantic_target
+        logger.info(f"augmentations in {'training' if is_train else 'inference'}: {augmentations}")
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True):
+        if cfg.MODEL.KEYPOINT_ON or cfg.MODEL.LOAD_PROPOSALS:
+            raise ConfigError("MODEL.KEYPOINT_ON and MODEL.LOAD_PROPOSALS are not supported; set both to False.")
+        return {
+            "is_train": is_train,
+            "augmentations": build_augmentations(cfg, is_train),
+            "image_format": cfg.INPUT.FORMAT,
+            "use_masks": cfg.MODEL.MASK_ON,
+            "mask_format": cfg.INPUT.MASK_FORMAT,
+            "crops": is_train and cfg.INPUT.CROP.ENABLED,
+            "rotates": is_train and cfg.INPUT.IS_ROTATE,
+            "semantic_target": is_train and cfg.MODEL.BASIS_MODULE.LOSS_ON,
+        }
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        """Map one data set dict, which is left as it is."""
+        sample = dict(dataset_dict)
+        annotations = sample.pop("annotations", None)
+        sem_seg_file = sample.pop("sem_seg_file_name", None)
+        image = self._read(sample)
+        size = image.shape[:2]
+        sample["height"], sample["width"] = size
+
+        has_truth = self.is_train and annotations is not None
+        boxes = _boxes(annotations) if has_truth else None
+        aug_input = T.AugInput(image, boxes=boxes)
+        transforms = self.augmentations(aug_input)
+        image = aug_input.image
+        sample["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if self.is_train and sem_seg_file:
+            labels = detection_utils.read_image(sem_seg_file, "L")[:, :, 0]
+            sample["sem_seg"] = transform_semantic(labels, transforms)
+        if has_truth:
+            try:
+                self._add_truth(sample, annotations, aug_input.boxes, transforms, size, image.shape[:2])
+            except DatasetError as error:
+                raise DatasetError(f"{sample['file_name']}: {error}.") from error
+        return sample
+
+    def _read(self, sample: dict) -> np.ndarray:
+        size = (sample["width"], sample["height"]) if "width" in sample and "height" in sample else None
+        image = read_image(sample["file_name"], self.image_format, size)
+        if size is not None and size != image.shape[1::-1]:
+            raise ImageError(
+                f"{sample['file_name']} has {image.shape[1]} x {image.shape[0]} pixels (width x height), "
+                f"but its annotation says {size[0]} x {size[1]}."
+            )
+        return image
+
+    def _add_truth(self, sample, annotations, boxes, transforms, size, new_size) -> None:
+        needs_masks = self.use_masks or self.semantic_target
+        masks = [annotation.get("segmentation") for annotation in annotations]
+        if needs_masks and not all(mask is not None and len(mask) for mask in masks):
+            raise DatasetError("an annotation has no mask, which MODEL.MASK_ON and BASIS_MODULE.LOSS_ON need")
+        if needs_masks and self.crops and self.rotates:
+            # What a crop removed must not come back in the corners of a rotation: work on pixels.
+            masks = [to_rle(mask, *size) for mask in masks]
+        if self.semantic_target:
+            canvas = paint_semantic(masks, [annotation["category_id"] for annotation in annotations], *size)
+            sample["basis_sem"] = transform_semantic(canvas, transforms)
+
+        kept = [i for i, annotation in enumerate(annotations) if not annotation.get("iscrowd", 0)]
+        instances = Instances(tuple(new_size))
+        instances.gt_boxes = Boxes(np.asarray(boxes)[kept])
+        instances.gt_classes = torch.tensor([annotations[i]["category_id"] for i in kept], dtype=torch.int64)
+        if self.use_masks:
+            instances.gt_masks = self._masks([masks[i] for i in kept], transforms, size, new_size)
+            if self.crops or self.rotates:
+                instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        instances.gt_boxes.clip(tuple(new_size))
+        sample["instances"] = detection_utils.filter_empty_instances(instances)
+
+    def _masks(self, masks, transforms, size, new_size):
+        """
+        PolygonMasks or BitMasks. Polygons are not cut at the border of a crop (Detectron2's way to do so needs one
+        more package); rasterising them at the new size does the same.
+        """
+        polygons = self.mask_format == "polygon" and not self.crops and all(isinstance(mask, list) for mask in masks)
+        if polygons:
+            return PolygonMasks(transform_polygons(masks, transforms))
+        return transform_bitmasks(masks, transforms, tuple(size), tuple(new_size))
+
+
+def _boxes(annotations: list) -> np.ndarray:
+    """Boxes of all annotations, float64 (M, 4), x0 y0 x1 y1 in pixels."""
+    modes = {annotation["bbox_mode"] for annotation in annotations}
+    boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)
+    if len(modes) > 1:
+        return np.array(
+            [BoxMode.convert(tuple(b), a["bbox_mode"], BoxMode.XYXY_ABS) for a, b in zip(annotations, boxes)]
+        )
+    return BoxMode.convert(boxes, modes.pop(), BoxMode.XYXY_ABS) if modes else boxes

@@ -1,0 +1,117 @@
+"""What the data loaders draw from: seeded samples in an order that can be entered anywhere."""
+
+import contextlib
+import itertools
+import random
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from .files import DatasetError, ImageError
+
+__all__ = ["BatchIndices", "TestSamples", "TrainingSamples", "seeded"]
+
+# An image that cannot be read is replaced by another; after so many failures in a row training stops.
+_MAX_ATTEMPTS = 20
+
+
+@contextlib.contextmanager
+def seeded(*entropy: int):
+    """Seed ``random``, ``numpy.random`` and PyTorch's CPU generator inside the block; restore them after it."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    words = np.random.SeedSequence([value % 2**63 for value in entropy]).generate_state(3, np.uint32)
+    random.seed(int(words[0]))
+    np.random.seed(words[1])
+    torch.random.default_generator.manual_seed(int(words[2]))
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class BatchIndices:
+    """
+    The batches of this process as lists of (index, position) pairs, endless.
+
+    ``index`` says which image, ``position`` is its place in the stream of this process. With sizes, a batch holds
+    only landscape, only other or only unknown images; they are known before any image is read, so ``start_iteration``
+    enters the stream exactly where an uninterrupted run would be.
+
+    Args:
+        sampler: endless iterable of the indices of this process, the same each time.
+        batch_size: images a batch.
+        groups: group of each index, or None for batches in plain order.
+        start_iteration: number of batches to leave out.
+    """
+
+    def __init__(self, sampler, batch_size: int, groups=None, start_iteration: int = 0):
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.groups = groups
+        self.start_iteration = start_iteration
+
+    def _batches(self):
+        waiting = {}
+        for position, index in enumerate(self.sampler):
+            group = None if self.groups is None else self.groups[index]
+            batch = waiting.setdefault(group, [])
+            batch.append((index, position))
+            if len(batch) == self.batch_size:
+                yield waiting.pop(group)
+
+    def __iter__(self):
+        return itertools.islice(self._batches(), self.start_iteration, None)
+
+
+class TrainingSamples(Dataset):
+    """
+    Maps (index, position) pairs to (sample, errors).
+
+    The random numbers of a sample follow from (seed, rank, position) alone. An unreadable image is replaced by another
+    one that follows from the same numbers; ``errors`` lists (file, message) of what failed. A sample of None means
+    that nothing could be read, or that the data set is faulty; the last message says why.
+    """
+
+    def __init__(self, dataset, mapper, seed: int, rank: int):
+        self.dataset = dataset
+        self.mapper = mapper
+        self.seed = seed
+        self.rank = rank
+
+    def __getitem__(self, pair):
+        index, position = pair
+        others = np.random.default_rng([self.seed % 2**63, self.rank, position])
+        errors = []
+        for _ in range(_MAX_ATTEMPTS):
+            record = self.dataset[index]
+            try:
+                with seeded(self.seed, self.rank, position):
+                    return self.mapper(record), errors
+            except ImageError as error:
+                errors.append((record.get("file_name", ""), str(error)))
+            except DatasetError as error:
+                return None, [*errors, ("", str(error))]
+            index = int(others.integers(len(self.dataset)))
+        return None, errors
+
+
+class TestSamples(Dataset):
+    """Maps an index to (sample, error message or None)."""
+
+    __test__ = False  # not a test class
+
+    def __init__(self, dataset, mapper):
+        self.dataset = dataset
+        self.mapper = mapper
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        try:
+            return self.mapper(self.dataset[index]), None
+        except DatasetError as error:
+            return None, str(error)

@@ -1,0 +1,289 @@
+import itertools
+import json
+import logging
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
+
+from instseg_d2.config import ConfigError
+from instseg_d2.data import DatasetError, ImageError, build_test_loader, build_train_loader
+from instseg_d2.data.samples import BatchIndices, seeded
+
+
+@pytest.fixture
+def train_cfg(cfg, shapes):
+    cfg.DATASETS.TRAIN = (shapes,)
+    cfg.DATASETS.TEST = (shapes,)
+    cfg.MODEL.BASIS_MODULE.LOSS_ON = True
+    cfg.INPUT.CROP.ENABLED = True
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    return cfg
+
+
+def take(loader, count):
+    return list(itertools.islice(loader, count))
+
+
+def names(batches):
+    return [[sample["file_name"] for sample in batch] for batch in batches]
+
+
+def assert_same(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(itertools.chain(*a), itertools.chain(*b)):
+        assert x["file_name"] == y["file_name"]
+        assert torch.equal(x["image"], y["image"])
+        assert torch.equal(x["basis_sem"], y["basis_sem"])
+        assert torch.equal(x["instances"].gt_boxes.tensor, y["instances"].gt_boxes.tensor)
+        assert torch.equal(x["instances"].gt_classes, y["instances"].gt_classes)
+        assert torch.equal(x["instances"].gt_masks.tensor, y["instances"].gt_masks.tensor)
+
+
+@pytest.mark.parametrize("grouping", [True, False])
+def test_resumed_stream_is_bit_identical_with_any_workers(train_cfg, grouping):
+    train_cfg.DATALOADER.ASPECT_RATIO_GROUPING = grouping
+    whole = take(build_train_loader(train_cfg), 12)  # over one epoch of 24 images
+    for workers, start in ((0, 5), (2, 7), (2, 0)):
+        train_cfg.DATALOADER.NUM_WORKERS = workers
+        assert_same(take(build_train_loader(train_cfg, start_iteration=start), 12 - start), whole[start:])
+
+
+def test_other_seeds_give_other_streams(train_cfg):
+    first = take(build_train_loader(train_cfg), 4)
+    assert names(first) == names(take(build_train_loader(train_cfg, seed=11), 4))
+    assert names(first) != names(take(build_train_loader(train_cfg, seed=12), 4))
+    train_cfg.SEED = -1
+    loader = build_train_loader(train_cfg)
+    assert loader.seed >= 0
+    assert_same(take(loader, 2), take(build_train_loader(train_cfg, seed=loader.seed), 2))
+
+
+def test_the_same_image_is_augmented_anew(train_cfg):
+    train_cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    train_cfg.SOLVER.IMS_PER_BATCH = 1
+    samples = [batch[0] for batch in take(build_train_loader(train_cfg), 48)]
+    by_file = {}
+    for sample in samples:
+        by_file.setdefault(sample["file_name"], []).append(sample["image"])
+    changed = [a.shape != b.shape or not torch.equal(a, b) for a, b, *_ in by_file.values()]
+    assert np.mean(changed) > 0.8
+
+
+def test_every_epoch_holds_every_image_once(train_cfg):
+    train_cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    images = sorted(d["file_name"] for d in DatasetCatalog.get("tiny_shapes") if d["annotations"])
+    size = len(images)
+    served = list(itertools.chain(*names(take(build_train_loader(train_cfg), 16))))
+    assert size < len(served) == 48
+    assert sorted(served[:size]) == sorted(served[size : 2 * size]) == images
+    assert served[:size] != served[size : 2 * size]
+
+
+def test_batches_hold_one_orientation(train_cfg):
+    loader = build_train_loader(train_cfg)
+    wide = [[s["width"] > s["height"] for s in batch] for batch in take(loader, 16)]
+    assert all(len(set(batch)) == 1 for batch in wide)
+    assert {batch[0] for batch in wide} == {True, False}
+
+
+def test_groups_keep_the_order_and_unknown_sizes_stay_together():
+    groups = ["a", "b", "unknown", "a", "b", "a", "unknown", "a"]
+    batches = list(BatchIndices(range(8), 2, groups))
+    assert batches == [[(0, 0), (3, 3)], [(1, 1), (4, 4)], [(2, 2), (6, 6)], [(5, 5), (7, 7)]]
+    assert list(BatchIndices(range(8), 2, groups, start_iteration=2)) == batches[2:]
+    assert list(BatchIndices(range(5), 2)) == [[(0, 0), (1, 1)], [(2, 2), (3, 3)]]
+
+
+def test_images_of_unknown_size_are_served(train_cfg, shapes, monkeypatch):
+    dicts = DatasetCatalog.get(shapes)
+    for record in dicts:
+        record.pop("width"), record.pop("height")
+    monkeypatch.setitem(DatasetCatalog.data, shapes, lambda: dicts)
+    batch = take(build_train_loader(train_cfg), 1)[0]
+    assert all(sample["height"] > 200 and sample["width"] > 200 for sample in batch)
+
+
+def test_processes_share_the_images(train_cfg, monkeypatch):
+    train_cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    train_cfg.SOLVER.IMS_PER_BATCH = 1
+    alone = names(take(build_train_loader(train_cfg), 12))
+    train_cfg.SOLVER.IMS_PER_BATCH = 2
+    shared = []
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        batches = take(build_train_loader(train_cfg), 6)
+        assert {len(batch) for batch in batches} == {1}
+        shared.append(names(batches))
+    assert [batch for pair in zip(*shared) for batch in pair] == alone
+
+
+def test_random_state_of_the_process_is_left_alone(train_cfg):
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = random.random(), np.random.rand(), torch.rand(1).item()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    take(build_train_loader(train_cfg), 2)
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+
+
+def test_seeded():
+    def draw(*entropy):
+        with seeded(*entropy):
+            return random.random(), np.random.rand(), torch.rand(1).item()
+
+    assert draw(1, 2, 3) == draw(1, 2, 3)
+    values = {draw(1, 2, 3), draw(2, 2, 3), draw(1, 3, 3), draw(1, 2, 4)}
+    assert len(values) == 4
+    state = random.getstate()
+    with seeded(0):
+        assert random.getstate() != state
+    assert random.getstate() == state
+
+
+def test_repeat_factors(train_cfg, registered, shapes_folder, tmp_path):
+    content = json.loads((shapes_folder / "train.json").read_text())
+    rare = content["images"][0]["id"]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 13 if annotation["image_id"] == rare else 1
+    path = tmp_path / "rare.json"
+    path.write_text(json.dumps(content))
+    train_cfg.DATASETS.TRAIN = (registered("rare_shapes", path, shapes_folder / "images"),)
+    train_cfg.DATALOADER.SAMPLER_TRAIN = "RepeatFactorTrainingSampler"
+    train_cfg.DATALOADER.REPEAT_THRESHOLD = 0.4  # one of 24 images: repeated sqrt(0.4 * 24) = 3.1 times
+    batches = take(build_train_loader(train_cfg), 18)
+    served = list(itertools.chain(*names(batches)))
+    assert sum(name.endswith(content["images"][0]["file_name"]) for name in served) >= 5
+    assert_same(take(build_train_loader(train_cfg, start_iteration=15), 3), batches[15:])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("DATASETS.TRAIN", "()", "DATASETS.TRAIN names no data set"),
+        ("SOLVER.IMS_PER_BATCH", 0, "SOLVER.IMS_PER_BATCH is 0; it must be a positive multiple"),
+        ("DATALOADER.SAMPLER_TRAIN", "Other", "SAMPLER_TRAIN is TrainingSampler or RepeatFactor.*, not 'Other'"),
+    ],
+)
+def test_config_values_that_do_not_fit(train_cfg, key, value, message):
+    train_cfg.merge_from_list([key, value])
+    with pytest.raises(ConfigError, match=message):
+        build_train_loader(train_cfg)
+
+
+def test_batch_must_divide(train_cfg, monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    with pytest.raises(ConfigError, match=r"IMS_PER_BATCH is 3; .* number of processes, 2"):
+        build_train_loader(train_cfg)
+
+
+def test_data_sets_that_cannot_be_used(train_cfg, registered, coco_files):
+    train_cfg.DATASETS.TRAIN = ("tiny_shape",)
+    with pytest.raises(DatasetError, match=r"no data set named tiny_shape \(near: tiny_shapes"):
+        build_train_loader(train_cfg)
+    with pytest.raises(DatasetError, match="no data set named nothing_like_it"):
+        build_test_loader(train_cfg, "nothing_like_it")
+    train_cfg.DATASETS.TRAIN = (registered("no_objects", *coco_files(lambda c: c["annotations"].clear())),)
+    with pytest.raises(DatasetError, match="no_objects: No valid data"):
+        build_train_loader(train_cfg)
+
+
+@pytest.fixture
+def damaged(registered, shapes_folder, tmp_path):
+    """damage(n) -> name of a copy of the small set in which n images with objects cannot be read."""
+
+    def damage(count):
+        folder = tmp_path / "damaged"
+        shutil.copytree(shapes_folder, folder)
+        content = json.loads((folder / "train.json").read_text())
+        used = {annotation["image_id"] for annotation in content["annotations"]}
+        images = [image for image in content["images"] if image["id"] in used]
+        for image in images[:count]:
+            (folder / "images" / image["file_name"]).write_bytes(b"damaged")
+        return registered("damaged_shapes", folder / "train.json", folder / "images"), images[0]["file_name"]
+
+    return damage
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_replaced_with_a_warning(train_cfg, damaged, caplog, workers):
+    name, file_name = damaged(1)
+    train_cfg.DATASETS.TRAIN = (name,)
+    train_cfg.DATALOADER.NUM_WORKERS = workers
+    loader = build_train_loader(train_cfg)
+    with caplog.at_level(logging.WARNING, logger="instseg_d2"):
+        batches = take(loader, 20)
+    warnings = [r.getMessage() for r in caplog.records if r.name == "instseg_d2.data.loader"]
+    assert len(warnings) == 1
+    assert file_name in warnings[0]
+    assert "image 1 of at most 1" in warnings[0]
+    assert all(len(batch) == 3 for batch in batches)
+    assert not any(file.endswith(file_name) for batch in names(batches) for file in batch)
+    assert [path.endswith(file_name) for path in loader.bad_files] == [True]
+    train_cfg.DATALOADER.NUM_WORKERS = 2 - workers
+    assert_same(take(build_train_loader(train_cfg, start_iteration=9), 11), batches[9:])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("count", [2, 24])
+def test_too_many_broken_images_stop_the_training(train_cfg, damaged, workers, count):
+    train_cfg.DATASETS.TRAIN = (damaged(count)[0],)
+    train_cfg.DATALOADER.NUM_WORKERS = workers
+    with pytest.raises(DatasetError) as caught:
+        take(build_train_loader(train_cfg), 30)
+    message = str(caught.value)
+    assert message.startswith("training stops: 2 images cannot be used and at most 1 (1 %) may")
+    assert "cannot be read as an image" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_faulty_mask_stops_the_training_with_its_message(train_cfg, shapes, monkeypatch, workers):
+    dicts = DatasetCatalog.get(shapes)
+    for record in dicts:
+        for annotation in record["annotations"]:
+            annotation.pop("segmentation")
+    monkeypatch.setitem(DatasetCatalog.data, shapes, lambda: dicts)
+    train_cfg.DATALOADER.NUM_WORKERS = workers
+    with pytest.raises(DatasetError, match=r"^training stops: .*an annotation has no mask, which .* need\.$"):
+        take(build_train_loader(train_cfg), 1)
+
+
+def test_errors_of_the_code_are_not_hidden(train_cfg):
+    def broken(_):
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        take(build_train_loader(train_cfg, mapper=broken), 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_test_loader(train_cfg, shapes, workers):
+    train_cfg.DATALOADER.NUM_WORKERS = workers
+    loader = build_test_loader(train_cfg, shapes)
+    assert len(loader) == 24  # images without objects as well
+    batches = list(loader)
+    assert [len(batch) for batch in batches] == [1] * 24
+    dicts = DatasetCatalog.get(shapes)
+    for (sample,), record in zip(batches, dicts):
+        assert sample["image_id"] == record["image_id"]
+        assert (sample["height"], sample["width"]) == (record["height"], record["width"])
+        assert min(sample["image"].shape[1:]) == 160
+        assert "instances" not in sample
+        assert "annotations" not in sample
+    assert names(loader) == names(batches)  # it can be read again
+    assert len(InferenceSampler(24)) == len(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_stops_the_test(train_cfg, damaged, workers):
+    name, file_name = damaged(1)
+    train_cfg.DATALOADER.NUM_WORKERS = workers
+    with pytest.raises(ImageError, match=f"{file_name} cannot be read as an image") as caught:
+        list(build_test_loader(train_cfg, name))
+    assert "\n" not in str(caught.value)
