@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
@@ -17,13 +18,17 @@ class InstanceSegmenter(nn.Module):
 
     Args:
         backbone: a Detectron2 backbone.
-        pixel_mean, pixel_std: of the channels, in the order of INPUT.FORMAT, 0-255.
+        pixel_mean, pixel_std: of the channels, in the order of ``input_format``, 0-255.
+        input_format: "BGR" or "RGB", the order of the input's channels.
         mask_threshold: probability from which a pixel belongs to a pasted mask.
     """
 
-    def __init__(self, *, backbone: nn.Module, pixel_mean, pixel_std, mask_threshold: float = 0.5):
+    def __init__(
+        self, *, backbone: nn.Module, pixel_mean, pixel_std, input_format: str = "BGR", mask_threshold: float = 0.5
+    ):
         super().__init__()
         self.backbone = backbone
+        self.input_format = input_format
         self.mask_threshold = mask_threshold
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
@@ -39,6 +44,20 @@ class InstanceSegmenter(nn.Module):
         return ImageList.from_tensors(
             images, self.backbone.size_divisibility, padding_constraints=self.backbone.padding_constraints
         )
+
+    @staticmethod
+    def shared_arguments(cfg) -> dict:
+        """The arguments of this class that every method reads alike from a config."""
+        return {
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "input_format": cfg.INPUT.FORMAT,
+        }
+
+    def rgb_image(self, sample: dict) -> np.ndarray:
+        """The input image of a sample as (H, W, 3) uint8, RGB."""
+        image = sample["image"].permute(1, 2, 0).to(torch.uint8).cpu().numpy()
+        return np.ascontiguousarray(image if self.input_format == "RGB" else image[..., ::-1])
 
     def gt_instances(self, batched_inputs: Sequence[dict]) -> list[Instances]:
         """The ground truth of a training batch on the model's device."""

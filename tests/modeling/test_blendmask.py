@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.modeling.postprocessing import detector_postprocess
 from torchvision.ops import roi_align
 
 from instseg_d2.engine.inference import optimize_for_inference
-from instseg_d2.modeling.blendmask.plain import plain_inference
+from instseg_d2.modeling.blendmask.plain import plain_infer
 from instseg_d2.modeling.blendmask.targets import semantic_target
 from tests.tiny import random_batch, random_instances, tiny_model
 
@@ -60,7 +61,10 @@ def test_inference_equals_the_plain_path(threshold_with_quality, top_interp):
     )  # fmt: skip
     batch = random_batch([1, 1], 100, 120) + random_batch([0], 64, 160)
     batch[0].update(height=77, width=211)
-    plain = plain_inference(model, batch)
+    plain = [
+        {"instances": detector_postprocess(result, x["height"], x["width"])}
+        for result, x in zip(plain_infer(model, model.preprocess(batch)), batch)
+    ]
     assert_same_detections(model(batch), plain)
     # Folding the norms moves boxes by 1e-5 pixels. Outside the bases a mask is exactly 0.5: there it may flip.
     assert_same_detections(optimize_for_inference(model)(batch), plain, mask_difference=1e-3)
@@ -253,3 +257,17 @@ def test_autocast_losses_are_finite_float32():
     assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("opts", [[], ["MODEL.BLENDMASK.MERGING", "fcis"], ["MODEL.BLENDMASK.MERGING", "yolact"]])
+def test_explain_makes_pictures(opts):
+    model = tiny_model(*opts)
+    model.proposal_generator.head.class_logits.bias.data.fill_(0.0)
+    for panels in model.eval().explain(random_batch([1, 0]), max_instances=2):
+        titles = [title for title, _ in panels]
+        assert titles[:4] == [f"basis {k}" for k in range(4)]
+        assert len(titles) == 4 + (2 if "fcis" in opts else 4)
+        for _, picture in panels:
+            assert picture.dtype.name == "uint8"
+            assert picture.ndim == 3
+            assert picture.std() > 0

@@ -14,6 +14,7 @@ from torch import nn
 from ..meta_arch import InstanceSegmenter
 from .basis_module import build_basis_module
 from .blender import Blender
+from .explain import explain_image
 from .targets import batch_semantic_target, crop_mask_targets
 
 
@@ -56,8 +57,7 @@ class BlendMask(InstanceSegmenter):
             "blender": blender,
             "top_layer": top_layer,
             "mask_loss_weight": cfg.MODEL.BLENDMASK.INSTANCE_LOSS_WEIGHT,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
+            **cls.shared_arguments(cfg),
         }
 
     def attention(self, outputs, rows: torch.Tensor):
@@ -111,3 +111,21 @@ class BlendMask(InstanceSegmenter):
     def infer(self, images: ImageList) -> list[Instances]:
         """Detections with pred_masks (D, 1, R, R) probabilities inside the unclipped boxes."""
         return self._detect(images)[0]
+
+    @torch.no_grad()
+    def explain(self, batched_inputs: Sequence[dict], max_instances: int = 4) -> list[list]:
+        """Titled RGB pictures of the bases, and of attention and mask of the best detections, for each image."""
+        images = self.preprocess(batched_inputs)
+        found, bases, attention = self._detect(images)
+        counts = [len(x) for x in found]
+        if attention is None:
+            attention = [None] * len(found)
+        else:
+            size = self.blender.attention_size
+            attention = attention.view(-1, self.blender.num_bases, size, size).split(counts)
+        panels = []
+        for sample, detections, base, weights in zip(batched_inputs, found, bases, attention):
+            height, width = (round(side * self.blender.spatial_scale) for side in detections.image_size)
+            image = self.rgb_image(sample)
+            panels.append(explain_image(image, detections, base[:, :height, :width], weights, max_instances))
+        return panels

@@ -1,6 +1,6 @@
 """
 BlendMask's inference written the plain way, as the paper and its public code do it: the top layer on every location,
-loops over images and levels, RoIAlign, interpolation, softmax and sum one by one, Detectron2's post-processing.
+loops over images and levels, RoIAlign, interpolation, softmax and sum one by one.
 
 The oracle of the tests and the baseline of the benchmark.
 """
@@ -8,8 +8,7 @@ The oracle of the tests and the baseline of the benchmark.
 import torch
 import torch.nn.functional as F
 from detectron2.layers import batched_nms
-from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torchvision.ops import roi_align
 
 from .blendmask import BlendMask
@@ -35,13 +34,8 @@ def _candidates(logits, distances, quality, attention, stride, limits):
 
 
 @torch.no_grad()
-def plain_inference(model: BlendMask, batched_inputs) -> list[dict]:
-    """
-    What ``model(batched_inputs)`` returns in evaluation mode, for the blender with RoIAlign (aligned).
-
-    Args and result: see `InstanceSegmenter.forward`.
-    """
-    images = model.preprocess(batched_inputs)
+def plain_infer(model: BlendMask, images: ImageList) -> list[Instances]:
+    """What ``model.infer(images)`` returns, for the blender with RoIAlign (aligned)."""
     features = model.backbone(images.tensor)
     fcos, head, blender = model.proposal_generator, model.proposal_generator.head, model.blender
     limits = fcos.limits_test
@@ -57,8 +51,8 @@ def plain_inference(model: BlendMask, batched_inputs) -> list[dict]:
         logits = head.class_logits(head.class_tower(x, level))
         levels.append((logits, F.relu(distances), head.quality_logits(tower), model.top_layer(tower)))
 
-    outputs = []
-    for image, (size, sample) in enumerate(zip(images.image_sizes, batched_inputs)):
+    results = []
+    for image, size in enumerate(images.image_sizes):
         found = [
             _candidates(*(maps[image] for maps in level), stride, limits) for level, stride in zip(levels, head.strides)
         ]
@@ -77,7 +71,6 @@ def plain_inference(model: BlendMask, batched_inputs) -> list[dict]:
             attention = F.interpolate(attention, crops.shape[-2:], mode="nearest")
         else:
             attention = F.interpolate(attention, crops.shape[-2:], mode="bilinear", align_corners=False)
-        masks = (crops * attention.softmax(1)).sum(1, keepdim=True).sigmoid()
-        result.pred_masks = masks
-        outputs.append({"instances": detector_postprocess(result, sample["height"], sample["width"])})
-    return outputs
+        result.pred_masks = (crops * attention.softmax(1)).sum(1, keepdim=True).sigmoid()
+        results.append(result)
+    return results

@@ -29,8 +29,7 @@ class FCOSDetector(InstanceSegmenter):
         return {
             "backbone": backbone,
             "proposal_generator": build_proposal_generator(cfg, backbone.output_shape()),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
+            **cls.shared_arguments(cfg),
         }
 
     def losses(self, images: ImageList, batched_inputs: Sequence[dict]) -> dict:

@@ -1,0 +1,36 @@
+# Every target sets up what it needs by itself; PYTHON and VENV may be set on the command line.
+PYTHON ?= python3
+VENV ?= .venv
+OUTPUT ?= output/blendmask_shapes
+BIN := $(VENV)/bin
+READY := $(VENV)/.instseg_d2_ready
+SOURCES := setup.py pyproject.toml requirements.txt projects/get_detectron2.py $(shell find csrc -type f)
+
+.PHONY: setup demo test bench lint
+
+setup: $(READY)
+
+$(READY): $(SOURCES)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
+	$(BIN)/python projects/get_detectron2.py
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-build-isolation --no-deps -e .
+	@touch $@
+	@echo "Ready: $(BIN)/python -m instseg_d2.doctor shows what is installed."
+
+# The main job: generate data, train a small BlendMask from scratch, evaluate it, draw pictures.
+demo: setup
+	$(BIN)/python projects/train_net.py --config-file configs/quick/blendmask_shapes.yaml OUTPUT_DIR $(OUTPUT)
+	$(BIN)/python projects/demo.py --weights $(OUTPUT)/model_final.pth --input $$($(BIN)/python -m instseg_d2.data.shapes val) \
+		--output $(OUTPUT)/pictures --max-images 24 --explain
+	@echo "Results: $(OUTPUT)/metrics.json. Pictures: $(OUTPUT)/pictures/index.html"
+
+test: setup
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python projects/bench.py
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
