@@ -81,9 +81,10 @@ class BlendMasks {
 
   // Adds to the gradients, both of type T and zero at first.
   void backward(const scalar* grad, const at::Tensor& bases_grad, const at::Tensor& attention_grad) const {
-    // As many crops at a time as take twice the memory of the masks, but work for every thread.
+    // Some crops for every thread at a time, in at most twice the memory of the masks.
     const int64_t count = groups_.boxes.size(), threads = at::get_num_threads();
-    const int64_t chunk = std::min(count, std::max(2 * sizes_.masks / sizes_.bases, threads));
+    const int64_t fitting = std::max(2 * sizes_.masks / sizes_.bases, threads);
+    const int64_t chunk = std::min({count, fitting, 32 * threads});
     const auto crops = scratch<T>(chunk * row_ * size_);
     for (int64_t begin = 0; begin < count; begin += chunk) {
       const int64_t end = std::min(begin + chunk, count);
