@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
@@ -90,3 +91,12 @@ def cfg():
     cfg.SOLVER.IMS_PER_BATCH = 3
     cfg.SEED = 11
     return cfg
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The tensors here are small: more threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

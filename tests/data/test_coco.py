@@ -5,7 +5,10 @@ import os
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 
 from instseg_d2.data import (
@@ -16,6 +19,7 @@ from instseg_d2.data import (
     register_from_environment,
 )
 from instseg_d2.data.coco_check import rle_counts
+from instseg_d2.data.masks import to_rle
 
 
 def test_gaps_order_and_mixed_masks(registered, coco_files):
@@ -205,6 +209,34 @@ def test_cache_that_cannot_be_written(registered, coco_files, tmp_path, monkeypa
     name = registered("blocked", *coco_files(set_in("annotations", 0, id=0)))
     with pytest.raises(DatasetError, match=r"blocked.*cannot be written.*INSTSEG_CACHE"):
         DatasetCatalog.get(name)
+
+
+def test_perfect_predictions_score_100_on_a_corrected_file(registered, shapes_folder, tmp_path):
+    """Ids from 0, a dropped annotation, no areas: COCOeval on the corrected copy sees what training sees."""
+    content = json.loads((shapes_folder / "train.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["id"] -= 1
+        del annotation["area"], annotation["iscrowd"]
+    content["annotations"][0]["bbox"] = [0, 0, 0, 0]
+    path = tmp_path / "faulty.json"
+    path.write_text(json.dumps(content))
+    name = registered("evaluated", path, shapes_folder / "images")
+    dicts = DatasetCatalog.get(name)
+    evaluator = COCOEvaluator(name, tasks=("bbox", "segm"), distributed=False)
+    evaluator.reset()
+    for record in dicts:
+        size = record["height"], record["width"]
+        instances = Instances(size)
+        instances.pred_boxes = Boxes(np.array([a["bbox"] for a in record["annotations"]]).reshape(-1, 4))
+        instances.pred_boxes.tensor[:, 2:] += instances.pred_boxes.tensor[:, :2]
+        instances.scores = torch.ones(len(instances.pred_boxes))
+        instances.pred_classes = torch.tensor([a["category_id"] for a in record["annotations"]], dtype=torch.int64)
+        masks = [mask_util.decode(to_rle(a["segmentation"], *size)) for a in record["annotations"]]
+        instances.pred_masks = torch.from_numpy(np.array(masks, dtype=bool).reshape(-1, *size))
+        evaluator.process([record], [{"instances": instances}])
+    results = evaluator.evaluate()
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert results["segm"]["AP"] == pytest.approx(100)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,6 +1,7 @@
 import itertools
 import json
 import logging
+import pickle
 import random
 import shutil
 
@@ -144,6 +145,14 @@ def test_seeded():
     with seeded(0):
         assert random.getstate() != state
     assert random.getstate() == state
+
+
+def test_workers_can_be_started_by_pickling(train_cfg):
+    """As where processes are not forked."""
+    samples = build_train_loader(train_cfg)._loader.dataset
+    (index, position), *_ = next(iter(build_train_loader(train_cfg)._loader.batch_sampler))
+    copy = pickle.loads(pickle.dumps(samples))
+    assert_same([[copy[index, position][0]]], [[samples[index, position][0]]])
 
 
 def test_repeat_factors(train_cfg, registered, shapes_folder, tmp_path):
