@@ -21,7 +21,7 @@ $(READY): $(SOURCES)
 # The main job: generate data, train a small BlendMask from scratch, evaluate it, draw pictures.
 demo: setup
 	$(BIN)/python projects/train_net.py --config-file configs/quick/blendmask_shapes.yaml OUTPUT_DIR $(OUTPUT)
-	$(BIN)/python projects/demo.py --weights $(OUTPUT)/model_final.pth --input $$($(BIN)/python -m instseg_d2.data.shapes val) \
+	$(BIN)/python projects/demo.py --weights $(OUTPUT)/model_final.pth --input shapes_val \
 		--output $(OUTPUT)/pictures --max-images 24 --explain
 	@echo "Results: $(OUTPUT)/metrics.json. Pictures: $(OUTPUT)/pictures/index.html"
 

@@ -17,6 +17,7 @@ from typing import Optional
 
 import cv2
 import numpy as np
+from detectron2.data import DatasetCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from tqdm import tqdm
@@ -44,10 +45,11 @@ def is_video(path: str) -> bool:
 
 def find_inputs(patterns: Sequence[str]) -> list[str]:
     """
-    The files that paths, folders (their images, not those of folders inside) and globs (``**`` too) name, each once.
+    The files that paths, folders (their images, not those of folders inside), globs (``**`` too) and registered data
+    sets name, each once.
 
     Raises:
-        FileNotFoundError: a path or glob matches nothing, a folder holds no image.
+        FileNotFoundError: a name matches nothing, a folder holds no image.
         ConfigError: a video beside other inputs.
     """
     files: dict[str, None] = {}
@@ -58,10 +60,12 @@ def find_inputs(patterns: Sequence[str]) -> list[str]:
             found = [e.path for e in os.scandir(pattern) if e.is_file() and e.name.lower().endswith(IMAGE_SUFFIXES)]
             if not found:
                 raise FileNotFoundError(f"{pattern}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
+        elif pattern in DatasetCatalog.list():
+            found = [record["file_name"] for record in DatasetCatalog.get(pattern)]
         else:
             found = [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
             if not found:
-                raise FileNotFoundError(f"{pattern}: no such file or folder")
+                raise FileNotFoundError(f"{pattern}: no such file, folder or registered data set")
         files.update(dict.fromkeys(sorted(found)))
     if len(files) > 1 and any(map(is_video, files)):
         raise ConfigError(f"{next(filter(is_video, files))}: a video must be the only input")
