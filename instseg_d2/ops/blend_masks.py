@@ -25,7 +25,7 @@ def blend_masks(
     ``torchvision.ops.roi_align(..., sampling_ratio=1, aligned=True)`` crops them, the attention is resized
     from A x A to R x R as ``torch.nn.functional.interpolate`` does it and goes through a softmax over K; the
     product of the two is summed over K. All of it happens in one pass, without an intermediate tensor of
-    P x K x R x R values, and masks that share a box share its crop.
+    P x K x R x R values; on the CPU the masks of one box share its crop.
 
     Args:
         bases: (N, K, H, W), float16, bfloat16, float32 or float64, any memory layout.

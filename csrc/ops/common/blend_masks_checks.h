@@ -65,10 +65,11 @@ inline BlendSizes check_blend_masks(
         "blend_masks: without box_index, attention should have one entry per box (", boxes.size(0), "), got ",
         attention.size(0));
   }
-  // The kernels hold positions within one image, and rows and columns, in 32 bits.
+  // The kernels number rows, columns and planes in 32 bits.
   constexpr int64_t limit = std::numeric_limits<int>::max();
   TORCH_CHECK_VALUE(
-      bases.size(1) * bases.size(2) * bases.size(3) <= limit, "blend_masks: bases of one image should be below 2**31 values");
+      bases.size(1) * bases.size(2) * bases.size(3) <= limit,
+      "blend_masks: bases of one image should be below 2**31 values");
   TORCH_CHECK_VALUE(
       resolution > 0 && resolution <= 4096, "blend_masks: resolution should be from 1 to 4096, got ", resolution);
   TORCH_CHECK_VALUE(

@@ -42,7 +42,7 @@ Stack<T> stack_of(const at::Tensor& tensor, T* data) {
   return {data, tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
 }
 
-// Everything a pixel is computed from; values are read as `scalar` and computed with as `T`.
+// What a pixel is computed from; values are read as `scalar` and computed with as `T`.
 template <typename scalar, typename T>
 struct Arguments {
   Stack<const scalar> bases, attention;
@@ -157,8 +157,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
 }
 
 dim3 grid_of(const BlendSizes& sizes) {
-  const int64_t pixels = static_cast<int64_t>(sizes.resolution) * sizes.resolution;
-  return dim3((pixels + kThreads - 1) / kThreads, std::min<int64_t>(sizes.masks, 65535));
+  return dim3((sizes.resolution * sizes.resolution + kThreads - 1) / kThreads, std::min<int64_t>(sizes.masks, 65535));
 }
 
 // The tensors that `Arguments` points into, in the layout and type that it expects.
@@ -227,14 +226,14 @@ std::tuple<at::Tensor, at::Tensor> blend_masks_backward_cuda(
   const auto type = at::toOpMathType(bases.scalar_type());
   const at::Tensor bases_grad = at::zeros_like(bases, type), attention_grad = at::zeros_like(attention, type);
   if (grad.numel() > 0) {
-    const at::Tensor masks_grad = grad.contiguous();
+    const at::Tensor upper = grad.contiguous();
     const Inputs inputs(boxes, batch_index, box_index, type);
     const auto stream = c10::cuda::getCurrentCUDAStream();
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, bases.scalar_type(), "blend_masks_backward", [&] {
       using T = at::opmath_type<scalar_t>;
       backward_kernel<scalar_t, T><<<grid_of(sizes), kThreads, 0, stream>>>(
           inputs.arguments<scalar_t, T>(bases, attention, scale, nearest, sizes),
-          masks_grad.const_data_ptr<scalar_t>(), stack_of(bases_grad, bases_grad.data_ptr<T>()),
+          upper.const_data_ptr<scalar_t>(), stack_of(bases_grad, bases_grad.data_ptr<T>()),
           stack_of(attention_grad, attention_grad.data_ptr<T>()));
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     });
