@@ -1,0 +1,203 @@
+"""A DetectionCheckpointer that reads safely, reports what it loaded and writes complete files only."""
+
+import logging
+import os
+from collections import Counter
+from typing import Optional
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from fvcore.common.checkpoint import Checkpointer
+
+from .authors import convert_state_dict
+from .formats import CheckpointError, read_weights, write_atomically
+
+__all__ = ["InstSegCheckpointer"]
+
+logger = logging.getLogger(__name__)
+
+_FROM_SCRATCH = (
+    'Name a local file in MODEL.WEIGHTS, or train from scratch: MODEL.WEIGHTS "", MODEL.BACKBONE.FREEZE_AT 0 and '
+    "a trained norm (MODEL.RESNETS.NORM BN or GN)"
+)
+
+
+def _summary(keys: list[str], limit: int = 6) -> str:
+    """'backbone.res2 (10), head (2)': keys counted by their first two parts."""
+    groups = Counter(".".join(key.split(".")[:-1][:2]) or key for key in keys)
+    shown = [f"{name} ({count})" for name, count in groups.most_common(limit)]
+    return ", ".join(shown) + (f" and {len(groups) - limit} more" if len(groups) > limit else "")
+
+
+class InstSegCheckpointer(DetectionCheckpointer):
+    """
+    Loads ``.pth``, ``.pkl`` and ``.safetensors`` files, the authors' among them, and saves ``.pth`` files.
+
+    Every load ends in a report in the log: how many weights were found, which are missing, unexpected or of another
+    shape. In training those keep their initial values; at test time and when resuming they are an error.
+    """
+
+    def __init__(
+        self,
+        model,
+        save_dir: str = "",
+        *,
+        for_test: bool = False,
+        metadata: Optional[dict] = None,
+        save_to_disk: Optional[bool] = None,
+        **checkpointables,
+    ):
+        """
+        Args:
+            model: the module, wrapped for distributed training or not.
+            save_dir: folder of :meth:`save`.
+            for_test: weights that are missing or of another shape are an error.
+            metadata: goes into every file, e.g. {"cfg": YAML text, "class_names": list of str}.
+            save_to_disk: default: on the main process.
+            checkpointables: objects with state_dict and load_state_dict.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.for_test = for_test
+        self.metadata = dict(metadata or {})
+        self._strict = for_test
+        self._source = ""
+        self._heuristics = False
+
+    def load(self, path: str, checkpointables: Optional[list[str]] = None, *, strict: Optional[bool] = None) -> dict:
+        """
+        Load weights, and the named checkpointables (None: all).
+
+        Args:
+            path: file or URL (``detectron2://``, ``https://``); ``?matching_heuristics=True`` at its end matches
+                names by their endings. Empty: nothing is loaded.
+            strict: overrides ``for_test``.
+
+        Returns:
+            What else the file holds.
+
+        Raises:
+            CheckpointError: see :func:`read_weights`; a download that fails; a checkpoint of another architecture;
+                with ``strict`` also missing weights and other shapes.
+        """
+        if not path:
+            level = logging.WARNING if self.for_test else logging.INFO
+            logger.log(level, "MODEL.WEIGHTS is empty: the model keeps its random initial weights.")
+            return {}
+        self._strict = self.for_test if strict is None else strict
+        self._source, _, query = path.partition("?")
+        self._heuristics = query == "matching_heuristics=True"
+        if query and not self._heuristics:
+            raise CheckpointError(f"{path}: the only query known is ?matching_heuristics=True.")
+        # Detectron2's load() parses the same query and keeps state that an error leaves behind.
+        return Checkpointer.load(self, self._local_path(self._source), checkpointables)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
+        """Resume from the last checkpoint of ``save_dir`` if there is one and ``resume``; else load the weights."""
+        if resume and self.has_checkpoint():
+            return self.load(self.get_checkpoint_file(), strict=True)
+        return self.load(path, checkpointables=[])
+
+    def _local_path(self, path: str) -> str:
+        try:
+            local = self.path_manager.get_local_path(path)
+        except Exception as error:
+            reason = getattr(error, "reason", None) or error
+            raise CheckpointError(f"{path} cannot be downloaded ({reason}). {_FROM_SCRATCH}.") from error
+        if not os.path.isfile(local):
+            raise CheckpointError(f"{path}: there is no such weight file. {_FROM_SCRATCH}.")
+        return local
+
+    def _load_file(self, filename: str) -> dict:
+        data = read_weights(filename)
+        state = data["model"]
+        if all(name.startswith("module.") for name in state):
+            state = {name[len("module.") :]: value for name, value in state.items()}
+        self._convert_ndarray_to_tensor(state)
+        data["model"] = convert_state_dict(state)
+        if self._heuristics:
+            data["matching_heuristics"] = True
+        return data
+
+    def _load_model(self, checkpoint: dict):
+        count_in_file = len(checkpoint["model"])
+        try:
+            found = super()._load_model(checkpoint)
+        except ValueError as error:  # names that match several weights, or none by a rule of Detectron2's
+            raise CheckpointError(f"{self._source} does not fit the model: {error}") from error
+        state = self.model.state_dict(keep_vars=True)
+        # num_batches_tracked has no effect unless momentum is None; a tensor under two names is there once.
+        expected = [key for key in state if not key.endswith("num_batches_tracked")]
+        mismatched = {key for key, *_ in found.incorrect_shapes}  # fvcore lists them among the missing, too
+        absent = {*found.missing_keys, *mismatched}
+        loaded = {id(state[key]) for key in expected if key not in absent}
+        missing = [k for k in expected if k in absent and k not in mismatched and id(state[k]) not in loaded]
+        matched = len(expected) - len(missing) - len(mismatched)
+        self._report(matched, len(expected), missing, found.unexpected_keys, found.incorrect_shapes)
+        if matched < 0.1 * min(len(expected), count_in_file):
+            raise CheckpointError(
+                f"{self._source} is a checkpoint of another architecture: only {matched} of its {count_in_file} "
+                f"weights fit {type(self.model).__name__} (its first key: "
+                f"{next(iter(found.unexpected_keys), '-')}). Give the config that it was trained with."
+            )
+        if self._strict:
+            self._require_complete(missing, found.incorrect_shapes)
+        return found
+
+    def _require_complete(self, missing: list[str], mismatched: list[tuple]) -> None:
+        if mismatched:
+            key, in_file, in_model = mismatched[0]
+            raise CheckpointError(
+                f"{self._source}: {len(mismatched)} weights have another shape than the model's, first {key}: "
+                f"{tuple(in_file)} in the file, {tuple(in_model)} in the model. It was trained with another config, "
+                "for instance another number of classes."
+            )
+        if missing:
+            shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            raise CheckpointError(f"{self._source} lacks {len(missing)} weights of the model: {shown}.")
+
+    def _report(self, matched: int, total: int, missing, unexpected, mismatched) -> None:
+        lines = [f"{self._source}: {matched} of {total} weights loaded."]
+        if missing:
+            lines.append(f"{len(missing)} missing, keep their initial values: {_summary(missing)}.")
+        if mismatched:
+            names = [key for key, *_ in mismatched]
+            lines.append(f"{len(names)} of another shape, reinitialised: {_summary(names)}.")
+        if unexpected:
+            lines.append(f"{len(unexpected)} not used by this model: {_summary(unexpected)}.")
+        logger.log(logging.WARNING if missing or mismatched else logging.INFO, " ".join(lines))
+        for title, keys in (("missing", missing), ("not used", unexpected)):
+            if keys:
+                logger.debug("Weights %s: %s", title, ", ".join(keys))
+        for key, in_file, in_model in mismatched:
+            logger.debug("Weight %s: %s in the file, %s in the model", key, tuple(in_file), tuple(in_model))
+
+    def _log_incompatible_keys(self, incompatible) -> None:
+        """The report has said it."""
+
+    def save(self, name: str, *, model_only: bool = False, tag: bool = True, **extra) -> None:
+        """
+        Write ``save_dir/name.pth``: weights, checkpointables, metadata and ``extra``.
+
+        Args:
+            model_only: leave the checkpointables out.
+            tag: make it the checkpoint that resuming starts from.
+
+        Raises:
+            CheckpointError: no space left; earlier checkpoints are intact.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict(), **self.metadata}
+        if not model_only:
+            data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
+        data.update(extra)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        write_atomically(path, lambda file: torch.save(data, file))
+        if tag:
+            self.tag_last_checkpoint(f"{name}.pth")
+        logger.info("Saved %s.", path)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the checkpoint that resuming starts from."""
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
