@@ -1,0 +1,114 @@
+"""Running an evaluation: progress, results, and a sentence where numbers are missing."""
+
+import json
+import logging
+import math
+import os
+import sys
+
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
+from detectron2.utils import comm
+from tqdm import tqdm
+
+from ..checkpoint.formats import write_atomically
+
+__all__ = ["evaluate", "write_results"]
+
+logger = logging.getLogger(__name__)
+
+_SIZES = {
+    "APs": "small objects (under 32 x 32 pixels)",
+    "APm": "medium objects (32 x 32 to 96 x 96 pixels)",
+    "APl": "large objects (over 96 x 96 pixels)",
+}
+
+
+class _DetectionCounter(DatasetEvaluator):
+    """Says so when the model has found nothing in a whole data set."""
+
+    def __init__(self, dataset_name: str):
+        self._name = dataset_name
+
+    def reset(self):
+        self._images, self._detections = 0, 0
+
+    def process(self, inputs, outputs):
+        for output in outputs:
+            if "instances" in output:
+                self._images += 1
+                self._detections += len(output["instances"])
+
+    def evaluate(self):
+        counts = comm.gather((self._images, self._detections))
+        if not comm.is_main_process():
+            return
+        images, detections = (sum(column) for column in zip(*counts))
+        if images and not detections:
+            logger.warning(
+                "Nothing was detected in the %d images of %s: the model is not trained (enough), its weights are not "
+                "those meant (see the load report), the score threshold is too high for it, or the images differ from "
+                "the training images in channel order (INPUT.FORMAT), scale or normalisation.",
+                images,
+                self._name,
+            )
+        elif images:
+            logger.info("%d detections in %d images of %s.", detections, images, self._name)
+
+
+class _WithProgress:
+    """A loader with a progress bar; on a terminal, on the main process."""
+
+    def __init__(self, loader, title: str):
+        self._loader, self._title = loader, title
+
+    def __len__(self):
+        return len(self._loader)
+
+    def __iter__(self):
+        hidden = not (comm.is_main_process() and sys.stdout.isatty())
+        return iter(tqdm(self._loader, desc=self._title, unit="batch", leave=False, disable=hidden))
+
+
+def _explain_missing(task: str, metrics: dict, dataset_name: str) -> None:
+    """One line for the metrics of a task that are nan."""
+    absent = [name for name, value in metrics.items() if isinstance(value, float) and math.isnan(value)]
+    if not absent:
+        return
+    if math.isnan(metrics.get("AP", 0.0)):
+        logger.info("%s: AP is nan because there are no predictions or no annotations in %s.", task, dataset_name)
+        return
+    reasons = [f"{name}: no {_SIZES[name]}" for name in absent if name in _SIZES]
+    classes = [name[len("AP-") :] for name in absent if name.startswith("AP-")]
+    if classes:
+        shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+        reasons.append(f"{len(classes)} classes without annotations ({shown})")
+    logger.info("%s: nan means that %s has nothing to measure: %s.", task, dataset_name, "; ".join(reasons))
+
+
+def evaluate(model, loader, evaluator: DatasetEvaluator, dataset_name: str) -> dict:
+    """
+    Run a model over a data set with Detectron2's ``inference_on_dataset``, with a progress bar on a terminal.
+
+    Returns:
+        {task: {metric: value}}; empty on processes other than the main one.
+    """
+    evaluator = DatasetEvaluators([_DetectionCounter(dataset_name), evaluator])
+    results = inference_on_dataset(model, _WithProgress(loader, dataset_name), evaluator)
+    for task, metrics in results.items():
+        if isinstance(metrics, dict):
+            _explain_missing(task, metrics, dataset_name)
+    return results
+
+
+def _plain(value):
+    """Nested results as JSON has them: floats, and null where a metric does not exist."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return float(value) if math.isfinite(value) else None
+
+
+def write_results(path: str, results: dict) -> None:
+    """Write nested results as JSON; nan becomes null."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    text = json.dumps(_plain(results), indent=1)
+    write_atomically(path, lambda file: file.write(text.encode()))
