@@ -4,17 +4,21 @@ Importing this package registers every method, backbone, head and data set by it
 nothing in Detectron2 itself.
 """
 
-try:
-    import detectron2  # noqa: F401
-except ModuleNotFoundError as error:
-    if error.name != "detectron2":
-        raise
-    raise ModuleNotFoundError(
-        "instseg_d2 needs Detectron2, which is not installed: run `python projects/get_detectron2.py`, "
-        "or install one by https://detectron2.readthedocs.io/en/latest/tutorials/install.html.",
-        name="detectron2",
-    ) from None
+import sys
 
 __version__ = "0.1.0"
 
-from . import data, modeling
+try:
+    import detectron2
+
+    from . import data, modeling
+except Exception as error:
+    # sys.argv[0] is "-m" only while `python -m instseg_d2.doctor` imports its package: the doctor says what is wrong.
+    if sys.argv[:1] != ["-m"]:
+        if isinstance(error, ModuleNotFoundError) and error.name == "detectron2":
+            raise ModuleNotFoundError(
+                "instseg_d2 needs Detectron2, which is not installed: run `python projects/get_detectron2.py`, "
+                "or install one by https://detectron2.readthedocs.io/en/latest/tutorials/install.html.",
+                name="detectron2",
+            ) from None
+        raise
