@@ -1,0 +1,52 @@
+"""From errors that the user can mend to one line on stderr."""
+
+import errno
+import os
+import sys
+from typing import Callable
+
+from ..checkpoint import CheckpointError
+from ..config import ConfigError
+from ..data import DatasetError
+
+__all__ = ["is_user_error", "run_script", "sentence"]
+
+_MENDABLE = (ConfigError, DatasetError, CheckpointError, FileNotFoundError, PermissionError, NotADirectoryError)
+_MENDABLE_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def is_user_error(error: BaseException) -> bool:
+    """True for what a message alone explains: config, data, weights, missing files, a full disk, a diverged loss."""
+    if isinstance(error, OSError):
+        return isinstance(error, _MENDABLE) or error.errno in _MENDABLE_ERRNO
+    return isinstance(error, (*_MENDABLE, FloatingPointError))
+
+
+def sentence(error: BaseException) -> str:
+    """The message of an error on one line."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    text = str(error).strip()
+    if text.startswith("Caught ") and "Original Traceback" in text:  # a DataLoader worker adds its traceback
+        text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]
+    return " ".join(text.split())
+
+
+def run_script(main: Callable, *args) -> int:
+    """
+    Call ``main(*args)``; errors the user can mend become one line on stderr.
+
+    Returns:
+        Exit code: 0, 2 after such an error, 130 after Ctrl-C. With INSTSEG_DEBUG=1 the error is raised instead.
+    """
+    try:
+        main(*args)
+        return 0
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped by the user\n")
+        return 130
+    except Exception as error:
+        if os.environ.get("INSTSEG_DEBUG") == "1" or not is_user_error(error):
+            raise
+        sys.stderr.write(f"error: {sentence(error)}\n")
+        return 2

@@ -1,0 +1,161 @@
+"""Hooks of the trainer: checkpoints, evaluation with the best checkpoint, and progress."""
+
+import datetime
+import logging
+import math
+import os
+from typing import Callable
+
+from detectron2.engine import HookBase
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, get_event_storage
+from tqdm import tqdm
+
+from ..checkpoint import CheckpointError, InstSegCheckpointer, read_extra
+from .log import PROGRESS_LOGGER, is_terminal
+from .rng import get_rng_state, preserve_rng_state
+
+__all__ = ["EvaluationHook", "PeriodicCheckpoint", "ProgressBar", "ProgressLines"]
+
+logger = logging.getLogger(__name__)
+
+
+class PeriodicCheckpoint(HookBase):
+    """
+    Saves ``model_<iteration>.pth`` every ``period`` iterations and ``model_final.pth`` after the last, each with the
+    random number generators of every process. Register it on all processes.
+    """
+
+    def __init__(self, checkpointer: InstSegCheckpointer, period: int):
+        self._checkpointer = checkpointer
+        self._period = period
+
+    def after_step(self):
+        done = self.trainer.iter + 1
+        names = []
+        if self._period > 0 and done % self._period == 0 and done < self.trainer.max_iter:
+            names.append(f"model_{self.trainer.iter:07d}")
+        if done == self.trainer.max_iter:
+            names.append("model_final")
+        for name in names:
+            states = comm.gather(get_rng_state())
+            self._checkpointer.save(name, iteration=self.trainer.iter, rng=states)
+
+
+class EvaluationHook(HookBase):
+    """
+    Evaluates every ``period`` iterations (0: never) and after the last, and keeps ``model_best.pth``: the weights with
+    the highest ``metric`` so far, also over resumed runs. Register it on all processes.
+    """
+
+    def __init__(self, evaluate: Callable, period: int, metric: str, checkpointer: InstSegCheckpointer):
+        """
+        Args:
+            evaluate: returns the results as a nested dict (on the main process).
+            metric: "task/name", e.g. "segm/AP"; where there are no masks, "bbox/AP" stands in for "segm/AP".
+        """
+        self._evaluate = evaluate
+        self._period = period
+        self._metric = metric
+        self._checkpointer = checkpointer
+        self._best = -math.inf
+
+    def before_train(self):
+        path = os.path.join(self._checkpointer.save_dir, "model_best.pth")
+        if self.trainer.start_iter > 0 and os.path.isfile(path):
+            try:
+                best = read_extra(path)["best"]
+            except CheckpointError as error:
+                logger.warning("%s It will be replaced at the next evaluation.", error)
+            else:
+                # A best of iterations that this run has not seen yet would come from another run.
+                if best["iteration"] < self.trainer.start_iter:
+                    self._best = best["value"]
+
+    def after_step(self):
+        done = self.trainer.iter + 1
+        if self._period > 0 and done % self._period == 0 and done < self.trainer.max_iter:
+            self._run()
+
+    def after_train(self):
+        if self.trainer.iter == self.trainer.max_iter:  # else training has failed or was stopped
+            self._run()
+
+    def _run(self):
+        with preserve_rng_state():  # the same training with and without evaluation
+            results = self._evaluate()
+        if results:
+            flat = flatten_results_dict(results)
+            self.trainer.storage.put_scalars(smoothing_hint=False, **{k: float(v) for k, v in flat.items()})
+            self._keep_best(flat)
+        comm.synchronize()
+
+    def _value(self, results: dict):
+        """The metric, of the first data set where several were evaluated; None if it is not among the results."""
+        for wanted in (self._metric, self._metric.replace("segm/", "bbox/")):
+            for name, value in results.items():
+                if name == wanted or name.endswith(f"/{wanted}"):
+                    return name, float(value)
+        logger.warning(
+            "TEST.BEST_METRIC %s is not among the results, so no best checkpoint is kept; there are: %s.",
+            self._metric,
+            ", ".join(sorted(results)),
+        )
+        return None
+
+    def _keep_best(self, results: dict):
+        found = self._value(results)
+        if found is None or not found[1] > self._best:  # nan is never the best
+            return
+        name, self._best = found
+        last = min(self.trainer.iter, self.trainer.max_iter - 1)
+        best = {"metric": name, "value": self._best, "iteration": last}
+        self._checkpointer.save("model_best", model_only=True, tag=False, iteration=last, best=best)
+        logger.info("Best %s so far: %.2f after %d iterations.", name, self._best, last + 1)
+
+
+def _losses(storage) -> dict:
+    """Median of the last 20 values of each loss, the total first."""
+    values = {name: history.median(20) for name, history in storage.histories().items() if "loss" in name}
+    return dict(sorted(values.items(), key=lambda item: (item[0] != "total_loss", item[0])))
+
+
+class ProgressBar(HookBase):
+    """A bar with losses, speed and the time left; on a terminal only."""
+
+    def before_train(self):
+        start, total = self.trainer.start_iter, self.trainer.max_iter
+        self._bar = tqdm(initial=start, total=total, desc="train", unit="it", disable=not is_terminal())
+
+    def after_step(self):
+        if not self._bar.disable:
+            losses = {k.replace("loss_", "").replace("_loss", ""): v for k, v in _losses(self.trainer.storage).items()}
+            self._bar.set_postfix({k: f"{v:.3g}" for k, v in losses.items()}, refresh=False)
+            self._bar.update()
+
+    def after_train(self):
+        self._bar.close()
+
+
+class ProgressLines(EventWriter):
+    """One plain line a call: iteration, losses, learning rate, speed and the time left."""
+
+    def __init__(self, max_iter: int):
+        self._max_iter = max_iter
+        self._logger = logging.getLogger(PROGRESS_LOGGER)
+
+    def write(self):
+        storage = get_event_storage()
+        done = storage.iter + 1
+        if done > self._max_iter or "total_loss" not in storage.histories():  # after the last step
+            return
+        parts = [f"iter {done}/{self._max_iter}"]
+        parts += [f"{name} {value:.4g}" for name, value in _losses(storage).items()]
+        if "lr" in storage.histories():
+            parts.append(f"lr {storage.history('lr').latest():.3g}")
+        if "time" in storage.histories():
+            seconds = storage.history("time").median(100)
+            left = datetime.timedelta(seconds=int(seconds * (self._max_iter - done)))
+            parts += [f"{1 / max(seconds, 1e-9):.3g} it/s", f"time left {left}"]
+        self._logger.info("  ".join(parts))

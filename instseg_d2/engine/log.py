@@ -1,0 +1,65 @@
+"""Where messages go: short lines on the console, everything in ``log.txt``."""
+
+import logging
+import os
+import sys
+
+from tqdm import tqdm
+
+__all__ = ["PROGRESS_LOGGER", "is_terminal", "setup_logging"]
+
+# Progress lines: in the file, and on the console only where no progress bar is drawn.
+PROGRESS_LOGGER = "instseg_d2.progress"
+
+_OURS = ("instseg_d2", "detectron2", "fvcore")
+# Detectron2's inference speed (the bar shows it on a terminal).
+_BAR_SHOWS = (PROGRESS_LOGGER, "detectron2.evaluation.evaluator")
+
+
+def is_terminal() -> bool:
+    """True if a person is watching standard output."""
+    return sys.stdout.isatty()
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes lines above the progress bar, if there is one."""
+
+    def __init__(self):
+        super().__init__(logging.INFO)
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        self.addFilter(lambda record: not (is_terminal() and record.name.startswith(_BAR_SHOWS)))
+
+    def emit(self, record):
+        text = self.format(record)
+        tqdm.write(f"{record.levelname}: {text}" if record.levelno >= logging.WARNING else text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def _from_known_package(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or record.name.split(".")[0] in _OURS
+
+
+def setup_logging(output_dir: str = "", rank: int = 0) -> None:
+    """
+    Send the messages of this package, Detectron2 and fvcore, and warnings of all others, to the console (INFO, rank 0)
+    and to ``output_dir/log.txt`` (DEBUG; ``log.txt.rankN`` for the other ranks). A second call replaces the first.
+    """
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if getattr(h, "of_instseg_d2", False)]:
+        root.removeHandler(handler)
+        handler.close()
+    handlers = [_ConsoleHandler()] if rank == 0 else []
+    if output_dir:
+        os.makedirs(output_dir, exist_ok=True)
+        name = "log.txt" if rank == 0 else f"log.txt.rank{rank}"
+        file_handler = logging.FileHandler(os.path.join(output_dir, name))
+        file_handler.setFormatter(
+            logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S")
+        )
+        handlers.append(file_handler)
+    for handler in handlers:
+        handler.of_instseg_d2 = True
+        handler.addFilter(_from_known_package)
+        root.addHandler(handler)
+    for name in _OURS:
+        logging.getLogger(name).setLevel(logging.DEBUG)

@@ -1,0 +1,160 @@
+"""From command-line arguments to a frozen config that fits the data and the machine."""
+
+import argparse
+import logging
+import os
+from typing import Optional
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+
+from ..checkpoint import CheckpointError, read_checkpoint_info
+from ..checkpoint.formats import write_atomically
+from ..config import CLASS_COUNT_KEYS, ConfigError, load_config, set_num_classes
+from ..data import DatasetError, check_same_classes, class_names, register_coco
+from .log import setup_logging
+
+__all__ = ["argument_parser", "setup"]
+
+logger = logging.getLogger(__name__)
+
+
+def argument_parser(description: str = "") -> argparse.ArgumentParser:
+    """Detectron2's arguments, those of CPU processes, and the files of a data set of one's own."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML file, see configs/")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR, if there is one")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS instead of training")
+    parser.add_argument("--train-json", metavar="FILE", help="COCO annotations to train on")
+    parser.add_argument("--train-images", metavar="DIR", help="the folder of their images")
+    parser.add_argument("--val-json", metavar="FILE", help="COCO annotations to evaluate on")
+    parser.add_argument("--val-images", metavar="DIR", help="the folder of their images")
+    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs a machine; 0: CPU")
+    parser.add_argument("--num-processes", type=int, default=1, help="processes a machine when there is no GPU")
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
+    parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of config keys")
+    return parser
+
+
+def _register_own_data(cfg: CfgNode, args) -> None:
+    """The four data arguments become the data sets custom_train and custom_val."""
+    for split, key in (("train", "TRAIN"), ("val", "TEST")):
+        json_file, images = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
+        if bool(json_file) != bool(images):
+            given, other = ("json", "images") if json_file else ("images", "json")
+            raise ConfigError(f"--{split}-{given} needs --{split}-{other} as well.")
+        if json_file:
+            register_coco(f"custom_{split}", json_file, images)
+            cfg.DATASETS[key] = (f"custom_{split}",)
+    if args.train_json and not args.val_json:
+        cfg.DATASETS.TEST = ()  # the config's own test set has other classes
+    if args.val_json and not args.train_json and not args.eval_only:
+        raise ConfigError("--val-json without --train-json: give both, or --eval-only.")
+
+
+def _fit_classes(cfg: CfgNode, names: list[str], source: str) -> None:
+    """Set the number of classes everywhere in the config, and say so where it changes."""
+    before = {key: _get(cfg, key) for key in CLASS_COUNT_KEYS}
+    set_num_classes(cfg, len(names))
+    changed = [f"{key} was {count}" for key, count in before.items() if count != len(names)]
+    if changed:
+        logger.info("Number of classes: %d, as in %s (%s).", len(names), source, ", ".join(changed))
+
+
+def _get(cfg: CfgNode, key: str):
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _fit_to_training_data(cfg: CfgNode) -> None:
+    if not cfg.DATASETS.TRAIN:
+        raise ConfigError("DATASETS.TRAIN is empty: name a data set there or give --train-json and --train-images.")
+    first, *others = cfg.DATASETS.TRAIN
+    names = class_names(first)
+    for other in (*others, *cfg.DATASETS.TEST):
+        check_same_classes(first, other)
+    _fit_classes(cfg, names, first)
+
+
+def _fit_to_checkpoint(cfg: CfgNode) -> None:
+    """For evaluation: the classes of the checkpoint, which must be those of the test sets; else theirs."""
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST is empty: name a data set there or give --val-json and --val-images.")
+    weights = cfg.MODEL.WEIGHTS
+    if not weights:
+        raise CheckpointError("--eval-only needs weights: give MODEL.WEIGHTS FILE at the end of the command.")
+    first, *others = cfg.DATASETS.TEST
+    names = class_names(first)
+    for other in others:
+        check_same_classes(first, other)
+    trained: Optional[list[str]] = None
+    if os.path.isfile(weights):
+        trained = read_checkpoint_info(weights)[1]
+    if trained is not None and list(trained) != names:
+        raise DatasetError(
+            f"{weights} was trained on {len(trained)} classes ({', '.join(trained[:5])}, ...), but {first} has "
+            f"{len(names)} ({', '.join(names[:5])}, ...): evaluate on a data set with the same classes."
+        )
+    _fit_classes(cfg, names, first)
+
+
+def _fit_device(cfg: CfgNode, num_gpus: int) -> None:
+    if torch.device(cfg.MODEL.DEVICE).type != "cuda":
+        return
+    if num_gpus == 0:
+        cfg.MODEL.DEVICE = "cpu"
+    elif not torch.cuda.is_available():
+        logger.info("No GPU was found: MODEL.DEVICE is cpu.")
+        cfg.MODEL.DEVICE = "cpu"
+
+
+def setup(args) -> CfgNode:
+    """
+    The config of a run: file, overrides, own data, number of classes, device; then logging, seeds and
+    ``OUTPUT_DIR/config.yaml``.
+
+    Args:
+        args: what :func:`argument_parser` parses.
+
+    Raises:
+        ConfigError, DatasetError, CheckpointError: one sentence that says what to change.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    rank = comm.get_rank()
+    try:
+        setup_logging(cfg.OUTPUT_DIR, rank)
+    except OSError as error:
+        raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error.strerror}.") from error
+    logger.debug("Environment:\n%s", collect_env_info())
+    logger.debug("Arguments: %s", args)
+
+    _register_own_data(cfg, args)
+    if args.eval_only:
+        _fit_to_checkpoint(cfg)
+    else:
+        _fit_to_training_data(cfg)
+    _fit_device(cfg, args.num_gpus)
+    cfg.freeze()
+
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
+    logger.debug("Config:\n%s", cfg.dump())
+    if comm.is_main_process():
+        path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+        write_atomically(path, lambda file: file.write(cfg.dump().encode()))
+        logger.info(
+            "%s on %s; config, log and results in %s.", cfg.MODEL.META_ARCHITECTURE, _where(cfg), cfg.OUTPUT_DIR
+        )
+    return cfg
+
+
+def _where(cfg: CfgNode) -> str:
+    kind = torch.cuda.get_device_name() if torch.device(cfg.MODEL.DEVICE).type == "cuda" else "CPU"
+    size = comm.get_world_size()
+    return kind if size == 1 else f"{size} x {kind}"

@@ -1,0 +1,77 @@
+"""Optimiser and gradient clipping from the config."""
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver import get_default_optimizer_params
+from detectron2.solver.build import maybe_add_gradient_clipping
+
+from ..config import ConfigError
+
+__all__ = ["build_optimizer"]
+
+# Methods whose own default is not SGD.
+METHOD_OPTIMIZER = {"ISTR": "ADAMW", "SparseInst": "ADAMW"}
+
+
+def _parameter_groups(cfg: CfgNode, model: torch.nn.Module) -> list:
+    solver = cfg.SOLVER
+
+    def lr_factor(name: str) -> float:
+        backbone = solver.BACKBONE_MULTIPLIER if "backbone" in name else 1.0
+        bias = solver.BIAS_LR_FACTOR if name.endswith(".bias") else 1.0
+        return backbone * bias
+
+    return get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=lr_factor,
+    )
+
+
+def _add_clipping(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED:
+        return optimizer
+    if clip.CLIP_TYPE not in ("value", "norm", "full_model"):
+        raise ConfigError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is value or norm (a parameter each) or full_model; got {clip.CLIP_TYPE}."
+        )
+    if clip.CLIP_TYPE != "full_model":
+        return maybe_add_gradient_clipping(cfg, optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    max_norm, norm_type = clip.CLIP_VALUE, clip.NORM_TYPE
+
+    def clip_all(*_):
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+
+    optimizer.register_step_pre_hook(clip_all)
+    return optimizer
+
+
+def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """
+    SGD or AdamW over the trainable parameters.
+
+    ``SOLVER.OPTIMIZER``: "SGD", "ADAMW", or empty for the method's own default. Learning rate: ``BASE_LR``, times
+    ``BACKBONE_MULTIPLIER`` for names that contain "backbone", times ``BIAS_LR_FACTOR`` for biases. Weight decay:
+    ``WEIGHT_DECAY``, but ``WEIGHT_DECAY_NORM`` in normalisation layers and ``WEIGHT_DECAY_BIAS``, if set, for biases.
+    ``CLIP_GRADIENTS``: each parameter by value or norm, or the norm over the full model.
+
+    Raises:
+        ConfigError: an unknown optimiser or clipping, or nothing to train.
+    """
+    solver = cfg.SOLVER
+    name = (solver.OPTIMIZER or METHOD_OPTIMIZER.get(cfg.MODEL.META_ARCHITECTURE, "SGD")).upper()
+    groups = _parameter_groups(cfg, model)
+    if not groups:
+        raise ConfigError(f"{cfg.MODEL.META_ARCHITECTURE} has no trainable parameter: see MODEL.BACKBONE.FREEZE_AT.")
+    if name == "SGD":
+        optimizer = torch.optim.SGD(groups, solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+    elif name == "ADAMW":
+        optimizer = torch.optim.AdamW(groups, solver.BASE_LR, amsgrad=solver.AMSGRAD)
+    else:
+        raise ConfigError(f"SOLVER.OPTIMIZER is SGD, ADAMW or empty; got {solver.OPTIMIZER}.")
+    return _add_clipping(cfg, optimizer)

@@ -1,0 +1,267 @@
+"""One trainer for every method: a loop over Detectron2's hooks that resumes exactly."""
+
+import importlib.util
+import logging
+import os
+import time
+import weakref
+from collections import OrderedDict
+from typing import Optional
+
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.evaluation import print_csv_format
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
+
+from ..checkpoint import InstSegCheckpointer
+from ..data import build_test_loader, build_train_loader, class_names
+from ..evaluation import build_evaluator, evaluate, write_results
+from .hooks import EvaluationHook, PeriodicCheckpoint, ProgressBar, ProgressLines
+from .rng import set_rng_state
+from .solver import build_optimizer
+
+__all__ = ["Trainer"]
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(TrainerBase):
+    """
+    Trains the model of a config and evaluates it.
+
+    ``trainer = Trainer(cfg); trainer.resume_or_load(resume); trainer.train()``. The ``build_*`` class methods are
+    there to be overridden. Files in ``cfg.OUTPUT_DIR``: model_<iteration>.pth, model_final.pth, model_best.pth,
+    last_checkpoint, metrics.json, TensorBoard events, inference/.
+
+    A resumed run continues with the same iteration, optimiser, schedule, gradient scaler, random numbers and images
+    as if it had not been interrupted.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__()
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        # Order and augmentation of the images follow from it; it travels in the checkpoint.
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        self.device = torch.device(cfg.MODEL.DEVICE)
+        on_gpu = self.device.type == "cuda"
+
+        model = self.build_model(cfg).to(memory_format=torch.channels_last)
+        model.train()
+        self.optimizer = self.build_optimizer(cfg, model)
+        self.scheduler = build_lr_scheduler(cfg, self.optimizer)
+        device_ids = [comm.get_local_rank()] if on_gpu else None
+        self.model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
+        # Mixed precision: float16 with scaled gradients on a GPU, bfloat16 on the CPU.
+        self.amp = cfg.SOLVER.AMP.ENABLED
+        self.amp_dtype = torch.float16 if on_gpu else torch.bfloat16
+        self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp and on_gpu)
+
+        self.checkpointer = InstSegCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            metadata={"cfg": cfg.dump(), "class_names": class_names(cfg.DATASETS.TRAIN[0])},
+            trainer=weakref.proxy(self),
+        )
+        self.results = None  # of the last evaluation
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
+        """The model of ``cfg.MODEL.META_ARCHITECTURE`` on ``cfg.MODEL.DEVICE``."""
+        model = build_model(cfg)
+        logger.debug("Model:\n%s", model)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """See :func:`instseg_d2.engine.solver.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, start_iteration: int = 0, seed: Optional[int] = None):
+        """Endless batches from ``start_iteration`` on; ``seed`` instead of ``cfg.SEED``."""
+        return build_train_loader(cfg, start_iteration=start_iteration, seed=seed)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        """Each image of the data set once."""
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_dir: str):
+        """The evaluator that the data set's metadata asks for."""
+        return build_evaluator(cfg, dataset_name, output_dir)
+
+    def build_hooks(self) -> list:
+        """Timer, schedule, precise BN, checkpoints, evaluation, progress and writers, in this order."""
+        cfg = self.cfg
+        bn = cfg.TEST.PRECISE_BN
+        registered = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if bn.ENABLED:
+            loader = self.build_train_loader(cfg)
+            registered.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, bn.NUM_ITER))
+        registered.append(PeriodicCheckpoint(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
+        if cfg.DATASETS.TEST:
+            trainer = weakref.proxy(self)
+            registered.append(
+                EvaluationHook(
+                    lambda: trainer.evaluate(), cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC, self.checkpointer
+                )
+            )
+        if comm.is_main_process():
+            registered += [ProgressBar(), hooks.PeriodicWriter(self.build_writers(), period=20)]
+        return registered
+
+    def build_writers(self) -> list:
+        """Progress lines, metrics.json and TensorBoard (where it is installed)."""
+        folder = self.cfg.OUTPUT_DIR
+        os.makedirs(folder, exist_ok=True)
+        writers = [ProgressLines(self.max_iter), JSONWriter(os.path.join(folder, "metrics.json"))]
+        if importlib.util.find_spec("tensorboard"):
+            writers.append(TensorboardXWriter(folder))
+        else:
+            logger.info("No TensorBoard files are written: tensorboard is not installed.")
+        return writers
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """
+        Continue the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` and start from iteration 0.
+
+        Raises:
+            CheckpointError: the checkpoint does not fit; see :class:`InstSegCheckpointer`.
+        """
+        found = self.checkpointer.has_checkpoint()
+        extra = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resume and found:
+            self.start_iter = extra["iteration"] + 1
+            self._rng_states = extra.get("rng", ())
+            logger.info("Resuming %s after %d iterations.", self.cfg.OUTPUT_DIR, self.start_iter)
+        elif resume:
+            logger.info("Nothing to resume in %s: starting fresh.", self.cfg.OUTPUT_DIR)
+        elif found:
+            logger.info("Starting fresh over the run in %s; --resume would continue it.", self.cfg.OUTPUT_DIR)
+        else:
+            logger.info("Starting fresh in %s.", self.cfg.OUTPUT_DIR)
+
+    _rng_states = ()  # of all processes, to be restored when training starts
+
+    def train(self) -> None:
+        """
+        Train to ``SOLVER.MAX_ITER``.
+
+        Raises:
+            FloatingPointError: a loss is not finite; the message names the images of the batch.
+        """
+        if self.start_iter >= self.max_iter:
+            logger.info(
+                "All %d iterations are done: raise SOLVER.MAX_ITER to train on, or evaluate with --eval-only.",
+                self.max_iter,
+            )
+            return
+        self._batches = iter(self.build_train_loader(self.cfg, self.start_iter, self.seed))
+        if len(self._rng_states) == comm.get_world_size():
+            set_rng_state(self._rng_states[comm.get_rank()])
+        logger.info("Training from iteration %d to %d.", self.start_iter, self.max_iter)
+        self.iter = self.start_iter
+        with EventStorage(self.start_iter) as self.storage:
+            self.before_train()
+            try:
+                for self.iter in range(self.start_iter, self.max_iter):  # noqa: B020
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                self.iter += 1  # tells the hooks that training is complete
+            except Exception as error:
+                logger.error("Training stopped at iteration %d: %s", self.iter, error)
+                raise
+            finally:
+                self.after_train()
+
+    def run_step(self) -> None:
+        """One batch: forward, backward, update."""
+        start = time.perf_counter()
+        batch = next(self._batches)
+        data_time = time.perf_counter() - start
+        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp):
+            losses = self.model(batch)
+            total = sum(losses.values())
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(total).backward()
+        self.after_backward()
+        self._record(losses, batch, data_time)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _record(self, losses: dict, batch: list, data_time: float) -> None:
+        """Store the mean of each loss over the processes; one copy from the device a step."""
+        names = sorted(losses)
+        own = torch.stack([losses[name].detach().float() for name in names])
+        mean = own.clone()
+        if comm.get_world_size() > 1:
+            dist.all_reduce(mean)
+            mean /= comm.get_world_size()
+        values = dict(zip(names, mean.tolist()))
+        if not torch.isfinite(mean).all():
+            self._stop_on_bad_loss(values, own, batch)
+        self.storage.put_scalars(total_loss=sum(values.values()), data_time=data_time, **values)
+
+    def _stop_on_bad_loss(self, values: dict, own: torch.Tensor, batch: list) -> None:
+        files = [] if torch.isfinite(own).all() else [str(x.get("file_name", x.get("image_id", "?"))) for x in batch]
+        files = [name for names in comm.all_gather(files) for name in names]
+        losses = ", ".join(f"{name} = {value:.4g}" for name, value in values.items())
+        raise FloatingPointError(
+            f"a loss is not finite at iteration {self.iter} ({losses}) on the images {', '.join(files)}: look at their "
+            "annotations, lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS.ENABLED True."
+        )
+
+    def evaluate(self) -> dict:
+        """Evaluate the model as it is on ``DATASETS.TEST``."""
+        self.results = self.test(self.cfg, self.model)
+        return self.results
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: torch.nn.Module) -> dict:
+        """
+        Evaluate a model on each data set of ``DATASETS.TEST``, on all processes.
+
+        Returns:
+            {task: {metric: value}} for one data set, {data set: {task: ...}} for several; empty on processes other
+            than the main one. The main process also writes it to ``OUTPUT_DIR/inference/results.json``.
+        """
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        several = len(cfg.DATASETS.TEST) > 1
+        results = OrderedDict()
+        for name in cfg.DATASETS.TEST:
+            logger.info("Evaluating on %s.", name)
+            evaluator = cls.build_evaluator(cfg, name, os.path.join(folder, name) if several else folder)
+            results[name] = evaluate(model, cls.build_test_loader(cfg, name), evaluator, name)
+            if comm.is_main_process():
+                print_csv_format(results[name])
+        if not several:
+            results = next(iter(results.values()), {})
+        if comm.is_main_process():
+            write_results(os.path.join(folder, "results.json"), results)
+        return results
+
+    def state_dict(self) -> dict:
+        """Iteration, hooks, optimiser, gradient scaler and data seed."""
+        state = super().state_dict()
+        state["optimizer"] = self.optimizer.state_dict()
+        state["grad_scaler"] = self.grad_scaler.state_dict()
+        state["seed"] = self.seed
+        return state
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Restore :meth:`state_dict`."""
+        super().load_state_dict(state_dict)
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        self.seed = state_dict["seed"]
+        if state_dict["grad_scaler"]:
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

@@ -1,0 +1,35 @@
+"""
+Train or evaluate any method of instseg_d2.
+
+    python projects/train_net.py --config-file configs/BlendMask/R_50_1x.yaml --num-gpus 8
+    python projects/train_net.py --config-file FILE --train-json A --train-images DIR --val-json B --val-images DIR
+    python projects/train_net.py --config-file FILE --eval-only MODEL.WEIGHTS output/model_final.pth
+    python projects/train_net.py --config-file FILE --num-gpus 0 --num-processes 4 SOLVER.MAX_ITER 1000
+
+torchrun and Slurm's srun are recognised. INSTSEG_DEBUG=1 shows the traceback of an error.
+"""
+
+import argparse
+import sys
+
+from instseg_d2.checkpoint import InstSegCheckpointer
+from instseg_d2.engine import Trainer, argument_parser, launch, run_script, setup
+
+
+def main(args: argparse.Namespace) -> None:
+    """Train, or evaluate with --eval-only, in one process of the job."""
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        InstSegCheckpointer(model, for_test=True).load(cfg.MODEL.WEIGHTS)
+        Trainer.test(cfg, model)
+        return
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+if __name__ == "__main__":
+    parser = argument_parser(__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    sys.exit(run_script(launch, main, parser.parse_args()))

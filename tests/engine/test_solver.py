@@ -1,0 +1,122 @@
+"""Parameter groups and clipping against hand-made lists."""
+
+import pytest
+import torch
+from torch import nn
+
+from instseg_d2.config import ConfigError, get_cfg
+from instseg_d2.engine.solver import build_optimizer
+
+
+class Toy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.head = nn.Sequential(nn.Conv2d(4, 2, 1), nn.GroupNorm(1, 2))
+        self.frozen = nn.Linear(2, 2)
+        self.frozen.requires_grad_(False)
+
+
+def by_name(model, optimizer):
+    """Parameter name -> (learning rate, weight decay)."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        names[id(p)]: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]
+    }
+
+
+def solver_cfg(**values):
+    cfg = get_cfg()
+    for key, value in values.items():
+        cfg.SOLVER[key] = value
+    return cfg
+
+
+def test_groups_follow_every_key():
+    model = Toy()
+    cfg = solver_cfg(
+        BASE_LR=0.5, WEIGHT_DECAY=0.25, WEIGHT_DECAY_NORM=0.0, BACKBONE_MULTIPLIER=0.5, BIAS_LR_FACTOR=2.0,
+        WEIGHT_DECAY_BIAS=0.125,
+    )  # fmt: skip
+    assert by_name(model, build_optimizer(cfg, model)) == {
+        "backbone.0.weight": (0.25, 0.25),
+        "backbone.0.bias": (0.5, 0.125),
+        "backbone.1.weight": (0.25, 0.0),
+        "backbone.1.bias": (0.5, 0.125),
+        "head.0.weight": (0.5, 0.25),
+        "head.0.bias": (1.0, 0.125),
+        "head.1.weight": (0.5, 0.0),
+        "head.1.bias": (1.0, 0.125),
+    }
+
+
+def test_defaults_decay_all_but_norms():
+    model = Toy()
+    groups = by_name(model, build_optimizer(solver_cfg(BASE_LR=0.01, WEIGHT_DECAY=1e-4), model))
+    decay = {name: values[1] for name, values in groups.items()}
+    assert {values[0] for values in groups.values()} == {0.01}
+    assert {name for name, value in decay.items() if value == 0} == {
+        "backbone.1.weight", "backbone.1.bias", "head.1.weight", "head.1.bias",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "expected"),
+    [
+        ("BlendMask", "", torch.optim.SGD),
+        ("GeneralizedRCNN", "", torch.optim.SGD),
+        ("SparseInst", "", torch.optim.AdamW),
+        ("ISTR", "", torch.optim.AdamW),
+        ("SparseInst", "SGD", torch.optim.SGD),
+        ("BlendMask", "ADAMW", torch.optim.AdamW),
+    ],
+)
+def test_optimizer_of_the_method_unless_asked(method, asked, expected):
+    cfg = solver_cfg(OPTIMIZER=asked, MOMENTUM=0.8, AMSGRAD=True)
+    cfg.MODEL.META_ARCHITECTURE = method
+    optimizer = build_optimizer(cfg, Toy())
+    assert type(optimizer) is expected
+    assert optimizer.defaults["momentum"] == 0.8 if expected is torch.optim.SGD else optimizer.defaults["amsgrad"]
+
+
+def step_with_gradient(cfg, gradients):
+    """How far one SGD step of rate 1 moves two scalar parameters with these gradients."""
+    model = nn.ParameterList([nn.Parameter(torch.zeros(1)) for _ in gradients])
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY = 1.0, 0.0, 0.0
+    optimizer = build_optimizer(cfg, model)
+    for parameter, gradient in zip(model, gradients):
+        parameter.grad = torch.tensor([gradient])
+    optimizer.step()
+    return [-p.item() for p in model]
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm_type", "expected"),
+    [
+        ("value", 2.0, [1.0, 1.0]),  # each entry at most 1
+        ("norm", 2.0, [1.0, 1.0]),  # each parameter's norm at most 1
+        ("full_model", 2.0, [0.6, 0.8]),  # (3, 4) has norm 5
+        ("full_model", 1.0, [3 / 7, 4 / 7]),
+        ("full_model", float("inf"), [0.75, 1.0]),
+    ],
+)
+def test_clipping(kind, norm_type, expected):
+    cfg = solver_cfg()
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE = True, kind, 1.0, norm_type
+    assert step_with_gradient(cfg, [3.0, 4.0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_no_clipping_by_default():
+    assert step_with_gradient(solver_cfg(), [3.0, 4.0]) == [3.0, 4.0]
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ConfigError, match=r"SOLVER.OPTIMIZER.*LION"):
+        build_optimizer(solver_cfg(OPTIMIZER="LION"), Toy())
+    cfg = solver_cfg()
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED, cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = True, "global"
+    with pytest.raises(ConfigError, match=r"CLIP_TYPE.*full_model.*global"):
+        build_optimizer(cfg, Toy())
+    with pytest.raises(ConfigError, match="no trainable parameter"):
+        build_optimizer(solver_cfg(), Toy().requires_grad_(False))

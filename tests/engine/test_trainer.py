@@ -1,0 +1,246 @@
+"""The training loop with a toy model on a toy data set: resuming, checkpoints, the best one, failures."""
+
+import json
+import logging
+import math
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from instseg_d2.checkpoint import read_extra
+from instseg_d2.config import get_cfg
+from instseg_d2.engine import Trainer
+
+DATA = "toy_trainer_images"
+
+
+class ToyTrainerNet(nn.Module):
+    """Draws random numbers of every kind while training, so that inexact resuming shows."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, batch):
+        images = torch.stack([x["image"] for x in batch])
+        features = torch.dropout(self.norm(self.conv(images)).relu().mean((2, 3)), 0.5, self.training)
+        logits = self.head(features)
+        if not self.training:
+            empty = Instances((8, 8), pred_boxes=Boxes(torch.zeros(0, 4)), scores=torch.zeros(0))
+            return [{"instances": empty} for _ in batch]
+        noise = random.random() + np.random.rand()
+        target = torch.tensor([x["target"] for x in batch])
+        return {"loss_a": (logits[:, 0] - target).square().mean(), "loss_b": (logits[:, 1] - noise).square().mean()}
+
+
+class Metric(DatasetEvaluator):
+    """Gives the next of the values set by the test."""
+
+    values = ()
+
+    def evaluate(self):
+        value, *Metric.values = Metric.values
+        return {"segm": {"AP": value}}
+
+
+class ToyTrainer(Trainer):
+    """Batch n holds the same images whenever the stream is entered."""
+
+    @classmethod
+    def build_train_loader(cls, cfg, start_iteration=0, seed=None):
+        iteration = start_iteration
+        while True:
+            generator = torch.Generator().manual_seed(seed + iteration)
+            images = torch.randn(4, 3, 8, 8, generator=generator)
+            targets = [math.nan if iteration == cfg.TEST.get("NAN_AT", -1) else float(i) for i in range(4)]
+            yield [{"image": x, "target": t, "file_name": f"{i}.jpg"} for i, (x, t) in enumerate(zip(images, targets))]
+            iteration += 1
+
+    @classmethod
+    def build_test_loader(cls, cfg, name):
+        torch.rand(3)  # evaluation may draw random numbers; training must not notice
+        return [[{"image": torch.zeros(3, 8, 8), "image_id": 0}]]
+
+    @classmethod
+    def build_evaluator(cls, cfg, name, output_dir):
+        return Metric()
+
+
+@pytest.fixture(autouse=True)
+def _registered():
+    if "ToyTrainerNet" not in META_ARCH_REGISTRY:
+        META_ARCH_REGISTRY.register(ToyTrainerNet)
+    DatasetCatalog.register(DATA, list)
+    MetadataCatalog.get(DATA).set(thing_classes=["disc", "square"])
+    yield
+    DatasetCatalog.remove(DATA)
+    MetadataCatalog.pop(DATA)
+
+
+def toy_cfg(folder, max_iter=6, test=False, **solver):
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE = "ToyTrainerNet"
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = ""
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (DATA,), (DATA,) if test else ()
+    cfg.OUTPUT_DIR = str(folder)
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD = max_iter, 2
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = 0.05, (4,), 3
+    for key, value in solver.items():
+        cfg.SOLVER[key] = value
+    return cfg
+
+
+def train(cfg, resume=False, seed=0, stop_at=None):
+    """A trainer after its training; ``stop_at``: interrupted in that iteration."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    trainer = ToyTrainer(cfg)
+    trainer.resume_or_load(resume)
+    if stop_at is not None:
+        step = trainer.run_step
+
+        def interrupted():
+            if trainer.iter == stop_at:
+                raise KeyboardInterrupt
+            step()
+
+        trainer.run_step = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    else:
+        trainer.train()
+    return trainer
+
+
+def assert_equal(a, b):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b):
+            assert_equal(x, y)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "ADAMW"])
+@pytest.mark.parametrize("test", [False, True])
+def test_resumed_equals_uninterrupted(tmp_path, optimizer, test):
+    """Bit by bit: weights, momenta, schedule, generators; also with an evaluation between the two halves."""
+    Metric.values = [1.0] * 8
+    options = {"OPTIMIZER": optimizer, "LR_SCHEDULER_NAME": "WarmupCosineLR"}
+    whole = toy_cfg(tmp_path / "whole", test=test, **options)
+    whole.TEST.EVAL_PERIOD = 2
+    train(whole)
+
+    halves = toy_cfg(tmp_path / "halves", test=test, **options)
+    halves.TEST.EVAL_PERIOD = 2
+    train(halves, stop_at=5)  # the last checkpoint is that of iteration 3
+    resumed = train(halves, resume=True, seed=99)
+    assert resumed.start_iter == 4
+
+    a, b = (torch.load(tmp_path / run / "model_final.pth") for run in ("whole", "halves"))
+    assert a["iteration"] == 5
+    assert a.pop("cfg") != b.pop("cfg")  # the folder
+    assert_equal(a, b)
+
+
+def test_files_and_what_checkpoints_carry(tmp_path):
+    cfg = toy_cfg(tmp_path)
+    train(cfg)
+    names = {"model_0000001.pth", "model_0000003.pth", "model_final.pth", "last_checkpoint", "metrics.json"}
+    assert names <= set(os.listdir(tmp_path))
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    extra = read_extra(str(tmp_path / "model_final.pth"))
+    assert extra["class_names"] == ["disc", "square"]
+    assert extra["cfg"] == cfg.dump()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    last = lines[-1]
+    assert last["iteration"] == 5
+    assert last["total_loss"] == pytest.approx(last["loss_a"] + last["loss_b"], rel=0.5)  # medians
+    assert {"lr", "data_time"} <= last.keys()
+
+
+def test_best_checkpoint(tmp_path, caplog):
+    """The highest value is kept, nan never; a resumed run knows it; it is not what resuming starts from."""
+    cfg = toy_cfg(tmp_path, max_iter=6, test=True)
+    cfg.TEST.EVAL_PERIOD = 1
+    Metric.values = [math.nan, 3.0, 2.0, 2.5, 4.0]
+    train(cfg, stop_at=4)  # the last checkpoint is that of iteration 3
+    best = read_extra(str(tmp_path / "model_best.pth"))
+    assert best["best"] == {"metric": "segm/AP", "value": 3.0, "iteration": 1}
+    assert "trainer" not in best
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+
+    Metric.values = [2.75, 2.9]
+    train(cfg, resume=True)
+    assert read_extra(str(tmp_path / "model_best.pth"))["best"]["value"] == 3.0
+
+    Metric.values = [0.5] * 6
+    train(cfg)  # a fresh run has its own best
+    assert read_extra(str(tmp_path / "model_best.pth"))["best"]["value"] == 0.5
+    assert json.loads((tmp_path / "inference" / "results.json").read_text()) == {"segm": {"AP": 0.5}}
+
+
+def test_unknown_best_metric_warns(tmp_path, caplog):
+    cfg = toy_cfg(tmp_path, max_iter=2, test=True)
+    cfg.TEST.BEST_METRIC = "sem_seg/mIoU"
+    Metric.values = [1.0]
+    train(cfg)
+    assert "TEST.BEST_METRIC sem_seg/mIoU is not among the results" in caplog.text
+    assert not (tmp_path / "model_best.pth").exists()
+
+
+def test_it_says_how_it_starts(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    cfg = toy_cfg(tmp_path, max_iter=2)
+    train(cfg, resume=True)
+    assert f"Nothing to resume in {tmp_path}: starting fresh." in caplog.text
+    train(cfg, resume=True)
+    assert "after 2 iterations" in caplog.text
+    assert "All 2 iterations are done: raise SOLVER.MAX_ITER" in caplog.text
+    train(cfg)
+    assert f"Starting fresh over the run in {tmp_path}; --resume would continue it." in caplog.text
+
+
+def test_a_bad_loss_names_the_images(tmp_path, caplog):
+    cfg = toy_cfg(tmp_path)
+    cfg.TEST.NAN_AT = 3
+    with pytest.raises(FloatingPointError, match=r"iteration 3 \(loss_a = nan, loss_b = .*images 0\.jpg, 1\.jpg"):
+        train(cfg)
+    assert "Training stopped at iteration 3" in caplog.text
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    state = torch.load(tmp_path / "model_0000001.pth")["model"]
+    assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_mixed_precision_on_the_cpu(tmp_path):
+    cfg = toy_cfg(tmp_path, AMP=get_cfg().SOLVER.AMP)
+    cfg.SOLVER.AMP.ENABLED = True
+    trainer = ToyTrainer(cfg)
+    seen = []
+    trainer.model.head.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    trainer.train()
+    assert set(seen) == {torch.bfloat16}
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+
+
+def test_convolutions_are_channels_last(tmp_path):
+    trainer = ToyTrainer(toy_cfg(tmp_path))
+    assert trainer.model.conv.weight.is_contiguous(memory_format=torch.channels_last)
