@@ -81,25 +81,26 @@ def _run(main: Callable, args, world: World, use_gpu: bool) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.local_size))
     backend = "nccl" if use_gpu else "gloo"
     dist.init_process_group(backend, world.url, _TIMEOUT, world_size=world.size, rank=world.rank)
-    try:
-        comm.create_local_process_group(world.local_size)
-        main(args)
-    finally:
-        dist.destroy_process_group()
-        # gloo's threads give back Python's tensors just after the last collective has returned. Were the interpreter
-        # already on its way out, they would abort the process; sleeping lets them have it first.
-        time.sleep(0.2)
+    comm.create_local_process_group(world.local_size)
+    main(args)
+    dist.destroy_process_group()
+    # gloo's threads give back Python's tensors just after the last collective has returned. Were the interpreter
+    # already on its way out, they would abort the process; sleeping lets them have it first.
+    time.sleep(0.2)
 
 
 def _spawned(local_rank: int, main: Callable, args, world: World, use_gpu: bool, errors) -> None:
+    def report_errors(args):
+        try:
+            main(args)
+        except Exception as error:
+            if not is_user_error(error):
+                raise
+            errors.put(error)  # before the other processes fail for want of this one
+            raise SystemExit(2) from None
+
     rank = world.rank + local_rank
-    try:
-        _run(main, args, world._replace(rank=rank, local_rank=local_rank), use_gpu)
-    except Exception as error:
-        if not is_user_error(error):
-            raise
-        errors.put(error)
-        raise SystemExit(2) from None
+    _run(report_errors, args, world._replace(rank=rank, local_rank=local_rank), use_gpu)
 
 
 def _local_processes(args) -> int:
@@ -150,7 +151,7 @@ def launch(main: Callable, args) -> None:
     errors = mp.get_context("spawn").SimpleQueue()
     try:
         mp.start_processes(_spawned, (main, args, world, use_gpu, errors), count, start_method="spawn")
-    except mp.ProcessExitedException:
+    except (mp.ProcessExitedException, mp.ProcessRaisedException):
         if errors.empty():
             raise
         raise errors.get() from None

@@ -12,8 +12,9 @@ __all__ = ["PROGRESS_LOGGER", "is_terminal", "setup_logging"]
 PROGRESS_LOGGER = "instseg_d2.progress"
 
 _OURS = ("instseg_d2", "detectron2", "fvcore")
-# Detectron2's inference speed (the bar shows it on a terminal).
+# What the bar shows on a terminal: progress lines, and Detectron2's inference speed.
 _BAR_SHOWS = (PROGRESS_LOGGER, "detectron2.evaluation.evaluator")
+_FILE_ONLY = "detectron2.data.common"  # how the data set is laid out in memory
 
 
 def is_terminal() -> bool:
@@ -27,6 +28,7 @@ class _ConsoleHandler(logging.Handler):
     def __init__(self):
         super().__init__(logging.INFO)
         self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        self.addFilter(lambda record: record.name != _FILE_ONLY)
         self.addFilter(lambda record: not (is_terminal() and record.name.startswith(_BAR_SHOWS)))
 
     def emit(self, record):

@@ -82,6 +82,10 @@ def _fit_to_training_data(cfg: CfgNode) -> None:
     _fit_classes(cfg, names, first)
 
 
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
 def _fit_to_checkpoint(cfg: CfgNode) -> None:
     """For evaluation: the classes of the checkpoint, which must be those of the test sets; else theirs."""
     if not cfg.DATASETS.TEST:
@@ -98,8 +102,8 @@ def _fit_to_checkpoint(cfg: CfgNode) -> None:
         trained = read_checkpoint_info(weights)[1]
     if trained is not None and list(trained) != names:
         raise DatasetError(
-            f"{weights} was trained on {len(trained)} classes ({', '.join(trained[:5])}, ...), but {first} has "
-            f"{len(names)} ({', '.join(names[:5])}, ...): evaluate on a data set with the same classes."
+            f"{weights} was trained on {len(trained)} classes ({_shown(trained)}), but {first} has {len(names)} "
+            f"({_shown(names)}): evaluate on a data set with the same classes."
         )
     _fit_classes(cfg, names, first)
 

@@ -24,6 +24,7 @@ from ..evaluation import build_evaluator, evaluate, write_results
 from .hooks import EvaluationHook, PeriodicCheckpoint, ProgressBar, ProgressLines
 from .rng import set_rng_state
 from .solver import build_optimizer
+from .sync_batchnorm import sync_batchnorm_on_cpu
 
 __all__ = ["Trainer"]
 
@@ -53,6 +54,8 @@ class Trainer(TrainerBase):
         on_gpu = self.device.type == "cuda"
 
         model = self.build_model(cfg).to(memory_format=torch.channels_last)
+        if not on_gpu and comm.get_world_size() > 1:
+            sync_batchnorm_on_cpu(model)
         model.train()
         self.optimizer = self.build_optimizer(cfg, model)
         self.scheduler = build_lr_scheduler(cfg, self.optimizer)

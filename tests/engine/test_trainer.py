@@ -17,7 +17,9 @@ from torch import nn
 
 from instseg_d2.checkpoint import read_extra
 from instseg_d2.config import get_cfg
+from instseg_d2.data import make_shapes, register_coco
 from instseg_d2.engine import Trainer
+from tests.tiny import tiny_config
 
 DATA = "toy_trainer_images"
 
@@ -101,12 +103,12 @@ def toy_cfg(folder, max_iter=6, test=False, **solver):
     return cfg
 
 
-def train(cfg, resume=False, seed=0, stop_at=None):
+def train(cfg, resume=False, seed=0, stop_at=None, trainer_class=None):
     """A trainer after its training; ``stop_at``: interrupted in that iteration."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
-    trainer = ToyTrainer(cfg)
+    trainer = (trainer_class or ToyTrainer)(cfg)
     trainer.resume_or_load(resume)
     if stop_at is not None:
         step = trainer.run_step
@@ -244,3 +246,30 @@ def test_mixed_precision_on_the_cpu(tmp_path):
 def test_convolutions_are_channels_last(tmp_path):
     trainer = ToyTrainer(toy_cfg(tmp_path))
     assert trainer.model.conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_real_run_resumes_exactly(tmp_path):
+    """BlendMask on drawn shapes with augmentation, one loader process, SEED unset."""
+    make_shapes(tmp_path / "shapes", "train", 8, seed=5)
+    register_coco("toy_resume_shapes", tmp_path / "shapes" / "train.json", tmp_path / "shapes" / "images")
+
+    def cfg(folder):
+        cfg = tiny_config(num_classes=6)
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("toy_resume_shapes",), ()
+        cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (64, 96), 128
+        cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT, cfg.DATALOADER.NUM_WORKERS = True, "bitmask", 1
+        cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD = 2, 4, 2
+        cfg.OUTPUT_DIR = str(tmp_path / folder)
+        return cfg
+
+    def run(folder, stop_at=None, resume=False):
+        return train(cfg(folder), resume, seed=7, stop_at=stop_at, trainer_class=Trainer)
+
+    run("whole")
+    run("halves", stop_at=3)
+    run("halves", resume=True)
+    a, b = (torch.load(tmp_path / folder / "model_final.pth") for folder in ("whole", "halves"))
+    assert_equal(a["model"], b["model"])
+    assert_equal(a["trainer"], b["trainer"])
+    DatasetCatalog.remove("toy_resume_shapes")
+    MetadataCatalog.pop("toy_resume_shapes")

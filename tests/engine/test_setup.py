@@ -1,0 +1,260 @@
+"""From arguments to a config: own data, class counts, device; and the sentences for bad input."""
+
+import importlib.util
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from instseg_d2.checkpoint import CheckpointError, InstSegCheckpointer
+from instseg_d2.config import CLASS_COUNT_KEYS, ConfigError
+from instseg_d2.data import DatasetError
+from instseg_d2.engine import argument_parser, launch, run_script, setup
+from instseg_d2.engine.errors import sentence
+
+ROOT = Path(__file__).parents[2]
+
+
+def write_coco(folder, names, images=2):
+    """A COCO file with one object of each class in each image, and its images."""
+    folder.mkdir(exist_ok=True)
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "height": 64, "width": 64} for i in range(images)],
+        "categories": [{"id": 5 * i + 3, "name": name} for i, name in enumerate(names)],
+        "annotations": [],
+    }
+    for image in range(images):
+        Image.fromarray(np.full((64, 64, 3), 128, np.uint8)).save(folder / f"{image}.png")
+        for number in range(len(names)):
+            x = 4 + 6 * number
+            content["annotations"].append(
+                {"id": 1 + image * len(names) + number, "image_id": image, "category_id": 5 * number + 3,
+                 "bbox": [x, x, 20, 20], "area": 400, "iscrowd": 0,
+                 "segmentation": [[x, x, x + 20, x, x + 20, x + 20, x, x + 20]]}
+            )  # fmt: skip
+    (folder / "labels.json").write_text(json.dumps(content))
+    return str(folder / "labels.json"), str(folder)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Arguments that name a training and a validation set of three classes."""
+    monkeypatch.setenv("INSTSEG_CACHE", str(tmp_path / "cache"))
+    train, val = (write_coco(tmp_path / name, ["cup", "fork", "spoon"]) for name in ("train", "val"))
+    return ["--train-json", train[0], "--train-images", train[1], "--val-json", val[0], "--val-images", val[1]]
+
+
+@pytest.fixture(autouse=True)
+def _leave_logging_alone():
+    root, known = logging.getLogger(), [logging.getLogger(name) for name in ("instseg_d2", "detectron2", "fvcore")]
+    before, levels = list(root.handlers), [logger.level for logger in known]
+    yield
+    for handler in [h for h in root.handlers if h not in before]:
+        root.removeHandler(handler)
+        handler.close()
+    for logger, level in zip(known, levels):
+        logger.setLevel(level)
+
+
+def parse(tmp_path, arguments, *opts):
+    return argument_parser().parse_args([*arguments, "OUTPUT_DIR", str(tmp_path / "out"), *opts])
+
+
+def class_counts(cfg):
+    flat = {}
+    for key in CLASS_COUNT_KEYS:
+        node = cfg
+        for part in key.split("."):
+            node = node[part]
+        flat[key] = node
+    return flat
+
+
+def test_own_data(tmp_path, data):
+    cfg = setup(parse(tmp_path, data))
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("custom_train",), ("custom_val",))
+    assert set(class_counts(cfg).values()) == {3}
+    assert cfg.is_frozen()
+    written = (tmp_path / "out" / "config.yaml").read_text()
+    assert written == cfg.dump()
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "Number of classes: 3, as in custom_train (MODEL.FCOS.NUM_CLASSES was 80, " in log
+
+
+def test_registered_data_sets_count_too(tmp_path, data):
+    setup(parse(tmp_path, data))
+    cfg = setup(parse(tmp_path, [], "DATASETS.TRAIN", "('custom_train',)", "DATASETS.TEST", "('custom_val',)"))
+    assert set(class_counts(cfg).values()) == {3}
+
+
+def test_training_data_alone_is_not_evaluated_on_other_data(tmp_path, data):
+    cfg = setup(parse(tmp_path, data[:4], "DATASETS.TEST", "('coco_2017_val',)"))
+    assert cfg.DATASETS.TEST == ()
+
+
+def test_other_classes_in_validation(tmp_path, data):
+    val = write_coco(tmp_path / "val", ["cup", "knife", "spoon"])
+    with pytest.raises(DatasetError, match=r"custom_train and custom_val.*'fork'.*'knife'"):
+        setup(parse(tmp_path, [*data[:5], val[0], *data[6:]]))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_device_falls_back(tmp_path, data):
+    cfg = setup(parse(tmp_path, data))
+    assert cfg.MODEL.DEVICE == "cpu"
+    assert "No GPU was found: MODEL.DEVICE is cpu." in (tmp_path / "out" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("seed", [-1, 7])
+def test_seed(tmp_path, data, seed):
+    drawn = []
+    for _ in range(2):
+        setup(parse(tmp_path, data, "SEED", str(seed)))
+        drawn.append((torch.rand(1).item(), np.random.rand()))
+    assert (drawn[0] == drawn[1]) == (seed == 7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "opts", "error", "message"),
+    [
+        ([], [], ConfigError, "DATASETS.TRAIN is empty.*--train-json"),
+        ([], ["DATASETS.TRAIN", "('shapes_trian',)"], DatasetError, "no data set named shapes_trian.*shapes_train"),
+        (["--train-json", "a.json"], [], ConfigError, "--train-json needs --train-images"),
+        (["--val-images", "d"], [], ConfigError, "--val-images needs --val-json"),
+        (["--val-json", "a.json", "--val-images", "d"], [], ConfigError, "--val-json without --train-json"),
+        (["--train-json", "none.json", "--train-images", "."], [], DatasetError, "none.json: there is no such"),
+        (["--config-file", "none.yaml"], [], ConfigError, "none.yaml"),
+        ([], ["SOLVER.BASE_RL", "1"], ConfigError, "SOLVER.BASE_RL.*SOLVER.BASE_LR"),
+        (["--eval-only"], ["DATASETS.TEST", "('shapes_val',)"], CheckpointError, "MODEL.WEIGHTS FILE"),
+        (["--eval-only"], [], ConfigError, "DATASETS.TEST is empty"),
+    ],
+)
+def test_sentences(tmp_path, arguments, opts, error, message):
+    with pytest.raises(error, match=message):
+        setup(parse(tmp_path, arguments, *opts))
+
+
+def test_output_folder_that_cannot_be_made(tmp_path, data):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ConfigError, match=r"OUTPUT_DIR .*out cannot be written"):
+        setup(parse(tmp_path, data))
+
+
+def test_evaluation_takes_the_classes_of_the_checkpoint(tmp_path, data):
+    for names in (["cup", "fork", "spoon"], ["cat", "dog"]):
+        checkpointer = InstSegCheckpointer(torch.nn.Linear(1, 1), str(tmp_path), metadata={"class_names": names})
+        checkpointer.save("model")
+        args = parse(tmp_path, ["--eval-only", *data[4:]], "MODEL.WEIGHTS", str(tmp_path / "model.pth"))
+        if len(names) == 3:
+            assert set(class_counts(setup(args)).values()) == {3}
+        else:
+            with pytest.raises(DatasetError, match=r"model\.pth was trained on 2 classes \(cat, dog\).*has 3 \(cup, "):
+                setup(args)
+
+
+# --- the script ---
+
+
+def train_net():
+    spec = importlib.util.spec_from_file_location("train_net", ROOT / "projects" / "train_net.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_mistakes_end_in_one_line(tmp_path, data, capsys, monkeypatch):
+    args = parse(tmp_path, data, "MODEL.WEIGHTS", "none.pth", "MODEL.BACKBONE.FREEZE_AT", "0")
+    monkeypatch.delenv("INSTSEG_DEBUG", raising=False)
+    assert run_script(launch, train_net().main, args) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: none.pth: there is no such weight file.")
+    monkeypatch.setenv("INSTSEG_DEBUG", "1")
+    with pytest.raises(CheckpointError):
+        run_script(launch, train_net().main, args)
+
+
+def test_other_errors_keep_their_traceback(capsys):
+    def main():
+        raise KeyError("a defect")
+
+    with pytest.raises(KeyError):
+        run_script(main)
+
+
+def test_stopping_by_hand(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    assert run_script(main) == 130
+    assert capsys.readouterr().err == "stopped by the user\n"
+
+
+def test_sentences_of_wrapped_errors():
+    class Refuses(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            raise DatasetError("a.json: annotation 3\nis wrong")
+
+    with pytest.raises(DatasetError) as caught:
+        next(iter(torch.utils.data.DataLoader(Refuses(), num_workers=1)))
+    assert sentence(caught.value) == "a.json: annotation 3 is wrong"
+    with pytest.raises(FileNotFoundError) as caught:
+        Path("none.txt").read_text()
+    assert sentence(caught.value) == "none.txt: No such file or directory"
+
+
+TINY = {
+    "MODEL.META_ARCHITECTURE": "RetinaNet",
+    "MODEL.BACKBONE.NAME": "build_retinanet_resnet_fpn_backbone",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.RESNETS.DEPTH": 18,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+    "MODEL.RESNETS.NORM": "BN",
+    "MODEL.RESNETS.OUT_FEATURES": "['res3', 'res4', 'res5']",
+    "MODEL.FPN.IN_FEATURES": "['res3', 'res4', 'res5']",
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.RETINANET.NUM_CONVS": 1,
+    "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
+    "MODEL.ANCHOR_GENERATOR.SIZES": "[[16], [32], [64], [128], [256]]",
+    "INPUT.MIN_SIZE_TRAIN": "(64,)",
+    "INPUT.MIN_SIZE_TEST": 64,
+    "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.MAX_ITER": 2,
+}
+
+
+def test_a_user_trains_resumes_and_evaluates(tmp_path, data, capsys):
+    """Two gloo processes train; one goes on; the checkpoint knows its classes; evaluation alone gives the same."""
+    opts = [str(word) for item in TINY.items() for word in item]
+    out = tmp_path / "out"
+    command = [sys.executable, "projects/train_net.py", *data, "--num-gpus", "0", "--num-processes", "2", *opts]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, "OUTPUT_DIR", str(out)], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "RetinaNet on 2 x CPU" in done.stdout
+    assert f"Starting fresh in {out}." in done.stdout
+
+    main = train_net().main
+    assert run_script(launch, main, parse(tmp_path, [*data, "--resume"], *opts, "SOLVER.MAX_ITER", "3")) == 0
+    stdout = capsys.readouterr().out
+    assert f"Resuming {out} after 2 iterations." in stdout
+    assert "iter 3/3  total_loss" in stdout
+    results = json.loads((out / "inference" / "results.json").read_text())
+    assert set(results["bbox"]) >= {"AP", "AP50", "AP-cup", "AP-fork", "AP-spoon"}
+
+    (out / "inference" / "results.json").unlink()
+    args = parse(tmp_path, [*data, "--eval-only"], *opts, "MODEL.WEIGHTS", str(out / "model_final.pth"))
+    assert run_script(launch, main, args) == 0
+    assert json.loads((out / "inference" / "results.json").read_text()) == results
+    assert torch.load(out / "model_final.pth")["class_names"] == ["cup", "fork", "spoon"]
