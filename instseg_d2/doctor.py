@@ -146,12 +146,16 @@ def diagnose() -> list:
     ]
 
 
+def table(rows: list) -> str:
+    """The rows as aligned text."""
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "\n".join(f"{row.name:<{widths[0]}}  {row.found:<{widths[1]}}  {row.advice or 'OK'}" for row in rows)
+
+
 def main() -> int:
     """Print the table; 1 when something needed is missing, else 0."""
     rows = diagnose()
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    for row in rows:
-        sys.stdout.write(f"{row.name:<{widths[0]}}  {row.found:<{widths[1]}}  {row.advice or 'OK'}\n")
+    sys.stdout.write(table(rows) + "\n")
     return int(any(row.failed for row in rows))
 
 

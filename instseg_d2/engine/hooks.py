@@ -1,6 +1,7 @@
 """Hooks of the trainer: checkpoints, evaluation with the best checkpoint, and progress."""
 
 import datetime
+import importlib.util
 import logging
 import math
 import os
@@ -9,14 +10,14 @@ from typing import Callable
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, get_event_storage
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
 from tqdm import tqdm
 
 from ..checkpoint import CheckpointError, InstSegCheckpointer, read_extra
 from .log import PROGRESS_LOGGER, is_terminal
 from .rng import get_rng_state, preserve_rng_state
 
-__all__ = ["EvaluationHook", "PeriodicCheckpoint", "ProgressBar", "ProgressLines"]
+__all__ = ["EvaluationHook", "PeriodicCheckpoint", "ProgressBar", "ProgressLines", "build_writers"]
 
 logger = logging.getLogger(__name__)
 
@@ -159,3 +160,14 @@ class ProgressLines(EventWriter):
             left = datetime.timedelta(seconds=int(seconds * (self._max_iter - done)))
             parts += [f"{1 / max(seconds, 1e-9):.3g} it/s", f"time left {left}"]
         self._logger.info("  ".join(parts))
+
+
+def build_writers(folder: str, max_iter: int) -> list:
+    """Progress lines, ``metrics.json`` and TensorBoard files (where it is installed)."""
+    os.makedirs(folder, exist_ok=True)
+    writers = [ProgressLines(max_iter), JSONWriter(os.path.join(folder, "metrics.json"))]
+    if importlib.util.find_spec("tensorboard"):
+        writers.append(TensorboardXWriter(folder))
+    else:
+        logger.info("No TensorBoard files are written: tensorboard is not installed.")
+    return writers

@@ -76,7 +76,7 @@ def _free_port() -> int:
 def _run(main: Callable, args, world: World, use_gpu: bool) -> None:
     """Join the process group, call ``main(args)`` and leave the group."""
     if use_gpu:
-        torch.cuda.set_device(world.local_rank)
+        torch.cuda.set_device(world.local_rank % torch.cuda.device_count())  # Slurm may show each task its GPU alone
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.local_size))
     backend = "nccl" if use_gpu else "gloo"

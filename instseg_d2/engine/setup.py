@@ -8,9 +8,9 @@ from typing import Optional
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 
+from .. import doctor
 from ..checkpoint import CheckpointError, read_checkpoint_info
 from ..checkpoint.formats import write_atomically
 from ..config import CLASS_COUNT_KEYS, ConfigError, load_config, set_num_classes
@@ -135,7 +135,7 @@ def setup(args) -> CfgNode:
         setup_logging(cfg.OUTPUT_DIR, rank)
     except OSError as error:
         raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error.strerror}.") from error
-    logger.debug("Environment:\n%s", collect_env_info())
+    logger.debug("Environment:\n%s", doctor.table(doctor.diagnose()))
     logger.debug("Arguments: %s", args)
 
     _register_own_data(cfg, args)

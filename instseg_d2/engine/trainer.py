@@ -1,6 +1,5 @@
 """One trainer for every method: a loop over Detectron2's hooks that resumes exactly."""
 
-import importlib.util
 import logging
 import os
 import time
@@ -16,12 +15,12 @@ from detectron2.evaluation import print_csv_format
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventStorage
 
 from ..checkpoint import InstSegCheckpointer
 from ..data import build_test_loader, build_train_loader, class_names
 from ..evaluation import build_evaluator, evaluate, write_results
-from .hooks import EvaluationHook, PeriodicCheckpoint, ProgressBar, ProgressLines
+from .hooks import EvaluationHook, PeriodicCheckpoint, ProgressBar, build_writers
 from .rng import set_rng_state
 from .solver import build_optimizer
 from .sync_batchnorm import sync_batchnorm_on_cpu
@@ -59,7 +58,7 @@ class Trainer(TrainerBase):
         model.train()
         self.optimizer = self.build_optimizer(cfg, model)
         self.scheduler = build_lr_scheduler(cfg, self.optimizer)
-        device_ids = [comm.get_local_rank()] if on_gpu else None
+        device_ids = [torch.cuda.current_device()] if on_gpu else None
         self.model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
         # Mixed precision: float16 with scaled gradients on a GPU, bfloat16 on the CPU.
         self.amp = cfg.SOLVER.AMP.ENABLED
@@ -73,6 +72,7 @@ class Trainer(TrainerBase):
             trainer=weakref.proxy(self),
         )
         self.results = None  # of the last evaluation
+        self._rng_states = ()  # of all processes, to be restored when training starts
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -119,19 +119,8 @@ class Trainer(TrainerBase):
                 )
             )
         if comm.is_main_process():
-            registered += [ProgressBar(), hooks.PeriodicWriter(self.build_writers(), period=20)]
+            registered += [ProgressBar(), hooks.PeriodicWriter(build_writers(cfg.OUTPUT_DIR, self.max_iter), period=20)]
         return registered
-
-    def build_writers(self) -> list:
-        """Progress lines, metrics.json and TensorBoard (where it is installed)."""
-        folder = self.cfg.OUTPUT_DIR
-        os.makedirs(folder, exist_ok=True)
-        writers = [ProgressLines(self.max_iter), JSONWriter(os.path.join(folder, "metrics.json"))]
-        if importlib.util.find_spec("tensorboard"):
-            writers.append(TensorboardXWriter(folder))
-        else:
-            logger.info("No TensorBoard files are written: tensorboard is not installed.")
-        return writers
 
     def resume_or_load(self, resume: bool = True) -> None:
         """
@@ -152,8 +141,6 @@ class Trainer(TrainerBase):
             logger.info("Starting fresh over the run in %s; --resume would continue it.", self.cfg.OUTPUT_DIR)
         else:
             logger.info("Starting fresh in %s.", self.cfg.OUTPUT_DIR)
-
-    _rng_states = ()  # of all processes, to be restored when training starts
 
     def train(self) -> None:
         """

@@ -49,10 +49,11 @@ class Metric(DatasetEvaluator):
     """Gives the next of the values set by the test."""
 
     values = ()
+    task = "segm"
 
     def evaluate(self):
         value, *Metric.values = Metric.values
-        return {"segm": {"AP": value}}
+        return {self.task: {"AP": value}}
 
 
 class ToyTrainer(Trainer):
@@ -198,6 +199,13 @@ def test_best_checkpoint(tmp_path, caplog):
     train(cfg)  # a fresh run has its own best
     assert read_extra(str(tmp_path / "model_best.pth"))["best"]["value"] == 0.5
     assert json.loads((tmp_path / "inference" / "results.json").read_text()) == {"segm": {"AP": 0.5}}
+
+
+def test_best_boxes_of_a_model_without_masks(tmp_path, monkeypatch):
+    monkeypatch.setattr(Metric, "task", "bbox")
+    Metric.values = [1.0]
+    train(toy_cfg(tmp_path, max_iter=2, test=True))
+    assert read_extra(str(tmp_path / "model_best.pth"))["best"] == {"metric": "bbox/AP", "value": 1.0, "iteration": 1}
 
 
 def test_unknown_best_metric_warns(tmp_path, caplog):
