@@ -145,12 +145,14 @@ class ProgressLines(EventWriter):
     def __init__(self, max_iter: int):
         self._max_iter = max_iter
         self._logger = logging.getLogger(PROGRESS_LOGGER)
+        self._written = 0
 
     def write(self):
         storage = get_event_storage()
-        done = storage.iter + 1
-        if done > self._max_iter or "total_loss" not in storage.histories():  # after the last step
+        done = storage.latest().get("total_loss", (0.0, -1))[1] + 1
+        if done <= self._written:
             return
+        self._written = done
         parts = [f"iter {done}/{self._max_iter}"]
         parts += [f"{name} {value:.4g}" for name, value in _losses(storage).items()]
         if "lr" in storage.histories():

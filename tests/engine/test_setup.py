@@ -134,6 +134,7 @@ def test_seed(tmp_path, data, seed):
         ([], ["SOLVER.BASE_RL", "1"], ConfigError, "SOLVER.BASE_RL.*SOLVER.BASE_LR"),
         (["--eval-only"], ["DATASETS.TEST", "('shapes_val',)"], CheckpointError, "MODEL.WEIGHTS FILE"),
         (["--eval-only"], [], ConfigError, "DATASETS.TEST is empty"),
+        ([], ["--eval-only"], ConfigError, "--eval-only stands among the config overrides"),
     ],
 )
 def test_sentences(tmp_path, arguments, opts, error, message):

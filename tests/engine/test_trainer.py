@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import random
+import re
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from instseg_d2.checkpoint import read_extra
 from instseg_d2.config import get_cfg
 from instseg_d2.data import make_shapes, register_coco
 from instseg_d2.engine import Trainer
+from instseg_d2.engine.log import PROGRESS_LOGGER
 from tests.tiny import tiny_config
 
 DATA = "toy_trainer_images"
@@ -227,6 +229,24 @@ def test_it_says_how_it_starts(tmp_path, caplog):
     assert "All 2 iterations are done: raise SOLVER.MAX_ITER" in caplog.text
     train(cfg)
     assert f"Starting fresh over the run in {tmp_path}; --resume would continue it." in caplog.text
+
+
+def test_progress_lines(tmp_path, caplog):
+    """Every 20 iterations and after the last; none for an iteration that failed."""
+    caplog.set_level(logging.INFO, PROGRESS_LOGGER)
+    train(toy_cfg(tmp_path / "done", max_iter=41, CHECKPOINT_PERIOD=100))
+    cfg = toy_cfg(tmp_path / "failed", max_iter=41, CHECKPOINT_PERIOD=100)
+    cfg.TEST.NAN_AT = 22
+    with pytest.raises(FloatingPointError):
+        train(cfg)
+    lines = [r.getMessage() for r in caplog.records if r.name == PROGRESS_LOGGER]
+    assert [line.split("  ")[0] for line in lines] == [f"iter {i}/41" for i in (20, 40, 41, 20, 22)]
+    number = r"[-+.e\d]+"
+    assert re.fullmatch(
+        rf"iter 20/41  total_loss {number}  loss_a {number}  loss_b {number}  lr {number}  {number} it/s  "
+        r"time left 0:00:0\d",
+        lines[0],
+    )
 
 
 def test_a_bad_loss_names_the_images(tmp_path, caplog):
