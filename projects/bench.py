@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import sys
 import tempfile
 
 import cv2
@@ -59,4 +60,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(parse()))
+    sys.exit(run_script(main, parse()))

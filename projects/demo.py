@@ -12,7 +12,9 @@ def parse(arguments=None):
     )
     parser.add_argument("--weights", required=True, help="checkpoint to run")
     parser.add_argument("--config-file", default="", help="YAML config; not needed where the checkpoint carries it")
-    parser.add_argument("--input", nargs="+", required=True, help="images, folders, globs, data sets, or one video file")
+    parser.add_argument(
+        "--input", nargs="+", required=True, help="images, folders, globs, data sets, or one video file"
+    )
     parser.add_argument("--output", required=True, help="folder to write to")
     parser.add_argument(
         "--score-threshold",

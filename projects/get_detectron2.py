@@ -7,6 +7,7 @@ This script takes that folder alone, restores the import name and installs it as
 ``detectron2 0.6+pypi`` with Detectron2's own requirements. Whoever prefers another Detectron2 (its master,
 or one with the compiled operators) installs that one first: this script then changes nothing.
 """
+
 import base64
 import hashlib
 import importlib.util
@@ -66,12 +67,14 @@ def repack(data: bytes, target: Path) -> None:
                 content = source.read(entry)
                 if entry.endswith(".py"):
                     content = re.sub(rb"\bLabGym\.detectron2\b", b"detectron2", content)
-                files[f"{NAME}/{entry[len(PREFIX):]}"] = content
+                files[f"{NAME}/{entry[len(PREFIX) :]}"] = content
     if f"{NAME}/__init__.py" not in files:
         raise SystemExit(f"{SOURCE} holds no {PREFIX}__init__.py; nothing was installed.")
     files[f"{info}/METADATA"] = METADATA.encode()
     files[f"{info}/NOTICE"] = NOTICE.encode()
-    files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: get_detectron2\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    files[f"{info}/WHEEL"] = (
+        b"Wheel-Version: 1.0\nGenerator: get_detectron2\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    )
     record = []
     for name, content in files.items():
         digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()

@@ -10,7 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 
 from .authors import convert_state_dict
-from .formats import CheckpointError, read_weights, write_atomically
+from .formats import CheckpointError, read_weights, write_checkpoint_file
 
 __all__ = ["InstSegCheckpointer"]
 
@@ -192,7 +192,7 @@ class InstSegCheckpointer(DetectionCheckpointer):
             data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
         data.update(extra)
         path = os.path.join(self.save_dir, f"{name}.pth")
-        write_atomically(path, lambda file: torch.save(data, file))
+        write_checkpoint_file(path, lambda temporary: torch.save(data, temporary))
         if tag:
             self.tag_last_checkpoint(f"{name}.pth")
         logger.info("Saved %s.", path)
@@ -200,4 +200,4 @@ class InstSegCheckpointer(DetectionCheckpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the checkpoint that resuming starts from."""
         path = os.path.join(self.save_dir, "last_checkpoint")
-        write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
+        write_checkpoint_file(path, lambda temporary: temporary.write_text(last_filename_basename))

@@ -1,6 +1,5 @@
 """Reading and writing weight files without running code that they might contain, and never half a file."""
 
-import contextlib
 import errno
 import json
 import os
@@ -11,13 +10,15 @@ from typing import Callable, Optional
 
 import torch
 
+from ..files import written_whole
+
 __all__ = [
     "CheckpointError",
     "read_checkpoint_info",
     "read_extra",
     "read_weights",
     "save_safetensors",
-    "write_atomically",
+    "write_checkpoint_file",
 ]
 
 # What NumPy arrays and plain containers need, under the module names of Python 2 and 3 and of NumPy 1 and 2.
@@ -181,25 +182,21 @@ def _is_full(error: Optional[BaseException]) -> bool:
     return False
 
 
-def write_atomically(path: str, write: Callable) -> None:
+def write_checkpoint_file(path: str, write: Callable) -> None:
     """
-    Write a file beside its place and move it there, so that ``path`` is always a complete file, the old or the new.
+    Write a file whole or not at all.
 
     Args:
         path: the file to create or replace.
-        write: called with the open binary file.
+        write: called with the path to write to.
 
     Raises:
         CheckpointError: no space left; what was at ``path`` before is intact.
     """
-    beside = f"{path}.tmp{os.getpid()}"
     try:
-        with open(beside, "wb") as file:
-            write(file)
-        os.replace(beside, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.remove(beside)
+        with written_whole(path) as temporary:
+            write(temporary)
+    except Exception as error:
         if _is_full(error):
             raise CheckpointError(
                 f"no space left on the device to write {path}; earlier files are intact: free some space, "
@@ -224,4 +221,4 @@ def save_safetensors(path: str, state_dict: dict, cfg: Optional[str] = None, cla
         info["class_names"] = json.dumps(list(class_names))
     # The format wants every tensor dense and in memory of its own.
     tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state_dict.items()}
-    write_atomically(path, lambda file: file.write(save(tensors, metadata=info)))
+    write_checkpoint_file(path, lambda temporary: temporary.write_bytes(save(tensors, metadata=info)))

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from ..config import ConfigError
 from ..data.images import read_image
-from ..visualization.html import write_atomically, write_index
+from ..files import write_bytes
+from ..visualization.html import write_index
 from ..visualization.overlay import draw_instances
 from ..visualization.panels import titled_grid
 from .predictor import Predictor
@@ -188,7 +189,7 @@ class _Run:
     def detect(self, image: np.ndarray, record: dict, name: str, load_seconds: float):
         """Run the network on one image; returns the drawn image and the number of objects by class name."""
         start = time.perf_counter()
-        instances = self.predictor.predict([record])[0]
+        instances = self.predictor.predict([record], self.score_threshold)[0]
         network = time.perf_counter()
         if len(instances):
             self.best_score = max(self.best_score or 0.0, float(instances.scores.max()))
@@ -203,11 +204,11 @@ class _Run:
 
     def save(self, name: str, image_rgb: np.ndarray) -> None:
         _, data = cv2.imencode(".jpg", image_rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        write_atomically(os.path.join(self.output, name), data.tobytes())
+        write_bytes(os.path.join(self.output, name), data.tobytes())
 
     def finish(self) -> None:
         lines = ",\n".join(json.dumps(result) for result in self.results)
-        write_atomically(os.path.join(self.output, "results.json"), f"[{lines}]\n".encode())
+        write_bytes(os.path.join(self.output, "results.json"), f"[{lines}]\n".encode())
         index = write_index(self.output, self.entries, "Detections")
         if self.done == 0:
             logger.warning("No image could be processed.")

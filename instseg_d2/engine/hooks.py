@@ -14,6 +14,7 @@ from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter,
 from tqdm import tqdm
 
 from ..checkpoint import CheckpointError, InstSegCheckpointer, read_extra
+from .distributed import share_buffers
 from .log import PROGRESS_LOGGER, is_terminal
 from .rng import get_rng_state, preserve_rng_state
 
@@ -39,6 +40,8 @@ class PeriodicCheckpoint(HookBase):
             names.append(f"model_{self.trainer.iter:07d}")
         if done == self.trainer.max_iter:
             names.append("model_final")
+        if names:
+            share_buffers(self.trainer.model)
         for name in names:
             states = comm.gather(get_rng_state())
             self._checkpointer.save(name, iteration=self.trainer.iter, rng=states)

@@ -7,6 +7,8 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+_BATCH_NORMS = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
+
 
 @torch.no_grad()
 def fold_norms(model: nn.Module) -> int:
@@ -20,7 +22,7 @@ def fold_norms(model: nn.Module) -> int:
     """
     count = 0
     for module in model.modules():
-        if isinstance(module, Conv2d) and isinstance(module.norm, (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)):
+        if isinstance(module, Conv2d) and isinstance(module.norm, _BATCH_NORMS):
             norm = module.norm
             module.weight, module.bias = fuse_conv_bn_weights(
                 module.weight, module.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias

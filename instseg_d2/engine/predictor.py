@@ -10,15 +10,16 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from PIL import Image, ImageOps
 
-from ..checkpoint import InstSegCheckpointer, read_checkpoint_info
+from ..checkpoint import InstSegCheckpointer, read_extra
 from ..config import CLASS_COUNT_KEYS, ConfigError, get_cfg, load_config, set_num_classes
 from ..data.images import read_image
+from ..modeling import InstanceSegmenter
 from ..visualization.overlay import class_name
 from .inference import optimize_for_inference
+from .model import build
 
 __all__ = ["Predictor", "to_rgb"]
 
@@ -91,17 +92,18 @@ class Predictor:
             logger.info("No GPU here: running on the CPU.")
             self.cfg.MODEL.DEVICE = "cpu"
         weights = self.cfg.MODEL.WEIGHTS if weights is None else weights
-        try:
-            self.model = build_model(self.cfg).eval()
-        except KeyError as error:  # how fvcore's registries say that a name is unknown
-            raise ConfigError(f"the config names an unknown part of a model: {error.args[0]}") from error
+        self.model = build(self.cfg).eval()
+        category_ids = None
         if weights:
             InstSegCheckpointer(self.model, for_test=True).load(weights)
             if class_names is None:
-                class_names = _checkpoint_info(weights)[1]
+                information = _checkpoint_info(weights)
+                class_names, category_ids = information.get("class_names"), information.get("category_ids")
         else:
             logger.warning("No weights given: the model is random.")
         self.class_names, self._category_ids = _known_classes(self.cfg, class_names)
+        if category_ids is not None:
+            self._category_ids = dict(enumerate(category_ids))
         if optimize:
             self.model = optimize_for_inference(self.model)
         self.resize = T.ResizeShortestEdge(
@@ -121,7 +123,8 @@ class Predictor:
         Raises:
             ConfigError: neither has a config, or it does not fit this version.
         """
-        text, class_names = _checkpoint_info(path)
+        information = _checkpoint_info(path)
+        text = information.get("cfg")
         if not config_file and text is None:
             raise ConfigError(f"{path} carries no config: name the YAML file it was trained with (--config-file).")
         cfg = load_config(config_file, opts)
@@ -132,9 +135,9 @@ class Predictor:
             except Exception as error:
                 raise ConfigError(f"{path}: its config does not fit this version ({error}).") from error
             cfg.merge_from_list(list(opts))
-        elif class_names:
-            set_num_classes(cfg, len(class_names))
-        return cls(cfg, path, class_names=class_names, optimize=optimize)
+        elif information.get("class_names"):
+            set_num_classes(cfg, len(information["class_names"]))
+        return cls(cfg, path, optimize=optimize)
 
     def class_name(self, index: int) -> str:
         """The name of a contiguous class index."""
@@ -153,10 +156,21 @@ class Predictor:
         tensor = torch.from_numpy(resized.transpose(2, 0, 1).copy())
         return {"image": tensor, "height": rgb.shape[0], "width": rgb.shape[1]}
 
-    def predict(self, inputs: Sequence[dict]) -> list[Instances]:
-        """The instances of preprocessed images, at their original sizes, on the CPU."""
+    def predict(self, inputs: Sequence[dict], score_threshold: float = 0.0) -> list[Instances]:
+        """
+        The instances of preprocessed images, at their original sizes, on the CPU.
+
+        Args:
+            score_threshold: objects with a lower score may be left out, before their full-size masks are made where
+                the model allows it; the best one of an image always stays.
+        """
         with torch.no_grad():
-            return [output["instances"].to("cpu") for output in self.model(list(inputs))]
+            if isinstance(self.model, InstanceSegmenter):
+                results = [_worthwhile(x, score_threshold) for x in self.model.infer(self.model.preprocess(inputs))]
+                outputs = self.model.postprocess(results, inputs)
+            else:
+                outputs = self.model(list(inputs))
+            return [output["instances"].to("cpu") for output in outputs]
 
     def __call__(self, image: ImageLike, channel_order: str = "BGR") -> Instances:
         """
@@ -189,9 +203,16 @@ class Predictor:
             return self.model.explain([self.preprocess(image, channel_order)], max_instances)[0]
 
 
-def _checkpoint_info(path: str):
-    """Config text and class names of a checkpoint; (None, None) of one to be downloaded."""
-    return (None, None) if "://" in path else read_checkpoint_info(path)
+def _worthwhile(result: Instances, score_threshold: float) -> Instances:
+    """The instances that reach the threshold, or else the best one."""
+    if len(result) == 0:
+        return result
+    return result[result.scores >= result.scores.max().clamp(max=score_threshold)]
+
+
+def _checkpoint_info(path: str) -> dict:
+    """What a checkpoint says beside its weights (cfg, class_names, category_ids); nothing of one to be downloaded."""
+    return {} if "://" in path else read_extra(path)
 
 
 def _known_classes(cfg: CfgNode, class_names: Optional[Sequence[str]]):

@@ -6,15 +6,16 @@ import os
 from typing import Optional
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from .. import doctor
 from ..checkpoint import CheckpointError, read_checkpoint_info
-from ..checkpoint.formats import write_atomically
 from ..config import CLASS_COUNT_KEYS, ConfigError, load_config, set_num_classes
 from ..data import DatasetError, check_same_classes, class_names, register_coco
+from ..files import write_bytes
 from .log import setup_logging
 
 __all__ = ["argument_parser", "setup"]
@@ -110,6 +111,8 @@ def _fit_to_checkpoint(cfg: CfgNode) -> None:
 
 def _fit_device(cfg: CfgNode, num_gpus: int) -> None:
     if torch.device(cfg.MODEL.DEVICE).type != "cuda":
+        if comm.get_world_size() > 1 and dist.get_backend() == "nccl":
+            raise ConfigError(f"MODEL.DEVICE {cfg.MODEL.DEVICE} with several processes needs --num-gpus 0.")
         return
     if num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
@@ -154,7 +157,7 @@ def setup(args) -> CfgNode:
     logger.debug("Config:\n%s", cfg.dump())
     if comm.is_main_process():
         path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-        write_atomically(path, lambda file: file.write(cfg.dump().encode()))
+        write_bytes(path, cfg.dump().encode())
         logger.info(
             "%s on %s; config, log and results in %s.", cfg.MODEL.META_ARCHITECTURE, _where(cfg), cfg.OUTPUT_DIR
         )

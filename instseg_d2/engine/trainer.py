@@ -12,18 +12,20 @@ import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import print_csv_format
-from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from ..checkpoint import InstSegCheckpointer
-from ..data import build_test_loader, build_train_loader, class_names
+from ..data import build_test_loader, build_train_loader
 from ..evaluation import build_evaluator, evaluate, write_results
+from .distributed import share_buffers, sync_batchnorm_on_cpu
 from .hooks import EvaluationHook, PeriodicCheckpoint, ProgressBar, build_writers
+from .inference import optimize_for_inference
+from .model import build, class_information
+from .precision import autocast_type
 from .rng import set_rng_state
 from .solver import build_optimizer
-from .sync_batchnorm import sync_batchnorm_on_cpu
 
 __all__ = ["Trainer"]
 
@@ -39,7 +41,7 @@ class Trainer(TrainerBase):
     last_checkpoint, metrics.json, TensorBoard events, inference/.
 
     A resumed run continues with the same iteration, optimiser, schedule, gradient scaler, random numbers and images
-    as if it had not been interrupted.
+    as if it had not been interrupted (but for the statistics of TEST.PRECISE_BN, whose images are drawn anew).
     """
 
     def __init__(self, cfg: CfgNode):
@@ -60,15 +62,13 @@ class Trainer(TrainerBase):
         self.scheduler = build_lr_scheduler(cfg, self.optimizer)
         device_ids = [torch.cuda.current_device()] if on_gpu else None
         self.model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
-        # Mixed precision: float16 with scaled gradients on a GPU, bfloat16 on the CPU.
-        self.amp = cfg.SOLVER.AMP.ENABLED
-        self.amp_dtype = torch.float16 if on_gpu else torch.bfloat16
-        self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp and on_gpu)
+        self.autocast_type = autocast_type(cfg.SOLVER.AMP.ENABLED, self.device)
+        self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast_type == torch.float16)
 
         self.checkpointer = InstSegCheckpointer(
             model,
             cfg.OUTPUT_DIR,
-            metadata={"cfg": cfg.dump(), "class_names": class_names(cfg.DATASETS.TRAIN[0])},
+            metadata={"cfg": cfg.dump(), **class_information(cfg.DATASETS.TRAIN[0])},
             trainer=weakref.proxy(self),
         )
         self.results = None  # of the last evaluation
@@ -78,9 +78,7 @@ class Trainer(TrainerBase):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
         """The model of ``cfg.MODEL.META_ARCHITECTURE`` on ``cfg.MODEL.DEVICE``."""
-        model = build_model(cfg)
-        logger.debug("Model:\n%s", model)
-        return model
+        return build(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -108,7 +106,7 @@ class Trainer(TrainerBase):
         bn = cfg.TEST.PRECISE_BN
         registered = [hooks.IterationTimer(), hooks.LRScheduler()]
         if bn.ENABLED:
-            loader = self.build_train_loader(cfg)
+            loader = self.build_train_loader(cfg, seed=self.seed)
             registered.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, bn.NUM_ITER))
         registered.append(PeriodicCheckpoint(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         if cfg.DATASETS.TEST:
@@ -151,9 +149,10 @@ class Trainer(TrainerBase):
         """
         if self.start_iter >= self.max_iter:
             logger.info(
-                "All %d iterations are done: raise SOLVER.MAX_ITER to train on, or evaluate with --eval-only.",
+                "All %d iterations are done: raise SOLVER.MAX_ITER to train on. Evaluating the final model.",
                 self.max_iter,
             )
+            self.evaluate()
             return
         self._batches = iter(self.build_train_loader(self.cfg, self.start_iter, self.seed))
         if len(self._rng_states) == comm.get_world_size():
@@ -179,13 +178,14 @@ class Trainer(TrainerBase):
         start = time.perf_counter()
         batch = next(self._batches)
         data_time = time.perf_counter() - start
-        with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp):
+        with torch.autocast(self.device.type, dtype=self.autocast_type, enabled=self.autocast_type is not None):
             losses = self.model(batch)
             total = sum(losses.values())
         self.optimizer.zero_grad()
         self.grad_scaler.scale(total).backward()
         self.after_backward()
         self._record(losses, batch, data_time)
+        self.grad_scaler.unscale_(self.optimizer)  # clipping looks at the true gradients
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
@@ -212,7 +212,8 @@ class Trainer(TrainerBase):
         )
 
     def evaluate(self) -> dict:
-        """Evaluate the model as it is on ``DATASETS.TEST``."""
+        """Evaluate the model as it is on ``DATASETS.TEST``; all processes take part."""
+        share_buffers(self.model)
         self.results = self.test(self.cfg, self.model)
         return self.results
 
@@ -227,11 +228,12 @@ class Trainer(TrainerBase):
         """
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")
         several = len(cfg.DATASETS.TEST) > 1
+        fast = optimize_for_inference(getattr(model, "module", model))
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:
             logger.info("Evaluating on %s.", name)
             evaluator = cls.build_evaluator(cfg, name, os.path.join(folder, name) if several else folder)
-            results[name] = evaluate(model, cls.build_test_loader(cfg, name), evaluator, name)
+            results[name] = evaluate(fast, cls.build_test_loader(cfg, name), evaluator, name)
             if comm.is_main_process():
                 print_csv_format(results[name])
         if not several:

@@ -3,14 +3,13 @@
 import json
 import logging
 import math
-import os
 import sys
 
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
 from detectron2.utils import comm
 from tqdm import tqdm
 
-from ..checkpoint.formats import write_atomically
+from ..files import write_bytes
 
 __all__ = ["evaluate", "write_results"]
 
@@ -109,6 +108,4 @@ def _plain(value):
 
 def write_results(path: str, results: dict) -> None:
     """Write nested results as JSON; nan becomes null."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    text = json.dumps(_plain(results), indent=1)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_bytes(path, json.dumps(_plain(results), indent=1).encode())

@@ -6,6 +6,8 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
 from torchvision.ops import deform_conv2d
 
+from ..config import ConfigError
+
 
 class DeformConv(nn.Module):
     """
@@ -48,7 +50,7 @@ class _DeformBottleneckBlock(CNNBlockBase):
         self.conv1 = block.conv1
         conv = block.conv2
         if conv.groups != 1:
-            raise ValueError("RESNETS.NUM_GROUPS must be 1 in stages with deformable convolutions.")
+            raise ConfigError("RESNETS.NUM_GROUPS must be 1 in stages with deformable convolutions.")
         self.conv2_offset = Conv2d(
             conv.in_channels,
             (27 if modulated else 18) * groups,

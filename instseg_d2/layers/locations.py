@@ -12,7 +12,7 @@ import torch
 
 
 def flatten_levels(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Maps (N, C, H_l, W_l), one a level -> (R, C); level by level without a copy when channels_last."""
+    """Maps (N, C, H_l, W_l), one a level -> (R, C)."""
     return torch.cat([x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) for x in maps])
 
 

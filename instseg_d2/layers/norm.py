@@ -6,6 +6,8 @@ from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.layers import get_norm as _detectron2_norm
 from torch import nn
 
+from ..config import ConfigError
+
 _NONE = ("", "none")
 
 
@@ -19,7 +21,7 @@ def get_norm(name: Optional[str], channels: int) -> Optional[nn.Module]:
         channels: C of the (N, C, H, W) input.
 
     Raises:
-        ValueError: the name is unknown.
+        ConfigError: the name is unknown.
     """
     if name is None or name in _NONE:
         return None
@@ -30,4 +32,4 @@ def get_norm(name: Optional[str], channels: int) -> Optional[nn.Module]:
     try:
         return _detectron2_norm(name, channels)
     except KeyError:
-        raise ValueError(f"norm {name!r} is unknown; use GN, BN, SyncBN, FrozenBN, LN or none.") from None
+        raise ConfigError(f"norm {name!r} is unknown; use GN, BN, SyncBN, FrozenBN, LN or none.") from None

@@ -19,8 +19,9 @@ class TowerBlock(nn.Module):
         nn.init.zeros_(self.conv.bias)
         self.offset = None
         if deformable:
-            default = nn.Conv2d(channels, channels, 3)  # the deformable weight keeps the layer's own default
-            self.conv = DeformConv(default.weight, default.bias)
+            # The deformable weight keeps its own kind's default instead of the towers'.
+            nn.init.kaiming_uniform_(self.conv.weight, nonlinearity="relu")
+            self.conv = DeformConv(self.conv.weight, self.conv.bias)
             self.offset = nn.Conv2d(channels, 27, 3, padding=1)
             nn.init.normal_(self.offset.weight, std=0.01)
             nn.init.zeros_(self.offset.bias)

@@ -8,6 +8,8 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList, Instances
 from torch import nn
 
+from ..config import ConfigError
+
 
 class InstanceSegmenter(nn.Module):
     """
@@ -22,6 +24,8 @@ class InstanceSegmenter(nn.Module):
         input_format: "BGR" or "RGB", the order of the input's channels.
         mask_threshold: probability from which a pixel belongs to a pasted mask.
     """
+
+    makes_masks = True
 
     def __init__(
         self, *, backbone: nn.Module, pixel_mean, pixel_std, input_format: str = "BGR", mask_threshold: float = 0.5
@@ -60,8 +64,16 @@ class InstanceSegmenter(nn.Module):
         return np.ascontiguousarray(image if self.input_format == "RGB" else image[..., ::-1])
 
     def gt_instances(self, batched_inputs: Sequence[dict]) -> list[Instances]:
-        """The ground truth of a training batch on the model's device."""
-        return [x["instances"].to(self.device) for x in batched_inputs]
+        """
+        The ground truth of a training batch on the model's device.
+
+        Raises:
+            ConfigError: a method that makes masks gets samples without.
+        """
+        instances = [x["instances"].to(self.device) for x in batched_inputs]
+        if self.makes_masks and not all(x.has("gt_masks") for x in instances):
+            raise ConfigError(f"{type(self).__name__} trains on masks: set MODEL.MASK_ON to True.")
+        return instances
 
     def forward(self, batched_inputs: Sequence[dict]):
         """

@@ -6,7 +6,9 @@ from html import escape
 from typing import Optional
 from urllib.parse import quote
 
-__all__ = ["write_atomically", "write_index"]
+from ..files import write_bytes
+
+__all__ = ["write_index"]
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -26,18 +28,6 @@ small {{ color: #666 }}
 </main>
 </body></html>
 """
-
-
-def write_atomically(path: str, data: bytes) -> None:
-    """Write a file beside its place and move it there, so that no reader meets half of it."""
-    temporary = f"{path}.part"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
 def _figure(entry: Mapping) -> str:
@@ -78,5 +68,5 @@ def write_index(folder: str, entries: Sequence[Mapping], title: str, results: Op
         summary += f' · <a href="{quote(results)}">{escape(results)}</a> (COCO results format)'
     page = PAGE.format(title=escape(title), summary=summary, figures="\n".join(map(_figure, entries)))
     path = os.path.join(folder, "index.html")
-    write_atomically(path, page.encode("utf-8"))
+    write_bytes(path, page.encode("utf-8"))
     return path

@@ -27,18 +27,53 @@ def test_every_recipe_builds(path):
     assert max(cfg.SOLVER.STEPS, default=0) < cfg.SOLVER.MAX_ITER
 
 
-def test_the_published_recipes():
-    cfg = load_config(str(ROOT / "configs/BlendMask/R_101_3x.yaml"))
-    assert (cfg.MODEL.RESNETS.DEPTH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (101, 270000, (210000, 250000))
-    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.WEIGHT_DECAY_NORM) == (0.01, 16, 0.0)
-    assert (cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_FACTOR, cfg.MODEL.BACKBONE.FREEZE_AT) == (1000, 0.001, 2)
-    assert cfg.MODEL.FCOS.THRESH_WITH_CTR
-    assert not cfg.MODEL.FCOS.USE_SCALE
-    assert cfg.MODEL.BASIS_MODULE.LOSS_ON
-    assert cfg.INPUT.MIN_SIZE_TRAIN == (640, 672, 704, 736, 768, 800)
-    cfg = load_config(str(ROOT / "configs/BlendMask/RT_R_50_4x_bn-head_syncbn_shtw.yaml"))
-    assert (cfg.MODEL.FCOS.NORM, cfg.MODEL.RESNETS.NORM, cfg.MODEL.BACKBONE.FREEZE_AT) == ("SyncBN", "SyncBN", -1)
-    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.MAX_SIZE_TRAIN) == (512, 736, 900)
+SCALES_800, SCALES_550 = (640, 672, 704, 736, 768, 800), (440, 462, 484, 506, 528, 550)
+SCALES_RT = tuple(range(256, 609, 32))
+SCHEDULES = {
+    1: ((60000, 80000), 90000),
+    3: ((210000, 250000), 270000),
+    4: ((300000, 340000), 360000),
+    5: ((280000, 360000), 400000),
+}
+# depth, schedule, training scales, their longest side, test shorter and longest side, levels, convs: shared, own, basis
+PUBLISHED = {
+    "R_50_1x": (50, 1, SCALES_800, 1333, 800, 1333, 5, 0, 4, 3),
+    "R_50_3x": (50, 3, SCALES_800, 1333, 800, 1333, 5, 0, 4, 3),
+    "R_101_3x": (101, 3, SCALES_800, 1333, 800, 1333, 5, 0, 4, 3),
+    "R_101_dcni3_5x": (101, 5, (640, 864), 1440, 800, 1333, 5, 0, 4, 3),
+    "550_R_50_1x": (50, 1, SCALES_550, 916, 550, 916, 4, 3, 0, 2),
+    "550_R_50_3x": (50, 3, SCALES_550, 916, 550, 916, 4, 3, 0, 2),
+    "RT_R_50_4x_syncbn_shtw": (50, 4, SCALES_RT, 900, 512, 736, 3, 3, 0, 2),
+    "RT_R_50_4x_bn-head_syncbn_shtw": (50, 4, SCALES_RT, 900, 512, 736, 3, 3, 0, 2),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_recipes(name):
+    cfg = load_config(str(ROOT / f"configs/BlendMask/{name}.yaml"))
+    depth, schedule, scales, longest, test, test_longest, levels, shared, own, basis = PUBLISHED[name]
+    fcos, bases, solver, real_time = cfg.MODEL.FCOS, cfg.MODEL.BASIS_MODULE, cfg.SOLVER, name.startswith("RT")
+    assert depth == cfg.MODEL.RESNETS.DEPTH
+    assert f"MSRA/R-{depth}.pkl" in cfg.MODEL.WEIGHTS
+    assert (tuple(solver.STEPS), solver.MAX_ITER) == SCHEDULES[schedule]
+    assert (solver.BASE_LR, solver.IMS_PER_BATCH, solver.OPTIMIZER, solver.MOMENTUM) == (0.01, 16, "", 0.9)
+    assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.GAMMA) == (1e-4, 0.0, 0.1)
+    assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.CLIP_GRADIENTS.ENABLED) == (1000, 0.001, False)
+    assert (tuple(cfg.INPUT.MIN_SIZE_TRAIN), cfg.INPUT.MAX_SIZE_TRAIN) == (scales, longest)
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (test, test_longest)
+    assert ("range" if "dcni3" in name else "choice") == cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    assert ("dcni3" in name) == cfg.INPUT.CROP.ENABLED
+    assert [f"p{level}" for level in range(3, 3 + levels)] == fcos.IN_FEATURES
+    assert [2**level for level in range(3, 3 + levels)] == fcos.FPN_STRIDES
+    assert [64, 128, 256, 512][: levels - 1] == fcos.SIZES_OF_INTEREST
+    assert levels - 3 == fcos.TOP_LEVELS
+    assert (fcos.NUM_SHARE_CONVS, fcos.NUM_CLS_CONVS, fcos.NUM_BOX_CONVS) == (shared, own, own)
+    assert (fcos.THRESH_WITH_CTR, fcos.USE_SCALE) == (True, False)
+    assert ("SyncBN" if "bn-head" in name else "GN") == fcos.NORM
+    assert (bases.LOSS_ON, bases.NUM_CONVS, bases.NORM, bases.NUM_BASES) == (True, basis, "SyncBN", 4)
+    assert (-1 if real_time else 2) == cfg.MODEL.BACKBONE.FREEZE_AT
+    assert ("SyncBN" if real_time else "FrozenBN") == cfg.MODEL.RESNETS.NORM
+    assert ("dcni3" in name) == any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE)
 
 
 def test_adelaidet_files_mean_the_same(tmp_path):

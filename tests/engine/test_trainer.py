@@ -19,7 +19,7 @@ from torch import nn
 from instseg_d2.checkpoint import read_extra
 from instseg_d2.config import get_cfg
 from instseg_d2.data import make_shapes, register_coco
-from instseg_d2.engine import Trainer
+from instseg_d2.engine import Trainer, precision
 from instseg_d2.engine.log import PROGRESS_LOGGER
 from tests.tiny import tiny_config
 
@@ -260,7 +260,8 @@ def test_a_bad_loss_names_the_images(tmp_path, caplog):
     assert all(tensor.isfinite().all() for tensor in state.values())
 
 
-def test_mixed_precision_on_the_cpu(tmp_path):
+def test_mixed_precision_on_the_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda: True)
     cfg = toy_cfg(tmp_path, AMP=get_cfg().SOLVER.AMP)
     cfg.SOLVER.AMP.ENABLED = True
     trainer = ToyTrainer(cfg)

@@ -7,6 +7,7 @@ from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from torch import nn
 
+from ...config import ConfigError
 from .resnet import build_resnet
 
 
@@ -48,7 +49,7 @@ def build_fcos_fpn(cfg, bottom_up) -> FPN:
     channels = cfg.MODEL.FPN.OUT_CHANNELS
     top_levels = cfg.MODEL.FCOS.TOP_LEVELS
     if top_levels not in (0, 1, 2):
-        raise ValueError(f"MODEL.FCOS.TOP_LEVELS is {top_levels}; it must be 0, 1 (P6) or 2 (P6 and P7).")
+        raise ConfigError(f"MODEL.FCOS.TOP_LEVELS is {top_levels}; it must be 0, 1 (P6) or 2 (P6 and P7).")
     top_block = {0: None, 1: LastLevelP6, 2: LastLevelP6P7}[top_levels]
     if top_block is not None:
         top_block = top_block(channels) if top_levels == 1 else top_block(channels, channels, "p5")

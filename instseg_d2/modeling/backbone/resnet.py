@@ -3,6 +3,7 @@
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import ResNet, build_resnet_backbone
 
+from ...config import ConfigError
 from ...layers import make_block_deformable
 
 
@@ -12,13 +13,13 @@ def build_resnet(cfg, input_shape: ShapeSpec) -> ResNet:
     stage is a multiple of DEFORM_INTERVAL become deformable.
 
     Raises:
-        ValueError: a key asks for what is not supported.
+        ConfigError: a key asks for what is not supported.
     """
     if cfg.MODEL.MOBILENET or cfg.MODEL.BACKBONE.ANTI_ALIAS:
-        raise ValueError("MODEL.MOBILENET and MODEL.BACKBONE.ANTI_ALIAS are not supported; set both to False.")
+        raise ConfigError("MODEL.MOBILENET and MODEL.BACKBONE.ANTI_ALIAS are not supported; set both to False.")
     deform = cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE
     if any(deform) and cfg.MODEL.RESNETS.DEPTH in (18, 34):
-        raise ValueError("MODEL.RESNETS.DEFORM_ON_PER_STAGE needs bottleneck blocks: DEPTH 50, 101 or 152.")
+        raise ConfigError("MODEL.RESNETS.DEFORM_ON_PER_STAGE needs bottleneck blocks: DEPTH 50, 101 or 152.")
     plain = cfg.clone()
     plain.defrost()
     plain.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * 4

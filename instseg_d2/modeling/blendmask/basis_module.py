@@ -12,6 +12,7 @@ from detectron2.layers import ASPP, Conv2d, ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import nn
 
+from ...config import ConfigError
 from ...layers import get_norm
 
 BASIS_MODULE_REGISTRY = Registry("BASIS_MODULE")
@@ -65,7 +66,7 @@ class BasisModule(nn.Module):
         node = cfg.MODEL.BASIS_MODULE
         missing = [name for name in node.IN_FEATURES if name not in input_shape]
         if missing:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.BASIS_MODULE.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}."
             )
         return {
@@ -145,7 +146,7 @@ class DeepLabV3Plus(BasisModule):
         """See `ProtoNet`; in_channels are of the low and the high map."""
         super().__init__(in_channels=in_channels[0], **kwargs)
         if len(in_channels) != 2:
-            raise ValueError("MODEL.BASIS_MODULE.IN_FEATURES of DeepLabV3Plus takes two levels, e.g. p3 and p5.")
+            raise ConfigError("MODEL.BASIS_MODULE.IN_FEATURES of DeepLabV3Plus takes two levels, e.g. p3 and p5.")
         low, high = in_channels
         self.pyramid = ASPP(high, channels, [6, 12, 18], norm=norm, activation=F.relu)
         self.project = conv_norm_relu(low, 48, norm, kernel_size=1)

@@ -14,6 +14,7 @@ from torch import nn
 from torchvision.ops import roi_align
 
 from ... import ops
+from ...config import ConfigError
 
 
 def crop_nearest(bases: torch.Tensor, boxes, batch_index, resolution: int, spatial_scale: float) -> torch.Tensor:
@@ -58,7 +59,7 @@ class Blender(nn.Module):
             RoIAlign; top_interp, bottom_interp: "bilinear" or "nearest" for attention and bases.
 
         Raises:
-            ValueError: a value is unknown, or fcis without a square number of bases.
+            ConfigError: a value is unknown, or fcis without a square number of bases.
         """
         super().__init__()
         for key, value, allowed in (
@@ -67,10 +68,10 @@ class Blender(nn.Module):
             ("MERGING", merging, ("blender", "yolact", "fcis")),
         ):
             if value not in allowed:
-                raise ValueError(f"MODEL.BLENDMASK.{key} is {value!r}; it must be one of {', '.join(allowed)}.")
+                raise ConfigError(f"MODEL.BLENDMASK.{key} is {value!r}; it must be one of {', '.join(allowed)}.")
         self.grid = math.isqrt(num_bases)
         if merging == "fcis" and self.grid**2 != num_bases:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.BLENDMASK.MERGING fcis needs a square MODEL.BASIS_MODULE.NUM_BASES; got {num_bases}."
             )
         self.num_bases = num_bases
@@ -87,9 +88,9 @@ class Blender(nn.Module):
     def from_config(cls, cfg):
         node = cfg.MODEL.BLENDMASK
         if node.POOLER_TYPE not in ("ROIAlign", "ROIAlignV2"):
-            raise ValueError(f"MODEL.BLENDMASK.POOLER_TYPE is {node.POOLER_TYPE!r}; use ROIAlignV2 or ROIAlign.")
+            raise ConfigError(f"MODEL.BLENDMASK.POOLER_TYPE is {node.POOLER_TYPE!r}; use ROIAlignV2 or ROIAlign.")
         if len(node.POOLER_SCALES) != 1:
-            raise ValueError("MODEL.BLENDMASK.POOLER_SCALES takes one value: the bases are one map.")
+            raise ConfigError("MODEL.BLENDMASK.POOLER_SCALES takes one value: the bases are one map.")
         return {
             "num_bases": cfg.MODEL.BASIS_MODULE.NUM_BASES,
             "attention_size": node.ATTN_SIZE,
@@ -111,9 +112,15 @@ class Blender(nn.Module):
         """The bases inside each box: (M, K, R, R)."""
         if self.bottom_interp == "nearest":
             return crop_nearest(bases, boxes, batch_index, self.resolution, self.spatial_scale)
-        rois = torch.cat([batch_index[:, None].to(boxes.dtype), boxes], dim=1).to(bases.dtype)
+        # Half-precision coordinates would be off by pixels.
+        rois = torch.cat([batch_index[:, None].float(), boxes.float()], dim=1)
         return roi_align(
-            bases, rois, self.resolution, self.spatial_scale, sampling_ratio=self.sampling_ratio, aligned=self.aligned
+            bases.float(),
+            rois,
+            self.resolution,
+            self.spatial_scale,
+            sampling_ratio=self.sampling_ratio,
+            aligned=self.aligned,
         )
 
     def forward(

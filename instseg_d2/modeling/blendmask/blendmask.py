@@ -122,7 +122,8 @@ class BlendMask(InstanceSegmenter):
             attention = [None] * len(found)
         else:
             size = self.blender.attention_size
-            attention = attention.view(-1, self.blender.num_bases, size, size).split(counts)
+            attention = attention.view(-1, self.blender.num_bases, size, size)
+            attention = (attention.softmax(1) if self.blender.merging == "blender" else attention).split(counts)
         panels = []
         for sample, detections, base, weights in zip(batched_inputs, found, bases, attention):
             height, width = (round(side * self.blender.spatial_scale) for side in detections.image_size)

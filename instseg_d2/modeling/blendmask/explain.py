@@ -27,10 +27,11 @@ def _heatmap_in_box(image: np.ndarray, box, probabilities: np.ndarray) -> np.nda
     return crop if crop.size else drawn
 
 
-def _attention_strip(attention: np.ndarray) -> np.ndarray:
-    """The K softmaxed attention maps (K, A, A) side by side, one scale of colours for all."""
-    cell = max(1, 112 // attention.shape[-1])
-    maps = [np.kron(colorize(a, 0, 1), np.ones((cell, cell, 1), np.uint8)) for a in attention]
+def _attention_strip(weights: np.ndarray) -> np.ndarray:
+    """The weights of the K bases (K, A, A) side by side, one scale of colours for all."""
+    cell = max(1, 112 // weights.shape[-1])
+    low, high = min(0.0, float(weights.min())), max(1.0, float(weights.max()))
+    maps = [np.kron(colorize(a, low, high), np.ones((cell, cell, 1), np.uint8)) for a in weights]
     gap = np.full((maps[0].shape[0], 4, 3), 255, np.uint8)
     return np.hstack([part for a in maps for part in (a, gap)][:-1])
 
@@ -41,7 +42,7 @@ def explain_image(image: np.ndarray, detections, bases: torch.Tensor, attention,
         image: (H, W, 3) uint8, RGB, network input size.
         detections: Instances in input pixels with pred_boxes, scores and pred_masks (D, 1, R, R), best first.
         bases: (K, h, w), padding cut off.
-        attention: (D, K, A, A) logits, or None (fcis).
+        attention: (D, K, A, A) weights of the bases, or None (fcis).
 
     Returns:
         [(title, RGB uint8 picture)]: K bases, then two pictures (one without attention) for each instance.
@@ -52,7 +53,7 @@ def explain_image(image: np.ndarray, detections, bases: torch.Tensor, attention,
         box = detections.pred_boxes.tensor[i].cpu().numpy()
         title = f"#{i + 1}, {float(detections.scores[i]):.0%}"
         if attention is not None:
-            weights = attention[i].float().softmax(0).cpu().numpy()
+            weights = attention[i].float().cpu().numpy()
             panels.append((f"{title}: attention to the bases", _attention_strip(weights)))
         mask = detections.pred_masks[i, 0].float().cpu().numpy()
         panels.append((f"{title}: blended mask", _heatmap_in_box(image, box, mask)))

@@ -4,6 +4,8 @@ from typing import Optional
 
 import torch
 
+from ...config import ConfigError
+
 LTRB_LOSSES = ("giou", "iou", "linear_iou")
 
 
@@ -42,10 +44,10 @@ def ltrb_iou_loss(
         a scalar; 0, with a gradient, for P = 0.
 
     Raises:
-        ValueError: unknown kind.
+        ConfigError: unknown kind.
     """
     if kind not in LTRB_LOSSES:
-        raise ValueError(f"MODEL.FCOS.LOC_LOSS_TYPE is {kind!r}; it must be one of {', '.join(LTRB_LOSSES)}.")
+        raise ConfigError(f"MODEL.FCOS.LOC_LOSS_TYPE is {kind!r}; it must be one of {', '.join(LTRB_LOSSES)}.")
     iou, giou = ltrb_ious(pred, target)
     losses = -torch.log(iou) if kind == "iou" else 1 - (giou if kind == "giou" else iou)
     return (losses if weight is None else losses * weight).sum()

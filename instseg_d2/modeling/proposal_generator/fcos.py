@@ -16,6 +16,7 @@ from detectron2.structures import ImageList, Instances
 from fvcore.nn import sigmoid_focal_loss
 from torch import nn
 
+from ...config import ConfigError
 from ...layers import conv_at_rows, flatten_levels
 from ..losses import LTRB_LOSSES, ltrb_iou_loss, ltrb_ious, mean_over_workers
 from .fcos_head import FCOSHead, HeadOutputs
@@ -71,7 +72,7 @@ class FCOS(nn.Module):
         self.head = head
         self.in_features = list(in_features)
         if not len(self.in_features) == len(head.strides) == len(size_bounds) + 1:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.FCOS: {len(self.in_features)} IN_FEATURES need as many FPN_STRIDES and one less "
                 f"SIZES_OF_INTEREST; got {len(head.strides)} and {len(size_bounds)}."
             )
@@ -98,7 +99,7 @@ class FCOS(nn.Module):
         node = cfg.MODEL.FCOS
         missing = [name for name in node.IN_FEATURES if name not in input_shape]
         if missing:
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.FCOS.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}."
             )
         limits = {
@@ -211,8 +212,8 @@ class FCOS(nn.Module):
         Detectron2's contract of a proposal generator.
 
         Returns:
-            proposals: one Instances an image with proposal_boxes (clipped) and objectness_logits beside
-                pred_boxes, scores and pred_classes; in training only with ``yield_proposals``, else None.
+            proposals: one Instances an image with proposal_boxes (D, clipped), objectness_logits (D,) and, with
+                ``yield_box_features``, box_features (D, C); in training only with ``yield_proposals``, else None.
             losses: empty in inference.
         """
         outputs = self.outputs(features)
@@ -221,19 +222,19 @@ class FCOS(nn.Module):
             losses = self.losses(outputs, self.match(outputs, gt_instances), gt_instances)[0]
             if not self.yield_proposals:
                 return None, losses
-        proposals = self.detect(outputs, images.image_sizes)
+        proposals = []
         tower = flatten_levels(outputs.box_tower).detach() if self.yield_box_features else None
-        for x in proposals:
-            x.proposal_boxes = x.pred_boxes.clone()
-            x.proposal_boxes.clip(x.image_size)
-            x.objectness_logits = torch.logit(x.scores, eps=1e-6)
-            rows = x.rows
-            x.remove("rows")
+        for found in self.detect(outputs, images.image_sizes):
+            found.pred_boxes.clip(found.image_size)
+            proposal = Instances(found.image_size)
+            proposal.proposal_boxes = found.pred_boxes
+            proposal.objectness_logits = torch.logit(found.scores, eps=1e-6)
             if tower is not None:
-                x.box_features = tower[rows]
+                proposal.box_features = tower[found.rows]
+            proposals.append(proposal)
         return proposals, losses
 
 
 def _check(key: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise ValueError(f"{key} is {value!r}; it must be one of {', '.join(allowed)}.")
+        raise ConfigError(f"{key} is {value!r}; it must be one of {', '.join(allowed)}.")

@@ -13,6 +13,8 @@ from ..meta_arch import InstanceSegmenter
 class FCOSDetector(InstanceSegmenter):
     """Backbone and FCOS head: boxes, scores and classes."""
 
+    makes_masks = False
+
     @configurable
     def __init__(self, *, proposal_generator, **kwargs):
         """
@@ -38,7 +40,10 @@ class FCOSDetector(InstanceSegmenter):
 
     def infer(self, images: ImageList) -> list[Instances]:
         fcos = self.proposal_generator
-        return fcos.detect(fcos.outputs(self.backbone(images.tensor)), images.image_sizes)
+        results = fcos.detect(fcos.outputs(self.backbone(images.tensor)), images.image_sizes)
+        for result in results:
+            result.remove("rows")
+        return results
 
 
 class OneStageDetector(FCOSDetector):

@@ -10,6 +10,7 @@ from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from torch import nn
 
+from ...config import ConfigError
 from ...layers import ConvTower, LocationGrid, flatten_levels
 
 
@@ -81,7 +82,7 @@ class FCOSHead(nn.Module):
         node = cfg.MODEL.FCOS
         channels = {shape.channels for shape in input_shape}
         if len(channels) != 1:
-            raise ValueError(f"MODEL.FCOS.IN_FEATURES must have one width; they have {sorted(channels)} channels.")
+            raise ConfigError(f"MODEL.FCOS.IN_FEATURES must have one width; they have {sorted(channels)} channels.")
         return {
             "channels": channels.pop(),
             "strides": node.FPN_STRIDES,

@@ -86,7 +86,7 @@ def detect(outputs: HeadOutputs, image_sizes: Sequence[tuple], limits: Detection
     results = []
     for image, size in enumerate(image_sizes):
         # Without a candidate above the threshold the score is -1.
-        valid = scores[image] >= 0
+        valid = (scores[image] >= 0).nonzero()[:, 0]
         score, row, label = scores[image][valid].sqrt(), rows[image][valid], classes[image][valid]
         boxes = decode(outputs, row)
         if limits.nms_threshold > 0:

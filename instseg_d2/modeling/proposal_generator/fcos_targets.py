@@ -49,8 +49,8 @@ def _window_pairs(grid: LocationGrid, boxes, radius: float):
     shape = (num_objects, num_levels, size, size)
     y, x = ys[..., :, None].expand(shape), xs[..., None, :].expand(shape)
     inside = (y >= 0) & (y < grid.heights[:, None, None]) & (x >= 0) & (x < grid.widths[:, None, None])
-    objects, levels, _, _ = inside.nonzero(as_tuple=True)
-    return objects, levels, y[inside], x[inside]
+    pairs = inside.nonzero(as_tuple=True)
+    return pairs[0], pairs[1], y[pairs], x[pairs]
 
 
 def _all_pairs(grid: LocationGrid, images):
@@ -91,10 +91,11 @@ def assign(grid: LocationGrid, boxes, images, size_ranges, *, center_sample: boo
     else:
         strictly_inside = ltrb.amin(1) > 0
     longest = ltrb.amax(1)
-    keep = strictly_inside & (longest >= size_ranges[level, 0]) & (longest <= size_ranges[level, 1])
+    in_range = (longest >= size_ranges[level, 0]) & (longest <= size_ranges[level, 1])
+    keep = (strictly_inside & in_range).nonzero()[:, 0]
 
-    objects, rows = objects[keep], grid.row(level, images[objects], y, x)[keep]
-    area = (box[:, 2] - box[:, 0])[keep] * (box[:, 3] - box[:, 1])[keep]
+    objects, rows, sides = objects[keep], grid.row(level, images[objects], y, x)[keep], (box[:, 2:] - box[:, :2])[keep]
+    area = sides[:, 0] * sides[:, 1]
     winners = _smallest_first(rows, objects, area, grid.num_rows, len(boxes))
     rows = (winners < len(boxes)).nonzero()[:, 0]
     objects = winners[rows]

@@ -1,9 +1,21 @@
-"""Synchronised batch normalisation for processes on the CPU."""
+"""Batch normalisation in several processes."""
 
+import torch.distributed as dist
 from detectron2.layers import NaiveSyncBatchNorm
+from detectron2.utils import comm
 from torch import nn
 
-__all__ = ["sync_batchnorm_on_cpu"]
+__all__ = ["share_buffers", "sync_batchnorm_on_cpu"]
+
+
+def share_buffers(model: nn.Module) -> None:
+    """
+    Give every process the first one's buffers, such as the running statistics of plain batch norms, so that all
+    evaluate the model that is saved. Call it in all processes.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def sync_batchnorm_on_cpu(model: nn.Module) -> nn.Module:

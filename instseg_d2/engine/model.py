@@ -1,0 +1,40 @@
+"""Building the model of a config, and what its checkpoints say of the classes."""
+
+import logging
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+
+from ..config import ConfigError
+from ..data import class_names
+
+__all__ = ["build", "class_information"]
+
+logger = logging.getLogger(__name__)
+
+
+def build(cfg: CfgNode) -> torch.nn.Module:
+    """
+    The model of ``cfg.MODEL.META_ARCHITECTURE`` on ``cfg.MODEL.DEVICE``.
+
+    Raises:
+        ConfigError: the config names a part that is registered nowhere, or values that do not fit together.
+    """
+    try:
+        model = build_model(cfg)
+    except KeyError as error:  # how fvcore's registries say that a name is unknown
+        raise ConfigError(f"the config names an unknown part of a model: {error.args[0]}") from error
+    logger.debug("Model:\n%s", model)
+    return model
+
+
+def class_information(dataset_name: str) -> dict:
+    """``class_names`` and, where the data set has ids of its own, ``category_ids``, by contiguous class index."""
+    names = class_names(dataset_name)
+    ids = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
+    information = {"class_names": names}
+    if ids:
+        information["category_ids"] = [int(dataset_id) for dataset_id in sorted(ids, key=ids.get)]
+    return information

@@ -1,0 +1,32 @@
+"""The number format of a training step."""
+
+import logging
+
+import torch
+
+__all__ = ["autocast_type"]
+
+logger = logging.getLogger(__name__)
+
+
+def _cpu_has_bfloat16() -> bool:
+    """True where the CPU multiplies bfloat16 itself; elsewhere PyTorch emulates it, slower than float32."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in checks)
+
+
+def autocast_type(enabled: bool, device: torch.device):
+    """
+    The type of mixed precision: float16 on a GPU, bfloat16 on a CPU that has it, None for plain float32.
+
+    Args:
+        enabled: SOLVER.AMP.ENABLED.
+    """
+    if not enabled:
+        return None
+    if device.type == "cuda":
+        return torch.float16
+    if not _cpu_has_bfloat16():
+        logger.info("SOLVER.AMP.ENABLED has no effect: this CPU has no bfloat16 arithmetic.")
+        return None
+    return torch.bfloat16

@@ -1,0 +1,34 @@
+"""Files that are written whole or not at all."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["write_bytes", "written_whole"]
+
+
+@contextlib.contextmanager
+def written_whole(path) -> Iterator[Path]:
+    """
+    A temporary file beside ``path`` to write to; it takes the place of ``path`` when the block succeeds and vanishes
+    when it fails, so that nobody ever meets half a file. The folder is made if missing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    try:
+        os.chmod(temporary, 0o644)
+        yield Path(temporary)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def write_bytes(path, data: bytes) -> None:
+    """Write ``data`` to ``path``, whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_bytes(data)
