@@ -82,23 +82,53 @@ def _proto_net_tower(state_dict: StateDict) -> dict[str, str]:
     return names
 
 
+def _renamed(key: str, rules) -> str:
+    """The key after the first rule that fits."""
+    for pattern, replacement in rules:
+        name, count = re.subn(pattern, replacement, key)
+        if count:
+            return name
+    return key
+
+
 def convert_adelaidet(state_dict: StateDict) -> StateDict:
     """FCOS and BlendMask of AdelaiDet: the state dict under our names."""
     names = {**_tower_blocks(state_dict), **_proto_net_tower(state_dict)}
     converted = {}
     for key, value in state_dict.items():
-        name = names.get(key, key)
-        if name == key:
-            for pattern, replacement in _ADELAIDET_RULES:
-                name, count = re.subn(pattern, replacement, key)
-                if count:
-                    break
+        name = names[key] if key in names else _renamed(key, _ADELAIDET_RULES)
         converted[name] = value
     return converted
 
 
+# SparseInst's encoder numbers its levels from the coarsest, ours from the finest: see convert_sparseinst.
+_SPARSEINST_RULES = (
+    (r"^encoder\.fpn_(lateral|output)s\.", r"encoder.\1s."),
+    (r"^encoder\.ppm\.stages\.(\d+)\.1\.", r"encoder.context.branches.\1."),
+    (r"^encoder\.ppm\.bottleneck\.", "encoder.context.bottleneck."),
+    (r"^decoder\.inst_branch\.inst_convs\.", "decoder.instance_branch.convs."),
+    (r"^decoder\.inst_branch\.cls_score\.", "decoder.instance_branch.class_logits."),
+    (r"^decoder\.inst_branch\.", "decoder.instance_branch."),
+    (r"^decoder\.mask_branch\.mask_convs\.", "decoder.mask_branch.convs."),
+)
+
+
+def convert_sparseinst(state_dict: StateDict) -> StateDict:
+    """SparseInst's own release: the state dict under our names."""
+    levels = {match[1] for key in state_dict if (match := re.match(r"encoder\.fpn_laterals\.(\d+)\.", key))}
+    last = len(levels) - 1
+
+    def coarse_to_fine(key: str) -> str:
+        return re.sub(r"^(encoder\.fpn_\w+\.)(\d+)\.", lambda m: f"{m[1]}{last - int(m[2])}.", key)
+
+    return {_renamed(coarse_to_fine(key), _SPARSEINST_RULES): value for key, value in state_dict.items()}
+
+
 # A key that only one family of checkpoints has -> its converter.
-_FAMILIES: tuple[tuple[str, Callable[[StateDict], StateDict]], ...] = ((_FCOS_HEAD, convert_adelaidet),)
+_FAMILIES: tuple[tuple[str, Callable[[StateDict], StateDict]], ...] = (
+    (_FCOS_HEAD, convert_adelaidet),
+    ("encoder.fpn_laterals.", convert_sparseinst),
+)
 
 
 def convert_state_dict(state_dict: StateDict) -> StateDict:

@@ -1,6 +1,6 @@
 """Models. Importing this package registers them in Detectron2's registries."""
 
-from . import backbone, blendmask, proposal_generator
+from . import backbone, blendmask, proposal_generator, sparseinst
 from .meta_arch import InstanceSegmenter
 
-__all__ = ["InstanceSegmenter", "backbone", "blendmask", "proposal_generator"]
+__all__ = ["InstanceSegmenter", "backbone", "blendmask", "proposal_generator", "sparseinst"]

@@ -41,12 +41,17 @@ class InstanceSegmenter(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
+    @property
+    def size_divisibility(self) -> int:
+        """The padded input's sides are multiples of it."""
+        return self.backbone.size_divisibility
+
     def preprocess(self, batched_inputs: Sequence[dict]) -> ImageList:
-        """Normalised images, padded with zeros right and below to the backbone's size divisibility."""
+        """Normalised images, padded with zeros right and below to multiples of `size_divisibility`."""
         images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         return ImageList.from_tensors(
-            images, self.backbone.size_divisibility, padding_constraints=self.backbone.padding_constraints
+            images, self.size_divisibility, padding_constraints=self.backbone.padding_constraints
         )
 
     @staticmethod

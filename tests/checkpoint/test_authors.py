@@ -12,12 +12,15 @@ from instseg_d2.checkpoint.authors import convert_state_dict
 from instseg_d2.config import load_config
 from tests.tiny import random_batch, tiny_model
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "BlendMask"
+CONFIGS = Path(__file__).parents[2] / "configs"
 LISTS = {
-    "blendmask_R_50.txt": "R_50_3x.yaml",
-    "blendmask_RT_R_50_syncbn_shtw.txt": "RT_R_50_4x_syncbn_shtw.yaml",
-    "blendmask_RT_R_50_bn-head.txt": "RT_R_50_4x_bn-head_syncbn_shtw.yaml",
-    "blendmask_R_101_dcni3.txt": "R_101_dcni3_5x.yaml",
+    "blendmask_R_50.txt": "BlendMask/R_50_3x.yaml",
+    "blendmask_RT_R_50_syncbn_shtw.txt": "BlendMask/RT_R_50_4x_syncbn_shtw.yaml",
+    "blendmask_RT_R_50_bn-head.txt": "BlendMask/RT_R_50_4x_bn-head_syncbn_shtw.yaml",
+    "blendmask_R_101_dcni3.txt": "BlendMask/R_101_dcni3_5x.yaml",
+    "sparseinst_r50_base.txt": "SparseInst/sparse_inst_r50_base.yaml",
+    "sparseinst_r50_giam.txt": "SparseInst/sparse_inst_r50_giam.yaml",
+    "sparseinst_r50_giam_soft.txt": "SparseInst/sparse_inst_r50_giam_soft.yaml",
 }
 
 

@@ -1,0 +1,21 @@
+"""The dice coefficient of soft masks. P pairs, N predictions, M targets, X pixels."""
+
+import torch
+
+
+def paired_dice(pred: torch.Tensor, target: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
+    """
+    2 sum(x y) / (sum x^2 + sum y^2 + eps) of each pair (V-Net's squared form).
+
+    Args:
+        pred, target: (P, X) probabilities.
+
+    Returns:
+        (P,).
+    """
+    return 2 * (pred * target).sum(1) / (pred.square().sum(1) + target.square().sum(1) + eps)
+
+
+def pairwise_dice(pred: torch.Tensor, target: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
+    """As `paired_dice`, of all pairs of pred (N, X) and target (M, X): (N, M)."""
+    return 2 * (pred @ target.T) / (pred.square().sum(1)[:, None] + target.square().sum(1) + eps)

@@ -1,0 +1,117 @@
+"""
+Matching and losses of SparseInst (section 3.5 of the paper). B images, N predictions an image, M_i objects of image i,
+h x w the masks' size, K classes. Everything is computed in float32, also under autocast.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import BitMasks, Instances, PolygonMasks
+from fvcore.nn import sigmoid_focal_loss
+
+from ...config import ConfigError
+from ..losses import mean_over_workers
+from ..losses.dice import paired_dice, pairwise_dice
+from ..matching import match_by_score
+
+LOSS_ITEMS = ("labels", "masks")
+
+
+def resized_targets(instances: Instances, canvas: tuple, size: tuple) -> torch.Tensor:
+    """
+    The objects' masks, zero-padded to the batch's canvas and resized bilinearly, not binarised: (M, h, w) float32.
+
+    Args:
+        canvas: (H, W) of the padded batch; size: (h, w). Where one is exactly four times the other, a resized pixel
+            is the mean of the middle 2 x 2 of its 4 x 4 pixels, and no full-size float mask is made.
+    """
+    masks = instances.gt_masks
+    height, width = instances.image_size
+    if isinstance(masks, PolygonMasks):
+        masks = BitMasks.from_polygon_masks(masks, height, width)
+    masks = F.pad(masks.tensor.to(instances.gt_boxes.device), (0, canvas[1] - width, 0, canvas[0] - height))
+    if (size[0] * 4, size[1] * 4) == tuple(canvas):
+        return sum(masks[:, i::4, j::4].float() for i in (1, 2) for j in (1, 2)) / 4
+    return F.interpolate(masks[None].float(), size, mode="bilinear", align_corners=False)[0]
+
+
+class SparseInstCriterion:
+    """
+    Args:
+        alpha, beta: exponents of dice and class probability in the matching score.
+        weights: of loss_ce, loss_mask, loss_dice, loss_objectness.
+        items: "labels" for the classes, "masks" for the other three.
+        binarise: probability from which a predicted pixel counts in the objectness target.
+    """
+
+    def __init__(self, *, alpha: float, beta: float, weights: dict[str, float], items: Sequence[str], binarise=0.4):
+        unknown = set(items) - set(LOSS_ITEMS)
+        if unknown:
+            raise ConfigError(f"MODEL.SPARSE_INST.LOSS.ITEMS holds {', '.join(sorted(unknown))}; use labels and masks.")
+        self.alpha = alpha
+        self.beta = beta
+        self.weights = weights
+        self.items = tuple(items)
+        self.binarise = binarise
+
+    @torch.no_grad()
+    def match(self, class_logits, mask_logits, gt_classes: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]):
+        """
+        score(i, k) = p_i[class_k]^beta * dice(m_i, gt_k)^alpha, maximised (eq. 4).
+
+        Args:
+            class_logits: (B, N, K); mask_logits: (B, N, h, w).
+            gt_classes: for each image (M_i,); targets: for each image (M_i, h, w).
+
+        Returns:
+            see `match_by_score`.
+        """
+        scores = []
+        for logits, masks, classes, target in zip(class_logits, mask_logits, gt_classes, targets):
+            dice = pairwise_dice(masks.float().sigmoid().flatten(1), target.flatten(1))
+            scores.append(logits.float().sigmoid()[:, classes] ** self.beta * dice**self.alpha)
+        return match_by_score(scores)
+
+    def __call__(self, outputs: dict[str, torch.Tensor], gt_instances: Sequence[Instances], canvas: tuple) -> dict:
+        """The weighted losses: loss_ce, loss_mask, loss_dice, loss_objectness."""
+        with torch.autocast(outputs["mask_logits"].device.type, enabled=False):
+            return self._losses(outputs, gt_instances, canvas)
+
+    def _losses(self, outputs, gt_instances, canvas) -> dict:
+        class_logits, mask_logits = outputs["class_logits"].float(), outputs["mask_logits"].float()
+        size = mask_logits.shape[-2:]
+        targets = [resized_targets(x, canvas, size) for x in gt_instances]
+        gt_classes = [x.gt_classes for x in gt_instances]
+        matches = self.match(class_logits, mask_logits, gt_classes, targets)
+        image = torch.cat([torch.full_like(rows, i) for i, (rows, _) in enumerate(matches)])
+        rows = torch.cat([rows for rows, _ in matches])
+        count = mean_over_workers(class_logits.new_tensor(float(sum(map(len, gt_instances))))).clamp(min=1)
+
+        losses = {}
+        if "labels" in self.items:
+            labels = torch.zeros_like(class_logits)
+            classes = torch.cat([classes[columns] for classes, (_, columns) in zip(gt_classes, matches)])
+            labels[image, rows, classes] = 1.0
+            losses["loss_ce"] = sigmoid_focal_loss(class_logits, labels, 0.25, 2.0, reduction="sum") / count
+        if "masks" in self.items:
+            logits = mask_logits[image, rows].flatten(1)
+            target = torch.cat([t[columns] for t, (_, columns) in zip(targets, matches)]).flatten(1)
+            objectness = outputs["objectness_logits"].float()[image, rows]
+            losses.update(self._mask_losses(logits, target, objectness, count))
+        return {name: loss * self.weights[name] for name, loss in losses.items()}
+
+    def _mask_losses(self, logits, target, objectness, count) -> dict:
+        """logits, target: (P, h * w) of the matched pairs; objectness: (P,)."""
+        probabilities = logits.sigmoid()
+        pixels = F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / max(logits.numel(), 1)
+        with torch.no_grad():
+            inside, wanted = probabilities >= self.binarise, target > 0.5
+            intersection = (inside & wanted).sum(1)
+            iou = intersection / ((inside | wanted).sum(1) + 1e-6)
+        return {
+            "loss_mask": pixels,
+            "loss_dice": (1 - paired_dice(probabilities, target)).sum() / count,
+            "loss_objectness": F.binary_cross_entropy_with_logits(objectness, iou, reduction="sum")
+            / max(len(objectness), 1),
+        }

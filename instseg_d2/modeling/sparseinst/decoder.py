@@ -1,0 +1,191 @@
+"""
+Decoders of SparseInst: instance activation maps pick features, masks come from dynamic kernels (sections 3.2, 3.4).
+
+B images, N instances, G groups, C channels, D kernel size, K classes.
+"""
+
+import math
+
+import fvcore.nn.weight_init as weight_init
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.utils.registry import Registry
+from torch import nn
+
+from ...config import ConfigError
+
+SPARSE_INST_DECODER_REGISTRY = Registry("SPARSE_INST_DECODER")
+SPARSE_INST_DECODER_REGISTRY.__doc__ = """
+Modules called with (cfg) whose forward maps the encoder's features (B, C, H, W) to a dict of predictions.
+"""
+
+
+def build_sparse_inst_decoder(cfg) -> nn.Module:
+    """The module named by MODEL.SPARSE_INST.DECODER.NAME."""
+    return SPARSE_INST_DECODER_REGISTRY.get(cfg.MODEL.SPARSE_INST.DECODER.NAME)(cfg)
+
+
+def coordinate_channels(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) -> (B, 2, H, W): x, then y, from -1 at the first cell to 1 at the last."""
+    height, width = x.shape[-2:]
+    ys = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
+    xs = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
+    shape = (x.shape[0], 1, height, width)
+    return torch.cat([xs.expand(shape), ys[:, None].expand(shape)], dim=1)
+
+
+def conv_stack(in_channels: int, channels: int, num_convs: int) -> nn.Sequential:
+    """3x3 convolutions with ReLU, MSRA initialisation."""
+    layers = []
+    for i in range(num_convs):
+        conv = nn.Conv2d(in_channels if i == 0 else channels, channels, 3, padding=1)
+        weight_init.c2_msra_fill(conv)
+        layers += [conv, nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+class InstanceBranch(nn.Module):
+    """
+    Features (B, C, H, W) -> class logits, mask kernels, objectness logits and the activation maps.
+
+    * groups 0: N maps by a 3x3 convolution, sigmoid, each normalised by its own sum (the paper's BaseIAM).
+    * groups G: N maps a group by a grouped convolution; the G vectors of an instance are joined and pass through a
+      linear layer (GroupIAM).
+    * softmax: over the pixels instead of sigmoid and sum (GroupIAMSoft).
+    """
+
+    def __init__(self, in_channels, channels, num_convs, num_masks, num_classes, kernel_dim, groups=0, softmax=False):
+        super().__init__()
+        if groups and channels % groups:
+            raise ConfigError(f"MODEL.SPARSE_INST.DECODER.INST.DIM {channels} must be a multiple of GROUPS {groups}.")
+        self.groups = groups
+        self.num_masks = num_masks
+        self.convs = conv_stack(in_channels, channels, num_convs)
+        self.iam_conv = nn.Conv2d(channels, num_masks * max(groups, 1), 3, padding=1, groups=max(groups, 1))
+        width = channels * max(groups, 1)
+        self.fc = nn.Linear(width, width) if groups else None
+        # Kept for the authors' checkpoints: a softmax does not feel a constant.
+        self.softmax_bias = nn.Parameter(torch.ones(1)) if softmax else None
+        self.class_logits = nn.Linear(width, num_classes)
+        self.mask_kernel = nn.Linear(width, kernel_dim)
+        self.objectness = nn.Linear(width, 1)
+        prior = -math.log((1 - 0.01) / 0.01)
+        for layer in (self.iam_conv, self.class_logits, self.mask_kernel):
+            nn.init.normal_(layer.weight, std=0.01)
+        nn.init.constant_(self.iam_conv.bias, prior)
+        nn.init.constant_(self.class_logits.bias, prior)
+        nn.init.zeros_(self.mask_kernel.bias)
+        if self.fc is not None:
+            weight_init.c2_xavier_fill(self.fc)
+
+    def activation_maps(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, G * N, H * W) in float32, each map summing to 1 (to less where nothing is active)."""
+        logits = self.iam_conv(features).float().flatten(2)
+        if self.softmax_bias is not None:
+            return (logits + self.softmax_bias).softmax(-1)
+        maps = logits.sigmoid()
+        return maps / maps.sum(-1, keepdim=True).clamp(min=1e-6)
+
+    def forward(self, x: torch.Tensor):
+        features = self.convs(x)
+        maps = self.activation_maps(features)
+        vectors = torch.bmm(maps.to(features.dtype), features.flatten(2).transpose(1, 2))
+        if self.fc is not None:
+            batch = len(vectors)
+            vectors = vectors.view(batch, self.groups, self.num_masks, -1).transpose(1, 2).flatten(2)
+            vectors = F.relu(self.fc(vectors))
+        return self.class_logits(vectors), self.mask_kernel(vectors), self.objectness(vectors), maps
+
+
+class MaskBranch(nn.Module):
+    """Features (B, C, H, W) -> mask features (B, D, H, W)."""
+
+    def __init__(self, in_channels: int, channels: int, num_convs: int, kernel_dim: int):
+        super().__init__()
+        self.convs = conv_stack(in_channels, channels, num_convs)
+        self.projection = nn.Conv2d(channels, kernel_dim, 1)
+        weight_init.c2_msra_fill(self.projection)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.projection(self.convs(x))
+
+
+class IAMDecoder(nn.Module):
+    """The instance branch and the mask branch over features and their coordinates."""
+
+    grouped = False
+    softmax = False
+
+    @configurable
+    def __init__(self, *, instance_branch: nn.Module, mask_branch: nn.Module, scale_factor: float = 2.0):
+        """
+        Args:
+            scale_factor: of the masks against the features.
+        """
+        super().__init__()
+        self.instance_branch = instance_branch
+        self.mask_branch = mask_branch
+        self.scale_factor = scale_factor
+
+    @classmethod
+    def from_config(cls, cfg):
+        node = cfg.MODEL.SPARSE_INST.DECODER
+        in_channels = cfg.MODEL.SPARSE_INST.ENCODER.NUM_CHANNELS + 2
+        return {
+            "instance_branch": InstanceBranch(
+                in_channels,
+                node.INST.DIM,
+                node.INST.CONVS,
+                node.NUM_MASKS,
+                node.NUM_CLASSES,
+                node.KERNEL_DIM,
+                groups=node.GROUPS if cls.grouped else 0,
+                softmax=cls.softmax,
+            ),
+            "mask_branch": MaskBranch(in_channels, node.MASK.DIM, node.MASK.CONVS, node.KERNEL_DIM),
+            "scale_factor": node.SCALE_FACTOR,
+        }
+
+    def forward(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            features: (B, C, H, W).
+
+        Returns:
+            class_logits (B, N, K), objectness_logits (B, N), mask_logits (B, N, sH, sW) for scale factor s, and
+            activation_maps (B, N, H, W), the mean over the groups.
+        """
+        batch, _, height, width = features.shape
+        x = torch.cat([coordinate_channels(features), features], dim=1)
+        class_logits, kernels, objectness, maps = self.instance_branch(x)
+        mask_features = self.mask_branch(x)
+        masks = torch.bmm(kernels, mask_features.flatten(2)).view(batch, -1, height, width)
+        masks = F.interpolate(masks, scale_factor=self.scale_factor, mode="bilinear", align_corners=False)
+        maps = maps.view(batch, -1, self.instance_branch.num_masks, height, width).mean(1)
+        return {
+            "class_logits": class_logits,
+            "objectness_logits": objectness[..., 0],
+            "mask_logits": masks,
+            "activation_maps": maps,
+        }
+
+
+@SPARSE_INST_DECODER_REGISTRY.register()
+class BaseIAMDecoder(IAMDecoder):
+    """One activation map an instance."""
+
+
+@SPARSE_INST_DECODER_REGISTRY.register()
+class GroupIAMDecoder(IAMDecoder):
+    """GROUPS activation maps an instance."""
+
+    grouped = True
+
+
+@SPARSE_INST_DECODER_REGISTRY.register()
+class GroupIAMSoftDecoder(IAMDecoder):
+    """GROUPS activation maps an instance, softmax over the pixels."""
+
+    grouped = True
+    softmax = True

@@ -1,0 +1,100 @@
+"""
+The instance context encoder of SparseInst (section 3.3 of the paper). N images, C channels.
+"""
+
+from collections.abc import Sequence
+
+import fvcore.nn.weight_init as weight_init
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.utils.registry import Registry
+from torch import nn
+
+from ...config import ConfigError
+
+SPARSE_INST_ENCODER_REGISTRY = Registry("SPARSE_INST_ENCODER")
+SPARSE_INST_ENCODER_REGISTRY.__doc__ = """
+Modules called with (cfg, input_shape) whose forward maps the backbone's features to one map (N, C, H/8, W/8).
+"""
+
+
+def build_sparse_inst_encoder(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
+    """The module named by MODEL.SPARSE_INST.ENCODER.NAME."""
+    name = cfg.MODEL.SPARSE_INST.ENCODER.NAME
+    # The authors' default names a module that exists nowhere; it means the encoder of the paper.
+    name = "InstanceContextEncoder" if name == "FPNPPMEncoder" else name
+    return SPARSE_INST_ENCODER_REGISTRY.get(name)(cfg, input_shape)
+
+
+class PyramidPooling(nn.Module):
+    """Averages over 1, 2, 3 and 6 cells a side, each through a 1x1 convolution, joined with the input."""
+
+    def __init__(self, channels: int, branch_channels: int, sizes: Sequence[int] = (1, 2, 3, 6)):
+        super().__init__()
+        self.sizes = tuple(sizes)
+        self.branches = nn.ModuleList(nn.Conv2d(channels, branch_channels, 1) for _ in self.sizes)
+        self.bottleneck = nn.Conv2d(channels + len(self.sizes) * branch_channels, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        pooled = [
+            F.interpolate(
+                F.relu(branch(F.adaptive_avg_pool2d(x, size))), x.shape[-2:], mode="bilinear", align_corners=False
+            )
+            for size, branch in zip(self.sizes, self.branches)
+        ]
+        return F.relu(self.bottleneck(torch.cat([*pooled, x], dim=1)))
+
+
+@SPARSE_INST_ENCODER_REGISTRY.register()
+class InstanceContextEncoder(nn.Module):
+    """FPN with pyramid pooling on its coarsest level, all levels fused at the finest one."""
+
+    @configurable
+    def __init__(self, *, in_features: Sequence[str], in_channels: Sequence[int], channels: int = 256):
+        """
+        Args:
+            in_features, in_channels: of the backbone's maps, finest first.
+            channels: C of the output.
+        """
+        super().__init__()
+        self.in_features = list(in_features)
+        self.laterals = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
+        self.outputs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
+        self.context = PyramidPooling(channels, channels // 4)
+        self.fusion = nn.Conv2d(channels * len(self.in_features), channels, 1)
+        for conv in (*self.laterals, *self.outputs):
+            weight_init.c2_xavier_fill(conv)
+        weight_init.c2_msra_fill(self.fusion)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
+        node = cfg.MODEL.SPARSE_INST.ENCODER
+        missing = [name for name in node.IN_FEATURES if name not in input_shape]
+        if missing:
+            raise ConfigError(
+                f"MODEL.SPARSE_INST.ENCODER.IN_FEATURES names {', '.join(missing)}; "
+                f"the backbone has {', '.join(input_shape)}."
+            )
+        return {
+            "in_features": node.IN_FEATURES,
+            "in_channels": [input_shape[name].channels for name in node.IN_FEATURES],
+            "channels": node.NUM_CHANNELS,
+        }
+
+    def forward(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """features: name -> (N, C_l, H_l, W_l) -> (N, C, H, W) of the finest input map."""
+        maps = [lateral(features[name]) for name, lateral in zip(self.in_features, self.laterals)]
+        top_down = self.context(maps[-1])
+        outputs = [self.outputs[-1](top_down)]
+        for x, output in zip(reversed(maps[:-1]), list(self.outputs)[-2::-1]):
+            top_down = x + F.interpolate(top_down, scale_factor=2.0, mode="nearest")
+            outputs.append(output(top_down))
+        size = outputs[-1].shape[-2:]
+        resized = [
+            x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
+            for x in reversed(outputs)
+        ]
+        return self.fusion(torch.cat(resized, dim=1))

@@ -1,0 +1,142 @@
+"""
+The SparseInst meta-architecture. B images, N instance slots, D detections, h x w the masks' size at stride 4.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.structures import Boxes, ImageList, Instances
+
+from ..meta_arch import InstanceSegmenter
+from ..postprocessing import boxes_of_masks, resize_in_chunks
+from .criterion import SparseInstCriterion
+from .decoder import build_sparse_inst_decoder
+from .encoder import build_sparse_inst_encoder
+
+
+def rescored(scores: torch.Tensor, masks: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Scores (..., N) times the mean probability inside the masks (..., N, h, w) above the threshold; 0 if empty."""
+    inside = (masks > threshold).to(masks.dtype)
+    return scores * (masks * inside).sum((-2, -1)) / (inside.sum((-2, -1)) + 1e-6)
+
+
+@META_ARCH_REGISTRY.register()
+class SparseInst(InstanceSegmenter):
+    """Instance activation maps: no boxes, no NMS (SparseInst, figure 2; arXiv 2203.12827)."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        encoder,
+        decoder,
+        criterion: SparseInstCriterion,
+        mask_stride: float,
+        score_threshold: float = 0.005,
+        max_detections: int = 100,
+        **kwargs,
+    ):
+        """
+        Args:
+            encoder: features of the backbone -> (B, C, H/8, W/8).
+            decoder: that -> class_logits, objectness_logits, mask_logits, activation_maps.
+            mask_stride: input pixels of a cell of the mask logits.
+            score_threshold: on sqrt(class * objectness), strictly above, before rescoring.
+            max_detections: the best ones kept of each image.
+            kwargs: of `InstanceSegmenter`.
+        """
+        super().__init__(**kwargs)
+        self.encoder = encoder
+        self.decoder = decoder
+        self.criterion = criterion
+        self.mask_stride = mask_stride
+        self.score_threshold = score_threshold
+        self.max_detections = max_detections
+
+    @classmethod
+    def from_config(cls, cfg):
+        node = cfg.MODEL.SPARSE_INST
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        encoder = build_sparse_inst_encoder(cfg, shapes)
+        loss = node.LOSS
+        criterion = SparseInstCriterion(
+            alpha=node.MATCHER.ALPHA,
+            beta=node.MATCHER.BETA,
+            weights={
+                "loss_ce": loss.CLASS_WEIGHT,
+                "loss_mask": loss.MASK_PIXEL_WEIGHT,
+                "loss_dice": loss.MASK_DICE_WEIGHT,
+                "loss_objectness": loss.OBJECTNESS_WEIGHT,
+            },
+            items=loss.ITEMS,
+        )
+        return {
+            "backbone": backbone,
+            "encoder": encoder,
+            "decoder": build_sparse_inst_decoder(cfg),
+            "criterion": criterion,
+            "mask_stride": shapes[node.ENCODER.IN_FEATURES[0]].stride / node.DECODER.SCALE_FACTOR,
+            "score_threshold": node.CLS_THRESHOLD,
+            "max_detections": node.MAX_DETECTIONS,
+            "mask_threshold": node.MASK_THRESHOLD,
+            **cls.shared_arguments(cfg),
+        }
+
+    @property
+    def size_divisibility(self) -> int:
+        """32: the coarsest map's stride (the authors' value)."""
+        return 32
+
+    def outputs(self, images: ImageList) -> dict[str, torch.Tensor]:
+        """The decoder's predictions on a batch of images."""
+        return self.decoder(self.encoder(self.backbone(images.tensor)))
+
+    def losses(self, images: ImageList, batched_inputs: Sequence[dict]) -> dict:
+        """loss_ce, loss_mask, loss_dice and loss_objectness (eq. 5)."""
+        canvas = tuple(images.tensor.shape[-2:])
+        return self.criterion(self.outputs(images), self.gt_instances(batched_inputs), canvas)
+
+    @torch.no_grad()
+    def infer(self, images: ImageList) -> list[Instances]:
+        """Detections with scores, pred_classes and pred_masks (D, h, w): probabilities on the padded canvas."""
+        outputs = self.outputs(images)
+        results = []
+        scores = (
+            outputs["class_logits"].float().sigmoid() * outputs["objectness_logits"].float().sigmoid()[..., None]
+        ).sqrt()
+        for size, score, masks in zip(images.image_sizes, scores, outputs["mask_logits"]):
+            score, classes = score.max(-1)
+            keep = score > self.score_threshold
+            score, classes, masks = score[keep], classes[keep], masks[keep].float().sigmoid()
+            score = rescored(score, masks, self.mask_threshold)
+            if len(score) > self.max_detections:
+                # The best ones, in the order of the slots.
+                keep = score.topk(self.max_detections).indices.sort().values
+                score, classes, masks = score[keep], classes[keep], masks[keep]
+            result = Instances(size)
+            result.scores = score
+            result.pred_classes = classes
+            result.pred_masks = masks
+            results.append(result)
+        return results
+
+    def postprocess(self, results: Sequence[Instances], batched_inputs: Sequence[dict]) -> list[dict]:
+        """
+        Probabilities resized to the padded input, cropped, resized to the output and thresholded, some masks at a
+        time; the boxes are the tight boxes of the masks.
+        """
+        outputs = []
+        for result, x in zip(results, batched_inputs):
+            size = tuple(x.get(key, side) for key, side in zip(("height", "width"), result.image_size))
+            canvas = tuple(round(side * self.mask_stride) for side in result.pred_masks.shape[-2:])
+            masks = resize_in_chunks(result.pred_masks, canvas, result.image_size, size, self.mask_threshold)
+            scaled = Instances(size)
+            scaled.pred_boxes = Boxes(boxes_of_masks(masks))
+            scaled.scores = result.scores
+            scaled.pred_classes = result.pred_classes
+            scaled.pred_masks = masks
+            outputs.append({"instances": scaled})
+        return outputs
