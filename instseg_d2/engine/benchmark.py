@@ -12,6 +12,7 @@ from ..data.images import read_image
 from ..modeling.blendmask.plain import plain_infer
 from ..visualization import draw_instances
 from .inference import optimize_for_inference
+from .memory import keep_freed_memory
 
 STAGES = ("load", "preprocess", "network", "post-process", "draw")
 
@@ -24,14 +25,16 @@ def _synchronize(device: torch.device) -> None:
 class StageTimer:
     """Runs one model on one sample stage by stage and keeps the seconds of each."""
 
-    def __init__(self, model, infer: Callable):
+    def __init__(self, model, infer: Callable, keep_memory: bool):
         self.model = model
+        self.keep_memory = keep_memory
         self.infer = infer
         self.seconds = {stage: [] for stage in STAGES}
 
     @torch.inference_mode()
     def run(self, path: str, size: tuple) -> None:
         """Read an image, resize it to (H, W), detect, draw; append the time of each stage."""
+        keep_freed_memory(self.keep_memory)
         marks = [self._now()]
         image_rgb = read_image(path, "RGB")
         marks.append(self._now())
@@ -73,8 +76,8 @@ def stage_rows(model, path: str, size: tuple = (800, 1088), repeats: int = 5) ->
     Returns:
         rows [stage, plain ms, optimised ms, ratio]; the last is the sum of a run.
     """
-    plain = StageTimer(model, plain_infer)
-    fast = StageTimer(optimize_for_inference(model), lambda model, images: model.infer(images))
+    plain = StageTimer(model, plain_infer, keep_memory=False)
+    fast = StageTimer(optimize_for_inference(model), lambda model, images: model.infer(images), keep_memory=True)
     for repeat in range(repeats + 1):
         for timer in (plain, fast):
             timer.run(path, size)

@@ -19,6 +19,7 @@ from ..data.images import read_image
 from ..modeling import InstanceSegmenter
 from ..visualization.overlay import class_name
 from .inference import optimize_for_inference
+from .memory import keep_freed_memory
 from .model import build
 
 __all__ = ["Predictor", "to_rgb"]
@@ -106,6 +107,8 @@ class Predictor:
             self._category_ids = dict(enumerate(category_ids))
         if optimize:
             self.model = optimize_for_inference(self.model)
+            if self.cfg.MODEL.DEVICE == "cpu":
+                keep_freed_memory()
         self.resize = T.ResizeShortestEdge(
             [self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MIN_SIZE_TEST], self.cfg.INPUT.MAX_SIZE_TEST
         )

@@ -17,6 +17,7 @@ from ..config import CLASS_COUNT_KEYS, ConfigError, load_config, set_num_classes
 from ..data import DatasetError, check_same_classes, class_names, register_coco
 from ..files import write_bytes
 from .log import setup_logging
+from .memory import keep_freed_memory
 
 __all__ = ["argument_parser", "setup"]
 
@@ -150,6 +151,8 @@ def setup(args) -> CfgNode:
     else:
         _fit_to_training_data(cfg)
     _fit_device(cfg, args.num_gpus)
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
     cfg.freeze()
 
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)

@@ -1,0 +1,35 @@
+"""Freed memory stays with the process, or goes back, as asked."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from instseg_d2.engine.memory import keep_freed_memory
+
+CODE = """
+import resource, sys
+import torch
+from instseg_d2.engine.memory import keep_freed_memory
+assert keep_freed_memory(sys.argv[1] == "keep")
+torch.zeros(25 * 2**20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    torch.zeros(25 * 2**20)  # 100 MiB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_page_faults():
+    faults = {
+        way: int(subprocess.run([sys.executable, "-c", CODE, way], capture_output=True, text=True, check=True).stdout)
+        for way in ("keep", "return")
+    }
+    assert faults["keep"] * 4 < faults["return"]
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
+    assert keep_freed_memory() is False
