@@ -245,7 +245,7 @@ def test_find_inputs(folder):
     ("change", "message"),
     [
         ({"--weights": "absent.pth"}, "absent.pth"),
-        ({"--input": "absent/*.jpg"}, "absent/*.jpg: no such file or folder"),
+        ({"--input": "absent/*.jpg"}, "absent/*.jpg: no such file, folder or registered data set"),
         ({"--config-file": "absent.yaml"}, "absent.yaml"),
         ({"--score-threshold": "50"}, "score threshold must be between 0 and 1; got 50"),
         ({"--max-images": "0"}, "at least 1"),

@@ -192,7 +192,7 @@ class InstSegCheckpointer(DetectionCheckpointer):
             data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
         data.update(extra)
         path = os.path.join(self.save_dir, f"{name}.pth")
-        write_checkpoint_file(path, lambda temporary: torch.save(data, temporary))
+        write_checkpoint_file(path, lambda file: torch.save(data, file))
         if tag:
             self.tag_last_checkpoint(f"{name}.pth")
         logger.info("Saved %s.", path)
@@ -200,4 +200,4 @@ class InstSegCheckpointer(DetectionCheckpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the checkpoint that resuming starts from."""
         path = os.path.join(self.save_dir, "last_checkpoint")
-        write_checkpoint_file(path, lambda temporary: temporary.write_text(last_filename_basename))
+        write_checkpoint_file(path, lambda file: file.write(last_filename_basename.encode()))

@@ -188,14 +188,14 @@ def write_checkpoint_file(path: str, write: Callable) -> None:
 
     Args:
         path: the file to create or replace.
-        write: called with the path to write to.
+        write: called with the open binary file.
 
     Raises:
         CheckpointError: no space left; what was at ``path`` before is intact.
     """
     try:
-        with written_whole(path) as temporary:
-            write(temporary)
+        with written_whole(path) as temporary, open(temporary, "wb") as file:
+            write(file)
     except Exception as error:
         if _is_full(error):
             raise CheckpointError(
@@ -221,4 +221,4 @@ def save_safetensors(path: str, state_dict: dict, cfg: Optional[str] = None, cla
         info["class_names"] = json.dumps(list(class_names))
     # The format wants every tensor dense and in memory of its own.
     tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state_dict.items()}
-    write_checkpoint_file(path, lambda temporary: temporary.write_bytes(save(tensors, metadata=info)))
+    write_checkpoint_file(path, lambda file: file.write(save(tensors, metadata=info)))

@@ -37,10 +37,12 @@ def test_gradients_equal_one_process(counts, tmp_path):
     found = torch.load(args.path)
     model = tiny_model(*OPTS)
     sum(model(random_batch(counts, 64, 96)).values()).backward()
+    # The normalisers are means over the processes but at least 1: with no object at all they do not halve.
+    factor = 1.0 if any(counts) else 0.5
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(
-                found[name], parameter.grad, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+                found[name], parameter.grad * factor, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
             )
 
 
