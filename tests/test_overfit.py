@@ -27,6 +27,7 @@ def test_overfitting_eight_images(tmp_path, request):
             "SOLVER.WARMUP_ITERS", 20,
             "SOLVER.BASE_LR", 0.002,
             "INPUT.MIN_SIZE_TRAIN", (256,),
+            "INPUT.MAX_SIZE_TRAIN", 384,
             "INPUT.MIN_SIZE_TEST", 256,
             "INPUT.MAX_SIZE_TEST", 384,
             "INPUT.RANDOM_FLIP", "none",
