@@ -16,7 +16,7 @@ from instseg_d2.config import load_config
 from instseg_d2.data.shapes import make_shapes
 from instseg_d2.engine import run_script
 from instseg_d2.engine.benchmark import stage_rows
-from instseg_d2.ops.benchmark import op_table
+from instseg_d2.ops.benchmark import format_table, op_table
 
 CONFIG = os.path.join(os.path.dirname(__file__), os.pardir, "configs", "BlendMask", "R_50_1x.yaml")
 
@@ -54,9 +54,8 @@ def main(args) -> None:
         rows = stage_rows(random_model(args.config_file, args.device), image, tuple(args.size), args.repeats)
     print(f"\n{os.path.basename(args.config_file)}, one {args.size[0]} x {args.size[1]} image, random weights")
     print(tabulate(rows, headers=["stage", "plain ms", "optimised ms", "ratio"], floatfmt=".2f"))
-    rows = op_table(repeats=args.repeats * 3, device=args.device)
     print()
-    print(tabulate(rows, headers=["op", "case", "direction", "kernel ms", "reference ms", "ratio"], floatfmt=".2f"))
+    print(format_table(op_table(repeats=args.repeats * 3, device=args.device)))
 
 
 if __name__ == "__main__":
