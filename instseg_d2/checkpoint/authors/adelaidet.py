@@ -1,17 +1,10 @@
-"""
-The parameter names of the authors' public checkpoints, and ours.
-
-Each method has one converter: state dict with the authors' names -> state dict with ours, all keys covered.
-"""
+"""FCOS and BlendMask of AdelaiDet."""
 
 import re
-from collections.abc import Callable
 
-import torch
+from .renaming import StateDict, renamed
 
-StateDict = dict[str, torch.Tensor]
-
-_FCOS_HEAD = "proposal_generator.fcos_head."
+FCOS_HEAD = "proposal_generator.fcos_head."
 _TOWERS = {"share_tower": "shared_tower", "cls_tower": "class_tower", "bbox_tower": "box_tower"}
 # Left of the arrow AdelaiDet's names, right ours. Towers are numbered Sequentials there: see _tower_blocks.
 _ADELAIDET_RULES = (
@@ -40,7 +33,7 @@ def _tower_blocks(state_dict: StateDict) -> dict[str, str]:
     norm if any (``j.weight``, or ``j.level.weight``) and a ReLU without parameters.
     """
     names = {}
-    pattern = re.compile(re.escape(_FCOS_HEAD) + r"(\w+_tower)\.(\d+)\.(.+)$")
+    pattern = re.compile(re.escape(FCOS_HEAD) + r"(\w+_tower)\.(\d+)\.(.+)$")
     found: dict[str, dict[int, list]] = {}
     for key in state_dict:
         match = pattern.match(key)
@@ -82,58 +75,11 @@ def _proto_net_tower(state_dict: StateDict) -> dict[str, str]:
     return names
 
 
-def _renamed(key: str, rules) -> str:
-    """The key after the first rule that fits."""
-    for pattern, replacement in rules:
-        name, count = re.subn(pattern, replacement, key)
-        if count:
-            return name
-    return key
-
-
 def convert_adelaidet(state_dict: StateDict) -> StateDict:
     """FCOS and BlendMask of AdelaiDet: the state dict under our names."""
     names = {**_tower_blocks(state_dict), **_proto_net_tower(state_dict)}
     converted = {}
     for key, value in state_dict.items():
-        name = names[key] if key in names else _renamed(key, _ADELAIDET_RULES)
+        name = names[key] if key in names else renamed(key, _ADELAIDET_RULES)
         converted[name] = value
     return converted
-
-
-# SparseInst's encoder numbers its levels from the coarsest, ours from the finest: see convert_sparseinst.
-_SPARSEINST_RULES = (
-    (r"^encoder\.fpn_(lateral|output)s\.", r"encoder.\1s."),
-    (r"^encoder\.ppm\.stages\.(\d+)\.1\.", r"encoder.context.branches.\1."),
-    (r"^encoder\.ppm\.bottleneck\.", "encoder.context.bottleneck."),
-    (r"^decoder\.inst_branch\.inst_convs\.", "decoder.instance_branch.convs."),
-    (r"^decoder\.inst_branch\.cls_score\.", "decoder.instance_branch.class_logits."),
-    (r"^decoder\.inst_branch\.", "decoder.instance_branch."),
-    (r"^decoder\.mask_branch\.mask_convs\.", "decoder.mask_branch.convs."),
-)
-
-
-def convert_sparseinst(state_dict: StateDict) -> StateDict:
-    """SparseInst's own release: the state dict under our names."""
-    levels = {match[1] for key in state_dict if (match := re.match(r"encoder\.fpn_laterals\.(\d+)\.", key))}
-    last = len(levels) - 1
-
-    def coarse_to_fine(key: str) -> str:
-        return re.sub(r"^(encoder\.fpn_\w+\.)(\d+)\.", lambda m: f"{m[1]}{last - int(m[2])}.", key)
-
-    return {_renamed(coarse_to_fine(key), _SPARSEINST_RULES): value for key, value in state_dict.items()}
-
-
-# A key that only one family of checkpoints has -> its converter.
-_FAMILIES: tuple[tuple[str, Callable[[StateDict], StateDict]], ...] = (
-    (_FCOS_HEAD, convert_adelaidet),
-    ("encoder.fpn_laterals.", convert_sparseinst),
-)
-
-
-def convert_state_dict(state_dict: StateDict) -> StateDict:
-    """The state dict under this package's names; unchanged when it is no checkpoint of the authors."""
-    for prefix, convert in _FAMILIES:
-        if any(key.startswith(prefix) for key in state_dict):
-            return convert(state_dict)
-    return state_dict

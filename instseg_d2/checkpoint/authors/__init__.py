@@ -1,0 +1,27 @@
+"""
+The parameter names of the authors' public checkpoints, and ours.
+
+Each method has one converter: state dict with the authors' names -> state dict with ours, all keys covered.
+"""
+
+from collections.abc import Callable
+
+from .adelaidet import FCOS_HEAD, convert_adelaidet
+from .renaming import StateDict
+from .sparseinst import convert_sparseinst
+
+__all__ = ["convert_adelaidet", "convert_sparseinst", "convert_state_dict"]
+
+# A key that only one family of checkpoints has -> its converter.
+_FAMILIES: tuple[tuple[str, Callable[[StateDict], StateDict]], ...] = (
+    (FCOS_HEAD, convert_adelaidet),
+    ("encoder.fpn_laterals.", convert_sparseinst),
+)
+
+
+def convert_state_dict(state_dict: StateDict) -> StateDict:
+    """The state dict under this package's names; unchanged when it is no checkpoint of the authors."""
+    for prefix, convert in _FAMILIES:
+        if any(key.startswith(prefix) for key in state_dict):
+            return convert(state_dict)
+    return state_dict
