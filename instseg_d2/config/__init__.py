@@ -9,6 +9,7 @@ from detectron2.config import get_cfg as _detectron2_defaults
 from .blendmask import add_blendmask_config
 from .common import add_common_config
 from .fcos import add_fcos_config
+from .istr import add_istr_config
 from .sparseinst import add_sparseinst_config
 
 __all__ = ["CLASS_COUNT_KEYS", "ConfigError", "add_instseg_config", "get_cfg", "load_config", "set_num_classes"]
@@ -20,6 +21,7 @@ CLASS_COUNT_KEYS = (
     "MODEL.ROI_HEADS.NUM_CLASSES",
     "MODEL.RETINANET.NUM_CLASSES",
     "MODEL.SPARSE_INST.DECODER.NUM_CLASSES",
+    "MODEL.ISTR.NUM_CLASSES",
 )
 
 
@@ -33,6 +35,7 @@ def add_instseg_config(cfg: CfgNode) -> None:
     add_fcos_config(cfg)
     add_blendmask_config(cfg)
     add_sparseinst_config(cfg)
+    add_istr_config(cfg)
 
 
 def get_cfg() -> CfgNode:

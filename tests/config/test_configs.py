@@ -13,7 +13,18 @@ ROOT = Path(__file__).parents[2]
 RECIPES = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if not p.name.startswith("Base"))
 
 # AdelaiDet's key: accepted, without effect here (the comments in instseg_d2/config say why).
-ACCEPTED_ONLY = {"USE_RELU", "ANN_SET", "VISUALIZE", "DLA", "DATASET_MAPPER", "OUTPUT_IAM"}
+ACCEPTED_ONLY = {
+    "USE_RELU",
+    "ANN_SET",
+    "VISUALIZE",
+    "DLA",
+    "DATASET_MAPPER",
+    "OUTPUT_IAM",
+    "ACTIVATION",
+    "NO_OBJECT_WEIGHT",
+    "IOU_THRESHOLDS",
+    "IOU_LABELS",
+}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(ROOT / "configs")))
