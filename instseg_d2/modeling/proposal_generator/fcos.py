@@ -4,7 +4,7 @@ FCOS (Tian et al., arXiv 1904.01355 and its improved version): a box for every l
 N images, M objects, R rows over levels, images and cells (see layers/locations.py), P positive rows, D detections.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Optional
 
 import torch
@@ -52,6 +52,7 @@ class FCOS(nn.Module):
         limits_test: DetectionLimits = DetectionLimits(),  # noqa: B008
         yield_proposals: bool = False,
         yield_box_features: bool = False,
+        inclusive: bool = False,
     ):
         """
         Args:
@@ -64,6 +65,7 @@ class FCOS(nn.Module):
             box_quality: "ctrness" or "iou".
             yield_proposals: return proposals in training too.
             yield_box_features: proposals carry ``box_features`` (D, C), the box tower at their location.
+            inclusive: x2, y2 of the ground-truth boxes are their last pixels (see also `DetectionLimits`).
         """
         super().__init__()
         _check("MODEL.FCOS.LOSS_NORMALIZER_CLS", class_normalizer, ("fg", "moving_fg", "all"))
@@ -91,6 +93,7 @@ class FCOS(nn.Module):
         self.limits_test = limits_test
         self.yield_proposals = yield_proposals
         self.yield_box_features = yield_box_features
+        self.inclusive = inclusive
         if class_normalizer == "moving_fg":
             self.register_buffer("moving_num_positives", torch.tensor(100.0))
 
@@ -135,13 +138,22 @@ class FCOS(nn.Module):
         return self.head([features[name] for name in self.in_features])
 
     @torch.no_grad()
-    def match(self, outputs: HeadOutputs, gt_instances: Sequence[Instances]) -> Assignment:
-        """The positive locations of a batch; see `fcos_targets.assign`."""
+    def match(
+        self, outputs: HeadOutputs, gt_instances: Sequence[Instances], allowed: Optional[Callable] = None
+    ) -> Assignment:
+        """The positive locations of a batch, where ``allowed`` agrees; see `fcos_targets.assign`."""
         boxes = torch.cat([x.gt_boxes.tensor for x in gt_instances]).float()
         counts = torch.tensor([len(x) for x in gt_instances])
         images = torch.repeat_interleave(counts).to(boxes.device, non_blocking=True)
         return assign(
-            outputs.grid, boxes, images, self.size_ranges, center_sample=self.center_sample, radius=self.radius
+            outputs.grid,
+            boxes,
+            images,
+            self.size_ranges,
+            center_sample=self.center_sample,
+            radius=self.radius,
+            allowed=allowed,
+            inclusive=self.inclusive,
         )
 
     def losses(self, outputs: HeadOutputs, positives: Assignment, gt_instances: Sequence[Instances]):
@@ -192,8 +204,8 @@ class FCOS(nn.Module):
         The best boxes of every image.
 
         Returns:
-            one Instances an image with pred_boxes (D, unclipped, input pixels), scores (D,) = sqrt(class *
-            quality), pred_classes (D,) and rows (D,), sorted by score.
+            one Instances an image with pred_boxes (D, input pixels), scores (D,), pred_classes (D,) and rows (D,),
+            sorted by score; the limits say whether boxes are clipped and scores rooted.
         """
         limits = self.limits_train if self.training else self.limits_test
         return detect(outputs, image_sizes, limits)

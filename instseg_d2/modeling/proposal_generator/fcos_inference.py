@@ -19,6 +19,9 @@ class DetectionLimits:
         pre_nms_topk: best candidates kept of each level and image.
         post_nms_topk: best detections kept of each image; 0 or less: all.
         nms_threshold: IoU of NMS within a class; 0 or less: no NMS.
+        rooted: scores are sqrt(class * quality), else class * quality.
+        clip: boxes are clipped to the unpadded image before NMS.
+        inclusive: x2, y2 of a box are its last pixels: its sides count one more, and clipping keeps them inside.
     """
 
     score_threshold: float = 0.05
@@ -26,6 +29,9 @@ class DetectionLimits:
     pre_nms_topk: int = 1000
     post_nms_topk: int = 100
     nms_threshold: float = 0.6
+    rooted: bool = True
+    clip: bool = False
+    inclusive: bool = False
 
 
 def decode(outputs: HeadOutputs, rows: torch.Tensor) -> torch.Tensor:
@@ -59,10 +65,10 @@ def detect(outputs: HeadOutputs, image_sizes: Sequence[tuple], limits: Detection
     """
     Thresholding, the best candidates of each level, NMS, the best of the image (FCOS, section 3.1).
 
-    Candidates are ranked by class * quality, and scored by its square root.
+    Candidates are ranked by class * quality; the score is its square root, or itself.
 
     Returns:
-        one Instances an image: pred_boxes (D, unclipped), scores (D,), pred_classes (D,), rows (D,), best first.
+        one Instances an image: pred_boxes (D), scores (D,), pred_classes (D,), rows (D,), best first.
     """
     grid = outputs.grid
     class_scores = outputs.class_logits.float().sigmoid()
@@ -87,10 +93,16 @@ def detect(outputs: HeadOutputs, image_sizes: Sequence[tuple], limits: Detection
     for image, size in enumerate(image_sizes):
         # Without a candidate above the threshold the score is -1.
         valid = (scores[image] >= 0).nonzero()[:, 0]
-        score, row, label = scores[image][valid].sqrt(), rows[image][valid], classes[image][valid]
+        score, row, label = scores[image][valid], rows[image][valid], classes[image][valid]
+        score = score.sqrt() if limits.rooted else score
         boxes = decode(outputs, row)
+        if limits.clip:
+            clipped = Boxes(boxes)
+            clipped.clip([side - int(limits.inclusive) for side in size])
+            boxes = clipped.tensor
         if limits.nms_threshold > 0:
-            keep = batched_nms(boxes, score, label, limits.nms_threshold)
+            spans = torch.cat([boxes[:, :2], boxes[:, 2:] + float(limits.inclusive)], dim=1)
+            keep = batched_nms(spans, score, label, limits.nms_threshold)
         else:
             keep = score.argsort(descending=True, stable=True)
         if limits.post_nms_topk > 0:

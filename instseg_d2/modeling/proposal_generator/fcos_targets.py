@@ -5,7 +5,9 @@ N images, M objects of the whole batch, R rows (see layers/locations.py), P posi
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Optional
 
 import torch
 
@@ -61,7 +63,17 @@ def _all_pairs(grid: LocationGrid, images):
     return objects, level[cells], y[cells], x[cells]
 
 
-def assign(grid: LocationGrid, boxes, images, size_ranges, *, center_sample: bool, radius: float) -> Assignment:
+def assign(
+    grid: LocationGrid,
+    boxes,
+    images,
+    size_ranges,
+    *,
+    center_sample: bool,
+    radius: float,
+    allowed: Optional[Callable] = None,
+    inclusive: bool = False,
+) -> Assignment:
     """
     Match locations to objects (FCOS, section 3.1 and the improved version's centre sampling).
 
@@ -74,6 +86,8 @@ def assign(grid: LocationGrid, boxes, images, size_ranges, *, center_sample: boo
         images: (M,) int64 image of each box.
         size_ranges: (L, 2) lowest and highest max(l, t, r, b), pixels, both included.
         radius: in strides of the level.
+        allowed: one more condition, (objects (Q,), xy (Q, 2) pixels of locations) -> (Q,) bool.
+        inclusive: x2, y2 are a box's last pixels, so that its area is (w + 1)(h + 1).
     """
     if center_sample:
         objects, level, y, x = _window_pairs(grid, boxes, radius)
@@ -92,9 +106,13 @@ def assign(grid: LocationGrid, boxes, images, size_ranges, *, center_sample: boo
         strictly_inside = ltrb.amin(1) > 0
     longest = ltrb.amax(1)
     in_range = (longest >= size_ranges[level, 0]) & (longest <= size_ranges[level, 1])
-    keep = (strictly_inside & in_range).nonzero()[:, 0]
+    keep = strictly_inside & in_range
+    if allowed is not None:
+        keep &= allowed(objects, xy)
+    keep = keep.nonzero()[:, 0]
 
     objects, rows, sides = objects[keep], grid.row(level, images[objects], y, x)[keep], (box[:, 2:] - box[:, :2])[keep]
+    sides = sides + float(inclusive)
     area = sides[:, 0] * sides[:, 1]
     winners = _smallest_first(rows, objects, area, grid.num_rows, len(boxes))
     rows = (winners < len(boxes)).nonzero()[:, 0]
