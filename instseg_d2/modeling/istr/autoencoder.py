@@ -1,0 +1,201 @@
+"""Learned mask codes (SMT in the journal version of ISTR). M masks of 112 x 112 pixels, l numbers a code."""
+
+import copy
+import pickle
+from collections.abc import Iterable
+from typing import Optional
+
+import torch
+from detectron2.config import configurable
+from torch import nn
+from tqdm import tqdm
+
+from ...config import ConfigError
+from ...files import written_whole
+from ..losses.dice import paired_dice
+from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, require_file
+from .masks import PackedMasks
+from .reconstruction import reconstruction_ious
+
+SIZE = 112  # four halvings to 7, the kernel of the innermost layers
+ROI_LAYER = 5  # of the decoder: its second doubling, 32 channels at 28 x 28
+
+
+class UpBlock(nn.Module):
+    """(M, C, h, w) -> (M, C', 2h, 2w): bilinear (corners aligned), 3x3 convolution, batch norm, ELU."""
+
+    def __init__(self, in_channels: int, channels: int):
+        super().__init__()
+        self.up = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+            nn.Conv2d(in_channels, channels, 3, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.ELU(inplace=True),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.up(x)
+
+
+def mask_encoder(dim: int) -> nn.Sequential:
+    """(M, 1, 112, 112) -> (M, l)."""
+    channels = (1, 16, 32, 64, 128)
+    layers = []
+    for before, after in zip(channels, channels[1:]):
+        layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.BatchNorm2d(after), nn.ELU(inplace=True)]
+    return nn.Sequential(*layers, nn.Conv2d(channels[-1], dim, 7), nn.Flatten())
+
+
+def mask_decoder(dim: int) -> nn.Sequential:
+    """(M, l) -> logits (M, 1, 112, 112)."""
+    return nn.Sequential(
+        nn.Unflatten(1, (dim, 1, 1)),
+        nn.ConvTranspose2d(dim, 128, 7),
+        nn.BatchNorm2d(128),
+        nn.ELU(inplace=True),
+        *(UpBlock(before, after) for before, after in ((128, 64), (64, 32), (32, 16), (16, 16))),
+        nn.Conv2d(16, 1, 1),
+    )
+
+
+@MASK_EMBEDDING_REGISTRY.register()
+class AE(MaskEmbedding):
+    """
+    An auto-encoder of masks, trained alone by `fit`. In the detector the encoder is frozen and stays in eval mode, and
+    the decoder learns on, with a feature of the RoI added at 28 x 28.
+    """
+
+    @configurable
+    def __init__(self, *, dim: int, size: int = SIZE, freeze_encoder_bn: bool = True):
+        """
+        Args:
+            freeze_encoder_bn: False: the frozen encoder's batch norm follows the mode of the model and drifts, as in
+                the authors' training.
+        """
+        if size != SIZE:
+            raise ConfigError(f"MODEL.ISTR.MASK_SIZE is {size}; the AE embedding needs {SIZE}.")
+        super().__init__(dim=dim, size=size)
+        self.freeze_encoder_bn = freeze_encoder_bn
+        self.encoder = mask_encoder(dim).requires_grad_(False)
+        self.decoder = mask_decoder(dim)
+        self.train()
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {**super().from_config(cfg), "freeze_encoder_bn": cfg.MODEL.ISTR.FREEZE_ENCODER_BN}
+
+    @property
+    def fitted(self) -> bool:
+        """True once the encoder's batch norm has seen masks."""
+        return bool(self.encoder[1].num_batches_tracked > 0)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.freeze_encoder_bn:
+            self.encoder.eval()
+        return self
+
+    def _encode(self, masks):
+        return self.encoder(masks[:, None])
+
+    def decode(self, codes: torch.Tensor, roi_features: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """
+        Args:
+            codes: (M, l).
+            roi_features: (M, 32, 28, 28), added after the second doubling; or None.
+
+        Returns:
+            probabilities (M, 112, 112), float32.
+        """
+        x = codes
+        for i, layer in enumerate(self.decoder):
+            x = layer(x)
+            if i == ROI_LAYER and roi_features is not None:
+                x = x + roi_features
+        return x[:, 0].float().sigmoid()
+
+    def fit(
+        self,
+        mask_batches: Iterable,
+        *,
+        epochs: int = 30,
+        batch_size: int = 1024,
+        learning_rate: float = 1e-3,
+        held_out: Optional[torch.Tensor] = None,
+        seed: int = 0,
+    ) -> None:
+        """
+        Train encoder and decoder: mean dice loss, Adam, learning rate x 0.1 after one and two thirds of the epochs; the
+        weights of the epoch with the best mean IoU at 0.5 are kept.
+
+        Args:
+            mask_batches: see `MaskEmbedding.fit`; they are copied to a temporary file, eight pixels a byte.
+            held_out: (n, s, s) masks for that IoU; default: the first thousand training masks.
+            seed: of the order of the masks.
+
+        Raises:
+            ConfigError: there is no mask.
+        """
+        masks = PackedMasks(mask_batches, self.size)
+        if not len(masks):
+            raise ConfigError("the AE mask embedding needs masks to be fitted to; the training set has none.")
+        check = masks[:1000] if held_out is None else held_out
+        device = next(self.decoder.parameters()).device
+        was_training = self.training
+        trained = nn.ModuleList([self.encoder, self.decoder]).requires_grad_(True)
+        optimizer = torch.optim.Adam(trained.parameters(), lr=learning_rate)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(epochs // 3, 1), max(2 * epochs // 3, 2)])
+        generator = torch.Generator().manual_seed(seed)
+        best_iou, best = -1.0, None
+        with torch.autocast(device.type, enabled=False), torch.enable_grad():
+            for epoch in range(epochs):
+                trained.train()
+                bar = tqdm(torch.randperm(len(masks), generator=generator).split(batch_size), disable=None, leave=False)
+                for index in bar:
+                    x = masks[index.sort().values.numpy()].to(device)
+                    loss = (1 - paired_dice(self.decode(self._encode(x)).flatten(1), x.flatten(1), 1e-5)).mean()
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    bar.set_description(f"epoch {epoch + 1}/{epochs} loss {loss.item():.4f} IoU {max(best_iou, 0):.4f}")
+                schedule.step()
+                iou = reconstruction_ious(self, check.split(256)).mean().item()
+                if iou > best_iou:
+                    best_iou, best = iou, copy.deepcopy(self.state_dict())
+        if best is not None:
+            self.load_state_dict(best)
+        self.zero_grad(set_to_none=True)
+        self.encoder.requires_grad_(False)
+        self.train(was_training)
+
+    def load_file(self, path: str) -> None:
+        """
+        Read a file {E, D} with the state dicts of encoder and decoder, the authors' or ours.
+
+        Raises:
+            ConfigError: the file is missing, of another layout, or made for another number of code numbers.
+        """
+        require_file(path)
+        try:
+            data = torch.load(path, map_location="cpu", weights_only=True)
+            for name, prefix, module in self._parts():
+                state = {key.removeprefix("module.").removeprefix(prefix): x for key, x in data[name].items()}
+                module.load_state_dict(state)
+        except (KeyError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ConfigError(
+                f"MODEL.ISTR.PATH_COMPONENTS: {path} does not hold the state dicts E and D of an auto-encoder with "
+                f"{self.dim} numbers a code."
+            ) from error
+
+    def save_file(self, path: str) -> None:
+        """Write the file that `load_file` reads."""
+        data = {
+            name: {prefix + key: x.cpu() for key, x in module.state_dict().items()}
+            for name, prefix, module in self._parts()
+        }
+        with written_whole(path) as temporary:
+            torch.save(data, temporary)
+
+    def _parts(self):
+        """(key of the file, prefix of its names, module)."""
+        return ("E", "encoder.", self.encoder), ("D", "decoder.", self.decoder)

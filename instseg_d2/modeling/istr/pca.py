@@ -1,0 +1,132 @@
+"""Masks in their principal components. M masks, s their side, l components."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+
+from ...config import ConfigError
+from ...files import written_whole
+from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, require_file
+from .masks import regrouped
+
+_KEYS = ("components_c", "mean_c", "explained_variance_c", "ratio_c")
+
+
+@MASK_EMBEDDING_REGISTRY.register()
+class PCA(MaskEmbedding):
+    """
+    Whitened principal components of the masks' logits.
+
+    A mask is squeezed into r and 1 - r and passes the inverse sigmoid: x. Then z = (x - mean) C^T / sqrt(variance)
+    and mask = sigmoid((z sqrt(variance)) C + mean), with the unit-norm rows of C.
+
+    Buffers: components (l, s * s), means (s * s,), explained_variances (l,).
+    """
+
+    @configurable
+    def __init__(self, *, dim: int, size: int, noise: bool = False, squeeze: float = 0.025):
+        """
+        Args:
+            noise: draw r = max(0.01, 0.05 u), u uniform in [0, 1), anew for every pixel and encoding, as the authors'
+                training does: matching and loss then see different codes.
+            squeeze: r without noise.
+        """
+        super().__init__(dim=dim, size=size)
+        self.noise = noise
+        self.squeeze = squeeze
+        self.register_buffer("components", torch.zeros(dim, size * size))
+        self.register_buffer("explained_variances", torch.ones(dim))
+        self.register_buffer("means", torch.zeros(size * size))
+        self.explained_ratio = np.zeros(dim, np.float32)  # of the whole variance; known after a fit or from a file
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {**super().from_config(cfg), "noise": cfg.MODEL.ISTR.ENCODE_NOISE}
+
+    @property
+    def fitted(self) -> bool:
+        return bool(self.components.any())
+
+    def _logits(self, masks: torch.Tensor) -> torch.Tensor:
+        """(M, s, s) of 0 and 1 -> (M, s * s) logits of the squeezed masks."""
+        masks = masks.flatten(1)
+        if not self.noise:
+            return (2 * masks - 1) * math.log((1 - self.squeeze) / self.squeeze)
+        r = (0.05 * torch.rand_like(masks)).clamp(min=0.01)
+        return torch.where(masks > r, 1 - r, r).logit()
+
+    def _encode(self, masks):
+        return (self._logits(masks) - self.means) @ self.components.T / self.explained_variances.sqrt()
+
+    def decode(self, codes, roi_features=None):
+        with torch.autocast(codes.device.type, enabled=False):
+            logits = (codes.float() * self.explained_variances.sqrt()) @ self.components + self.means
+            return logits.sigmoid().unflatten(1, (self.size, self.size))
+
+    @torch.no_grad()
+    def fit(self, mask_batches: Iterable, *, batch_size: int = 1024) -> None:
+        """
+        Incremental principal components (scikit-learn): memory for two batches, whatever the number of masks.
+
+        With fewer masks than l the last components are 0.
+
+        Args:
+            mask_batches: see `MaskEmbedding.fit`.
+            batch_size: masks an update; the last ones share a batch of up to twice as many.
+
+        Raises:
+            ConfigError: there is no mask.
+        """
+        from sklearn.decomposition import IncrementalPCA
+
+        pca = None
+        for batch in regrouped(mask_batches, max(batch_size, self.dim)):
+            masks = torch.as_tensor(batch, dtype=torch.float32, device="cpu")
+            pca = pca or IncrementalPCA(min(self.dim, len(masks)))
+            with np.errstate(invalid="ignore"):  # equal masks have no variance to divide by
+                pca.partial_fit(self._logits(masks).numpy())
+        if pca is None:
+            raise ConfigError("the PCA mask embedding needs masks to be fitted to; the training set has none.")
+        self._set(pca.components_, pca.mean_, pca.explained_variance_, pca.explained_variance_ratio_)
+
+    def _set(self, components, mean, variance, ratio) -> None:
+        """Arrays (k, s * s), (s * s,), (k,), (k,), k <= l; where the masks do not vary nothing is whitened."""
+        count = len(components)
+        variance = np.nan_to_num(variance)
+        variance = np.where(variance > 1e-6 * variance.max(), variance, 1)
+        self.components.zero_()[:count] = torch.as_tensor(components)
+        self.explained_variances.fill_(1)[:count] = torch.as_tensor(variance)
+        self.means.copy_(torch.as_tensor(mean))
+        self.explained_ratio[:] = 0
+        self.explained_ratio[:count] = np.nan_to_num(ratio)
+
+    @torch.no_grad()
+    def load_file(self, path: str) -> None:
+        """
+        Read the npz of the public release, or of `save_file`: components_c (1, k, s * s), mean_c (1, s * s),
+        explained_variance_c (1, k), ratio_c (1, k). Of k >= l components the first l are taken.
+
+        Raises:
+            ConfigError: the file is missing, of another layout, or made for other sizes.
+        """
+        require_file(path)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                components, mean, variance, ratio = (np.asarray(file[key], np.float32)[0] for key in _KEYS)
+        except (KeyError, IndexError, ValueError, OSError, EOFError) as error:
+            raise ConfigError(f"MODEL.ISTR.PATH_COMPONENTS: {path} has not the arrays {', '.join(_KEYS)}.") from error
+        if components.ndim != 2 or components.shape[1] != self.size**2 or len(components) < self.dim:
+            raise ConfigError(
+                f"MODEL.ISTR.PATH_COMPONENTS: {path} holds components of the shape {components.shape}; this config "
+                f"needs {self.dim} of {self.size} x {self.size} pixels."
+            )
+        self._set(components[: self.dim], mean, variance[: self.dim], ratio[: self.dim])
+
+    def save_file(self, path: str) -> None:
+        """Write the public release's npz, see `load_file`."""
+        tensors = (self.components, self.means, self.explained_variances, torch.from_numpy(self.explained_ratio))
+        with written_whole(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, **{key: x.cpu().numpy()[None] for key, x in zip(_KEYS, tensors)})
