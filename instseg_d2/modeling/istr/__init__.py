@@ -1,0 +1,28 @@
+"""ISTR (Hu et al., arXiv 2105.00637; IEEE TIP 33, 2024)."""
+
+from .autoencoder import AE
+from .dct import DCT
+from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, RawMask, build_mask_embedding
+from .fitting import ensure_fitted, fit_embedding, held_out_split
+from .heads import ISTRHeads
+from .istr import ISTR
+from .masks import TrainingMasks
+from .pca import PCA
+from .reconstruction import reconstruction_ious
+
+__all__ = [
+    "AE",
+    "DCT",
+    "ISTR",
+    "MASK_EMBEDDING_REGISTRY",
+    "PCA",
+    "ISTRHeads",
+    "MaskEmbedding",
+    "RawMask",
+    "TrainingMasks",
+    "build_mask_embedding",
+    "ensure_fitted",
+    "fit_embedding",
+    "held_out_split",
+    "reconstruction_ious",
+]

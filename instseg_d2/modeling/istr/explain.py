@@ -1,0 +1,37 @@
+"""
+What ISTR does, as pictures: boxes and masks of some queries after each head. n queries, S the side of a decoded mask.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from detectron2.layers.mask_ops import paste_masks_in_image
+from detectron2.structures import Boxes
+
+from ...visualization.overlay import draw_layers
+
+
+def explain_image(image: np.ndarray, steps: Sequence, tags: Sequence[str], mask_threshold: float) -> list:
+    """
+    Args:
+        image: (H, W, 3) uint8, RGB, network input size.
+        steps: (boxes (n, 4) in input pixels, masks (n, 1, S, S)) after each head.
+        tags: n texts; they stand in the last picture.
+
+    Returns:
+        [(title, RGB uint8 picture)], one a head; a query keeps its colour.
+    """
+    size = image.shape[:2]
+    panels = []
+    for i, (boxes, masks) in enumerate(steps):
+        clipped = Boxes(boxes.float().clone())
+        clipped.clip(size)
+        kept = clipped.nonempty()
+        pasted = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
+        if kept.any():
+            pasted[kept] = paste_masks_in_image(masks[kept, 0].float(), clipped[kept], size, mask_threshold)
+        shown = tags if i == len(steps) - 1 else [""] * len(tags)
+        drawn = draw_layers(image, list(pasted.cpu().numpy()), clipped.tensor.cpu().numpy(), shown)
+        panels.append((f"head {i + 1}", drawn))
+    return panels

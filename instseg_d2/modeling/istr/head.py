@@ -1,0 +1,183 @@
+"""
+One refinement head of ISTR (figure 2 of the paper) and its parts. B images, N queries an image, M = B * N, C channels,
+R x R cells of the RoI feature (7), K classes, D numbers of a mask code.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+ROI_ATTENTIONS = ("dynamic", "multihead")
+MASK_ROI_SIZE = 28  # of the crop that the RoI mask branch reads
+
+
+def linear_stack(channels: int, num_layers: int) -> nn.Sequential:
+    """``num_layers`` times linear without bias, LayerNorm, ELU."""
+    layers = []
+    for _ in range(num_layers):
+        layers += [nn.Linear(channels, channels, bias=False), nn.LayerNorm(channels), nn.ELU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def conv_norm_elu(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> list[nn.Module]:
+    """Convolution with bias and padding 1, batch norm, ELU."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=1)
+    return [conv, nn.BatchNorm2d(out_channels), nn.ELU(inplace=True)]
+
+
+class DynamicAttention(nn.Module):
+    """
+    The RoI feature seen through two matrices that the query makes (Dynamic Attention, figure 3 of the paper).
+
+    Args:
+        dim: inner width d of the matrices C x d and d x C.
+        cells: R * R.
+    """
+
+    def __init__(self, channels: int, dim: int = 64, cells: int = 49):
+        super().__init__()
+        self.shape = (channels, dim)
+        self.dynamic_layer = nn.Linear(channels, 2 * channels * dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(channels)
+        self.out_layer = nn.Linear(cells * channels, channels)
+        self.norm3 = nn.LayerNorm(channels)
+
+    def forward(self, queries: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        """queries (M, C), rois (M, R * R, C) -> (M, C)."""
+        channels, dim = self.shape
+        first, second = self.dynamic_layer(queries).split(channels * dim, dim=1)
+        # Views of the layer's output: the batched products read them in place.
+        x = F.elu(self.norm1(torch.bmm(rois.to(first.dtype), first.view(-1, channels, dim))), inplace=True)
+        x = F.elu(self.norm2(torch.bmm(x.to(second.dtype), second.view(-1, dim, channels))), inplace=True)
+        return F.elu(self.norm3(self.out_layer(x.flatten(1))), inplace=True)
+
+
+class MultiHeadRoIAttention(nn.Module):
+    """Ablation of the paper: each query attends to the cells of its RoI feature by multi-head attention."""
+
+    def __init__(self, channels: int, num_heads: int):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(channels, num_heads, batch_first=True)
+
+    def forward(self, queries: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        """queries (M, C), rois (M, R * R, C) -> (M, C)."""
+        return self.attention(queries[:, None], rois, rois, need_weights=False)[0][:, 0]
+
+
+class VectorMaskBranch(nn.Module):
+    """Version 1: from the query to the code."""
+
+    needs_rois = False
+
+    def __init__(self, channels: int, num_layers: int, code_dim: int):
+        super().__init__()
+        self.layers = linear_stack(channels, num_layers)
+        self.codes = nn.Linear(channels, code_dim)
+
+    def forward(self, queries: torch.Tensor, rois=None):
+        """queries (M, C) -> codes (M, D), and None for the decoder."""
+        return self.codes(self.layers(queries)), None
+
+
+class RoIMaskBranch(nn.Module):
+    """
+    Version 2: from the RoI feature of the refined box to the code.
+
+    Args:
+        decoder_channels: of the RoI feature for the decoder, 0 for none; see `forward`.
+    """
+
+    needs_rois = True
+
+    def __init__(self, channels: int, code_dim: int, decoder_channels: int = 0):
+        super().__init__()
+        self.layers = nn.Sequential(
+            *conv_norm_elu(channels, channels, 4, 2),
+            *conv_norm_elu(channels, channels, 4, 2),
+            nn.Conv2d(channels, code_dim, MASK_ROI_SIZE // 4),
+        )
+        self.decoder_feature = None
+        if decoder_channels:
+            middle = 2 * decoder_channels
+            widths = (channels, middle, middle, decoder_channels, decoder_channels)
+            pairs = zip(widths[:-1], widths[1:])
+            self.decoder_feature = nn.Sequential(*(m for i, o in pairs for m in conv_norm_elu(i, o, 3, 1)))
+
+    def forward(self, queries, rois: torch.Tensor):
+        """
+        rois (M, C, 28, 28) -> codes (M, D), and what the decoder adds to its second upsampling (M, 32, 28, 28) or None.
+        """
+        feature = None if self.decoder_feature is None else self.decoder_feature(rois)
+        return self.layers(rois).flatten(1), feature
+
+
+class RefinementHead(nn.Module):
+    """
+    Self-attention among the queries, attention to the RoI feature, feed-forward layer; class, box and mask branches.
+
+    Args:
+        roi_attention: (queries (M, C), rois (M, R * R, C)) -> (M, C).
+        mask_branch: (queries (M, C), rois (M, C, 28, 28) or None) -> codes (M, D), decoder feature.
+        num_heads: of the self-attention; feedforward: width of the feed-forward layer.
+        num_class_layers, num_box_layers: before the last linear layer of the branches.
+    """
+
+    def __init__(
+        self,
+        *,
+        roi_attention: nn.Module,
+        mask_branch: nn.Module,
+        channels: int = 256,
+        num_heads: int = 8,
+        feedforward: int = 2048,
+        dropout: float = 0.0,
+        num_classes: int = 80,
+        num_class_layers: int = 3,
+        num_box_layers: int = 3,
+    ):
+        super().__init__()
+        self.self_attention = nn.MultiheadAttention(channels, num_heads, dropout=dropout, batch_first=True)
+        self.roi_attention = roi_attention
+        self.linear1 = nn.Linear(channels, feedforward)
+        self.linear2 = nn.Linear(feedforward, channels)
+        self.norm1 = nn.LayerNorm(channels)
+        self.norm2 = nn.LayerNorm(channels)
+        self.norm3 = nn.LayerNorm(channels)
+        self.dropout = nn.Dropout(dropout)
+        self.class_branch = linear_stack(channels, num_class_layers)
+        self.class_logits = nn.Linear(channels, num_classes)
+        self.box_branch = linear_stack(channels, num_box_layers)
+        self.box_deltas = nn.Linear(channels, 4)
+        self.mask_branch = mask_branch
+
+    def forward(self, queries: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        """queries (B, N, C), rois (M, R * R, C) of their boxes -> queries (B, N, C)."""
+        attended = self.self_attention(queries, queries, queries, need_weights=False)[0]
+        queries = self.norm1(queries + self.dropout(attended))
+        attended = self.roi_attention(queries.flatten(0, 1), rois).view_as(queries)
+        queries = self.norm2(queries + self.dropout(attended))
+        inner = self.dropout(F.elu(self.linear1(queries), inplace=True))
+        return self.norm3(queries + self.dropout(self.linear2(inner)))
+
+    def classify(self, queries: torch.Tensor) -> torch.Tensor:
+        """queries (..., C) -> class logits (..., K)."""
+        return self.class_logits(self.class_branch(queries))
+
+    def deltas(self, queries: torch.Tensor) -> torch.Tensor:
+        """queries (..., C) -> box deltas (..., 4)."""
+        return self.box_deltas(self.box_branch(queries))
+
+
+def init_heads(heads: Sequence[nn.Module], prior: float) -> None:
+    """
+    Xavier uniform for every parameter of more than one dimension; the class biases, and nothing else, at the focal
+    prior log(p / (1 - p)); the other one-dimensional parameters keep PyTorch's defaults.
+    """
+    for head in heads:
+        for parameter in head.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        nn.init.constant_(head.class_logits.bias, torch.logit(torch.tensor(prior)).item())

@@ -1,0 +1,200 @@
+"""
+Recurrent refinement: boxes and queries through ISTR's heads, one after the other (section 3 of the paper).
+H heads, B images, N queries an image, C channels, K classes, D numbers of a mask code.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Optional
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.box_regression import Box2BoxTransform
+from torch import nn
+
+from ...config import ConfigError
+from ...config.istr import istr_version
+from .head import (
+    MASK_ROI_SIZE,
+    ROI_ATTENTIONS,
+    DynamicAttention,
+    MultiHeadRoIAttention,
+    RefinementHead,
+    RoIMaskBranch,
+    VectorMaskBranch,
+    init_heads,
+)
+from .pooler import PyramidPooler
+
+
+class Stage(NamedTuple):
+    """What one head did: queries (B, N, C) and boxes (B, N, 4) after it, x1, y1, x2, y2 in input pixels, unclamped."""
+
+    head: RefinementHead
+    queries: torch.Tensor
+    boxes: torch.Tensor
+
+
+class Predictions(NamedTuple):
+    """Of the supervised heads: class logits (H, B, N, K), boxes (H, B, N, 4), codes (H, B, N, D) and, for a decoder
+    that reads RoI features, H tensors (B * N, 32, 28, 28)."""
+
+    class_logits: torch.Tensor
+    boxes: torch.Tensor
+    codes: torch.Tensor
+    decoder_features: Optional[list[torch.Tensor]]
+
+
+@ROI_HEADS_REGISTRY.register()
+class ISTRHeads(nn.Module):
+    """The refinement heads and the poolers that they share."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        heads: Sequence[RefinementHead],
+        in_features: Sequence[str],
+        pooler: PyramidPooler,
+        mask_pooler: Optional[PyramidPooler] = None,
+        averaged_heads: int = 1,
+        deep_supervision: bool = True,
+    ):
+        """
+        Args:
+            in_features: names of the pyramid's maps, finest first.
+            mask_pooler: for mask branches that read the refined boxes (version 2).
+            averaged_heads: the class logits of so many last heads are averaged at inference.
+            deep_supervision: every head has losses of its own, and boxes carry no gradient from head to head. Without,
+                the last head alone has losses, whose gradient then reaches all boxes; the class and mask branches of
+                the other heads do nothing and are frozen.
+        """
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+        self.in_features = list(in_features)
+        self.pooler = pooler
+        self.mask_pooler = mask_pooler
+        self.deep_supervision = deep_supervision
+        self.averaged_heads = min(averaged_heads, len(self.heads)) if deep_supervision else 1
+        self.box_transform = Box2BoxTransform((2.0, 2.0, 1.0, 1.0), math.log(100000.0 / 16))
+        if not deep_supervision:
+            for head in self.heads[:-1]:
+                for branch in (head.class_branch, head.class_logits, head.mask_branch):
+                    branch.requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec], code_dim: int, decoder_channels: int = 0):
+        """code_dim: D; decoder_channels: of the RoI feature that the decoder reads, 0 for none."""
+        node = cfg.MODEL.ISTR
+        names = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        missing = [name for name in names if name not in input_shape]
+        if missing:
+            raise ConfigError(
+                f"MODEL.ROI_HEADS.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}."
+            )
+        if {input_shape[name].channels for name in names} != {node.HIDDEN_DIM}:
+            raise ConfigError("MODEL.ISTR.HIDDEN_DIM must be the number of channels of MODEL.ROI_HEADS.IN_FEATURES.")
+        if node.ROI_ATTENTION not in ROI_ATTENTIONS:
+            raise ConfigError(
+                f"MODEL.ISTR.ROI_ATTENTION is {node.ROI_ATTENTION!r}; it must be one of {', '.join(ROI_ATTENTIONS)}."
+            )
+        if node.NUM_DYNAMIC != 2:
+            raise ConfigError(f"MODEL.ISTR.NUM_DYNAMIC is {node.NUM_DYNAMIC}; dynamic attention has 2 matrices.")
+        if node.HIDDEN_DIM % node.NHEADS:
+            raise ConfigError("MODEL.ISTR.HIDDEN_DIM must be a multiple of MODEL.ISTR.NHEADS.")
+        refined = istr_version(cfg) == 2
+        heads = [cls._head(cfg, code_dim, decoder_channels) for _ in range(node.NUM_HEADS)]
+        init_heads(heads, node.PRIOR_PROB)
+        return {
+            "heads": heads,
+            "in_features": names,
+            "pooler": PyramidPooler.from_config(cfg, input_shape, cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION),
+            "mask_pooler": PyramidPooler.from_config(cfg, input_shape, MASK_ROI_SIZE) if refined else None,
+            "averaged_heads": 4 if refined else 1,
+            "deep_supervision": node.DEEP_SUPERVISION,
+        }
+
+    @staticmethod
+    def _head(cfg, code_dim: int, decoder_channels: int) -> RefinementHead:
+        node = cfg.MODEL.ISTR
+        channels = node.HIDDEN_DIM
+        if node.ROI_ATTENTION == "dynamic":
+            roi_attention = DynamicAttention(channels, node.DIM_DYNAMIC, cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION**2)
+        else:
+            roi_attention = MultiHeadRoIAttention(channels, node.NHEADS)
+        if istr_version(cfg) == 1:
+            mask_branch = VectorMaskBranch(channels, node.NUM_MASK, code_dim)
+        else:
+            mask_branch = RoIMaskBranch(channels, code_dim, decoder_channels)
+        return RefinementHead(
+            roi_attention=roi_attention,
+            mask_branch=mask_branch,
+            channels=channels,
+            num_heads=node.NHEADS,
+            feedforward=node.DIM_FEEDFORWARD,
+            dropout=node.DROPOUT,
+            num_classes=node.NUM_CLASSES,
+            num_class_layers=node.NUM_CLS,
+            num_box_layers=node.NUM_REG,
+        )
+
+    def maps(self, features: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """The pyramid's maps that the heads read, finest first."""
+        return [features[name] for name in self.in_features]
+
+    def refine(self, maps: Sequence[torch.Tensor], rows, boxes, queries) -> Iterator[Stage]:
+        """
+        The heads one after the other.
+
+        Args:
+            maps: (B, C, H_l, W_l); rows: `PyramidPooler.rows` of them.
+            boxes: (B, N, 4) before the first head; queries: (B, N, C).
+        """
+        for head in self.heads:
+            queries = head(queries, self.pooler(maps, boxes, rows))
+            deltas = head.deltas(queries)
+            # In float32 whatever the deltas' type.
+            boxes = self.box_transform.apply_deltas(deltas.flatten(0, 1), boxes.flatten(0, 1)).view(boxes.shape)
+            yield Stage(head, queries, boxes)
+            if self.deep_supervision:
+                boxes = boxes.detach()
+
+    def mask_codes(self, head: RefinementHead, maps, rows, boxes: torch.Tensor, queries: torch.Tensor):
+        """
+        The mask branch of a head.
+
+        Args:
+            boxes: (B, n, 4) after the head; queries: (B, n, C).
+
+        Returns:
+            codes (B, n, D); what the decoder reads beside them, (B * n, 32, 28, 28) or None.
+        """
+        crops = None
+        if self.mask_pooler is not None:
+            size = self.mask_pooler.resolution
+            crops = self.mask_pooler(maps, boxes, rows).unflatten(1, (size, size)).permute(0, 3, 1, 2)
+        codes, feature = head.mask_branch(queries.flatten(0, 1), crops)
+        return codes.view(*queries.shape[:2], -1), feature
+
+    def forward(self, features: dict[str, torch.Tensor], boxes, queries) -> Predictions:
+        """
+        Args:
+            features: name -> (B, C, H_l, W_l).
+            boxes: (B, N, 4) and queries (B, N, C) before the first head.
+
+        Returns:
+            all predictions of every head, without deep supervision of the last one.
+        """
+        maps = self.maps(features)
+        rows = self.pooler.rows(maps)
+        stages = list(self.refine(maps, rows, boxes, queries))
+        stages = stages if self.deep_supervision else stages[-1:]
+        masks = [self.mask_codes(stage.head, maps, rows, stage.boxes, stage.queries) for stage in stages]
+        return Predictions(
+            torch.stack([stage.head.classify(stage.queries) for stage in stages]),
+            torch.stack([stage.boxes for stage in stages]),
+            torch.stack([codes for codes, _ in masks]),
+            None if masks[0][1] is None else [feature for _, feature in masks],
+        )
