@@ -45,9 +45,8 @@ def add_istr_config(cfg: CfgNode) -> None:
     node.CLASS_WEIGHT = 2.0
     node.GIOU_WEIGHT = 2.0
     node.L1_WEIGHT = 5.0
-    node.MASK_WEIGHT = (
-        None  # of dice; version 1: also of the codes' cost and loss; None: 2 in version 1, 5 in version 2
-    )
+    # Of dice, in version 1 also of the codes' cost and loss; None: 2 in version 1, 5 in version 2.
+    node.MASK_WEIGHT = None
     node.FEAT_WEIGHT = 1.0  # of the codes' cost and loss in version 2
     node.DEEP_SUPERVISION = True
     node.NO_OBJECT_WEIGHT = 0.1  # accepted for the authors' files: the focal loss needs none

@@ -130,6 +130,7 @@ class AE(MaskEmbedding):
 
         Args:
             mask_batches: see `MaskEmbedding.fit`; they are copied to a temporary file, eight pixels a byte.
+            batch_size: masks a step; down to 32 where an epoch would have fewer than a hundred steps.
             held_out: (n, s, s) masks for that IoU; default: the first thousand training masks.
             seed: of the order of the masks.
 
@@ -139,6 +140,7 @@ class AE(MaskEmbedding):
         masks = PackedMasks(mask_batches, self.size)
         if not len(masks):
             raise ConfigError("the AE mask embedding needs masks to be fitted to; the training set has none.")
+        batch_size = min(batch_size, max(32, len(masks) // 100))
         check = masks[:1000] if held_out is None else held_out
         device = next(self.decoder.parameters()).device
         was_training = self.training
