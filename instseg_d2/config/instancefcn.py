@@ -1,0 +1,36 @@
+"""Keys of InstanceFCN, with the paper's values as defaults."""
+
+from detectron2.config import CfgNode
+
+
+def add_instancefcn_config(cfg: CfgNode) -> None:
+    """Add MODEL.INSTANCE_FCN and the key of the dilated ResNet, in place."""
+    node = CfgNode()
+    node.IN_FEATURE = "conv5"  # the one map of the backbone that is used; its stride is the window's unit
+    node.GRID = 5  # k: a window is divided k x k
+    node.MASK_SIZE = 21  # m: cells a side of a window
+    node.HIDDEN_DIM = 512
+
+    # Sizes and shifts in pixels of the network's input: a window of 21 cells of stride 8 is 168 pixels wide.
+    node.CANONICAL_SIZE = 96.0  # longer side of the object that a window is for
+    node.POSITIVE_OCTAVES = 0.25  # a positive window's object is canonical up to 2^(+-this)
+    node.POSITIVE_SHIFT = 12.0  # and centred up to this far away in each axis
+    node.NEGATIVE_OCTAVES = 1.0  # a negative window has no object canonical up to 2^(+-this)
+    node.NEGATIVE_SHIFT = 24.0  # and closer than this in both axes
+    node.WINDOWS_PER_IMAGE = 256  # sampled in training
+    node.POSITIVE_FRACTION = 0.5  # at most; negatives fill up
+
+    # Shorter sides at which an image is looked at; INPUT.MAX_SIZE_TEST limits the longer one.
+    node.SCALES_TEST = (119, 178, 267, 400, 600, 900)
+    node.TOP_WINDOWS = 2000  # windows assembled at each scale, by objectness
+    node.SCORE = "objectness"  # or product: objectness x mean mask probability inside the mask
+    node.NMS_TH = 0.8  # box IoU
+    node.MAX_PROPOSALS = 1000  # N, the best kept of each image
+
+    # Classes for the segments: MODEL.ROI_HEADS classifies them on the features of one of the test scales.
+    node.CLASSIFY = False
+    node.CLASSIFIER_SCALE = 600
+    cfg.MODEL.INSTANCE_FCN = node
+
+    # Of build_dilated_resnet_backbone: later stages are dilated instead of strided.
+    cfg.MODEL.RESNETS.OUTPUT_STRIDE = 8

@@ -1,0 +1,58 @@
+"""A ResNet whose last stages are dilated instead of strided."""
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import BACKBONE_REGISTRY, ResNet
+from torch import nn
+
+from ...config import ConfigError
+from .resnet import build_resnet
+
+
+def _dilate(stage: nn.Module, dilation: int) -> int:
+    """
+    Take the strides out of a stage of residual blocks and dilate what follows them, in place (the hole algorithm): at
+    every position it computes what the strided stage computes at its own.
+
+    Args:
+        dilation: of the stage's input; the returned one is of its output.
+    """
+    for block in stage:
+        block.stride = 1
+        for name, module in block.named_children():
+            if not isinstance(module, nn.Conv2d):
+                continue
+            stride = module.stride[0]
+            module.stride = (1, 1)
+            if name == "shortcut":
+                continue
+            if module.kernel_size == (3, 3):
+                module.dilation = module.padding = (dilation, dilation)
+            dilation *= stride
+    return dilation
+
+
+@BACKBONE_REGISTRY.register()
+def build_dilated_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
+    """
+    Detectron2's ResNet of any depth with its weights' names, but no stage has a stride above
+    MODEL.RESNETS.OUTPUT_STRIDE: later stages are dilated instead.
+
+    Raises:
+        ConfigError: an OUTPUT_STRIDE other than 4, 8, 16 or 32, or keys that do not go with it.
+    """
+    limit = cfg.MODEL.RESNETS.OUTPUT_STRIDE
+    if limit not in (4, 8, 16, 32):
+        raise ConfigError(f"MODEL.RESNETS.OUTPUT_STRIDE is {limit}; it must be 4, 8, 16 or 32.")
+    if cfg.MODEL.RESNETS.RES5_DILATION != 1 or any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE):
+        raise ConfigError(
+            "build_dilated_resnet_backbone sets the dilation itself: leave MODEL.RESNETS.RES5_DILATION at 1 and "
+            "DEFORM_ON_PER_STAGE at False."
+        )
+    plain = build_resnet(cfg, input_shape)
+    dilation = 1
+    for number, stage in enumerate(plain.stages):
+        if 4 * 2**number > limit:
+            dilation = _dilate(stage, dilation)
+    # Built anew from its parts, the network counts its strides again.
+    stages = [list(stage) for stage in plain.stages]
+    return ResNet(plain.stem, stages, out_features=cfg.MODEL.RESNETS.OUT_FEATURES)

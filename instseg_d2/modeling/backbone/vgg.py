@@ -1,0 +1,88 @@
+"""VGG-16 with a stride of 8, as InstanceFCN uses it. N images, C channels, H x W pixels."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
+from torch import nn
+
+from ...config import ConfigError
+
+# Convolutions and width of the five stages.
+STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
+
+
+class ShiftedMaxPool(nn.Module):
+    """A 2x2 max pool of stride 1 that keeps the size: what the pool of stride 2 computes, at every position."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (N, C, H, W), at least 0 (after a ReLU) -> (N, C, H, W)."""
+        return F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 2, stride=1)
+
+
+class VGG16(Backbone):
+    """
+    The convolutions of VGG-16 (Simonyan and Zisserman 2015), numbered as torchvision's ``vgg16().features``; the fourth
+    pool has stride 1 and conv5 is dilated by 2, so that conv5 has stride 8 (InstanceFCN, section 3.4).
+    """
+
+    def __init__(self, out_features: Sequence[str] = ("conv5",), freeze_at: int = 0, in_channels: int = 3):
+        """
+        Args:
+            out_features: among conv1 (stride 1), conv2 (2), conv3 (4), conv4 (8) and conv5 (8).
+            freeze_at: the first stages that are not trained, 0 to 5.
+        """
+        super().__init__()
+        unknown = [name for name in out_features if name not in [f"conv{i}" for i in range(1, len(STAGES) + 1)]]
+        if unknown or not out_features:
+            raise ConfigError(f"VGG-16 has no map {', '.join(unknown) or '(none named)'}; use conv1 to conv5.")
+        self._out_features = list(out_features)
+        self._out_feature_strides = {}
+        self._out_feature_channels = {}
+        self._ends = {}  # index of a stage's last layer -> its name
+        layers = []
+        stride = 1
+        for number, (convs, channels) in enumerate(STAGES, start=1):
+            dilation = 2 if number == 5 else 1
+            for _ in range(convs):
+                conv = nn.Conv2d(in_channels, channels, 3, padding=dilation, dilation=dilation)
+                nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(conv.bias)
+                conv.requires_grad_(number > freeze_at)
+                layers += [conv, nn.ReLU(inplace=True)]
+                in_channels = channels
+            name = f"conv{number}"
+            self._ends[len(layers) - 1] = name
+            self._out_feature_strides[name] = stride
+            self._out_feature_channels[name] = channels
+            if name == max(self._out_features):
+                break
+            layers.append(ShiftedMaxPool() if number == 4 else nn.MaxPool2d(2))
+            stride *= 1 if number == 4 else 2
+        self.features = nn.Sequential(*layers)
+
+    @property
+    def size_divisibility(self) -> int:
+        """8: the pools drop what is left over."""
+        return 8
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """x (N, 3, H, W) -> name -> (N, C, H / stride, W / stride)."""
+        outputs = {}
+        for index, layer in enumerate(self.features):
+            x = layer(x)
+            name = self._ends.get(index)
+            if name in self._out_features:
+                outputs[name] = x
+        return outputs
+
+
+@BACKBONE_REGISTRY.register()
+def build_vgg16_backbone(cfg, input_shape: ShapeSpec) -> VGG16:
+    """VGG-16 up to MODEL.INSTANCE_FCN.IN_FEATURE; MODEL.BACKBONE.FREEZE_AT counts its stages conv1, conv2, ..."""
+    wanted = {cfg.MODEL.INSTANCE_FCN.IN_FEATURE}
+    if cfg.MODEL.INSTANCE_FCN.CLASSIFY:
+        wanted |= set(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+    return VGG16(sorted(wanted), cfg.MODEL.BACKBONE.FREEZE_AT, input_shape.channels)

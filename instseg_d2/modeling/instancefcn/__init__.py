@@ -1,0 +1,17 @@
+"""InstanceFCN (Dai et al., ECCV 2016, arXiv 1603.08678)."""
+
+from .heads import InstanceFCNHead
+from .inference import ProposalLimits
+from .instancefcn import InstanceFCN
+from .proposals import InstanceFCN as InstanceFCNProposals
+from .roi_heads import SegmentROIHeads
+from .windows import WindowRules
+
+__all__ = [
+    "InstanceFCN",
+    "InstanceFCNHead",
+    "InstanceFCNProposals",
+    "ProposalLimits",
+    "SegmentROIHeads",
+    "WindowRules",
+]

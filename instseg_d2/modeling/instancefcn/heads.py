@@ -1,0 +1,38 @@
+"""The two branches of InstanceFCN. N images, C channels, k x k relative positions, H x W cells."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class InstanceFCNHead(nn.Module):
+    """Instance-sensitive score maps, and the objectness of the window that belongs to each cell (figure 3)."""
+
+    def __init__(self, *, in_channels: int, hidden_dim: int = 512, grid: int = 5):
+        """
+        Args:
+            in_channels: C of the feature map.
+            hidden_dim: width of both branches.
+            grid: k; there are k * k score maps.
+        """
+        super().__init__()
+        self.instance_conv = nn.Conv2d(in_channels, hidden_dim, 1)
+        self.score_maps = nn.Conv2d(hidden_dim, grid * grid, 3, padding=1)
+        self.objectness_conv = nn.Conv2d(in_channels, hidden_dim, 3, padding=1)
+        self.objectness = nn.Conv2d(hidden_dim, 1, 1)
+        for layer in self.children():
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor):
+        """
+        Args:
+            x: (N, C, H, W).
+
+        Returns:
+            score_maps: (N, k * k, H, W) logits, relative position (row, column) at row * k + column.
+            objectness: (N, H, W) logits.
+        """
+        score_maps = self.score_maps(F.relu(self.instance_conv(x), inplace=True))
+        objectness = self.objectness(F.relu(self.objectness_conv(x), inplace=True))
+        return score_maps, objectness[:, 0]

@@ -1,0 +1,157 @@
+"""
+From score maps to segments. N images, n windows an image, D segments, k grid, m mask size, H x W cells.
+
+Cells are of the feature map, pixels of the network's input.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from detectron2.layers import paste_masks_in_image
+from detectron2.structures import Boxes, Instances
+from torchvision.ops import nms
+
+from ... import ops
+from ...config import ConfigError
+from ..postprocessing import boxes_of_masks
+from ..sparseinst.sparseinst import rescored
+from .windows import inside_image, window_corners
+
+SCORES = ("objectness", "product")
+
+
+@dataclass(frozen=True)
+class ProposalLimits:
+    """
+    Attributes:
+        top_windows: windows assembled of each image and scale, by objectness.
+        score: what ranks the segments: "objectness", or "product" of objectness and mean mask probability inside the
+            mask.
+        nms_threshold: box IoU above which the worse of two segments goes.
+        max_proposals: N, the best ones kept.
+    """
+
+    top_windows: int = 2000
+    score: str = "objectness"
+    nms_threshold: float = 0.8
+    max_proposals: int = 1000
+
+    def __post_init__(self):
+        if self.score not in SCORES:
+            raise ConfigError(f"MODEL.INSTANCE_FCN.SCORE is {self.score!r}; it must be one of {', '.join(SCORES)}.")
+
+
+def segments_of_windows(mask_logits: torch.Tensor, objectness: torch.Tensor, corners, stride: int, image_size, score):
+    """
+    Windows of one image as segments: a mask is where the logit is above 0, a box is tight around the mask's cells.
+
+    Args:
+        mask_logits: (n, m, m) float32; objectness: (n,) logits, float32.
+        corners: first row and column of the windows, each (n,).
+        image_size: (H, W), pixels; boxes are clipped to it.
+        score: see `ProposalLimits`.
+
+    Returns:
+        Instances with pred_boxes, scores (0 to 1), objectness_logits, pred_masks (D, m, m) probabilities, windows
+        (Boxes that the masks fill). Windows whose mask is empty or beside the image are left out.
+    """
+    top, left = corners
+    size = mask_logits.shape[-1]
+    corner = torch.stack([left, top, left, top], dim=1)
+    cells = boxes_of_masks(mask_logits > 0)
+    boxes = Boxes((corner + cells) * stride)
+    boxes.clip(image_size)
+    filled = (cells[:, 2] > cells[:, 0]) & boxes.nonempty()
+    probabilities = mask_logits.sigmoid()
+    scores = objectness.sigmoid()
+    result = Instances(tuple(image_size))
+    result.pred_boxes = boxes
+    result.scores = rescored(scores, probabilities, 0.5) if score == "product" else scores
+    result.objectness_logits = objectness
+    result.pred_masks = probabilities
+    extent = torch.tensor([0, 0, size, size], device=corner.device)
+    result.windows = Boxes((corner + extent).float() * stride)
+    return result[filled]
+
+
+def best_windows(objectness: torch.Tensor, image_sizes: Sequence[tuple], stride: int, mask_size: int, count: int):
+    """
+    The windows of highest objectness (N, H, W) with their centre in the image.
+
+    Returns:
+        values: (N, n) logits, best first, -inf where an image has fewer windows; cells: (N, n) y * W + x.
+    """
+    size = objectness.shape[-2:]
+    inside = torch.stack([inside_image(size, x, stride, mask_size, objectness.device) for x in image_sizes])
+    objectness = torch.where(inside, objectness.float(), -torch.inf).flatten(1)
+    return objectness.topk(min(count, objectness.shape[1]), dim=1)
+
+
+def decode(
+    score_maps: torch.Tensor, objectness: torch.Tensor, image_sizes: Sequence[tuple], *, stride, mask_size, grid, limits
+) -> list[Instances]:
+    """
+    The segments of one scale, before non-maximum suppression.
+
+    Args:
+        score_maps: (N, k * k, H, W); objectness: (N, H, W) logits.
+        image_sizes: (H, W) of each image without padding, pixels.
+
+    Returns:
+        see `segments_of_windows`.
+    """
+    values, cells = best_windows(objectness, image_sizes, stride, mask_size, limits.top_windows)
+    top, left = window_corners(cells, score_maps.shape[-1], mask_size)
+    image = torch.arange(len(cells), device=cells.device)[:, None].expand_as(cells)
+    windows = torch.stack([image, top, left], dim=-1)
+    logits = ops.assemble_instances(score_maps, windows.flatten(0, 1), mask_size, grid).float()
+    results = []
+    for value, rows, columns, masks, size in zip(values, top, left, logits.split(cells.shape[1]), image_sizes):
+        found = segments_of_windows(masks, value, (rows, columns), stride, size, limits.score)
+        results.append(found[found.objectness_logits > -torch.inf])
+    return results
+
+
+def rescaled(segments: Instances, image_size: tuple) -> Instances:
+    """The segments of one scale in the pixels of an image of another (H, W) size."""
+    height, width = segments.image_size
+    result = Instances(tuple(image_size), **segments.get_fields())
+    for name in ("pred_boxes", "windows"):
+        boxes = segments.get(name).clone()
+        boxes.scale(image_size[1] / width, image_size[0] / height)
+        result.set(name, boxes)
+    return result
+
+
+def best_segments(segments: Instances, limits: ProposalLimits) -> Instances:
+    """Greedy box NMS without classes (section 3.3), then the best ``max_proposals``, best first."""
+    keep = nms(segments.pred_boxes.tensor, segments.scores, limits.nms_threshold)
+    return segments[keep[: limits.max_proposals]]
+
+
+def as_proposals(segments: Instances) -> Instances:
+    """What Detectron2's ROI heads take: proposal_boxes and objectness_logits."""
+    result = Instances(segments.image_size)
+    result.proposal_boxes = segments.pred_boxes
+    result.objectness_logits = segments.objectness_logits
+    return result
+
+
+def paste(segments: Instances, size: tuple) -> Instances:
+    """
+    Segments as detections at the output size (H, W): masks pasted bilinearly into their windows, tight boxes; empty
+    masks are left out.
+
+    Args:
+        segments: with scores, pred_classes, pred_masks (D, m, m) probabilities and windows.
+    """
+    segments = rescaled(segments, size)
+    masks = paste_masks_in_image(segments.pred_masks, segments.windows, tuple(size), threshold=0.5).bool()
+    boxes = Boxes(boxes_of_masks(masks))
+    result = Instances(tuple(size))
+    result.pred_boxes = boxes
+    result.scores = segments.scores
+    result.pred_classes = segments.pred_classes
+    result.pred_masks = masks
+    return result[boxes.nonempty()]

@@ -1,0 +1,179 @@
+"""
+The InstanceFCN meta-architecture: segments at several scales, optionally with classes. N images, D segments, m mask
+size.
+"""
+
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_proposal_generator, build_roi_heads
+from detectron2.structures import ImageList, Instances
+from torch import nn
+
+from ...config import ConfigError
+from ..meta_arch import InstanceSegmenter
+from .explain import explain_image
+from .inference import as_proposals, best_segments, paste, rescaled
+
+
+@META_ARCH_REGISTRY.register()
+class InstanceFCN(InstanceSegmenter):
+    """
+    Class-agnostic segment proposals (InstanceFCN, arXiv 1603.08678); with ROI heads, classified segments.
+
+    Training looks at the image as it comes. Inference looks at it at every test scale and keeps the best segments of
+    all of them; all are of class 0, "object", unless ROI heads classify them.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        proposal_generator: nn.Module,
+        scales: Sequence[int],
+        max_size: int,
+        roi_heads: Optional[nn.Module] = None,
+        classifier_scale: int = 600,
+        **kwargs,
+    ):
+        """
+        Args:
+            proposal_generator: the `InstanceFCN` of proposals.py.
+            scales: shorter sides at which an image is looked at, pixels; max_size: limit of the longer side.
+            roi_heads: a `SegmentROIHeads`, or None.
+            classifier_scale: the one of the scales whose features the ROI heads get.
+            kwargs: of `InstanceSegmenter`.
+
+        Raises:
+            ConfigError: scales that cannot be used.
+        """
+        super().__init__(**kwargs)
+        if not scales or min(scales) < 1:
+            raise ConfigError(f"MODEL.INSTANCE_FCN.SCALES_TEST is {tuple(scales)}; it must list positive sizes.")
+        if roi_heads is not None and classifier_scale not in scales:
+            raise ConfigError(
+                f"MODEL.INSTANCE_FCN.CLASSIFIER_SCALE is {classifier_scale}; it must be one of SCALES_TEST: "
+                f"{', '.join(map(str, scales))}."
+            )
+        self.proposal_generator = proposal_generator
+        self.scales = list(scales)
+        self.max_size = max_size
+        self.roi_heads = roi_heads
+        self.classifier_scale = classifier_scale
+
+    @classmethod
+    def from_config(cls, cfg):
+        node = cfg.MODEL.INSTANCE_FCN
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        return {
+            "backbone": backbone,
+            "proposal_generator": build_proposal_generator(cfg, shapes),
+            "scales": node.SCALES_TEST,
+            "max_size": cfg.INPUT.MAX_SIZE_TEST,
+            "roi_heads": build_roi_heads(cfg, shapes) if node.CLASSIFY else None,
+            "classifier_scale": node.CLASSIFIER_SCALE,
+            **cls.shared_arguments(cfg),
+        }
+
+    def losses(self, images: ImageList, batched_inputs: Sequence[dict]) -> dict:
+        """loss_window_objectness, loss_window_mask and, with ROI heads, theirs."""
+        gt_instances = self.gt_instances(batched_inputs)
+        features = self.backbone(images.tensor)
+        outputs = self.proposal_generator.outputs(features)
+        losses = self.proposal_generator.losses(outputs, gt_instances)
+        if self.roi_heads is not None:
+            proposals = self.proposal_generator.proposals(outputs, images.image_sizes)
+            losses.update(self.roi_heads(images, features, proposals, gt_instances)[1])
+        return losses
+
+    def at_scale(self, images: ImageList, scale: int) -> ImageList:
+        """The images resized, antialiased, to a shorter side of ``scale`` pixels, padded as the backbone wants."""
+        resized = []
+        for image, (height, width) in zip(images.tensor, images.image_sizes):
+            size = ResizeShortestEdge.get_output_shape(height, width, scale, self.max_size)
+            image = image[None, :, :height, :width]
+            resized.append(F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)[0])
+        return ImageList.from_tensors(
+            resized, self.size_divisibility, padding_constraints=self.backbone.padding_constraints
+        )
+
+    def look(self, images: ImageList):
+        """At every scale: (scale, the resized images, their features, their score maps and objectness)."""
+        for scale in self.scales:
+            resized = self.at_scale(images, scale)
+            features = self.backbone(resized.tensor)
+            yield scale, resized, features, self.proposal_generator.outputs(features)
+
+    def _detect(self, images: ImageList):
+        """What `infer` returns, and for each scale (image sizes, score maps)."""
+        found, maps = [[] for _ in images.image_sizes], []
+        for index, (scale, resized, features, outputs) in enumerate(self.look(images)):
+            maps.append((resized.image_sizes, outputs[0]))
+            if scale == self.classifier_scale:
+                classifier_input = resized, features
+            segments = self.proposal_generator.segments(outputs, resized.image_sizes)
+            for parts, part, size in zip(found, segments, images.image_sizes):
+                part.scale_index = torch.full_like(part.scores, index, dtype=torch.int64)
+                parts.append(rescaled(part, size))
+        results = [best_segments(Instances.cat(parts), self.proposal_generator.limits) for parts in found]
+        if self.roi_heads is not None:
+            return self._classify(results, *classifier_input), maps
+        for result in results:
+            result.pred_classes = torch.zeros_like(result.scale_index)
+        return results, maps
+
+    @torch.no_grad()
+    def infer(self, images: ImageList) -> list[Instances]:
+        """
+        The best segments of all scales, best first, in input pixels: scores, pred_classes, pred_boxes (tight),
+        pred_masks (D, m, m) probabilities inside windows (Boxes, unclipped), objectness_logits, scale_index.
+        """
+        return self._detect(images)[0]
+
+    def _classify(self, segments: Sequence[Instances], images: ImageList, features) -> list[Instances]:
+        """The segments with classes, from features of images at one scale."""
+        proposals = []
+        for x, size in zip(segments, images.image_sizes):
+            x = rescaled(x, size)
+            x.proposal_boxes = x.pred_boxes
+            proposals.append(x)
+        results = self.roi_heads(images, features, proposals)[0]
+        return [rescaled(x, segment.image_size) for x, segment in zip(results, segments)]
+
+    def postprocess(self, results: Sequence[Instances], batched_inputs: Sequence[dict]) -> list[dict]:
+        """
+        Masks pasted at the requested height and width, tight boxes. Without ROI heads also "proposals": the segments'
+        proposal_boxes and objectness_logits, as Detectron2's ROI heads and proposal evaluation take them.
+        """
+        outputs = []
+        for result, x in zip(results, batched_inputs):
+            size = tuple(x.get(key, side) for key, side in zip(("height", "width"), result.image_size))
+            output = {"instances": paste(result, size)}
+            if self.roi_heads is None:
+                output["proposals"] = as_proposals(rescaled(result, size))
+            outputs.append(output)
+        return outputs
+
+    @torch.no_grad()
+    def explain(self, batched_inputs: Sequence[dict], max_instances: int = 4) -> list[list]:
+        """
+        Titled RGB pictures for each image: objectness x mask probability, then for the best segments the score maps of
+        their scale and how the window is assembled.
+        """
+        images = self.preprocess(batched_inputs)
+        found, maps = self._detect(images)
+        return [
+            explain_image(
+                self.rgb_image(sample),
+                segments,
+                [(sizes[i], score_maps[i]) for sizes, score_maps in maps],
+                self.proposal_generator.grid,
+                max_instances,
+            )
+            for i, (sample, segments) in enumerate(zip(batched_inputs, found))
+        ]
