@@ -3,6 +3,8 @@ Matching and losses of SparseInst (section 3.5 of the paper). B images, N predic
 h x w the masks' size, K classes. Everything is computed in float32, also under autocast.
 """
 
+import functools
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +17,19 @@ from ..losses import mean_over_workers
 from ..losses.dice import paired_dice, pairwise_dice
 from ..matching import match_by_score
 
+logger = logging.getLogger(__name__)
+
 LOSS_ITEMS = ("labels", "masks")
+
+
+@functools.cache
+def warn_of_many_objects(num_masks: int) -> None:
+    """Once a process: some image has more objects than there are predictions."""
+    logger.warning(
+        "An image has more objects than MODEL.SPARSE_INST.DECODER.NUM_MASKS %d: the ones that match worst are left "
+        "out of its mask losses. Training goes on; for crowded images raise NUM_MASKS.",
+        num_masks,
+    )
 
 
 def resized_targets(instances: Instances, canvas: tuple, size: tuple) -> torch.Tensor:
@@ -83,6 +97,8 @@ class SparseInstCriterion:
         size = mask_logits.shape[-2:]
         targets = [resized_targets(x, canvas, size) for x in gt_instances]
         gt_classes = [x.gt_classes for x in gt_instances]
+        if max(map(len, gt_instances)) > mask_logits.shape[1]:
+            warn_of_many_objects(mask_logits.shape[1])
         matches = self.match(class_logits, mask_logits, gt_classes, targets)
         image = torch.cat([torch.full_like(rows, i) for i, (rows, _) in enumerate(matches)])
         rows = torch.cat([rows for rows, _ in matches])
