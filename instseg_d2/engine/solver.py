@@ -11,6 +11,9 @@ __all__ = ["build_optimizer"]
 
 # Methods whose own default is not SGD.
 METHOD_OPTIMIZER = {"ISTR": "ADAMW", "SparseInst": "ADAMW"}
+# Methods that tell what is decayed by parts of the parameters' names, not by the kind of layer: batch norms called
+# "bn" and all biases are. "downsample.proj" is what timm calls the later patch embeddings of a PVT.
+METHOD_UNDECAYED_NAMES = {"SparseInst": ("norm", "patch_embed", "downsample.proj", "cls_token")}
 
 
 def _parameter_groups(cfg: CfgNode, model: torch.nn.Module) -> list:
@@ -21,14 +24,24 @@ def _parameter_groups(cfg: CfgNode, model: torch.nn.Module) -> list:
         bias = solver.BIAS_LR_FACTOR if name.endswith(".bias") else 1.0
         return backbone * bias
 
-    return get_default_optimizer_params(
+    words = METHOD_UNDECAYED_NAMES.get(cfg.MODEL.META_ARCHITECTURE)
+    groups = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
         weight_decay=solver.WEIGHT_DECAY,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM if words is None else None,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         lr_factor_func=lr_factor,
     )
+    if words is None:
+        return groups
+    undecayed = {p for name, p in model.named_parameters() if any(word in name for word in words)}
+    split = []
+    for group in groups:
+        decayed = [p for p in group["params"] if p not in undecayed]
+        others = [p for p in group["params"] if p in undecayed]
+        split += [{**group, "params": decayed}, {**group, "params": others, "weight_decay": solver.WEIGHT_DECAY_NORM}]
+    return [group for group in split if group["params"]]
 
 
 def _add_clipping(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -57,7 +70,8 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
 
     ``SOLVER.OPTIMIZER``: "SGD", "ADAMW", or empty for the method's own default. Learning rate: ``BASE_LR``, times
     ``BACKBONE_MULTIPLIER`` for names that contain "backbone", times ``BIAS_LR_FACTOR`` for biases. Weight decay:
-    ``WEIGHT_DECAY``, but ``WEIGHT_DECAY_NORM`` in normalisation layers and ``WEIGHT_DECAY_BIAS``, if set, for biases.
+    ``WEIGHT_DECAY``, but ``WEIGHT_DECAY_NORM`` in normalisation layers and ``WEIGHT_DECAY_BIAS``, if set, for biases;
+    for SparseInst ``WEIGHT_DECAY_NORM`` by name (``METHOD_UNDECAYED_NAMES``), as in the authors' code.
     ``CLIP_GRADIENTS``: each parameter by value or norm, or the norm over the full model.
 
     Raises:

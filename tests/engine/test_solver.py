@@ -50,6 +50,30 @@ def test_groups_follow_every_key():
     }
 
 
+class Named(nn.Module):
+    """Layers whose names, not kinds, tell SparseInst what to decay."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.BatchNorm2d(4)
+        self.norm1 = nn.Conv2d(4, 4, 1)
+        self.patch_embed = nn.Conv2d(3, 4, 2)
+        self.downsample = nn.ModuleDict({"proj": nn.Linear(4, 4), "1": nn.Linear(4, 4)})
+        self.cls_token = nn.Parameter(torch.zeros(4))
+
+
+def test_sparseinst_decays_by_name():
+    model = Named()
+    cfg = solver_cfg(BASE_LR=0.5, WEIGHT_DECAY=0.25, WEIGHT_DECAY_NORM=0.0)
+    cfg.MODEL.META_ARCHITECTURE = "SparseInst"
+    groups = by_name(model, build_optimizer(cfg, model))
+    assert len(groups) == len(list(model.parameters()))
+    assert {values[0] for values in groups.values()} == {0.5}
+    decayed = {name for name, values in groups.items() if values[1] == 0.25}
+    assert decayed == {"bn.weight", "bn.bias", "downsample.1.weight", "downsample.1.bias"}
+    assert {values[1] for name, values in groups.items() if name not in decayed} == {0.0}
+
+
 def test_defaults_decay_all_but_norms():
     model = Toy()
     groups = by_name(model, build_optimizer(solver_cfg(BASE_LR=0.01, WEIGHT_DECAY=1e-4), model))
