@@ -15,7 +15,10 @@ def add_common_config(cfg: CfgNode) -> None:
     cfg.INPUT.HFLIP_TRAIN = True
     # Rotate by an angle in [-30, 30] degrees half of the time.
     cfg.INPUT.IS_ROTATE = False
-    # With CROP: place the window so that it holds the centre of a random instance.
+    # With CROP: "before_resize" cuts every image, then resizes; "detr" resizes half of the images to 400, 500 or 600
+    # and cuts these, then resizes all; empty: the method's own default (see instseg_d2/data/augmentations.py).
+    cfg.INPUT.CROP.SCHEME = ""
+    # With CROP before_resize: place the window so that it holds the centre of a random instance.
     cfg.INPUT.CROP.CROP_INSTANCE = True
 
     # Metric whose best checkpoint is kept beside the last one.

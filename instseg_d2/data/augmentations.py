@@ -9,6 +9,10 @@ __all__ = ["RandomCropAroundInstance", "build_augmentations"]
 
 
 CROP_TYPES = ("relative_range", "relative", "absolute", "absolute_range")
+CROP_SCHEMES = ("before_resize", "detr")
+# Methods whose own default is not before_resize.
+METHOD_CROP_SCHEME = {"ISTR": "detr", "SparseInst": "detr"}
+DETR_SIZES = (400, 500, 600)  # pixels of the shorter side, before the crop of DETR's scheme
 
 
 class RandomCropAroundInstance(T.RandomCrop):
@@ -44,21 +48,36 @@ def _flip(cfg) -> list:
     return [T.RandomFlip(horizontal=kind == "horizontal", vertical=kind == "vertical")]
 
 
+def _crop(cfg, scheme: str) -> T.Augmentation:
+    crop = cfg.INPUT.CROP
+    if crop.TYPE not in CROP_TYPES:
+        raise ConfigError(f"INPUT.CROP.TYPE is one of {', '.join(CROP_TYPES)}, not {crop.TYPE!r}.")
+    if scheme == "detr":
+        resize = T.ResizeShortestEdge(DETR_SIZES, sample_style="choice")
+        return T.RandomApply(T.AugmentationList([resize, T.RandomCrop(crop.TYPE, crop.SIZE)]), prob=0.5)
+    return (RandomCropAroundInstance if crop.CROP_INSTANCE else T.RandomCrop)(crop.TYPE, crop.SIZE)
+
+
 def build_augmentations(cfg, is_train: bool) -> list:
     """
     Crop, rotation, resizing of the shorter side and flip, in this order; for testing the resizing alone.
 
-    Read from INPUT: CROP.{ENABLED, TYPE, SIZE, CROP_INSTANCE}, IS_ROTATE, MIN_SIZE_*, MAX_SIZE_*,
+    With a crop of DETR's scheme (Carion et al., arXiv 2005.12872, section 4): flip; for half of the images resizing of
+    the shorter side to 400, 500 or 600, however long the other, and the crop; rotation; the final resizing.
+
+    Read from INPUT: CROP.{ENABLED, SCHEME, TYPE, SIZE, CROP_INSTANCE}, IS_ROTATE, MIN_SIZE_*, MAX_SIZE_*,
     MIN_SIZE_TRAIN_SAMPLING, RANDOM_FLIP and HFLIP_TRAIN (a horizontal flip needs both).
     """
     if not is_train:
         return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
-    before = []
+    before, after = [], _flip(cfg)
     if cfg.INPUT.CROP.ENABLED:
-        if cfg.INPUT.CROP.TYPE not in CROP_TYPES:
-            raise ConfigError(f"INPUT.CROP.TYPE is one of {', '.join(CROP_TYPES)}, not {cfg.INPUT.CROP.TYPE!r}.")
-        crop = RandomCropAroundInstance if cfg.INPUT.CROP.CROP_INSTANCE else T.RandomCrop
-        before.append(crop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+        scheme = cfg.INPUT.CROP.SCHEME or METHOD_CROP_SCHEME.get(cfg.MODEL.META_ARCHITECTURE, "before_resize")
+        if scheme not in CROP_SCHEMES:
+            raise ConfigError(f"INPUT.CROP.SCHEME is one of {', '.join(CROP_SCHEMES)} or empty, not {scheme!r}.")
+        if scheme == "detr":
+            before, after = after, []
+        before.append(_crop(cfg, scheme))
     if cfg.INPUT.IS_ROTATE:
         before.append(T.RandomApply(T.RandomRotation([-30, 30]), prob=0.5))
     sampling = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
@@ -68,4 +87,4 @@ def build_augmentations(cfg, is_train: bool) -> list:
             f"{len(cfg.INPUT.MIN_SIZE_TRAIN)}."
         )
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, sampling)
-    return [*before, resize, *_flip(cfg)]
+    return [*before, resize, *after]

@@ -19,6 +19,9 @@ __all__ = ["InstanceDatasetMapper"]
 
 logger = logging.getLogger(__name__)
 
+# Methods that learn from masks whatever MODEL.MASK_ON says: their authors' files leave it out.
+MASK_METHODS = ("SparseInst",)
+
 
 class InstanceDatasetMapper:
     """
@@ -84,7 +87,7 @@ class InstanceDatasetMapper:
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
-            "use_masks": cfg.MODEL.MASK_ON,
+            "use_masks": cfg.MODEL.MASK_ON or cfg.MODEL.META_ARCHITECTURE in MASK_METHODS,
             "mask_format": cfg.INPUT.MASK_FORMAT,
             "crops": is_train and cfg.INPUT.CROP.ENABLED,
             "rotates": is_train and cfg.INPUT.IS_ROTATE,
