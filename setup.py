@@ -99,5 +99,6 @@ setup(
         "tqdm",
         "safetensors",
     ],
+    extras_require={"timm": ["timm"]},
     **extension_modules(),
 )

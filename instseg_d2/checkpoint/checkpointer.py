@@ -9,7 +9,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 
-from .authors import convert_state_dict
+from .authors import convert_classifier, convert_state_dict, is_classifier
 from .formats import CheckpointError, read_weights, write_checkpoint_file
 
 __all__ = ["InstSegCheckpointer"]
@@ -113,6 +113,10 @@ class InstSegCheckpointer(DetectionCheckpointer):
         if all(name.startswith("module.") for name in state):
             state = {name[len("module.") :]: value for name, value in state.items()}
         self._convert_ndarray_to_tensor(state)
+        if is_classifier(state):
+            data["model"] = convert_classifier(state)
+            data["matching_heuristics"] = True
+            return data
         data["model"] = convert_state_dict(state)
         if self._heuristics:
             data["matching_heuristics"] = True

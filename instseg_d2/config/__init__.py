@@ -6,6 +6,7 @@ import os
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as _detectron2_defaults
 
+from .backbones import add_backbone_config
 from .blendmask import add_blendmask_config
 from .common import add_common_config
 from .fcos import add_fcos_config
@@ -32,6 +33,7 @@ class ConfigError(ValueError):
 def add_instseg_config(cfg: CfgNode) -> None:
     """Add the keys of every method of this package to a Detectron2 config, in place."""
     add_common_config(cfg)
+    add_backbone_config(cfg)
     add_fcos_config(cfg)
     add_blendmask_config(cfg)
     add_sparseinst_config(cfg)

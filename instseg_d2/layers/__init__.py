@@ -1,6 +1,7 @@
 """Small modules that several methods share."""
 
-from .deform_conv import DeformConv, make_block_deformable
+from .assemble_boxes import assemble_boxes, crop_boxes, crop_nearest
+from .deform_conv import DeformConv, SelfOffsetDeformConv, make_block_deformable
 from .locations import LocationGrid, conv_at_rows, flatten_levels
 from .norm import get_norm
 from .tower import ConvTower
@@ -9,7 +10,11 @@ __all__ = [
     "ConvTower",
     "DeformConv",
     "LocationGrid",
+    "SelfOffsetDeformConv",
+    "assemble_boxes",
     "conv_at_rows",
+    "crop_boxes",
+    "crop_nearest",
     "flatten_levels",
     "get_norm",
     "make_block_deformable",

@@ -41,6 +41,39 @@ class DeformConv(nn.Module):
         return x if self.norm is None else self.norm(x)
 
 
+def offset_conv(conv: nn.Conv2d, modulated: bool, groups: int) -> nn.Module:
+    """The 3x3 convolution, all zero at the start, that predicts the ``offset_mask`` of a deformable ``conv``."""
+    offset = Conv2d(
+        conv.in_channels,
+        (27 if modulated else 18) * groups,
+        kernel_size=3,
+        stride=conv.stride,
+        padding=conv.dilation,
+        dilation=conv.dilation,
+    )
+    nn.init.zeros_(offset.weight)
+    nn.init.zeros_(offset.bias)
+    return offset
+
+
+class SelfOffsetDeformConv(DeformConv):
+    """
+    A 3x3 convolution made deformable that predicts its own offsets; it takes the convolution's place.
+
+    Args:
+        conv: whose weight, bias, stride and dilation to use.
+        groups: of the offsets.
+    """
+
+    def __init__(self, conv: nn.Conv2d, *, modulated: bool, groups: int = 1):
+        super().__init__(conv.weight, conv.bias, stride=conv.stride, dilation=conv.dilation, modulated=modulated)
+        self.offset = offset_conv(conv, modulated, groups)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (N, C_in, H, W) -> (N, C_out, H', W')."""
+        return super().forward(x, self.offset(x))
+
+
 class _DeformBottleneckBlock(CNNBlockBase):
     """A bottleneck block whose 3x3 convolution is deformable; built by `make_block_deformable`."""
 
@@ -51,16 +84,7 @@ class _DeformBottleneckBlock(CNNBlockBase):
         conv = block.conv2
         if conv.groups != 1:
             raise ConfigError("RESNETS.NUM_GROUPS must be 1 in stages with deformable convolutions.")
-        self.conv2_offset = Conv2d(
-            conv.in_channels,
-            (27 if modulated else 18) * groups,
-            kernel_size=3,
-            stride=conv.stride,
-            padding=conv.dilation,
-            dilation=conv.dilation,
-        )
-        nn.init.zeros_(self.conv2_offset.weight)
-        nn.init.zeros_(self.conv2_offset.bias)
+        self.conv2_offset = offset_conv(conv, modulated, groups)
         self.conv2 = DeformConv(
             conv.weight, stride=conv.stride, dilation=conv.dilation, modulated=modulated, norm=conv.norm
         )

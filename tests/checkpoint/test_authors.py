@@ -21,6 +21,12 @@ LISTS = {
     "sparseinst_r50_base.txt": "SparseInst/sparse_inst_r50_base.yaml",
     "sparseinst_r50_giam.txt": "SparseInst/sparse_inst_r50_giam.yaml",
     "sparseinst_r50_giam_soft.txt": "SparseInst/sparse_inst_r50_giam_soft.yaml",
+    "sparseinst_r50_dcn_giam.txt": "SparseInst/sparse_inst_r50_dcn_giam_aug.yaml",
+    "sparseinst_r50vd_giam.txt": "SparseInst/sparse_inst_r50vd_giam_aug.yaml",
+    "sparseinst_r50vd_dcn_giam.txt": "SparseInst/sparse_inst_r50vd_dcn_giam_aug.yaml",
+    "sparseinst_cspdarknet53.txt": "SparseInst/sparse_inst_cspdarknet53_giam.yaml",
+    "sparseinst_pvt_b1.txt": "SparseInst/sparse_inst_pvt_b1_giam.yaml",
+    "sparseinst_pvt_b2_li.txt": "SparseInst/sparse_inst_pvt_b2_li_giam.yaml",
 }
 
 

@@ -7,10 +7,11 @@ Each method has one converter: state dict with the authors' names -> state dict 
 from collections.abc import Callable
 
 from .adelaidet import FCOS_HEAD, convert_adelaidet
+from .imagenet import convert_classifier, is_classifier
 from .renaming import StateDict
 from .sparseinst import convert_sparseinst
 
-__all__ = ["convert_adelaidet", "convert_sparseinst", "convert_state_dict"]
+__all__ = ["convert_adelaidet", "convert_classifier", "convert_sparseinst", "convert_state_dict", "is_classifier"]
 
 # A key that only one family of checkpoints has -> its converter.
 _FAMILIES: tuple[tuple[str, Callable[[StateDict], StateDict]], ...] = (

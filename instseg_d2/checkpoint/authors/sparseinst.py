@@ -2,6 +2,7 @@
 
 import re
 
+from .imagenet import timm_name
 from .renaming import StateDict, renamed
 
 # SparseInst's encoder numbers its levels from the coarsest, ours from the finest: see convert_sparseinst.
@@ -14,14 +15,20 @@ _SPARSEINST_RULES = (
     (r"^decoder\.inst_branch\.", "decoder.instance_branch."),
     (r"^decoder\.mask_branch\.mask_convs\.", "decoder.mask_branch.convs."),
 )
+_BACKBONE = "backbone."
 
 
 def convert_sparseinst(state_dict: StateDict) -> StateDict:
-    """SparseInst's own release: the state dict under our names."""
+    """SparseInst's own release, all backbones: the state dict under our names."""
     levels = {match[1] for key in state_dict if (match := re.match(r"encoder\.fpn_laterals\.(\d+)\.", key))}
     last = len(levels) - 1
 
     def coarse_to_fine(key: str) -> str:
         return re.sub(r"^(encoder\.fpn_\w+\.)(\d+)\.", lambda m: f"{m[1]}{last - int(m[2])}.", key)
 
-    return {renamed(coarse_to_fine(key), _SPARSEINST_RULES): value for key, value in state_dict.items()}
+    def ours(key: str) -> str:
+        if key.startswith(_BACKBONE):
+            return _BACKBONE + timm_name(key[len(_BACKBONE) :])
+        return renamed(coarse_to_fine(key), _SPARSEINST_RULES)
+
+    return {ours(key): value for key, value in state_dict.items()}

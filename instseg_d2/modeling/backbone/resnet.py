@@ -1,7 +1,8 @@
 """Detectron2's ResNet with deformable convolutions that need no compiled Detectron2."""
 
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.backbone import ResNet, build_resnet_backbone
+from detectron2.modeling.backbone import Backbone, ResNet, build_resnet_backbone
+from detectron2.modeling.backbone import build_backbone as build_registered_backbone
 
 from ...config import ConfigError
 from ...layers import make_block_deformable
@@ -32,3 +33,13 @@ def build_resnet(cfg, input_shape: ShapeSpec) -> ResNet:
                 groups=cfg.MODEL.RESNETS.DEFORM_NUM_GROUPS,
             )
     return backbone
+
+
+def build_backbone(cfg) -> Backbone:
+    """
+    The backbone MODEL.BACKBONE.NAME; Detectron2's own ResNet by `build_resnet`, so that its deformable convolutions
+    need no compiled Detectron2.
+    """
+    if cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":
+        return build_resnet(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+    return build_registered_backbone(cfg)

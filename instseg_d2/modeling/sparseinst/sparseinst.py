@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
 
+from ..backbone import build_backbone
 from ..meta_arch import InstanceSegmenter
 from ..postprocessing import boxes_of_masks, resize_in_chunks
 from .criterion import SparseInstCriterion

@@ -1,0 +1,59 @@
+"""
+Classification networks: ResNet of torchvision, and those of timm and of PVTv2's authors that our backbones are made of.
+"""
+
+import re
+
+from .renaming import StateDict, renamed
+
+_PVT_STAGES = (1, 2, 3, 4)
+# Names of timm and of PVTv2's authors, as SparseInst's release has them, too -> names in a `TimmBackbone`.
+_TIMM_RULES = (
+    # ResNet-D, with SparseInst's deformable convolutions
+    (r"^(layer\d\.\d+)\.conv2_offset\.", r"net.\1.conv2.offset."),
+    (r"^(conv1\.\d|bn1|layer\d)\.", r"net.\1."),
+    # CSPDarkNet, DarkNet
+    (r"^stem\.conv1\.(conv|bn)\.", r"net.stem_conv1.\1."),
+    (r"^stages\.(\d)\.", r"net.stages_\1."),
+    # PVTv2
+    (r"^patch_embed1\.", "net.patch_embed."),
+    *((rf"^patch_embed{n}\.", f"net.stages_{n - 1}.downsample.") for n in _PVT_STAGES),
+    *((rf"^norm{n}\.", f"net.stages_{n - 1}.norm.") for n in _PVT_STAGES),
+    *((rf"^block{n}\.(\d+\.mlp\.dwconv)\.dwconv\.", rf"net.stages_{n - 1}.blocks.\1.") for n in _PVT_STAGES),
+    *((rf"^block{n}\.", f"net.stages_{n - 1}.blocks.") for n in _PVT_STAGES),
+)
+# torchvision's ResNet -> Detectron2's, one after the other.
+_TORCHVISION_STEPS = (
+    (r"^(conv1|bn1)\.", r"stem.\1."),
+    (r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}."),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+)
+_MARKS = ("layer1.0.conv1.weight", "stem.conv1.conv.weight", "patch_embed1.proj.weight")
+_LEFT_OUT = re.compile(r"(fc|head)\.|.*\.num_batches_tracked$")
+
+
+def timm_name(key: str) -> str:
+    """The name of a backbone's parameter in our `TimmBackbone`; unchanged when it belongs to another backbone."""
+    return renamed(key, _TIMM_RULES)
+
+
+def _torchvision_name(key: str) -> str:
+    for pattern, replacement in _TORCHVISION_STEPS:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def is_classifier(state_dict: StateDict) -> bool:
+    """Whether it is a classification network of one of these kinds, its names without any prefix."""
+    return any(mark in state_dict for mark in _MARKS)
+
+
+def convert_classifier(state_dict: StateDict) -> StateDict:
+    """
+    Without the classifying layer and the norms' counters of steps, under our backbones' names less their place in the
+    model: names that Detectron2 matches by their endings.
+    """
+    ours = _torchvision_name if "conv1.weight" in state_dict else timm_name
+    return {ours(key): value for key, value in state_dict.items() if not _LEFT_OUT.match(key)}

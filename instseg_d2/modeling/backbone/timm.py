@@ -1,0 +1,152 @@
+"""Any network of timm as a backbone. N images, C channels of a map."""
+
+import difflib
+import re
+from collections.abc import Sequence
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
+from torch import nn
+
+from ...config import ConfigError
+
+NORMS = ("FrozenBN", "BN", "")
+
+
+def import_timm():
+    """
+    The timm package.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError("MODEL.BACKBONE.NAME asks for a network of timm: pip install timm") from error
+    return timm
+
+
+def strides_of(names: Sequence[str], prefixes: Sequence[str], shift: int, key: str) -> dict[str, int]:
+    """
+    Feature names with their strides: a prefix and a level, at stride 2 ** (level + shift).
+
+    Raises:
+        ConfigError: a name is none of these; ``key`` says where it stands.
+    """
+    pattern = re.compile(rf"(?:{'|'.join(prefixes)})(\d)")
+    matches = [pattern.fullmatch(name) for name in names]
+    if not names or None in matches:
+        examples = ", ".join(f"{prefix}{level}" for prefix in prefixes for level in (2, 3, 4))
+        raise ConfigError(f"{key} is {list(names)}; it takes names like {examples}.")
+    return {name: 2 ** (int(match[1]) + shift) for name, match in zip(names, matches)}
+
+
+def _stage_indices(timm, name: str, strides: Sequence[int], arguments: dict) -> list[int]:
+    """For each stride the number of the last map of the network that has it."""
+    with torch.device("meta"):
+        maps = timm.create_model(name, features_only=True, **arguments).feature_info.info
+    number = {stage["reduction"]: i for i, stage in enumerate(maps)}
+    missing = [str(stride) for stride in strides if stride not in number]
+    if missing:
+        raise ConfigError(
+            f"{name} of timm has no map of stride {', '.join(missing)}; its strides: {', '.join(map(str, number))}."
+        )
+    return [number[stride] for stride in strides]
+
+
+def _with_frozen_norms(net: nn.Module) -> nn.Module:
+    from timm.layers import freeze_batch_norm_2d
+
+    return freeze_batch_norm_2d(net)
+
+
+class TimmBackbone(Backbone):
+    """
+    Maps of a network of timm, each under a name of one's own.
+
+    Parameters are named ``net.`` and what they are called in timm's ``features_only`` model.
+
+    Args:
+        name: of the network, as timm knows it.
+        strides: feature name -> stride in input pixels. Of several maps of one stride the last is meant.
+        norm: FrozenBN; BN or empty for the network's own. Batch norms alone are concerned.
+        pretrained: with timm's weights (it downloads them).
+        freeze_at: the layers up to the last map of stride 2 ** freeze_at are not trained; 0: all are.
+        arguments: of timm's ``create_model``.
+
+    Raises:
+        ConfigError: timm is missing, or it has no such network, map or norm.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        strides: dict[str, int],
+        *,
+        norm: str = "FrozenBN",
+        pretrained: bool = False,
+        freeze_at: int = 0,
+        **arguments,
+    ):
+        super().__init__()
+        timm = import_timm()
+        if not timm.is_model(name):
+            near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0)
+            raise ConfigError(f"timm has no network {name!r}; did you mean {near[0]}?")
+        if norm not in NORMS:
+            raise ConfigError(f"the norm of a network of timm is FrozenBN, BN or empty, not {norm!r}.")
+        strides = dict(sorted(strides.items(), key=lambda item: item[1]))
+        self.net = timm.create_model(
+            name,
+            pretrained=pretrained,
+            features_only=True,
+            out_indices=_stage_indices(timm, name, list(strides.values()), arguments),
+            **arguments,
+        )
+        self._out_features = list(strides)
+        self._out_feature_strides = strides
+        self._out_feature_channels = dict(zip(strides, self.net.feature_info.channels()))
+        self._channels_last = self.net.output_fmt == "NHWC"
+        if norm == "FrozenBN":
+            for layer in self.net.modules():
+                # A residual branch that starts at zero would stay there.
+                if isinstance(layer, nn.BatchNorm2d) and not pretrained:
+                    nn.init.ones_(layer.weight)
+            self.net = _with_frozen_norms(self.net)
+        self._freeze(freeze_at)
+
+    def _freeze(self, freeze_at: int) -> None:
+        early = [m["module"] for m in self.net.feature_info.info if m["reduction"] <= 2**freeze_at]
+        if freeze_at < 1 or not early:
+            return
+        names, last = list(self.net), early[-1].replace(".", "_")
+        if last not in names:
+            raise ConfigError("this network of timm cannot be frozen in part: set MODEL.BACKBONE.FREEZE_AT to 0.")
+        for name in names[: names.index(last) + 1]:
+            self.net[name] = _with_frozen_norms(self.net[name]).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """x (N, 3, H, W) -> name -> (N, C, H / stride, W / stride)."""
+        maps = self.net(x)
+        if self._channels_last:
+            maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
+        return dict(zip(self._out_features, maps))
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
+    """
+    The network MODEL.TIMM.NAME of timm. Its maps are called res2, res3, ... or p2, p3, ... after their strides
+    4, 8, ..., so it takes the place of a ResNet under an FPN or SparseInst's encoder.
+    """
+    node = cfg.MODEL.TIMM
+    return TimmBackbone(
+        node.NAME,
+        strides_of(node.OUT_FEATURES, ("res", "p"), 0, "MODEL.TIMM.OUT_FEATURES"),
+        norm=node.NORM,
+        pretrained=node.PRETRAINED and not cfg.MODEL.WEIGHTS,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        in_chans=input_shape.channels,
+    )
