@@ -10,6 +10,7 @@ from .backbones import add_backbone_config
 from .blendmask import add_blendmask_config
 from .common import add_common_config
 from .fcos import add_fcos_config
+from .instancefcn import add_instancefcn_config
 from .istr import add_istr_config
 from .sparseinst import add_sparseinst_config
 
@@ -37,6 +38,7 @@ def add_instseg_config(cfg: CfgNode) -> None:
     add_fcos_config(cfg)
     add_blendmask_config(cfg)
     add_sparseinst_config(cfg)
+    add_instancefcn_config(cfg)
     add_istr_config(cfg)
 
 

@@ -1,6 +1,6 @@
 """Models. Importing this package registers them in Detectron2's registries."""
 
-from . import backbone, blendmask, proposal_generator, sparseinst
+from . import backbone, blendmask, instancefcn, proposal_generator, sparseinst
 from .meta_arch import InstanceSegmenter
 
-__all__ = ["InstanceSegmenter", "backbone", "blendmask", "proposal_generator", "sparseinst"]
+__all__ = ["InstanceSegmenter", "backbone", "blendmask", "instancefcn", "proposal_generator", "sparseinst"]

@@ -10,13 +10,22 @@ from .adelaidet import FCOS_HEAD, convert_adelaidet
 from .imagenet import convert_classifier, is_classifier
 from .renaming import StateDict
 from .sparseinst import convert_sparseinst
+from .vgg import VGG16_LAST_CONV, convert_vgg16
 
-__all__ = ["convert_adelaidet", "convert_classifier", "convert_sparseinst", "convert_state_dict", "is_classifier"]
+__all__ = [
+    "convert_adelaidet",
+    "convert_classifier",
+    "convert_sparseinst",
+    "convert_state_dict",
+    "convert_vgg16",
+    "is_classifier",
+]
 
 # A key that only one family of checkpoints has -> its converter.
 _FAMILIES: tuple[tuple[str, Callable[[StateDict], StateDict]], ...] = (
     (FCOS_HEAD, convert_adelaidet),
     ("encoder.fpn_laterals.", convert_sparseinst),
+    (VGG16_LAST_CONV, convert_vgg16),
 )
 
 
