@@ -99,6 +99,6 @@ setup(
         "tqdm",
         "safetensors",
     ],
-    extras_require={"timm": ["timm"]},
+    extras_require={"timm": ["timm"], "istr": ["scikit-learn"]},
     **extension_modules(),
 )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from .adelaidet import FCOS_HEAD, convert_adelaidet
 from .imagenet import convert_classifier, is_classifier
+from .istr import convert_istr
 from .renaming import StateDict
 from .sparseinst import convert_sparseinst
 from .vgg import VGG16_LAST_CONV, convert_vgg16
@@ -15,6 +16,7 @@ from .vgg import VGG16_LAST_CONV, convert_vgg16
 __all__ = [
     "convert_adelaidet",
     "convert_classifier",
+    "convert_istr",
     "convert_sparseinst",
     "convert_state_dict",
     "convert_vgg16",
@@ -25,6 +27,7 @@ __all__ = [
 _FAMILIES: tuple[tuple[str, Callable[[StateDict], StateDict]], ...] = (
     (FCOS_HEAD, convert_adelaidet),
     ("encoder.fpn_laterals.", convert_sparseinst),
+    ("pos_embeddings.", convert_istr),
     (VGG16_LAST_CONV, convert_vgg16),
 )
 
