@@ -37,7 +37,9 @@ class DeformConv(nn.Module):
         if self.modulated:
             split = offset_mask.shape[1] // 3 * 2
             offset_mask, mask = offset_mask[:, :split], offset_mask[:, split:].sigmoid()
-        x = deform_conv2d(x, offset_mask, self.weight, self.bias, self.stride, self.dilation, self.dilation, mask=mask)
+        # torchvision computes in one type, and autocast on the CPU does not know it: the weight's, float32.
+        x, offset, mask = (None if t is None else t.to(self.weight.dtype) for t in (x, offset_mask, mask))
+        x = deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.dilation, self.dilation, mask=mask)
         return x if self.norm is None else self.norm(x)
 
 

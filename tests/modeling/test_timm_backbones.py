@@ -135,6 +135,19 @@ def test_deformable_convolutions_start_as_plain_ones():
     torch.testing.assert_close(modulated(x), conv(x) / 2, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("modulated", [False, True])
+def test_deformable_convolutions_under_autocast(modulated):
+    torch.manual_seed(0)
+    layer = SelfOffsetDeformConv(nn.Conv2d(6, 8, 3, padding=1), modulated=modulated)
+    nn.init.normal_(layer.offset.bias)
+    x = torch.randn(2, 6, 9, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x.bfloat16())
+    torch.testing.assert_close(found.float(), layer(x), rtol=0.05, atol=0.05)
+    found.sum().backward()
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
 def test_deformable_stages():
     def found(backbone):
         return [n for n, m in backbone.named_modules() if isinstance(m, SelfOffsetDeformConv)]
