@@ -29,6 +29,7 @@ def script(monkeypatch, tmp_path):
     spec.loader.exec_module(module)
     monkeypatch.setenv("INSTSEG_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "keep_freed_memory", lambda: None)
     before = list(logging.getLogger().handlers)
     yield lambda *arguments: module.main(module.parse(list(arguments)))
     logging.getLogger().handlers[:] = before

@@ -22,6 +22,7 @@ from instseg_d2.config import ConfigError
 from instseg_d2.data import register_coco
 from instseg_d2.engine import run_script
 from instseg_d2.engine.log import setup_logging
+from instseg_d2.engine.memory import keep_freed_memory
 from instseg_d2.modeling.istr import AE, DCT, PCA, TrainingMasks, fit_embedding, held_out_split, reconstruction_ious
 from instseg_d2.modeling.istr.pictures import draw_reconstructions, plot_components, save_picture
 
@@ -55,6 +56,7 @@ def load(args):
 
 def main(args) -> None:
     setup_logging()
+    keep_freed_memory()
     size = args.size or (28 if args.method == "pca" else 112)
     dim = max([args.dim or (60 if size == 28 else 256), *args.table])
     path = args.output or f"output/mask_embedding_{args.method}_{size}.{'pth' if args.method == 'ae' else 'npz'}"
@@ -63,11 +65,8 @@ def main(args) -> None:
     train, held_out = load(args)
     embedding = {"pca": PCA, "dct": DCT, "ae": AE}[args.method](dim=dim, size=size).to(args.device)
     if args.method != "dct":
-        fit_embedding(
-            embedding,
-            TrainingMasks(train, size, max_masks=args.max_masks),
-            **({"epochs": args.epochs} if args.method == "ae" else {}),
-        )
+        settings = {"epochs": args.epochs} if args.method == "ae" else {}
+        fit_embedding(embedding, TrainingMasks(train, size, max_masks=args.max_masks), **settings)
         embedding.save_file(path)
         print(f"Wrote {path}.")
     if args.method == "pca":

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,12 @@ def test_pca_with_fewer_masks_than_numbers():
     assert torch.isfinite(one.decode(one.encode(torch.tensor(masks)))).all()
     with pytest.raises(ConfigError, match="has none"):
         PCA(dim=3, size=28).fit([])
+
+
+def test_the_fit_says_that_it_needs_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
+    with pytest.raises(ConfigError, match="pip install scikit-learn"):
+        PCA(dim=3, size=28).fit([rectangles(5, 28)])
 
 
 def test_pca_noise_is_the_authors_way_only():

@@ -1,6 +1,7 @@
 """Learned mask codes (SMT in the journal version of ISTR). M masks of 112 x 112 pixels, l numbers a code."""
 
 import copy
+import logging
 import pickle
 from collections.abc import Iterable
 from typing import Optional
@@ -16,6 +17,8 @@ from ..losses.dice import paired_dice
 from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, require_file
 from .masks import PackedMasks
 from .reconstruction import reconstruction_ious
+
+logger = logging.getLogger(__name__)
 
 SIZE = 112  # four halvings to 7, the kernel of the innermost layers
 ROI_LAYER = 5  # of the decoder: its second doubling, 32 channels at 28 x 28
@@ -152,16 +155,16 @@ class AE(MaskEmbedding):
         with torch.autocast(device.type, enabled=False), torch.enable_grad():
             for epoch in range(epochs):
                 trained.train()
-                bar = tqdm(torch.randperm(len(masks), generator=generator).split(batch_size), disable=None, leave=False)
-                for index in bar:
+                order = torch.randperm(len(masks), generator=generator).split(batch_size)
+                for index in tqdm(order, f"epoch {epoch + 1}/{epochs}", disable=None, leave=False):
                     x = masks[index.sort().values.numpy()].to(device)
                     loss = (1 - paired_dice(self.decode(self._encode(x)).flatten(1), x.flatten(1), 1e-5)).mean()
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
-                    bar.set_description(f"epoch {epoch + 1}/{epochs} loss {loss.item():.4f} IoU {max(best_iou, 0):.4f}")
                 schedule.step()
                 iou = reconstruction_ious(self, check.split(256)).mean().item()
+                logger.info("Epoch %d of %d: dice loss %.4f, mean IoU %.4f", epoch + 1, epochs, loss.item(), iou)
                 if iou > best_iou:
                     best_iou, best = iou, copy.deepcopy(self.state_dict())
         if best is not None:

@@ -78,9 +78,15 @@ class PCA(MaskEmbedding):
             batch_size: masks an update; the last ones share a batch of up to twice as many.
 
         Raises:
-            ConfigError: there is no mask.
+            ConfigError: there is no mask, or no scikit-learn.
         """
-        from sklearn.decomposition import IncrementalPCA
+        try:
+            from sklearn.decomposition import IncrementalPCA
+        except ImportError as error:
+            raise ConfigError(
+                "fitting the PCA mask embedding needs scikit-learn: pip install scikit-learn, or name a fitted file in "
+                "MODEL.ISTR.PATH_COMPONENTS."
+            ) from error
 
         pca = None
         for batch in regrouped(mask_batches, max(batch_size, self.dim)):
