@@ -10,6 +10,7 @@ from .backbones import add_backbone_config
 from .blendmask import add_blendmask_config
 from .common import add_common_config
 from .fcos import add_fcos_config
+from .heads import add_heads_config
 from .instancefcn import add_instancefcn_config
 from .istr import add_istr_config
 from .sparseinst import add_sparseinst_config
@@ -40,6 +41,7 @@ def add_instseg_config(cfg: CfgNode) -> None:
     add_sparseinst_config(cfg)
     add_instancefcn_config(cfg)
     add_istr_config(cfg)
+    add_heads_config(cfg)
 
 
 def get_cfg() -> CfgNode:

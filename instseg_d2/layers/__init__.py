@@ -1,5 +1,6 @@
 """Small modules that several methods share."""
 
+from .assemble_boxes import assemble_boxes, crop_boxes, crop_nearest
 from .deform_conv import DeformConv, SelfOffsetDeformConv, make_block_deformable
 from .locations import LocationGrid, conv_at_rows, flatten_levels
 from .norm import get_norm
@@ -10,7 +11,10 @@ __all__ = [
     "DeformConv",
     "LocationGrid",
     "SelfOffsetDeformConv",
+    "assemble_boxes",
     "conv_at_rows",
+    "crop_boxes",
+    "crop_nearest",
     "flatten_levels",
     "get_norm",
     "make_block_deformable",

@@ -233,7 +233,7 @@ def test_fcis_reads_one_base_a_cell():
 
 
 def test_nearest_crop_by_hand():
-    from instseg_d2.modeling.blendmask.blender import crop_nearest
+    from instseg_d2.layers import crop_nearest
 
     bases = torch.arange(16.0).view(1, 1, 4, 4)
     crop = crop_nearest(bases, torch.tensor([[4.0, 4.0, 12.0, 12.0]]), torch.tensor([0]), 4, 0.25)

@@ -11,23 +11,10 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from torch import nn
-from torchvision.ops import roi_align
 
 from ... import ops
 from ...config import ConfigError
-
-
-def crop_nearest(bases: torch.Tensor, boxes, batch_index, resolution: int, spatial_scale: float) -> torch.Tensor:
-    """The base pixel nearest to each of the R x R cell centres of a box, 0 outside the map: (M, K, R, R)."""
-    height, width = bases.shape[-2:]
-    cells = (torch.arange(resolution, device=boxes.device) + 0.5) / resolution
-    scaled = boxes * spatial_scale
-    x = (scaled[:, 0, None] + cells * (scaled[:, 2] - scaled[:, 0])[:, None]).floor().long()
-    y = (scaled[:, 1, None] + cells * (scaled[:, 3] - scaled[:, 1])[:, None]).floor().long()
-    inside = ((y >= 0) & (y < height))[:, None, :, None] & ((x >= 0) & (x < width))[:, None, None, :]
-    base = torch.arange(bases.shape[1], device=bases.device)[:, None, None]
-    y, x = y.clamp(0, height - 1)[:, None, :, None], x.clamp(0, width - 1)[:, None, None, :]
-    return bases[batch_index[:, None, None, None], base, y, x] * inside
+from ...layers import assemble_boxes, crop_boxes
 
 
 class Blender(nn.Module):
@@ -36,7 +23,7 @@ class Blender(nn.Module):
 
     * blender: softmax over the bases of the attention resized to R x R, times the cropped bases, summed (eq. 3-5).
     * yolact: one weight a base; the weighted sum of the cropped bases.
-    * fcis: no attention; the box is divided k x k and cell (i, j) reads base i * k + j.
+    * fcis: no attention; the box is divided k x k and a cell of part (i, j) reads base i * k + j.
     """
 
     @configurable
@@ -110,18 +97,15 @@ class Blender(nn.Module):
 
     def crop(self, bases: torch.Tensor, boxes: torch.Tensor, batch_index: torch.Tensor) -> torch.Tensor:
         """The bases inside each box: (M, K, R, R)."""
-        if self.bottom_interp == "nearest":
-            return crop_nearest(bases, boxes, batch_index, self.resolution, self.spatial_scale)
-        # Half-precision coordinates would be off by pixels.
-        rois = torch.cat([batch_index[:, None].float(), boxes.float()], dim=1)
-        return roi_align(
-            bases.float(),
-            rois,
-            self.resolution,
-            self.spatial_scale,
-            sampling_ratio=self.sampling_ratio,
-            aligned=self.aligned,
-        )
+        return crop_boxes(bases, boxes, batch_index, self.resolution, self.spatial_scale, **self._sampling)
+
+    @property
+    def _sampling(self) -> dict:
+        return {
+            "sampling_ratio": self.sampling_ratio,
+            "aligned": self.aligned,
+            "interpolation": self.bottom_interp,
+        }
 
     def forward(
         self,
@@ -164,12 +148,9 @@ class Blender(nn.Module):
         elif self.merging == "yolact":
             weights = attention[..., None, None]
         else:
-            weights = self._cells(bases)
+            masks = assemble_boxes(
+                bases, boxes, batch_index, self.grid, self.resolution, self.spatial_scale, **self._sampling
+            )[:, 0]
+            return masks if box_index is None else masks[box_index]
         crops = self.crop(bases, boxes, batch_index)
         return (weights * (crops if box_index is None else crops[box_index])).sum(1)
-
-    def _cells(self, bases: torch.Tensor) -> torch.Tensor:
-        """(1, K, R, R) ones where a cell of the k x k division reads that base."""
-        cell = torch.arange(self.resolution, device=bases.device) * self.grid // self.resolution
-        base = cell[:, None] * self.grid + cell
-        return F.one_hot(base, self.num_bases).permute(2, 0, 1)[None].to(bases.dtype)

@@ -1,0 +1,126 @@
+"""
+Maps inside boxes, and position-sensitive masks assembled inside boxes of any size.
+
+N images, M boxes, C channels, k grid, R resolution, maps of H x W cells. Boxes are x1, y1, x2, y2 in input pixels.
+"""
+
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+__all__ = ["assemble_boxes", "crop_boxes", "crop_nearest"]
+
+
+def crop_nearest(maps: Tensor, boxes: Tensor, batch_index: Tensor, resolution: int, spatial_scale: float) -> Tensor:
+    """The pixel of the maps nearest to each of the R x R cell centres of a box, 0 outside the map: (M, C, R, R)."""
+    height, width = maps.shape[-2:]
+    cells = (torch.arange(resolution, device=boxes.device) + 0.5) / resolution
+    scaled = boxes * spatial_scale
+    x = (scaled[:, 0, None] + cells * (scaled[:, 2] - scaled[:, 0])[:, None]).floor().long()
+    y = (scaled[:, 1, None] + cells * (scaled[:, 3] - scaled[:, 1])[:, None]).floor().long()
+    inside = ((y >= 0) & (y < height))[:, None, :, None] & ((x >= 0) & (x < width))[:, None, None, :]
+    channel = torch.arange(maps.shape[1], device=maps.device)[:, None, None]
+    y, x = y.clamp(0, height - 1)[:, None, :, None], x.clamp(0, width - 1)[:, None, None, :]
+    return maps[batch_index[:, None, None, None], channel, y, x] * inside
+
+
+def crop_boxes(
+    maps: Tensor,
+    boxes: Tensor,
+    batch_index: Tensor,
+    resolution: int,
+    spatial_scale: float,
+    *,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+    interpolation: str = "bilinear",
+) -> Tensor:
+    """
+    The maps inside each box.
+
+    Args:
+        maps: (N, C, H, W), any float type.
+        boxes: (M, 4).
+        batch_index: (M,) int64, the image of each box.
+        resolution: R.
+        spatial_scale: cells of the maps per input pixel.
+        sampling_ratio, aligned: of RoIAlign.
+        interpolation: "bilinear" (RoIAlign, in float32) or "nearest" (the pixel at each cell's centre).
+
+    Returns:
+        (M, C, R, R).
+    """
+    if interpolation == "nearest":
+        return crop_nearest(maps, boxes, batch_index, resolution, spatial_scale)
+    # Half-precision coordinates would be off by pixels.
+    rois = torch.cat([batch_index[:, None].float(), boxes.float()], dim=1)
+    return roi_align(maps.float(), rois, resolution, spatial_scale, sampling_ratio=sampling_ratio, aligned=aligned)
+
+
+def assemble_boxes(
+    score_maps: Tensor,
+    boxes: Tensor,
+    batch_index: Tensor,
+    grid: int,
+    resolution: int,
+    spatial_scale: float,
+    *,
+    sampling_ratio: int = 0,
+    aligned: bool = True,
+    interpolation: str = "bilinear",
+) -> Tensor:
+    """
+    Position-sensitive masks of boxes, as FCIS merges them (arXiv 1611.07709) and InstanceFCN assembles its windows:
+    cell (i, j) of R x R reads the map of the part that it lies in, (floor(i k / R), floor(j k / R)), at the points
+    where RoIAlign of the whole box samples that cell.
+
+    Each part is cropped from its own map alone, so that M x R x R x C cells are sampled and not k * k times as many.
+
+    Args:
+        score_maps: (N, k * k * C, H, W), channel (row * k + column) * C + c.
+        boxes, batch_index, spatial_scale, aligned, interpolation: as in `crop_boxes`.
+        grid: k.
+        resolution: R; need not be a multiple of k.
+        sampling_ratio: of RoIAlign; with 0 a cell that is a whole number of map cells wide may get one sample more
+            than in the whole box.
+
+    Returns:
+        (M, C, R, R).
+    """
+    parts = grid * grid
+    images, channels, height, width = score_maps.shape
+    channels //= parts
+    folded = score_maps.reshape(images * parts, channels, height, width)
+    boxes = boxes.float()
+    if interpolation == "bilinear" and not aligned:
+        # What such RoIAlign makes of a box: half a cell further, one cell wide at least.
+        low, high = (boxes + 0.5 / spatial_scale).split(2, dim=1)
+        boxes, aligned = torch.cat([low, torch.maximum(high, low + 1 / spatial_scale)], dim=1), True
+
+    # Parts differ by a cell where R is no multiple of k: all are cropped as large as the largest.
+    size = -(-resolution // grid)
+    steps = torch.arange(grid, device=boxes.device)
+    first = -(-steps * resolution // grid)  # the first cell of each part
+    edges = torch.stack([first, first + size]).to(boxes) / resolution  # (2, k) of the box's extent
+    low, extent = boxes[:, None, :2], (boxes[:, 2:] - boxes[:, :2])[:, None]
+    x1, y1, x2, y2 = torch.cat([low + extent * edges[0, :, None], low + extent * edges[1, :, None]], dim=2).unbind(2)
+    rows, columns = steps.repeat_interleave(grid), steps.repeat(grid)
+    part_boxes = torch.stack([x1[:, columns], y1[:, rows], x2[:, columns], y2[:, rows]], dim=2)
+    part_index = batch_index[:, None] * parts + torch.arange(parts, device=boxes.device)
+
+    crops = crop_boxes(
+        folded,
+        part_boxes.flatten(0, 1),
+        part_index.flatten(),
+        size,
+        spatial_scale,
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+        interpolation=interpolation,
+    )
+    crops = crops.view(len(boxes), grid, grid, channels, size, size).permute(0, 3, 1, 4, 2, 5)
+    crops = crops.reshape(len(boxes), channels, grid * size, grid * size)
+    cells = torch.arange(resolution, device=boxes.device)
+    part = cells * grid // resolution
+    place = part * size + cells - first[part]
+    return crops.index_select(2, place).index_select(3, place)
