@@ -8,36 +8,61 @@ import tempfile
 
 import cv2
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from tabulate import tabulate
 
 import instseg_d2  # noqa: F401 (registers the methods)
 from instseg_d2.config import load_config
-from instseg_d2.data.shapes import make_shapes
+from instseg_d2.data import InstanceDatasetMapper, make_shapes, register_coco
 from instseg_d2.engine import run_script
-from instseg_d2.engine.benchmark import stage_rows
+from instseg_d2.engine.benchmark import plain_module, stage_rows, training_row
 from instseg_d2.ops.benchmark import format_table, op_table
 
-CONFIG = os.path.join(os.path.dirname(__file__), os.pardir, "configs", "BlendMask", "R_50_1x.yaml")
+CONFIGS = [
+    os.path.join(os.path.dirname(__file__), os.pardir, "configs", *name)
+    for name in (("BlendMask", "R_50_1x.yaml"), ("SparseInst", "sparse_inst_r50_giam.yaml"))
+]
+
+BATCH = 2  # images of the timed training step
 
 
 def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", default=CONFIG, help="a BlendMask config; its weights are drawn at random")
+    parser.add_argument("--config-file", nargs="+", default=CONFIGS, help="configs; their weights are drawn at random")
     parser.add_argument("--image", help="an image file; default: a generated one")
-    parser.add_argument("--size", type=int, nargs=2, default=(800, 1088), metavar=("H", "W"), help="network input")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="network input; default: the config's test size, 3 : 4"
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(arguments)
 
 
 def random_model(config_file: str, device: str):
-    """The config's model with random weights, eager enough to find 100 objects."""
+    """The config and its model with random weights, eager enough to find the most objects allowed."""
     torch.manual_seed(0)
     cfg = load_config(config_file, ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device, "MODEL.BASIS_MODULE.NORM", "BN"])
     model = build_model(cfg).eval()
-    torch.nn.init.constant_(model.proposal_generator.head.class_logits.bias, -2.0)
-    return model
+    for name, module in model.named_modules():
+        if name.endswith("class_logits"):
+            torch.nn.init.constant_(module.bias, -2.0)
+    return cfg, model
+
+
+def training_samples(cfg, folder: str) -> list:
+    """A batch of shapes images as the config's mapper gives them, masks as bitmasks."""
+    if "bench_shapes" not in DatasetCatalog.list():
+        register_coco("bench_shapes", make_shapes(folder, "train", BATCH, 0), os.path.join(folder, "images"))
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    mapper = InstanceDatasetMapper(cfg, is_train=True)
+    return [mapper(record) for record in DatasetCatalog.get("bench_shapes")]
+
+
+def test_size(cfg) -> tuple:
+    """(H, W) of a 3 : 4 image resized as at test time."""
+    height = cfg.INPUT.MIN_SIZE_TEST
+    return height, min(cfg.INPUT.MAX_SIZE_TEST, round(height * 4 / 3))
 
 
 def main(args) -> None:
@@ -46,14 +71,22 @@ def main(args) -> None:
         image = args.image
         if image is None:
             make_shapes(folder, "val", 1, 0)
-            generated = next(
+            image = next(
                 os.path.join(top, f) for top, _, files in os.walk(folder) for f in files if f[-3:] in ("jpg", "png")
             )
-            image = os.path.join(folder, "image.jpg")
-            cv2.imwrite(image, cv2.resize(cv2.imread(generated), (args.size[1], args.size[0])))
-        rows = stage_rows(random_model(args.config_file, args.device), image, tuple(args.size), args.repeats)
-    print(f"\n{os.path.basename(args.config_file)}, one {args.size[0]} x {args.size[1]} image, random weights")
-    print(tabulate(rows, headers=["stage", "plain ms", "optimised ms", "ratio"], floatfmt=".2f"))
+        for config_file in args.config_file:
+            cfg, model = random_model(config_file, args.device)
+            size = tuple(args.size or test_size(cfg))
+            resized = os.path.join(folder, "image.jpg")
+            cv2.imwrite(resized, cv2.resize(cv2.imread(image), size[::-1]))
+            headers, rows = stage_rows(model, resized, size, args.repeats)
+            print(f"\n{os.path.basename(config_file)}, one {size[0]} x {size[1]} image, random weights")
+            print(tabulate(rows, headers=headers, floatfmt=".2f"))
+            if hasattr(plain_module(model), "plain_losses"):
+                plain_ms, own_ms, ratio = training_row(model, training_samples(cfg, folder), args.repeats)
+                print(
+                    f"training step, {BATCH} images: plain {plain_ms:.0f} ms, optimised {own_ms:.0f} ms, {ratio:.2f}x"
+                )
     print()
     print(format_table(op_table(repeats=args.repeats * 3, device=args.device)))
 

@@ -1,5 +1,7 @@
 """Where the time goes, plain against optimised, measured in turns in one run because machines are noisy."""
 
+import contextlib
+import importlib
 import statistics
 import time
 from collections.abc import Callable
@@ -9,10 +11,11 @@ import numpy as np
 import torch
 
 from ..data.images import read_image
-from ..modeling.blendmask.plain import plain_infer
+from ..ops.benchmark import interleaved_medians
 from ..visualization import draw_instances
 from .inference import optimize_for_inference
 from .memory import keep_freed_memory
+from .precision import autocast_type
 
 STAGES = ("load", "preprocess", "network", "post-process", "draw")
 
@@ -22,14 +25,41 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-class StageTimer:
-    """Runs one model on one sample stage by stage and keeps the seconds of each."""
+def plain_module(model):
+    """The module `plain` beside a method's meta-architecture: the same method written the plain way."""
+    return importlib.import_module(".plain", type(model).__module__.rpartition(".")[0])
 
-    def __init__(self, model, infer: Callable, keep_memory: bool):
+
+def plain_path(model) -> tuple[Callable, Callable]:
+    """
+    Inference and post-processing of a method written the plain way: `plain_infer(model, images)` of its `plain_module`,
+    and `plain_postprocess(model, results, samples)` where it has one.
+    """
+    module = plain_module(model)
+    postprocess = getattr(module, "plain_postprocess", lambda model, *arguments: model.postprocess(*arguments))
+    return module.plain_infer, postprocess
+
+
+class StageTimer:
+    """
+    Runs one model on one sample stage by stage and keeps the seconds of each.
+
+    Args:
+        model: in evaluation mode.
+        path: (infer, postprocess) as of `plain_path`; None: the model's own methods.
+        keep_memory: see `keep_freed_memory`.
+        autocast: type of mixed precision, or None.
+    """
+
+    def __init__(self, model, path=None, keep_memory: bool = True, autocast=None):
         self.model = model
         self.keep_memory = keep_memory
-        self.infer = infer
+        self.infer, self.postprocess = path or (type(model).infer, type(model).postprocess)
+        self.autocast = autocast
         self.seconds = {stage: [] for stage in STAGES}
+
+    def _precision(self):
+        return torch.autocast(self.model.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
 
     @torch.inference_mode()
     def run(self, path: str, size: tuple) -> None:
@@ -44,9 +74,10 @@ class StageTimer:
         sample = {"image": image, "height": size[0], "width": size[1]}
         images = self.model.preprocess([sample])
         marks.append(self._now())
-        results = self.infer(self.model, images)
+        with self._precision():
+            results = self.infer(self.model, images)
         marks.append(self._now())
-        (output,) = self.model.postprocess(results, [sample])
+        (output,) = self.postprocess(self.model, results, [sample])
         marks.append(self._now())
         draw_instances(image_rgb, output["instances"])
         marks.append(self._now())
@@ -63,25 +94,59 @@ class StageTimer:
         return [statistics.median(row) for row in rows] + [statistics.median(map(sum, zip(*rows)))]
 
 
-def stage_rows(model, path: str, size: tuple = (800, 1088), repeats: int = 5) -> list[list]:
+def stage_rows(model, path: str, size: tuple = (800, 1088), repeats: int = 5) -> tuple[list[str], list[list]]:
     """
-    Milliseconds of every stage on one image, plain and optimised in turns.
+    Milliseconds of every stage on one image: plain, optimised and, where the device has bfloat16 or float16
+    arithmetic, optimised under autocast, in turns.
 
     Args:
-        model: a BlendMask in evaluation mode.
+        model: a method of this package in evaluation mode.
         path: of an image file.
-        size: (H, W) of the network's input, pixels.
+        size: (H, W) of the network's input before padding, pixels.
         repeats: runs of each, after one warm-up.
 
     Returns:
-        rows [stage, plain ms, optimised ms, ratio]; the last is the sum of a run.
+        the headers, and rows of the same length; the last row is the sum of a run. Ratios are over the plain column.
     """
-    plain = StageTimer(model, plain_infer, keep_memory=False)
-    fast = StageTimer(optimize_for_inference(model), lambda model, images: model.infer(images), keep_memory=True)
+    fast = optimize_for_inference(model)
+    timers = [StageTimer(model, plain_path(model), keep_memory=False), StageTimer(fast)]
+    headers = ["stage", "plain ms", "optimised ms", "ratio"]
+    half = autocast_type(True, model.device)
+    if half is not None:
+        timers.append(StageTimer(fast, autocast=half))
+        name = str(half).replace("torch.", "")
+        headers += [f"{name} ms", "ratio"]
     for repeat in range(repeats + 1):
-        for timer in (plain, fast):
+        for timer in timers:
             timer.run(path, size)
             if repeat == 0:
                 timer.seconds = {stage: [] for stage in STAGES}
-    names = (*STAGES, "all")
-    return [[name, a, b, a / b] for name, a, b in zip(names, plain.medians(), fast.medians())]
+    rows = []
+    for name, plain, *others in zip((*STAGES, "all"), *(timer.medians() for timer in timers)):
+        rows.append([name, plain, *(value for other in others for value in (other, plain / other))])
+    return headers, rows
+
+
+def training_row(model, samples: list, repeats: int = 5) -> list:
+    """
+    Milliseconds of a forward and backward pass over a batch: [plain, as trained, ratio], medians of turns.
+
+    Args:
+        model: a method of this package whose `plain_module` has `plain_losses(model, images, gt_instances)`.
+        samples: of a training mapper, masks as bitmasks.
+    """
+    model.train()
+
+    def plain(images):
+        return plain_module(model).plain_losses(model, images, model.gt_instances(samples))
+
+    def step(losses: Callable) -> Callable:
+        def run():
+            sum(losses(model.preprocess(samples)).values()).backward()
+            model.zero_grad()
+
+        return run
+
+    steps = [step(plain), step(lambda images: model.losses(images, samples))]
+    plain_ms, own_ms = interleaved_medians(steps, repeats, str(model.device))
+    return [plain_ms, own_ms, plain_ms / own_ms]

@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from detectron2.modeling import build_model
 
 from instseg_d2.config import load_config
+from instseg_d2.engine.inference import optimize_for_inference
 from instseg_d2.modeling.matching import match_by_score
 from instseg_d2.modeling.postprocessing import boxes_of_masks, resize_in_chunks
 from instseg_d2.modeling.sparseinst.criterion import resized_targets
 from instseg_d2.modeling.sparseinst.decoder import coordinate_channels
+from instseg_d2.modeling.sparseinst.plain import plain_infer, plain_losses, plain_postprocess
 from tests.tiny import random_batch
 
 TINY = [
@@ -287,13 +289,35 @@ def test_nothing_found_has_all_fields_and_the_best_are_kept():
     assert torch.equal(some["instances"].scores.sort().values, every["instances"].scores.sort().values[-4:])
 
 
-def test_chunks_do_not_matter(monkeypatch):
+# (cells, canvas, crop, output): exact, enlarged, reduced, nothing to resize after the crop, and a scale of no integer.
+RESIZES = [
+    ((8, 10), (32, 40), (30, 37), (50, 61)),
+    ((8, 10), (32, 40), (30, 37), (30, 37)),
+    ((20, 24), (80, 96), (77, 90), (31, 200)),
+    ((24, 16), (96, 64), (96, 64), (7, 9)),
+    ((8, 10), (36, 45), (30, 37), (50, 61)),
+]
+
+
+@pytest.mark.parametrize(("cells", "canvas", "crop", "size"), RESIZES)
+def test_resized_masks(monkeypatch, cells, canvas, crop, size):
+    """Two whole-image resizes and a comparison, whatever the chunks and the parts that are left out."""
     from instseg_d2.modeling.postprocessing import masks as module
 
-    masks = torch.rand(5, 8, 10)
-    whole = resize_in_chunks(masks, (32, 40), (30, 37), (50, 61), 0.45)
-    monkeypatch.setattr(module, "CHUNK_PIXELS", 1)
-    assert torch.equal(resize_in_chunks(masks, (32, 40), (30, 37), (50, 61), 0.45), whole)
+    generator = torch.Generator().manual_seed(0)
+    sparse = torch.rand(40, *cells, generator=generator) * (torch.rand(40, *cells, generator=generator) > 0.9)
+    solid = F.interpolate(torch.rand(20, 1, 3, 3, generator=generator), cells, mode="bicubic")[:, 0].clamp(0, 1)
+    masks = torch.cat([sparse, solid, torch.zeros(1, *cells)])
+    whole = F.interpolate(masks[None], canvas, mode="bilinear", align_corners=False)[..., : crop[0], : crop[1]]
+    whole = F.interpolate(whole, size, mode="bilinear", align_corners=False)[0]
+    clear = (whole - 0.45).abs() > 1e-5  # rounding may decide the others
+    assert clear.float().mean() > 0.999
+    for pixels in (1 << 24, 1):
+        monkeypatch.setattr(module, "CHUNK_PIXELS", pixels)
+        found = resize_in_chunks(masks, canvas, crop, size, 0.45)
+        assert found.any()
+        assert not found[-1].any()
+        assert torch.equal(found[clear], (whole > 0.45)[clear])
 
 
 def test_boxes_of_masks_by_hand():
@@ -302,3 +326,52 @@ def test_boxes_of_masks_by_hand():
     masks[1, 5, 7] = True
     assert boxes_of_masks(masks).tolist() == [[3, 2, 7, 4], [7, 5, 8, 6], [0, 0, 0, 0]]
     assert boxes_of_masks(masks[:0]).shape == (0, 4)
+
+
+@pytest.mark.parametrize(("name", "groups"), [VARIANTS[0], VARIANTS[3], VARIANTS[6]])
+def test_plain_and_optimised_inference_agree(name, groups):
+    model = tiny_model(
+        "MODEL.SPARSE_INST.DECODER.NAME", name, "MODEL.SPARSE_INST.DECODER.GROUPS", max(groups, 1)
+    ).eval()
+    for layer in (model.decoder.instance_branch.iam_conv, model.decoder.instance_branch.mask_kernel):
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    batch = random_batch([1, 1], 90, 120)
+    for sample in batch:
+        sample.update(height=100, width=171)
+    images = model.preprocess(batch)
+    expected = plain_postprocess(model, plain_infer(model, images), batch)
+    for path in (model, optimize_for_inference(model)):
+        for output, wanted in zip(path(batch), expected):
+            output, wanted = output["instances"], wanted["instances"]
+            torch.testing.assert_close(output.scores, wanted.scores, rtol=1e-4, atol=1e-5)
+            assert torch.equal(output.pred_classes, wanted.pred_classes)
+            different = (output.pred_masks != wanted.pred_masks).flatten(1).sum(1)
+            assert wanted.pred_masks.any()
+            assert (different <= 1 + wanted.pred_masks.flatten(1).sum(1) // 1000).all()
+
+
+def test_plain_losses_agree():
+    model = tiny_model("MODEL.SPARSE_INST.DECODER.NAME", "GroupIAMDecoder").train()
+    batch = random_batch([3, 1, 2])
+    losses = [model(batch), plain_losses(model, model.preprocess(batch), [x["instances"] for x in batch])]
+    gradients = []
+    for found in losses:
+        model.zero_grad()
+        sum(found.values()).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+    assert set(losses[0]) == set(losses[1])
+    for name in losses[0]:
+        torch.testing.assert_close(losses[0][name], losses[1][name])
+    for own, plain in zip(*gradients):
+        torch.testing.assert_close(own, plain, rtol=1e-3, atol=1e-4 * float(plain.abs().max()) + 1e-7)
+
+
+def test_explain_shows_map_and_mask_of_the_best():
+    model = tiny_model("MODEL.SPARSE_INST.CLS_THRESHOLD", 0.0).eval()
+    torch.nn.init.normal_(model.decoder.instance_branch.mask_kernel.weight, std=1.0)
+    batch = random_batch([1], 90, 120)
+    (panels,) = model.explain(batch, max_instances=3)
+    assert [title.split(": ")[1] for title, _ in panels] == ["activation map", "mask"] * 3
+    assert all(picture.shape == (90, 120, 3) and picture.dtype.name == "uint8" for _, picture in panels)
+    best = float(model(batch)[0]["instances"].scores.max())
+    assert panels[0][0].startswith(f"#1, {best:.0%}")

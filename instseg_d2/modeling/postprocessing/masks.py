@@ -1,5 +1,7 @@
 """Whole-image masks. D masks, H x W pixels."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -27,9 +29,17 @@ def boxes_of_masks(masks: torch.Tensor) -> torch.Tensor:
     return torch.stack([x1, y1, x2, y2], dim=1).float()
 
 
+def resized(masks: torch.Tensor, canvas: tuple, crop: tuple, size: tuple) -> torch.Tensor:
+    """Probabilities (N, C, h, w): bilinear to the padded canvas, cropped, bilinear to the output (N, C, *size)."""
+    masks = F.interpolate(masks, canvas, mode="bilinear", align_corners=False)
+    return F.interpolate(masks[..., : crop[0], : crop[1]], size, mode="bilinear", align_corners=False)
+
+
 def resize_in_chunks(masks: torch.Tensor, canvas: tuple, crop: tuple, size: tuple, threshold: float) -> torch.Tensor:
     """
     Probabilities -> boolean masks: bilinear to the padded canvas, cropped, bilinear to the output size, compared.
+
+    On a CPU only the part of each mask around its cells above the threshold is resized: no pixel outside can pass it.
 
     Args:
         masks: (D, h, w) probabilities that cover the canvas.
@@ -40,10 +50,56 @@ def resize_in_chunks(masks: torch.Tensor, canvas: tuple, crop: tuple, size: tupl
         (D, *size) bool. Only a bounded number of float pixels exists at a time.
     """
     results = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
+    scale = canvas[0] // masks.shape[-2]
+    if masks.device.type == "cpu" and (masks.shape[-2] * scale, masks.shape[-1] * scale) == tuple(canvas):
+        masks = masks.float()
+        for result, mask, box in zip(results, masks, boxes_of_masks(masks > threshold).int().tolist()):
+            if box[2] > box[0]:
+                _resize_part(result, mask, box, scale, crop, threshold)
+        return results
     pixels = max(canvas[0] * canvas[1], size[0] * size[1])
     step = max(1, CHUNK_PIXELS // pixels)
     for start in range(0, len(masks), step):
-        chunk = F.interpolate(masks[start : start + step, None].float(), canvas, mode="bilinear", align_corners=False)
-        chunk = F.interpolate(chunk[..., : crop[0], : crop[1]], size, mode="bilinear", align_corners=False)
+        chunk = resized(masks[start : start + step, None].float(), canvas, crop, size)
         results[start : start + step] = chunk[:, 0] > threshold
     return results
+
+
+def _resize_part(result: torch.Tensor, mask: torch.Tensor, box, scale: int, crop: tuple, threshold: float) -> None:
+    """
+    Write one mask (h, w) into its result (H, W), False so far.
+
+    Args:
+        box: x1, y1, x2, y2 of the cells above the threshold. A pixel above it lies between two cells of which one is
+            above, and its own neighbours count in the second resize: two more cells on every side are enough.
+        scale: from cells to input pixels.
+    """
+    x1, y1 = max(box[0] - 2, 0), max(box[1] - 2, 0)
+    part = mask[y1 : box[3] + 2, x1 : box[2] + 2]
+    part = F.interpolate(part[None, None], scale_factor=scale, mode="bilinear", align_corners=False)[0, 0]
+    x1, y1 = x1 * scale, y1 * scale
+    part = part[: crop[0] - y1, : crop[1] - x1]
+    if part.numel() == 0:
+        return
+    if tuple(result.shape) != tuple(crop):
+        part, y1 = _resample(part, y1, crop[0], result.shape[0], 0)
+        part, x1 = _resample(part, x1, crop[1], result.shape[1], 1)
+    result[y1 : y1 + part.shape[0], x1 : x1 + part.shape[1]] = part > threshold
+
+
+def _resample(part: torch.Tensor, start: int, source: int, target: int, dim: int):
+    """
+    Bilinear resampling of one axis from `source` to `target` pixels, of the part that begins at pixel `start` alone.
+
+    Returns:
+        the resampled part and the target pixel it begins at.
+    """
+    ratio = source / target
+    stop = start + part.shape[dim]
+    first = max(math.floor((start - 0.5) / ratio - 0.5), 0)
+    last = min(math.ceil((stop + 0.5) / ratio - 0.5) + 1, target)
+    position = ((torch.arange(first, last) + 0.5) * ratio - 0.5).clamp(min=0)
+    low = position.floor().long()
+    weight = (position - low).unsqueeze(1 - dim)
+    near, far = (part.index_select(dim, (i - start).clamp(0, stop - start - 1)) for i in (low, low + 1))
+    return torch.lerp(near, far, weight), first

@@ -29,8 +29,8 @@ def build_sparse_inst_decoder(cfg) -> nn.Module:
 def coordinate_channels(x: torch.Tensor) -> torch.Tensor:
     """(B, C, H, W) -> (B, 2, H, W): x, then y, from -1 at the first cell to 1 at the last."""
     height, width = x.shape[-2:]
-    ys = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
-    xs = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
+    ys, xs = (torch.arange(n, device=x.device) * 2 / max(n - 1, 1) - 1 for n in (height, width))
+    ys, xs = ys.to(x.dtype), xs.to(x.dtype)
     shape = (x.shape[0], 1, height, width)
     return torch.cat([xs.expand(shape), ys[:, None].expand(shape)], dim=1)
 
@@ -92,8 +92,7 @@ class InstanceBranch(nn.Module):
         maps = self.activation_maps(features)
         vectors = torch.bmm(maps.to(features.dtype), features.flatten(2).transpose(1, 2))
         if self.fc is not None:
-            batch = len(vectors)
-            vectors = vectors.view(batch, self.groups, self.num_masks, -1).transpose(1, 2).flatten(2)
+            vectors = vectors.view(vectors.shape[0], self.groups, self.num_masks, -1).transpose(1, 2).flatten(2)
             vectors = F.relu(self.fc(vectors))
         return self.class_logits(vectors), self.mask_kernel(vectors), self.objectness(vectors), maps
 

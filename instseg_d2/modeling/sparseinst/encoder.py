@@ -28,6 +28,27 @@ def build_sparse_inst_encoder(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Modu
     return SPARSE_INST_ENCODER_REGISTRY.get(name)(cfg, input_shape)
 
 
+def adaptive_average(x: torch.Tensor, size: int) -> torch.Tensor:
+    """
+    `adaptive_avg_pool2d` to (size, size): (N, C, H, W) -> (N, C, size, size).
+
+    While a graph is traced it is the same sum written as two matrix products, since ONNX has no such pooling for
+    heights and widths known only at run time.
+    """
+    if not torch.compiler.is_compiling():
+        return F.adaptive_avg_pool2d(x, size)
+    rows, columns = (_cell_weights(x.shape[dim], size, x) for dim in (2, 3))
+    return rows @ x @ columns.T
+
+
+def _cell_weights(length: int, size: int, like: torch.Tensor) -> torch.Tensor:
+    """(size, length): row i averages the cells floor(i length / size) ... ceil((i + 1) length / size) - 1."""
+    cells = torch.arange(length, device=like.device)
+    index = torch.arange(size, device=like.device)[:, None]
+    start, stop = index * length // size, ((index + 1) * length + size - 1) // size
+    return ((cells >= start) & (cells < stop)).to(like.dtype) / (stop - start).to(like.dtype)
+
+
 class PyramidPooling(nn.Module):
     """Averages over 1, 2, 3 and 6 cells a side, each through a 1x1 convolution, joined with the input."""
 
@@ -40,9 +61,7 @@ class PyramidPooling(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         pooled = [
-            F.interpolate(
-                F.relu(branch(F.adaptive_avg_pool2d(x, size))), x.shape[-2:], mode="bilinear", align_corners=False
-            )
+            F.interpolate(F.relu(branch(adaptive_average(x, size))), x.shape[-2:], mode="bilinear", align_corners=False)
             for size, branch in zip(self.sizes, self.branches)
         ]
         return F.relu(self.bottleneck(torch.cat([*pooled, x], dim=1)))
@@ -90,11 +109,24 @@ class InstanceContextEncoder(nn.Module):
         top_down = self.context(maps[-1])
         outputs = [self.outputs[-1](top_down)]
         for x, output in zip(reversed(maps[:-1]), list(self.outputs)[-2::-1]):
-            top_down = x + F.interpolate(top_down, scale_factor=2.0, mode="nearest")
+            top_down = x + F.interpolate(top_down, x.shape[-2:], mode="nearest")
             outputs.append(output(top_down))
         size = outputs[-1].shape[-2:]
-        resized = [
-            x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
-            for x in reversed(outputs)
-        ]
-        return self.fusion(torch.cat(resized, dim=1))
+        coarser = [F.interpolate(x, size, mode="bilinear", align_corners=False) for x in outputs[-2::-1]]
+        if self.fusion is None:
+            return sum(coarser, outputs[-1])
+        return self.fusion(torch.cat([outputs[-1], *coarser], dim=1))
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """
+        Join each output convolution with its share of the fusion, in place, for inference alone.
+
+        No nonlinearity stands between them, and a 1x1 convolution commutes with the bilinear resizing.
+        """
+        shares = self.fusion.weight[:, :, 0, 0].split(self.fusion.out_channels, dim=1)
+        biases = [self.fusion.bias] + [torch.zeros_like(self.fusion.bias)] * (len(shares) - 1)
+        for conv, share, bias in zip(self.outputs, shares, biases):
+            conv.weight.copy_(torch.einsum("oc,cihw->oihw", share, conv.weight))
+            conv.bias.copy_(share @ conv.bias + bias)
+        self.fusion = None

@@ -15,12 +15,24 @@ from ..postprocessing import boxes_of_masks, resize_in_chunks
 from .criterion import SparseInstCriterion
 from .decoder import build_sparse_inst_decoder
 from .encoder import build_sparse_inst_encoder
+from .explain import explain_image
 
 
 def rescored(scores: torch.Tensor, masks: torch.Tensor, threshold: float) -> torch.Tensor:
     """Scores (..., N) times the mean probability inside the masks (..., N, h, w) above the threshold; 0 if empty."""
     inside = (masks > threshold).to(masks.dtype)
     return scores * (masks * inside).sum((-2, -1)) / (inside.sum((-2, -1)) + 1e-6)
+
+
+def class_scores(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """sqrt(class * objectness) of the decoder's predictions, float32: (B, N, K)."""
+    classes, objectness = (outputs[name].float().sigmoid() for name in ("class_logits", "objectness_logits"))
+    return (classes * objectness[..., None]).sqrt()
+
+
+def best_slots(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count` slots of the highest scores (D,), in the order of the slots."""
+    return scores.topk(count).indices.sort().values
 
 
 @META_ARCH_REGISTRY.register()
@@ -102,25 +114,22 @@ class SparseInst(InstanceSegmenter):
 
     @torch.no_grad()
     def infer(self, images: ImageList) -> list[Instances]:
-        """Detections with scores, pred_classes and pred_masks (D, h, w): probabilities on the padded canvas."""
-        outputs = self.outputs(images)
+        """Detections: scores, pred_classes, slots (D,) and pred_masks (D, h, w), probabilities on the padded canvas."""
+        return self.detections(self.outputs(images), images.image_sizes)
+
+    def detections(self, outputs: dict[str, torch.Tensor], image_sizes: Sequence[tuple]) -> list[Instances]:
+        """What `infer` returns, from the decoder's predictions."""
         results = []
-        scores = (
-            outputs["class_logits"].float().sigmoid() * outputs["objectness_logits"].float().sigmoid()[..., None]
-        ).sqrt()
-        for size, score, masks in zip(images.image_sizes, scores, outputs["mask_logits"]):
-            score, classes = score.max(-1)
-            keep = score > self.score_threshold
-            score, classes, masks = score[keep], classes[keep], masks[keep].float().sigmoid()
-            score = rescored(score, masks, self.mask_threshold)
-            if len(score) > self.max_detections:
-                # The best ones, in the order of the slots.
-                keep = score.topk(self.max_detections).indices.sort().values
-                score, classes, masks = score[keep], classes[keep], masks[keep]
+        best = class_scores(outputs).max(-1)
+        for size, score, classes, masks in zip(image_sizes, *best, outputs["mask_logits"]):
+            slots = (score > self.score_threshold).nonzero()[:, 0]
             result = Instances(size)
-            result.scores = score
-            result.pred_classes = classes
-            result.pred_masks = masks
+            result.pred_masks = masks[slots].float().sigmoid()
+            result.scores = rescored(score[slots], result.pred_masks, self.mask_threshold)
+            result.pred_classes = classes[slots]
+            result.slots = slots
+            if len(result) > self.max_detections:
+                result = result[best_slots(result.scores, self.max_detections)]
             results.append(result)
         return results
 
@@ -141,3 +150,15 @@ class SparseInst(InstanceSegmenter):
             scaled.pred_masks = masks
             outputs.append({"instances": scaled})
         return outputs
+
+    @torch.no_grad()
+    def explain(self, batched_inputs: Sequence[dict], max_instances: int = 4) -> list[list]:
+        """Titled RGB pictures of the activation map and the mask of the best detections, for each image."""
+        images = self.preprocess(batched_inputs)
+        outputs = self.outputs(images)
+        found = self.detections(outputs, images.image_sizes)
+        canvas = tuple(images.tensor.shape[-2:])
+        return [
+            explain_image(self.rgb_image(sample), result, maps[result.slots], canvas, max_instances)
+            for sample, result, maps in zip(batched_inputs, found, outputs["activation_maps"])
+        ]

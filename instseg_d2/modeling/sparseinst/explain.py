@@ -1,0 +1,37 @@
+"""
+What SparseInst sees, as pictures: for the best detections the activation map that picked the object's features and the
+mask that came of them (figures 1 and 4 of the paper).
+"""
+
+import cv2
+import numpy as np
+import torch
+
+from ...visualization import overlay_heatmap
+
+
+def _on_image(values: torch.Tensor, canvas: tuple, size: tuple) -> np.ndarray:
+    """A map of the padded canvas (H, W) as pixels of the unpadded image (H, W)."""
+    resized = cv2.resize(values.float().cpu().numpy(), canvas[::-1], interpolation=cv2.INTER_LINEAR)
+    return resized[: size[0], : size[1]]
+
+
+def explain_image(image: np.ndarray, detections, activation_maps: torch.Tensor, canvas: tuple, max_instances: int):
+    """
+    Args:
+        image: (H, W, 3) uint8, RGB, network input size.
+        detections: Instances with scores and pred_masks (D, h, w) probabilities on the padded canvas.
+        activation_maps: (D, H/8, W/8) of the same detections.
+        canvas: (H, W) of the padded input.
+
+    Returns:
+        [(title, RGB uint8 picture)]: two pictures of each of the `max_instances` best detections.
+    """
+    panels = []
+    for rank, i in enumerate(detections.scores.argsort(descending=True)[:max_instances].tolist()):
+        title = f"#{rank + 1}, {float(detections.scores[i]):.0%}"
+        activation = _on_image(activation_maps[i], canvas, image.shape[:2])
+        mask = _on_image(detections.pred_masks[i], canvas, image.shape[:2])
+        panels.append((f"{title}: activation map", overlay_heatmap(image, activation, 0.7)))
+        panels.append((f"{title}: mask", overlay_heatmap(image, mask, 0.6, 0, 1)))
+    return panels
