@@ -9,6 +9,7 @@ from detectron2.config import get_cfg as _detectron2_defaults
 from .backbones import add_backbone_config
 from .blendmask import add_blendmask_config
 from .common import add_common_config
+from .embedmask import add_embedmask_config
 from .fcos import add_fcos_config
 from .heads import add_heads_config
 from .instancefcn import add_instancefcn_config
@@ -38,6 +39,7 @@ def add_instseg_config(cfg: CfgNode) -> None:
     add_backbone_config(cfg)
     add_fcos_config(cfg)
     add_blendmask_config(cfg)
+    add_embedmask_config(cfg)
     add_sparseinst_config(cfg)
     add_instancefcn_config(cfg)
     add_istr_config(cfg)
@@ -99,4 +101,5 @@ def load_config(config_file: str = "", opts=()) -> CfgNode:
 def set_num_classes(cfg: CfgNode, num_classes: int) -> None:
     """Set the number of foreground classes under every key that holds it, in place."""
     opts = [item for key in CLASS_COUNT_KEYS for item in (key, num_classes)]
+    opts += ["MODEL.EMBED_MASK.NUM_CLASSES", num_classes + 1]  # counts the background
     cfg.merge_from_list(opts)

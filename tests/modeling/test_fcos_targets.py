@@ -12,7 +12,7 @@ STRIDES = (8, 16, 32, 64, 128)
 RANGES = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, 1e8))
 
 
-def naive_assign(sizes, boxes_per_image, center_sample, radius):
+def naive_assign(sizes, boxes_per_image, center_sample, radius, allowed=None, extent=0):
     """(row, object, ltrb / stride, centerness) of every positive location, by the sheet's words."""
     positives, row = [], 0
     for (height, width), stride, (low, high) in zip(sizes, STRIDES, RANGES):
@@ -35,7 +35,8 @@ def naive_assign(sizes, boxes_per_image, center_sample, radius):
                             ]
                         inside = region[0] < x < region[2] and region[1] < y < region[3]
                         sides = (x - x1, y - y1, x2 - x, y2 - y)
-                        area = (x2 - x1) * (y2 - y1)
+                        area = (x2 - x1 + extent) * (y2 - y1 + extent)
+                        inside = inside and (allowed is None or allowed(first_object + index, x, y))
                         if inside and low <= max(sides) <= high and area < best_area:
                             best, best_area = (index, sides), area
                     if best is not None:

@@ -11,26 +11,8 @@ from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, ImageList, Instances
 from torchvision.ops import roi_align
 
+from ..proposal_generator.plain import plain_candidates
 from .blendmask import BlendMask
-
-
-def _candidates(logits, distances, quality, attention, stride, limits):
-    """The best candidates of one image and level: boxes, rooted scores, classes, attention."""
-    height, width = logits.shape[-2:]
-    ys, xs = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    xs, ys = ((v.flatten() * stride + stride // 2).to(logits) for v in (xs, ys))
-    classes = logits.flatten(1).T.sigmoid()
-    scores = classes * quality.flatten()[:, None].sigmoid()
-    keep = (scores if limits.threshold_with_quality else classes) > limits.score_threshold
-    location, label = keep.nonzero(as_tuple=True)
-    score = scores[location, label]
-    if len(score) > limits.pre_nms_topk:
-        score, index = score.topk(limits.pre_nms_topk)
-        location, label = location[index], label[index]
-    l, t, r, b = (distances.flatten(1) * stride)[:, location]
-    x, y = xs[location], ys[location]
-    boxes = torch.stack([x - l, y - t, x + r, y + b], dim=1)
-    return boxes, score.sqrt(), label, attention.flatten(1).T[location]
 
 
 @torch.no_grad()
@@ -54,9 +36,11 @@ def plain_infer(model: BlendMask, images: ImageList) -> list[Instances]:
     results = []
     for image, size in enumerate(images.image_sizes):
         found = [
-            _candidates(*(maps[image] for maps in level), stride, limits) for level, stride in zip(levels, head.strides)
+            plain_candidates(*(maps[image] for maps in level), stride, limits)
+            for level, stride in zip(levels, head.strides)
         ]
         boxes, scores, classes, attention = (torch.cat(parts) for parts in zip(*found))
+        scores = scores.sqrt()
         keep = batched_nms(boxes, scores, classes, limits.nms_threshold)[: limits.post_nms_topk]
         result = Instances(size)
         result.pred_boxes = Boxes(boxes[keep])

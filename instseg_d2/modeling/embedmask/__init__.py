@@ -1,0 +1,7 @@
+"""EmbedMask (Ying et al., IJCAI 2021, arXiv 1912.01954)."""
+
+from .embedmask import EmbedMask
+from .pixel_embedding import PixelHead
+from .proposals import ProposalHead
+
+__all__ = ["EmbedMask", "PixelHead", "ProposalHead"]

@@ -1,0 +1,121 @@
+"""
+The mask loss and the smooth loss of EmbedMask, in float32.
+
+N images, M objects of the batch, P positive locations, K proposals or their candidates, D dimensions.
+"""
+
+from typing import Optional
+
+import torch
+
+from ... import ops
+from ..losses.lovasz import lovasz_hinge
+from ..proposal_generator.fcos_inference import decode
+from .targets import GroundTruth, box_ious, choose_locations
+from .window_masks import cells_of_windows, training_windows
+
+
+def probability_logits(log_probabilities: torch.Tensor, least: float) -> torch.Tensor:
+    """
+    log(p / (1 - p)) of log p, finite with its gradient also where p is 0 or 1.
+
+    Args:
+        log_probabilities: (P,), at most 0.
+        least: a smaller p counts as this, and gets no gradient; 0: none does.
+    """
+    log_p = log_probabilities.float()
+    if least > 0:
+        log_p = log_p.exp().clamp(min=least).log()
+    # The greatest float32 below 1 is 1 - 2^-24.
+    return log_p - (1 - log_p.exp()).clamp(min=2.0**-24).log()
+
+
+def mean_of_objects(values: torch.Tensor, objects: torch.Tensor, num_objects: int):
+    """Mean of the rows (K, C) of each object (K,), and the number of its rows: (M, C) and (M,) int64."""
+    counts = torch.zeros(num_objects, dtype=torch.int64, device=values.device)
+    counts.index_add_(0, objects, torch.ones_like(objects))
+    sums = values.new_zeros((num_objects, values.shape[1])).index_add(0, objects, values)
+    return sums / counts.clamp(min=1)[:, None], counts
+
+
+def object_weights(images: torch.Tensor, num_images: int) -> torch.Tensor:
+    """(M,) weights that average over the objects of each image (M,), then over all images, also those without."""
+    counts = torch.zeros(num_images, dtype=torch.int64, device=images.device)
+    counts.index_add_(0, images, torch.ones_like(images))
+    return 1 / (counts[images] * num_images)
+
+
+class MaskCriterion:
+    """
+    Args:
+        averaged: an object's proposal is the mean of its candidates, and the smooth loss pulls these together.
+        least_probability: smaller probabilities are raised to it.
+        stride: pixels of a cell of the pixel embeddings.
+        iou_threshold: of the predicted boxes of an averaged proposal's candidates.
+        box_padding: share of the box by which the mask loss reaches beyond it; below 0: the whole map.
+        mask_weight, smooth_weight: factors of the losses.
+    """
+
+    def __init__(
+        self, *, averaged, least_probability, stride, iou_threshold, box_padding, mask_weight=0.5, smooth_weight=0.1
+    ):
+        self.averaged = averaged
+        self.least_probability = least_probability
+        self.stride = stride
+        self.iou_threshold = iou_threshold
+        self.box_padding = box_padding
+        self.mask_weight = mask_weight
+        self.smooth_weight = smooth_weight
+
+    @torch.no_grad()
+    def choose(self, outputs, positives, truth: GroundTruth) -> torch.Tensor:
+        """The positives (K,) whose embeddings make proposals, by the IoU of their predicted boxes."""
+        boxes = truth.boxes[positives.objects]
+        ious = box_ious(decode(outputs, positives.rows), boxes, truth.inclusive)
+        return choose_locations(ious, positives.objects, len(truth.boxes), self.iou_threshold, self.averaged)
+
+    def __call__(
+        self, pixels, embeddings, margins, objects, truth: GroundTruth, fixed_margin: Optional[float] = None
+    ) -> dict:
+        """
+        Args:
+            pixels: (N, D, h, w) pixel embeddings.
+            embeddings: (K, D), margins: (K, 1 or D) of the candidates; objects: (K,) int64.
+            fixed_margin: used for the masks instead of the predicted ones.
+
+        Returns:
+            the weighted losses: mask_loss and, where proposals are averaged, smooth_loss.
+        """
+        candidates = torch.cat([embeddings, margins], dim=1)
+        means, counts = mean_of_objects(candidates, objects, len(truth.boxes))
+        present = counts.nonzero()[:, 0]
+        losses = {}
+        if self.averaged:
+            weights = object_weights(truth.images, truth.num_images)
+            squares = (candidates - means[objects]).square().sum(1)
+            losses["smooth_loss"] = self.smooth_weight * (squares * weights[objects]).sum()
+            weights = weights[present]
+        else:
+            weights = object_weights(truth.images[present], truth.num_images)
+
+        embeddings, margins = means[present].split([embeddings.shape[1], margins.shape[1]], dim=1)
+        if fixed_margin is not None:
+            margins = torch.full_like(margins, fixed_margin)
+        per_object = self._mask_losses(pixels, embeddings, margins, present, truth)
+        losses["mask_loss"] = self.mask_weight * (per_object * weights).sum()
+        return losses
+
+    def _mask_losses(self, pixels, embeddings, margins, objects, truth: GroundTruth) -> torch.Tensor:
+        """The Lovasz hinge (EmbedMask, section 3.4) of proposals of objects (K,): (K,); 0 for an empty window."""
+        size = tuple(pixels.shape[-2:])
+        windows = training_windows(truth.boxes[objects], self.stride, self.box_padding, size)
+        log_probabilities = ops.mask_prob(pixels, embeddings, margins, windows, truth.images[objects])
+        targets = truth.cells(self.stride)[objects]
+        if windows is None:
+            labels = targets.flatten()
+            owners = torch.arange(len(labels), device=labels.device) // (size[0] * size[1])
+        else:
+            owners, _, y, x = cells_of_windows(windows, 0, len(log_probabilities))
+            labels = targets[owners, y, x]
+        logits = probability_logits(log_probabilities, self.least_probability)
+        return lovasz_hinge(logits, labels, owners, len(embeddings))

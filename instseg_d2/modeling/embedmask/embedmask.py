@@ -1,0 +1,186 @@
+"""
+The EmbedMask meta-architecture. N images, M objects of the batch, D detections, h x w cells of the pixel embeddings.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import nn
+
+from ... import ops
+from ..meta_arch import InstanceSegmenter
+from ..proposal_generator import FCOS
+from .criterion import MaskCriterion
+from .explain import explain_image
+from .pixel_embedding import PixelHead
+from .proposals import ProposalHead
+from .targets import GroundTruth
+from .versions import Version, fcos_arguments, mask_stride, version_of
+from .window_masks import WindowMasks, detection_windows, window_sides
+
+LOSS_NAMES = {"loss_fcos_cls": "loss_cls", "loss_fcos_loc": "loss_reg", "loss_fcos_ctr": "loss_centerness"}
+
+
+@META_ARCH_REGISTRY.register()
+class EmbedMask(InstanceSegmenter):
+    """FCOS whose detections claim the pixels near them in an embedding space (EmbedMask, figure 2)."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        proposal_generator: FCOS,
+        pixel_head: PixelHead,
+        proposal_head: ProposalHead,
+        criterion: MaskCriterion,
+        version: Version,
+        stride: int,
+        sample_in_mask: bool = True,
+        **kwargs,
+    ):
+        """
+        Args:
+            stride: pixels of a cell of the pixel embeddings.
+            sample_in_mask: positive locations lie inside the object's mask.
+            kwargs: of `InstanceSegmenter`.
+        """
+        super().__init__(**kwargs)
+        self.proposal_generator = proposal_generator
+        self.pixel_head = pixel_head
+        self.proposal_head = proposal_head
+        self.criterion = criterion
+        self.log_masks = version.log_masks
+        self.stride = stride
+        self.sample_in_mask = sample_in_mask
+        self.position_scale = nn.Parameter(torch.ones(1)) if version.spatial else None
+
+    @classmethod
+    def from_config(cls, cfg):
+        node = cfg.MODEL.EMBED_MASK
+        version, stride = version_of(cfg), mask_stride(cfg)
+        backbone = build_backbone(cfg)
+        detector = fcos_arguments(cfg, backbone.output_shape())
+        channels = backbone.output_shape()[detector["in_features"][0]].channels
+        criterion = MaskCriterion(
+            averaged=version.averaged,
+            least_probability=version.least_probability,
+            stride=stride,
+            iou_threshold=node.SAMPLE_POS_IOU_TH,
+            box_padding=node.BOX_PADDING,
+            mask_weight=node.LOSS_MASK_ALPHA,
+            smooth_weight=node.LOSS_SMOOTH_ALPHA,
+        )
+        return {
+            "backbone": backbone,
+            "proposal_generator": FCOS(**detector),
+            "pixel_head": PixelHead(cfg, channels),
+            "proposal_head": ProposalHead(cfg, channels, version.margin),
+            "criterion": criterion,
+            "version": version,
+            "stride": stride,
+            "sample_in_mask": node.SAMPLE_IN_MASK,
+            "mask_threshold": node.MASK_TH,
+            **cls.shared_arguments(cfg),
+        }
+
+    @property
+    def inclusive(self) -> bool:
+        """Boxes inside the model end at their last pixel, one before Detectron2's."""
+        return self.proposal_generator.inclusive
+
+    def gt_instances(self, batched_inputs: Sequence[dict]) -> list[Instances]:
+        instances = super().gt_instances(batched_inputs)
+        for x in instances if self.inclusive else ():
+            x.gt_boxes = Boxes(x.gt_boxes.tensor - x.gt_boxes.tensor.new_tensor([0.0, 0.0, 1.0, 1.0]))
+        return instances
+
+    def _outputs(self, images: ImageList):
+        """FCOS's outputs for every location, and the pixel embeddings (N, D, h, w)."""
+        features = self.backbone(images.tensor)
+        fcos = self.proposal_generator
+        return fcos.outputs(features), self.pixel_head(features[fcos.in_features[0]], self.position_scale)
+
+    def _proposals(self, outputs, rows: torch.Tensor, images: ImageList):
+        """Embedding and margin of locations (P,)."""
+        return self.proposal_head(outputs, rows, self.position_scale, tuple(images.tensor.shape[-2:]))
+
+    def losses(self, images: ImageList, batched_inputs: Sequence[dict]) -> dict:
+        """loss_cls, loss_reg, loss_centerness, mask_loss and, in v1, smooth_loss."""
+        gt_instances = self.gt_instances(batched_inputs)
+        outputs, pixels = self._outputs(images)
+        truth = GroundTruth(gt_instances, tuple(images.tensor.shape[-2:]), self.inclusive)
+        fcos = self.proposal_generator
+        positives = fcos.match(outputs, gt_instances, truth.hold if self.sample_in_mask else None)
+        losses, _, _ = fcos.losses(outputs, positives, gt_instances)
+        losses = {LOSS_NAMES[name]: loss for name, loss in losses.items()}
+
+        chosen = self.criterion.choose(outputs, positives, truth)
+        embeddings, margins = self._proposals(outputs, positives.rows[chosen], images)
+        objects, fixed = positives.objects[chosen], self.proposal_head.fixed_margin
+        losses.update(self.criterion(pixels, embeddings, margins, objects, truth, fixed))
+        return losses
+
+    def _detect(self, images: ImageList):
+        """Detections, and what `explain` shows: pixel embeddings, and embedding and margin of every detection."""
+        outputs, pixels = self._outputs(images)
+        found = self.proposal_generator.detect(outputs, images.image_sizes)
+        counts = [len(x) for x in found]
+        boxes = torch.cat([x.pred_boxes.tensor for x in found])
+        image_index = torch.repeat_interleave(torch.tensor(counts)).to(boxes.device)
+        embeddings, margins = self._proposals(outputs, torch.cat([x.rows for x in found]), images)
+        if self.proposal_head.fixed_margin is not None:
+            margins = torch.full_like(margins, self.proposal_head.fixed_margin)
+        size = tuple(pixels.shape[-2:])
+        windows = detection_windows(boxes, self.stride, self.log_masks, size)
+        values = ops.mask_prob(pixels, embeddings, margins, windows, image_index)
+        values, fill = (values, -10.0) if self.log_masks else (values.exp(), 0.0)
+        cells = window_sides(windows).prod(1)
+        starts = cells.cumsum(0) - cells
+        for result, *parts in zip(found, starts.split(counts), windows.split(counts)):
+            result.masks = WindowMasks(values, *parts, size, fill)
+            result.remove("rows")
+        return found, pixels, embeddings.split(counts), margins.split(counts)
+
+    @torch.no_grad()
+    def infer(self, images: ImageList) -> list[Instances]:
+        """Detections, boxes clipped to the image, with ``masks``, a `WindowMasks` over the padded batch."""
+        return self._detect(images)[0]
+
+    def postprocess(self, results: Sequence[Instances], batched_inputs: Sequence[dict]) -> list[dict]:
+        """The maps of the padded batch are resized once to the output's scale, compared, cropped; boxes are scaled."""
+        threshold = math.log(self.mask_threshold) if self.log_masks else self.mask_threshold
+        outputs = []
+        for result, x in zip(results, batched_inputs):
+            crop = tuple(x.get(key, side) for key, side in zip(("height", "width"), result.image_size))
+            scaled = detector_postprocess(self._exclusive(result, crop), *crop)
+            masks = scaled.masks
+            scaled.remove("masks")
+            sides = zip(masks.size, crop, result.image_size)
+            size = tuple(-(-cells * self.stride * to // of) for cells, to, of in sides)
+            scaled.pred_masks = masks.resize(size, crop, threshold)
+            outputs.append({"instances": scaled})
+        return outputs
+
+    def _exclusive(self, result: Instances, size: tuple) -> Instances:
+        """With a pixel of the output (H, W) added to x2, y2 where boxes are inclusive."""
+        if not self.inclusive:
+            return result
+        result = Instances(result.image_size, **result.get_fields())
+        (height, width), (out_height, out_width) = result.image_size, size
+        pixel = result.pred_boxes.tensor.new_tensor([0.0, 0.0, width / out_width, height / out_height])
+        result.pred_boxes = Boxes(result.pred_boxes.tensor + pixel)
+        return result
+
+    @torch.no_grad()
+    def explain(self, batched_inputs: Sequence[dict], max_instances: int = 4) -> list[list]:
+        """Titled RGB pictures: the pixel embedding; distance, margin and mask of the best detections, an image each."""
+        found, pixels, embeddings, margins = self._detect(self.preprocess(batched_inputs))
+        return [
+            explain_image(self.rgb_image(sample), self.stride, *parts, max_instances)
+            for sample, *parts in zip(batched_inputs, found, pixels, embeddings, margins)
+        ]

@@ -1,0 +1,80 @@
+"""
+Training targets of EmbedMask. N images, M objects of the batch, P positive locations, K chosen ones.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.structures.boxes import matched_pairwise_iou
+
+
+class GroundTruth:
+    """
+    The objects of a batch.
+
+    Attributes:
+        boxes: (M, 4) pixels; inclusive: x2, y2 are their last pixels.
+        images: (M,) int64; num_images: N.
+        masks: (M, H, W) bool on one canvas.
+    """
+
+    def __init__(self, gt_instances: Sequence[Instances], canvas: tuple, inclusive: bool = False):
+        """canvas: (H, W) of the padded batch, pixels."""
+        counts = [len(instances) for instances in gt_instances]
+        self.boxes = torch.cat([x.gt_boxes.tensor for x in gt_instances]).float()
+        self.inclusive = inclusive
+        self.images = torch.repeat_interleave(torch.tensor(counts)).to(self.boxes.device, non_blocking=True)
+        self.num_images = len(counts)
+        self.masks = torch.zeros((sum(counts), *canvas), dtype=torch.bool, device=self.boxes.device)
+        for instances, padded in zip(gt_instances, self.masks.split(counts)):
+            height, width = instances.image_size
+            masks = instances.gt_masks
+            if isinstance(masks, PolygonMasks):
+                masks = BitMasks.from_polygon_masks(masks, height, width)
+            padded[:, :height, :width] = masks.tensor.to(padded.device, non_blocking=True)
+
+    def hold(self, objects: torch.Tensor, xy: torch.Tensor) -> torch.Tensor:
+        """Whether each location (P, 2), pixels, lies on its object (P,): (P,) bool, False beyond the canvas."""
+        x, y = xy.long().unbind(1)
+        height, width = self.masks.shape[-2:]
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        return self.masks[objects, y.clamp(0, height - 1), x.clamp(0, width - 1)] & inside
+
+    def cells(self, stride: int) -> torch.Tensor:
+        """
+        (M, H / stride, W / stride) bool: the masks resized bilinearly to an even stride, where that is above 0.
+
+        A cell's bilinear value is the mean of the 2 x 2 pixels around its centre.
+        """
+        first = stride // 2 - 1
+        a, b, c, d = (self.masks[:, first + i :: stride, first + j :: stride] for i in (0, 1) for j in (0, 1))
+        return a | b | c | d
+
+
+def box_ious(boxes: torch.Tensor, others: torch.Tensor, inclusive: bool) -> torch.Tensor:
+    """IoU (P,) of boxes (P, 4) in pairs; with ``inclusive`` x2, y2 are their last pixels."""
+    end = boxes.new_tensor([0.0, 0.0, 1.0, 1.0]) if inclusive else 0.0
+    return matched_pairwise_iou(Boxes(boxes + end), Boxes(others + end))
+
+
+def choose_locations(ious: torch.Tensor, objects: torch.Tensor, num_objects: int, threshold: float, averaged: bool):
+    """
+    The positive locations that make each object's proposal.
+
+    Args:
+        ious: (P,) of the predicted with the true box; objects: (P,) int64, rows in order.
+        averaged: all with an IoU strictly above the threshold, or, where there is none, those with the best; without,
+            the first of those with the best.
+
+    Returns:
+        (K,) int64 indices into the positives. An object without positive locations has none.
+    """
+    best = ious.new_zeros(num_objects).scatter_reduce_(0, objects, ious, "amax")[objects]
+    if averaged:
+        return torch.where(best > threshold, ious > threshold, ious == best).nonzero()[:, 0]
+    count = len(objects)
+    places = torch.arange(count, device=objects.device)
+    first = places.new_full((num_objects,), count)
+    first.scatter_reduce_(0, objects, torch.where(ious == best, places, count), "amin")
+    return first[first < count]

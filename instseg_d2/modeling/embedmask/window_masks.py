@@ -1,0 +1,159 @@
+"""
+Masks that are known inside windows and constant around them. D masks, P cells of all windows, h x w cells of the map.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from ... import ops
+
+# Output pixels that are computed at a time.
+CHUNK_PIXELS = 1 << 19
+
+
+def window_sides(windows: torch.Tensor) -> torch.Tensor:
+    """Width and height (D, 2) of half-open windows (D, 4) x1, y1, x2, y2; both 0 where one of them is."""
+    sides = (windows[:, 2:] - windows[:, :2]).clamp(min=0)
+    return sides * (sides > 0).all(1, keepdim=True)
+
+
+def cells_of_windows(windows: torch.Tensor, first: int, last: int):
+    """
+    Cells number ``first`` to ``last`` (excluded) of windows (D, 4), window after window, row after row.
+
+    Returns:
+        window, number within it, y, x: (last - first,) int64 each.
+    """
+    sides = window_sides(windows)
+    ends = sides.prod(1).cumsum(0)
+    number = torch.arange(first, last, device=windows.device)
+    window = torch.searchsorted(ends, number, right=True)
+    number = number - (ends - sides.prod(1))[window]
+    width = sides[:, 0][window]
+    row = number // width
+    return window, number, row + windows[:, 1][window], number - row * width + windows[:, 0][window]
+
+
+def training_windows(boxes: torch.Tensor, stride: int, padding: float, size: tuple):
+    """
+    The cells c, lo <= c < hi, of each object's mask loss: its box, each side out by ``padding`` times the box's width
+    or height and a cell; None, the whole map, for a padding below 0.
+
+    Args:
+        boxes: (M, 4) pixels; stride: pixels of a cell; size: (h, w) of the map in cells.
+
+    Returns:
+        (M, 4) int64 x1, y1, x2, y2, half-open, or None.
+    """
+    if padding < 0:
+        return None
+    boxes = boxes / stride
+    reach = padding * (boxes[:, 2:] - boxes[:, :2])
+    return ops.grown_windows(torch.cat([boxes[:, :2] - reach, boxes[:, 2:] + reach], dim=1), 1.0, *size)
+
+
+def detection_windows(boxes: torch.Tensor, stride: int, whole_cells: bool, size: tuple) -> torch.Tensor:
+    """
+    The cells of each detection's mask (v1, v2): x1 - 1 <= c < x2 + 1 of the box in cells; with ``whole_cells`` (v3)
+    int(x1) - 2 <= c < int(x2) + 2.
+
+    Args, returns: see `training_windows`.
+    """
+    boxes = boxes / stride
+    if whole_cells:
+        return ops.grown_windows(boxes.trunc(), 2.0, *size)
+    return ops.grown_windows(boxes, 1.0, *size)
+
+
+def _neighbours(cells: int, size: int, crop: int, device):
+    """The two cells that each of the first ``crop`` of ``size`` pixels lies between, and the second one's weight."""
+    position = ((torch.arange(crop, device=device) + 0.5) * (cells / size) - 0.5).clamp(min=0)
+    near = position.long()
+    return near, (near + 1).clamp(max=cells - 1), position - near
+
+
+@dataclass
+class WindowMasks:
+    """
+    D float maps (h, w): packed values inside each map's window, ``fill`` around it.
+
+    Attributes:
+        values: (P,) of these maps and perhaps of others.
+        starts: (D,) int64 place of each map's first value; the others of its window follow, row after row.
+        windows: (D, 4) int64 half-open cells x1, y1, x2, y2 inside the map.
+        size: (h, w).
+        fill: the value around the windows.
+    """
+
+    values: torch.Tensor
+    starts: torch.Tensor
+    windows: torch.Tensor
+    size: tuple
+    fill: float
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index) -> "WindowMasks":
+        return WindowMasks(self.values, self.starts[index], self.windows[index], self.size, self.fill)
+
+    def dense(self) -> torch.Tensor:
+        """The whole maps: (D, h, w)."""
+        maps = self.values.new_full((len(self), *self.size), self.fill)
+        window, number, y, x = cells_of_windows(self.windows, 0, int(window_sides(self.windows).prod(1).sum()))
+        maps[window, y, x] = self.values[self.starts[window] + number]
+        return maps
+
+    def _bordered(self) -> "WindowMasks":
+        """The same maps in windows one cell larger on each side that lies inside the map, without foreign values."""
+        height, width = self.size
+        grown = self.windows + self.windows.new_tensor([-1, -1, 1, 1])
+        grown = torch.minimum(grown.clamp(min=0), grown.new_tensor([width, height, width, height]))
+        counts, grown_counts = (window_sides(windows).prod(1) for windows in (self.windows, grown))
+        starts = grown_counts.cumsum(0) - grown_counts
+        total, grown_total = torch.stack([counts.sum(), grown_counts.sum()]).tolist()
+        values = self.values.new_full((grown_total,), self.fill)
+        window, number, y, x = cells_of_windows(self.windows, 0, total)
+        left, top, right, _ = grown[window].unbind(1)
+        values[starts[window] + (y - top) * (right - left) + x - left] = self.values[self.starts[window] + number]
+        return WindowMasks(values, starts, grown, self.size, self.fill)
+
+    def resize(self, size: tuple, crop: tuple, threshold: float) -> torch.Tensor:
+        """
+        The maps resized bilinearly (align_corners False) to ``size`` (H, W), compared and cropped.
+
+        Only the pixels that a window reaches are computed, a bounded number at a time: around them is the fill, which
+        must not pass the threshold.
+
+        Args:
+            crop: (H, W), at most ``size``; threshold: pixels strictly above it are True.
+
+        Returns:
+            (D, *crop) bool.
+        """
+        masks = torch.zeros((len(self), *crop), dtype=torch.bool, device=self.values.device)
+        if masks.numel() == 0:
+            return masks
+        (y0, y1, wy), (x0, x1, wx) = (_neighbours(*axis, masks.device) for axis in zip(self.size, size, crop))
+        # A window reaches a pixel when one of its two columns and one of its two rows of cells lie inside.
+        left, top, right, bottom = self.windows.T.contiguous()
+        reached = [
+            torch.searchsorted(cells, edge) for cells, edge in ((x1, left), (y1, top), (x0, right), (y0, bottom))
+        ]
+        reached = torch.stack(reached, dim=1) * (window_sides(self.windows)[:, :1] > 0)
+
+        bordered = self._bordered()
+        row = bordered.windows[:, 2] - bordered.windows[:, 0]
+        origin = bordered.starts - bordered.windows[:, 1] * row - bordered.windows[:, 0]
+        values = bordered.values
+        total = int(window_sides(reached).prod(1).sum())
+        for first in range(0, total, CHUNK_PIXELS):
+            mask, _, y, x = cells_of_windows(reached, first, min(first + CHUNK_PIXELS, total))
+            upper, lower = (origin[mask] + cells[y] * row[mask] for cells in (y0, y1))
+            near, far, weight = x0[x], x1[x], wx[x]
+            above = values[upper + near] * (1 - weight) + values[upper + far] * weight
+            below = values[lower + near] * (1 - weight) + values[lower + far] * weight
+            weight = wy[y]
+            masks[mask, y, x] = above * (1 - weight) + below * weight > threshold
+        return masks
