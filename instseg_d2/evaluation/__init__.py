@@ -1,4 +1,5 @@
 """Evaluators chosen by the data set, and what their numbers mean."""
 
 from .build import build_evaluator
+from .proposal_recall import ProposalRecallEvaluator
 from .run import evaluate, write_results

@@ -15,11 +15,14 @@ from detectron2.evaluation import (
 )
 
 from ..data import DatasetError
+from .proposal_recall import ProposalRecallEvaluator
 
 __all__ = ["build_evaluator"]
 
 
-def _coco(cfg: CfgNode, name: str, output_dir: str) -> COCOEvaluator:
+def _coco(cfg: CfgNode, name: str, output_dir: str) -> DatasetEvaluator:
+    if cfg.MODEL.META_ARCHITECTURE == "InstanceFCN" and not cfg.MODEL.INSTANCE_FCN.CLASSIFY:
+        return ProposalRecallEvaluator(name, output_dir)
     # The compiled COCOeval is part of Detectron2's own library, which may not be built.
     compiled = importlib.util.find_spec("detectron2._C") is not None
     return COCOEvaluator(
@@ -63,7 +66,8 @@ _EVALUATORS = {
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
     """
     The evaluator for the ``evaluator_type`` in the data set's metadata: coco, lvis, coco_panoptic_seg, pascal_voc or
-    sem_seg. COCO's and LVIS's AP count up to ``TEST.DETECTIONS_PER_IMAGE`` detections an image.
+    sem_seg. COCO's and LVIS's AP count up to ``TEST.DETECTIONS_PER_IMAGE`` detections an image. Proposals without
+    classes (InstanceFCN) are measured by their recall.
 
     Args:
         output_dir: where the evaluator leaves the predictions.

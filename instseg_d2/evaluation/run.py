@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import sys
 
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
@@ -16,10 +17,12 @@ __all__ = ["evaluate", "write_results"]
 logger = logging.getLogger(__name__)
 
 _SIZES = {
-    "APs": "small objects (under 32 x 32 pixels)",
-    "APm": "medium objects (32 x 32 to 96 x 96 pixels)",
-    "APl": "large objects (over 96 x 96 pixels)",
+    "s": "small objects (under 32 x 32 pixels)",
+    "m": "medium objects (32 x 32 to 96 x 96 pixels)",
+    "l": "large objects (over 96 x 96 pixels)",
 }
+_SIZE_METRIC = re.compile(r"A[PR]([sml])(@\d+)?")  # APs, ARs@100
+_CLASS_METRIC = re.compile(r"A[PR](?:@\d+)?-(.+)")  # AP-person, AR@100-person
 
 
 class _DetectionCounter(DatasetEvaluator):
@@ -76,8 +79,11 @@ def _explain_missing(task: str, metrics: dict, dataset_name: str) -> None:
     if math.isnan(metrics.get("AP", 0.0)):
         logger.info("%s: AP is nan because there are no predictions or no annotations in %s.", task, dataset_name)
         return
-    reasons = [f"{name}: no {_SIZES[name]}" for name in absent if name in _SIZES]
-    classes = [name[len("AP-") :] for name in absent if name.startswith("AP-")]
+    sizes, classes = (
+        [(m.string, m[1]) for m in map(kind.fullmatch, absent) if m] for kind in (_SIZE_METRIC, _CLASS_METRIC)
+    )
+    reasons = [f"{name}: no {_SIZES[size]}" for name, size in sizes]
+    classes = [name for _, name in classes]
     if classes:
         shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
         reasons.append(f"{len(classes)} classes without annotations ({shown})")
