@@ -19,6 +19,7 @@ from detectron2.utils.events import EventStorage
 from ..checkpoint import InstSegCheckpointer
 from ..data import build_test_loader, build_train_loader
 from ..evaluation import build_evaluator, evaluate, write_results
+from ..modeling.istr import ensure_fitted
 from .distributed import share_buffers, sync_batchnorm_on_cpu
 from .hooks import EvaluationHook, PeriodicCheckpoint, ProgressBar, build_writers
 from .inference import optimize_for_inference
@@ -154,6 +155,7 @@ class Trainer(TrainerBase):
             )
             self.evaluate()
             return
+        ensure_fitted(self.model, self.cfg)
         self._batches = iter(self.build_train_loader(self.cfg, self.start_iter, self.seed))
         if len(self._rng_states) == comm.get_world_size():
             set_rng_state(self._rng_states[comm.get_rank()])
