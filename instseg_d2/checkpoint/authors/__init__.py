@@ -7,6 +7,7 @@ Each method has one converter: state dict with the authors' names -> state dict 
 from collections.abc import Callable
 
 from .adelaidet import FCOS_HEAD, convert_adelaidet
+from .embedmask import MASK_TOWER, convert_embedmask
 from .imagenet import convert_classifier, is_classifier
 from .istr import convert_istr
 from .renaming import StateDict
@@ -16,6 +17,7 @@ from .vgg import VGG16_LAST_CONV, convert_vgg16
 __all__ = [
     "convert_adelaidet",
     "convert_classifier",
+    "convert_embedmask",
     "convert_istr",
     "convert_sparseinst",
     "convert_state_dict",
@@ -26,6 +28,7 @@ __all__ = [
 # A key that only one family of checkpoints has -> its converter.
 _FAMILIES: tuple[tuple[str, Callable[[StateDict], StateDict]], ...] = (
     (FCOS_HEAD, convert_adelaidet),
+    (MASK_TOWER, convert_embedmask),
     ("encoder.fpn_laterals.", convert_sparseinst),
     ("pos_embeddings.", convert_istr),
     (VGG16_LAST_CONV, convert_vgg16),

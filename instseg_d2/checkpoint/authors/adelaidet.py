@@ -2,11 +2,12 @@
 
 import re
 
-from .renaming import StateDict, renamed
+from .renaming import StateDict, renamed, tower_blocks
 
 FCOS_HEAD = "proposal_generator.fcos_head."
-_TOWERS = {"share_tower": "shared_tower", "cls_tower": "class_tower", "bbox_tower": "box_tower"}
-# Left of the arrow AdelaiDet's names, right ours. Towers are numbered Sequentials there: see _tower_blocks.
+_OURS = "proposal_generator.head."
+_TOWERS = {"share_tower": _OURS + "shared_tower", "cls_tower": _OURS + "class_tower", "bbox_tower": _OURS + "box_tower"}
+# Left of the arrow AdelaiDet's names, right ours. Towers are numbered Sequentials there: see tower_blocks.
 _ADELAIDET_RULES = (
     (r"^proposal_generator\.fcos_head\.cls_logits\.", "proposal_generator.head.class_logits."),
     (r"^proposal_generator\.fcos_head\.bbox_pred\.", "proposal_generator.head.box_distances."),
@@ -23,40 +24,6 @@ _ADELAIDET_RULES = (
     (r"^basis_module\.seg_head\.4\.", "basis_module.semantic_head.1.norm."),
     (r"^basis_module\.seg_head\.6\.", "basis_module.semantic_head.2."),
 )
-
-
-def _tower_blocks(state_dict: StateDict) -> dict[str, str]:
-    """
-    FCOS towers: Sequential index -> block.
-
-    Every block is a convolution (``i.weight`` of four dimensions, or ``i.conv`` with ``i.offset`` when deformable), a
-    norm if any (``j.weight``, or ``j.level.weight``) and a ReLU without parameters.
-    """
-    names = {}
-    pattern = re.compile(re.escape(FCOS_HEAD) + r"(\w+_tower)\.(\d+)\.(.+)$")
-    found: dict[str, dict[int, list]] = {}
-    for key in state_dict:
-        match = pattern.match(key)
-        if match and match[1] in _TOWERS:
-            found.setdefault(match[1], {}).setdefault(int(match[2]), []).append((match[3], key))
-    for tower, entries in found.items():
-        block = -1
-        for index in sorted(entries):
-            rest = dict(entries[index])
-            deformable = "conv.weight" in rest
-            is_conv = deformable or ("weight" in rest and state_dict[rest["weight"]].dim() == 4)
-            block += is_conv
-            prefix = f"proposal_generator.head.{_TOWERS[tower]}.blocks.{block}."
-            for name, key in rest.items():
-                if deformable:
-                    names[key] = prefix + name
-                elif is_conv:
-                    names[key] = f"{prefix}conv.{name}"
-                elif name[0].isdigit():
-                    names[key] = f"{prefix}level_norms.{name}"
-                else:
-                    names[key] = f"{prefix}norm.{name}"
-    return names
 
 
 def _proto_net_tower(state_dict: StateDict) -> dict[str, str]:
@@ -77,7 +44,7 @@ def _proto_net_tower(state_dict: StateDict) -> dict[str, str]:
 
 def convert_adelaidet(state_dict: StateDict) -> StateDict:
     """FCOS and BlendMask of AdelaiDet: the state dict under our names."""
-    names = {**_tower_blocks(state_dict), **_proto_net_tower(state_dict)}
+    names = {**tower_blocks(state_dict, FCOS_HEAD, _TOWERS), **_proto_net_tower(state_dict)}
     converted = {}
     for key, value in state_dict.items():
         name = names[key] if key in names else renamed(key, _ADELAIDET_RULES)

@@ -14,3 +14,40 @@ def renamed(key: str, rules: tuple[tuple[str, str], ...]) -> str:
         if count:
             return name
     return key
+
+
+def tower_blocks(state_dict: StateDict, head: str, towers: dict[str, str]) -> dict[str, str]:
+    """
+    Towers numbered as one Sequential: names there -> names in blocks.
+
+    Every block is a convolution (``i.weight`` of four dimensions, or ``i.conv`` with ``i.offset`` when deformable), a
+    norm if any (``j.weight``, or ``j.level.weight``) and a ReLU without parameters.
+
+    Args:
+        head: what stands before the towers' names; towers: their name of a tower -> ours.
+    """
+    names = {}
+    pattern = re.compile(re.escape(head) + r"(\w+_tower)\.(\d+)\.(.+)$")
+    found: dict[str, dict[int, list]] = {}
+    for key in state_dict:
+        match = pattern.match(key)
+        if match and match[1] in towers:
+            found.setdefault(match[1], {}).setdefault(int(match[2]), []).append((match[3], key))
+    for tower, entries in found.items():
+        block = -1
+        for index in sorted(entries):
+            rest = dict(entries[index])
+            deformable = "conv.weight" in rest
+            is_conv = deformable or ("weight" in rest and state_dict[rest["weight"]].dim() == 4)
+            block += is_conv
+            prefix = f"{towers[tower]}.blocks.{block}."
+            for name, key in rest.items():
+                if deformable:
+                    names[key] = prefix + name
+                elif is_conv:
+                    names[key] = f"{prefix}conv.{name}"
+                elif name[0].isdigit():
+                    names[key] = f"{prefix}level_norms.{name}"
+                else:
+                    names[key] = f"{prefix}norm.{name}"
+    return names
