@@ -1,7 +1,8 @@
 """Operators: each runs compiled where the package was built with its extension, else in plain PyTorch."""
 
 from . import reference
+from .assemble_instances import assemble_instances
 from .blend_masks import blend_masks
 from .extension import has_extension
 
-__all__ = ["blend_masks", "has_extension", "reference"]
+__all__ = ["assemble_instances", "blend_masks", "has_extension", "reference"]

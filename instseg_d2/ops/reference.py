@@ -3,6 +3,7 @@
 They are what the compiled ones are tested against, the path without the extension, and the deterministic one.
 """
 
+from functools import partial
 from typing import Optional
 
 import torch
@@ -30,11 +31,11 @@ def blend_masks(
     boxes = boxes.detach().to(exact)
     outside = torch.full_like(boxes, -4.0 / spatial_scale)  # RoIAlign would read anywhere for a NaN
     boxes = torch.where(boxes.isfinite().all(dim=1, keepdim=True), boxes, outside)
-    images = _in_range("batch_index", batch_index, bases.shape[0])
+    images = _in_range("blend_masks: batch_index", batch_index, bases.shape[0])
     rois = torch.cat([images[:, None].to(exact), boxes], dim=1)
     crops = roi_align(bases.to(exact), rois, resolution, spatial_scale, sampling_ratio=1, aligned=True)
     if box_index is not None:
-        crops = crops.index_select(0, _in_range("box_index", box_index, boxes.shape[0]))
+        crops = crops.index_select(0, _in_range("blend_masks: box_index", box_index, boxes.shape[0]))
     size = (resolution, resolution)
     logits = F.interpolate(attention.to(exact), size=size, mode=top_interp, align_corners=align_corners)
     return (crops * logits.softmax(dim=1)).sum(dim=1).to(dtype)
@@ -48,10 +49,7 @@ def is_nearest(top_interp: str) -> bool:
 
 
 def _check_blend_masks(bases, boxes, batch_index, attention, box_index, resolution) -> None:
-    def check(right: bool, should: str, tensor: Tensor) -> None:
-        if not right:
-            raise ValueError(f"blend_masks: {should}, got {tensor.dtype} of shape {tuple(tensor.shape)}")
-
+    check = partial(_check, "blend_masks")
     masks, count = attention.shape[0], boxes.shape[0]
     check(
         bases.dim() == 4 and min(bases.shape[1:]) > 0 and bases.is_floating_point(),
@@ -81,18 +79,140 @@ def _check_blend_masks(bases, boxes, batch_index, attention, box_index, resoluti
             f"box_index should be int64 of shape (P,) = ({masks},)",
             box_index,
         )
-    for name, tensor in {
-        "boxes": boxes,
-        "batch_index": batch_index,
-        "attention": attention,
-        "box_index": box_index,
-    }.items():
-        if tensor is not None and tensor.device != bases.device:
-            raise ValueError(
-                f"blend_masks: {name} is on {tensor.device}, it should be on the device of bases, {bases.device}"
-            )
+    _check_devices(
+        "blend_masks", bases=bases, boxes=boxes, batch_index=batch_index, attention=attention, box_index=box_index
+    )
     if resolution < 1:
         raise ValueError(f"blend_masks: resolution should be from 1 to 4096, got {resolution}")
+
+
+def mask_prob(
+    pixel_embeddings: Tensor,
+    proposal_embeddings: Tensor,
+    margins: Tensor,
+    windows: Optional[Tensor],
+    image_index: Tensor,
+) -> Tensor:
+    """See :func:`instseg_d2.ops.mask_prob`; a dimension at a time, each keeping P values for the gradients."""
+    _check_mask_prob(pixel_embeddings, proposal_embeddings, margins, windows, image_index)
+    dtype = torch.promote_types(torch.promote_types(pixel_embeddings.dtype, proposal_embeddings.dtype), margins.dtype)
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    images, dims, height, width = pixel_embeddings.shape
+    objects = proposal_embeddings.shape[0]
+    images = _in_range("mask_prob: image_index", image_index, images)
+    if windows is None:
+        windows = image_index.new_tensor([0, 0, width, height]).expand(objects, 4)
+    x1, y1, x2, y2 = windows.unbind(dim=1)
+    areas = (x2 - x1) * (y2 - y1)
+    owner = torch.arange(objects, device=windows.device).repeat_interleave(areas)
+    place = torch.arange(len(owner), device=windows.device) - (areas.cumsum(dim=0) - areas)[owner]
+    columns = (x2 - x1)[owner]
+    cells = (images[owner] * height + y1[owner] + place // columns) * width + x1[owner] + place % columns
+    margins = margins.to(exact).expand(objects, dims)
+    planes = pixel_embeddings.to(exact).transpose(0, 1).flatten(1)
+    total = planes.new_zeros(len(owner))
+    for plane, proposal, margin in zip(planes, proposal_embeddings.to(exact).unbind(1), margins.unbind(1)):
+        difference = plane.index_select(0, cells) - proposal.index_select(0, owner)
+        total = total - margin.index_select(0, owner) * difference.square()
+    return total.to(dtype)
+
+
+def _check_mask_prob(pixel_embeddings, proposal_embeddings, margins, windows, image_index) -> None:
+    check = partial(_check, "mask_prob")
+    check(
+        pixel_embeddings.dim() == 4 and min(pixel_embeddings.shape[1:]) > 0 and pixel_embeddings.is_floating_point(),
+        "pixel_embeddings should be floating-point (N, D, H, W) with D, H and W above 0",
+        pixel_embeddings,
+    )
+    _, dims, height, width = pixel_embeddings.shape
+    check(
+        proposal_embeddings.dim() == 2 and proposal_embeddings.shape[1] == dims,
+        f"proposal_embeddings should be (M, D) with the D = {dims} of pixel_embeddings",
+        proposal_embeddings,
+    )
+    objects = proposal_embeddings.shape[0]
+    check(
+        margins.shape in ((objects, 1), (objects, dims)),
+        f"margins should be (M, 1) or (M, D) = ({objects}, {dims})",
+        margins,
+    )
+    check(
+        image_index.shape == (objects,) and image_index.dtype == torch.int64,
+        f"image_index should be int64 of shape (M,) = ({objects},)",
+        image_index,
+    )
+    _check_devices(
+        "mask_prob",
+        pixel_embeddings=pixel_embeddings,
+        proposal_embeddings=proposal_embeddings,
+        margins=margins,
+        windows=windows,
+        image_index=image_index,
+    )
+    if windows is None:
+        return
+    check(
+        windows.shape == (objects, 4) and windows.dtype == torch.int64,
+        f"windows should be int64 of shape (M, 4) = ({objects}, 4)",
+        windows,
+    )
+    first, last, size = windows[:, :2], windows[:, 2:], windows.new_tensor([width, height])
+    wrong = windows[((first < 0) | (first > last) | (last > size)).any(dim=1)]
+    if len(wrong):
+        raise IndexError(
+            f"mask_prob: windows holds {wrong[0].tolist()}, it should be x1 <= x2 and y1 <= y2 inside the map of "
+            f"{height} x {width} cells"
+        )
+
+
+def assemble_instances(
+    score_maps: Tensor, windows: Tensor, mask_size: int, grid: int, outside: float = -10.0
+) -> Tensor:
+    """See :func:`instseg_d2.ops.assemble_instances`; three index tensors of M x m x m and one read of the maps."""
+    _check_assemble_instances(score_maps, windows, mask_size, grid)
+    images, _, height, width = score_maps.shape
+    image = _in_range("assemble_instances: the image of windows", windows[:, 0], images)
+    cells = torch.arange(mask_size, device=windows.device)
+    y = windows[:, 1, None].clamp(-mask_size, height) + cells
+    x = windows[:, 2, None].clamp(-mask_size, width) + cells
+    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
+    part = cells * grid // mask_size
+    maps = part[:, None] * grid + part
+    rows, columns = y.clamp(0, height - 1)[:, :, None], x.clamp(0, width - 1)[:, None, :]
+    return torch.where(inside, score_maps[image[:, None, None], maps, rows, columns], outside)
+
+
+def _check_assemble_instances(score_maps, windows, mask_size, grid) -> None:
+    check = partial(_check, "assemble_instances")
+    check(
+        score_maps.dim() == 4 and min(score_maps.shape[2:]) > 0 and score_maps.shape[1] == grid * grid,
+        f"score_maps should be (N, k*k, H, W) with k = grid = {grid} and H and W above 0",
+        score_maps,
+    )
+    check(score_maps.is_floating_point(), "score_maps should be floating-point", score_maps)
+    check(
+        windows.dim() == 2 and windows.shape[1] == 3 and windows.dtype == torch.int64,
+        "windows should be int64 of shape (M, 3)",
+        windows,
+    )
+    _check_devices("assemble_instances", score_maps=score_maps, windows=windows)
+    if mask_size < 1:
+        raise ValueError(f"assemble_instances: mask_size should be from 1 to 4096, got {mask_size}")
+
+
+def _check(op: str, right: bool, should: str, tensor: Tensor) -> None:
+    if not right:
+        raise ValueError(f"{op}: {should}, got {tensor.dtype} of shape {tuple(tensor.shape)}")
+
+
+def _check_devices(op: str, **tensors: Optional[Tensor]) -> None:
+    """Every tensor should be on the device of the first one."""
+    (first_name, first), *others = tensors.items()
+    for name, tensor in others:
+        if tensor is not None and tensor.device != first.device:
+            raise ValueError(
+                f"{op}: {name} is on {tensor.device}, it should be on the device of {first_name}, {first.device}"
+            )
 
 
 def _in_range(name: str, index: Tensor, limit: int) -> Tensor:
@@ -100,5 +220,5 @@ def _in_range(name: str, index: Tensor, limit: int) -> Tensor:
     if index.device.type == "cpu":
         wrong = index[(index < 0) | (index >= limit)]
         if len(wrong):
-            raise IndexError(f"blend_masks: {name} holds {int(wrong[0])}, it should be at least 0 and below {limit}")
+            raise IndexError(f"{name} holds {int(wrong[0])}, it should be at least 0 and below {limit}")
     return torch.arange(limit, device=index.device).index_select(0, index)
