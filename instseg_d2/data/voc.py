@@ -1,0 +1,192 @@
+"""
+PASCAL VOC 2012 and SBD as COCO-format sets.
+
+VOC (VOCdevkit/VOC2012) has an object map (SegmentationObject: pixel = number of the object, 0 background, 255 the
+void along borders) and a class map (SegmentationClass). SBD, the Semantic Boundaries Dataset
+(benchmark_RELEASE/dataset), has an inst/NAME.mat for images of the same JPEGImages.
+"""
+
+import logging
+from pathlib import Path
+from typing import Optional
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+from PIL import Image
+from scipy.io import loadmat
+from tqdm import tqdm
+
+from .files import DatasetError, write_json
+
+__all__ = ["CLASSES", "prepare_voc", "read_sbd_objects", "read_voc_objects", "voc_splits"]
+
+logger = logging.getLogger(__name__)
+
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+VOID = 255
+
+
+def _require(path: Path, what: str) -> Path:
+    if not path.exists():
+        kind = "file" if path.suffix else "folder"
+        raise DatasetError(f"{path}: there is no such {kind}; {what}.")
+    return path
+
+
+def _names(path: Path) -> list:
+    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+
+
+def voc_splits(voc_root, sbd_root=None) -> dict:
+    """
+    The names of the images of the usual splits: "val" is VOC's (1,449 images), "train" VOC's (1,464) and, with SBD,
+    all of SBD's besides, without those of "val" (10,582 images).
+
+    Args:
+        voc_root: VOCdevkit/VOC2012.
+        sbd_root: benchmark_RELEASE/dataset; None: VOC alone.
+
+    Returns:
+        {"train": names, "val": names}, each sorted.
+
+    Raises:
+        DatasetError: a folder or list is missing.
+    """
+    voc_root = Path(voc_root)
+    for folder in ("JPEGImages", "SegmentationObject", "SegmentationClass", "ImageSets/Segmentation"):
+        _require(voc_root / folder, "--voc must name the folder VOCdevkit/VOC2012 of VOCtrainval_11-May-2012.tar")
+    lists = {split: voc_root / "ImageSets" / "Segmentation" / f"{split}.txt" for split in ("train", "val")}
+    splits = {split: set(_names(_require(path, "VOC 2012 is incomplete"))) for split, path in lists.items()}
+    if sbd_root is not None:
+        what = "--sbd must name the folder benchmark_RELEASE/dataset of benchmark.tgz"
+        _require(Path(sbd_root) / "inst", what)
+        for split in ("train", "val"):
+            splits["train"].update(_names(_require(Path(sbd_root) / f"{split}.txt", what)))
+    splits["train"] -= splits["val"]
+    return {split: sorted(names) for split, names in splits.items()}
+
+
+def read_voc_objects(voc_root, name: str):
+    """
+    The objects of an image of VOC; the void along their borders belongs to none.
+
+    Returns:
+        (H, W) uint8 map of object numbers, 0 elsewhere; {number: class from 0}, the class most of its pixels have.
+
+    Raises:
+        DatasetError: a map is missing, or the two are of different sizes.
+    """
+    maps = []
+    for folder in ("SegmentationObject", "SegmentationClass"):
+        path = _require(Path(voc_root) / folder / f"{name}.png", "VOC 2012 is incomplete")
+        maps.append(np.array(Image.open(path)))  # palette images: the indices are the numbers
+    objects, labels = maps
+    if objects.shape != labels.shape or objects.ndim != 2:
+        raise DatasetError(f"{name}: SegmentationObject and SegmentationClass are not palette images of one size.")
+    objects = np.where((objects == VOID) | (labels == VOID) | (labels == 0), 0, objects)
+    classes = {}
+    for number in np.unique(objects[objects > 0]):
+        label = int(np.bincount(labels[objects == number]).argmax())
+        if label > len(CLASSES):
+            raise DatasetError(f"{name}: class {label} in SegmentationClass; VOC has {len(CLASSES)}.")
+        classes[int(number)] = label - 1
+    return objects, classes
+
+
+def read_sbd_objects(sbd_root, name: str):
+    """
+    The objects of an image of SBD.
+
+    Returns:
+        (H, W) map of object numbers, 0 elsewhere; {number: class from 0}.
+
+    Raises:
+        DatasetError: the file is missing, is no SBD file, or gives an object no class.
+    """
+    path = _require(Path(sbd_root) / "inst" / f"{name}.mat", "SBD is incomplete")
+    try:
+        content = loadmat(path, squeeze_me=True, struct_as_record=False)["GTinst"]
+        objects, labels = np.asarray(content.Segmentation), np.atleast_1d(content.Categories)
+    except (KeyError, AttributeError, ValueError, NotImplementedError, OSError) as error:
+        raise DatasetError(f"{path} is no instance file of SBD ({error}).") from error
+    numbers = np.unique(objects[objects > 0])
+    if numbers.size and (numbers.max() > len(labels) or not 1 <= labels.min() <= labels.max() <= len(CLASSES)):
+        raise DatasetError(f"{path} gives some of its objects no class of the {len(CLASSES)}.")
+    return objects, {int(number): int(labels[number - 1]) - 1 for number in numbers}
+
+
+def _annotations(objects: np.ndarray, classes: dict, image_id: int) -> list:
+    annotations = []
+    for number, label in classes.items():
+        mask = (objects == number).astype(np.uint8)
+        rle = mask_util.encode(np.asfortranarray(mask))
+        annotations.append(
+            {
+                "image_id": image_id,
+                "category_id": label + 1,
+                "segmentation": {"size": list(mask.shape), "counts": rle["counts"].decode()},
+                "area": int(mask.sum()),
+                "bbox": [float(v) for v in cv2.boundingRect(mask)],
+                "iscrowd": 0,
+            }
+        )
+    return annotations
+
+
+def prepare_voc(voc_root, sbd_root: Optional[str], output) -> dict:
+    """
+    Write train.json and val.json, COCO instances files with RLE masks over VOC's JPEGImages, and a link ``images`` to
+    that folder, where links can be made. Images that VOC annotates are taken from VOC, the others from SBD.
+
+    Args:
+        voc_root, sbd_root: see `voc_splits`.
+        output: folder to write to; made if missing.
+
+    Returns:
+        {"train": (path, number of images, number of objects), "val": ...}.
+
+    Raises:
+        DatasetError: something is missing, broken or cannot be written.
+    """
+    voc_root, output = Path(voc_root), Path(output)
+    written = {}
+    for split, names in voc_splits(voc_root, sbd_root).items():
+        content = {
+            "info": {
+                "description": f"PASCAL VOC 2012 {split}" + (" with SBD" if sbd_root and split == "train" else "")
+            },
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)],
+        }
+        for image_id, name in enumerate(tqdm(names, desc=split, unit="image", disable=None), start=1):
+            _require(voc_root / "JPEGImages" / f"{name}.jpg", "VOC 2012 is incomplete")
+            in_voc = (voc_root / "SegmentationObject" / f"{name}.png").is_file()
+            source, reader = (
+                (voc_root, read_voc_objects) if in_voc or sbd_root is None else (sbd_root, read_sbd_objects)
+            )
+            objects, classes = reader(source, name)
+            height, width = objects.shape
+            content["images"].append({"id": image_id, "file_name": f"{name}.jpg", "height": height, "width": width})
+            content["annotations"] += _annotations(objects, classes, image_id)
+        for number, annotation in enumerate(content["annotations"], start=1):
+            annotation["id"] = number
+        path = output / f"{split}.json"
+        write_json(path, content)
+        written[split] = (str(path), len(content["images"]), len(content["annotations"]))
+    _link(output / "images", (voc_root / "JPEGImages").resolve())
+    return written
+
+
+def _link(link: Path, target: Path) -> None:
+    """Without the right to make links the files are complete all the same."""
+    if link.is_symlink() or link.exists():
+        return
+    try:
+        link.symlink_to(target, target_is_directory=True)
+    except OSError:
+        logger.warning("%s could not be made: the images are in %s.", link, target)
