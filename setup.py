@@ -99,6 +99,6 @@ setup(
         "tqdm",
         "safetensors",
     ],
-    extras_require={"timm": ["timm"], "istr": ["scikit-learn"]},
+    extras_require={"timm": ["timm"], "istr": ["scikit-learn"], "export": ["onnx", "onnxscript", "onnxruntime"]},
     **extension_modules(),
 )

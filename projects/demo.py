@@ -10,7 +10,9 @@ def parse(arguments=None):
         description=__doc__,
         epilog="Example: %(prog)s --weights model_best.pth --input photos/ --output output/demo --explain",
     )
-    parser.add_argument("--weights", required=True, help="checkpoint to run")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--weights", help="checkpoint to run")
+    model.add_argument("--model", help="exported model to run instead: .onnx or .pt2 of projects/export.py")
     parser.add_argument("--config-file", default="", help="YAML config; not needed where the checkpoint carries it")
     parser.add_argument(
         "--input", nargs="+", required=True, help="images, folders, globs, data sets, or one video file"
@@ -29,11 +31,18 @@ def parse(arguments=None):
 
 
 def main(args) -> None:
+    from instseg_d2.config import ConfigError
     from instseg_d2.engine.demo import find_inputs, run_demo
     from instseg_d2.engine.predictor import Predictor
+    from instseg_d2.export import ExportedPredictor
 
     find_inputs(args.input)  # a wrong path is told before the model is loaded
-    predictor = Predictor.from_checkpoint(args.weights, args.config_file, args.opts)
+    if args.model and (args.config_file or args.opts):
+        raise ConfigError("an exported model cannot be changed by a config: leave out --config-file and KEY VALUE")
+    if args.model:
+        predictor = ExportedPredictor(args.model)
+    else:
+        predictor = Predictor.from_checkpoint(args.weights, args.config_file, args.opts)
     args.worked = run_demo(
         predictor,
         args.input,

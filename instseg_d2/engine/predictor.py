@@ -22,7 +22,7 @@ from .inference import optimize_for_inference
 from .memory import keep_freed_memory
 from .model import build
 
-__all__ = ["Predictor", "to_rgb"]
+__all__ = ["ImagePredictor", "Predictor", "to_rgb", "worthwhile"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,79 @@ def to_rgb(image: ImageLike, channel_order: str = "BGR") -> np.ndarray:
     return np.ascontiguousarray(image[:, :, :3] if channel_order == "RGB" else image[:, :, 2::-1])
 
 
-class Predictor:
+class ImagePredictor:
+    """
+    Images in, instances out: what a model in PyTorch (:class:`Predictor`) and an exported one share. A subclass sets
+    the attributes and writes ``predict``.
+
+    Attributes:
+        class_names: list or None.
+        category_ids: {contiguous class index: id of the data set}, for the classes that have one.
+        input_format: "BGR" or "RGB", the channels that ``predict`` wants.
+        resize: Detectron2's augmentation of test time.
+    """
+
+    class_names: Optional[list] = None
+    category_ids: dict
+    input_format: str
+    resize: T.Augmentation
+
+    def class_name(self, index: int) -> str:
+        """The name of a contiguous class index."""
+        return class_name(self.class_names, index)
+
+    def category_id(self, index: int) -> int:
+        """The data set's own id of a contiguous class index; the index itself where no data set is known."""
+        return self.category_ids.get(index, index)
+
+    def preprocess(self, image: ImageLike, channel_order: str = "BGR") -> dict:
+        """Detectron2's input record of an image: resized as at test time, channels as `predict` wants them."""
+        rgb = to_rgb(image, channel_order)
+        resized = self.resize.get_transform(rgb).apply_image(rgb)
+        if self.input_format == "BGR":
+            resized = resized[:, :, ::-1]
+        tensor = torch.from_numpy(resized.transpose(2, 0, 1).copy())
+        return {"image": tensor, "height": rgb.shape[0], "width": rgb.shape[1]}
+
+    def predict(self, inputs: Sequence[dict], score_threshold: float = 0.0) -> list[Instances]:
+        """
+        The instances of preprocessed images, at their original sizes, on the CPU.
+
+        Args:
+            score_threshold: objects with a lower score may be left out, before their full-size masks are made where
+                the model allows it; the best one of an image always stays.
+        """
+        raise NotImplementedError
+
+    def __call__(self, image: ImageLike, channel_order: str = "BGR") -> Instances:
+        """
+        The instances of one image.
+
+        Args:
+            image, channel_order: as in :func:`to_rgb`.
+
+        Returns:
+            Instances on the CPU with pred_boxes (pixels of the given image, XYXY), scores, pred_classes and, from a
+            model of masks, pred_masks (M, H, W) bool.
+        """
+        return self.batch([image], channel_order)[0]
+
+    def batch(self, images: Sequence[ImageLike], channel_order: str = "BGR") -> list[Instances]:
+        """The instances of several images, run through the network together."""
+        return self.predict([self.preprocess(image, channel_order) for image in images]) if len(images) else []
+
+    def explain(self, image: ImageLike, max_instances: int = 4, channel_order: str = "BGR") -> list:
+        """
+        What the network sees, as (title, (H, W, 3) uint8 RGB picture) panels; [] where the model does not tell.
+
+        Args:
+            image, channel_order: as in :func:`to_rgb`.
+            max_instances: so many of the best detections are explained.
+        """
+        return []
+
+
+class Predictor(ImagePredictor):
     """
     A model ready to look at images.
 
@@ -71,7 +143,7 @@ class Predictor:
         optimize: use the fast inference form of the model (same detections).
 
     Attributes:
-        model, cfg, class_names (list or None).
+        model, cfg, and those of :class:`ImagePredictor`.
 
     Raises:
         ConfigError, CheckpointError: what cannot be built or loaded, in one sentence.
@@ -92,6 +164,7 @@ class Predictor:
         if self.cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
             logger.info("No GPU here: running on the CPU.")
             self.cfg.MODEL.DEVICE = "cpu"
+        self.input_format = self.cfg.INPUT.FORMAT
         weights = self.cfg.MODEL.WEIGHTS if weights is None else weights
         self.model = build(self.cfg).eval()
         category_ids = None
@@ -102,9 +175,9 @@ class Predictor:
                 class_names, category_ids = information.get("class_names"), information.get("category_ids")
         else:
             logger.warning("No weights given: the model is random.")
-        self.class_names, self._category_ids = _known_classes(self.cfg, class_names)
+        self.class_names, self.category_ids = _known_classes(self.cfg, class_names)
         if category_ids is not None:
-            self._category_ids = dict(enumerate(category_ids))
+            self.category_ids = dict(enumerate(category_ids))
         if optimize:
             self.model = optimize_for_inference(self.model)
             if self.cfg.MODEL.DEVICE == "cpu":
@@ -142,71 +215,23 @@ class Predictor:
             set_num_classes(cfg, len(information["class_names"]))
         return cls(cfg, path, optimize=optimize)
 
-    def class_name(self, index: int) -> str:
-        """The name of a contiguous class index."""
-        return class_name(self.class_names, index)
-
-    def category_id(self, index: int) -> int:
-        """The data set's own id of a contiguous class index; the index itself where no data set is known."""
-        return self._category_ids.get(index, index)
-
-    def preprocess(self, image: ImageLike, channel_order: str = "BGR") -> dict:
-        """Detectron2's input record of an image: resized as at test time, channels as the model wants them."""
-        rgb = to_rgb(image, channel_order)
-        resized = self.resize.get_transform(rgb).apply_image(rgb)
-        if self.cfg.INPUT.FORMAT == "BGR":
-            resized = resized[:, :, ::-1]
-        tensor = torch.from_numpy(resized.transpose(2, 0, 1).copy())
-        return {"image": tensor, "height": rgb.shape[0], "width": rgb.shape[1]}
-
     def predict(self, inputs: Sequence[dict], score_threshold: float = 0.0) -> list[Instances]:
-        """
-        The instances of preprocessed images, at their original sizes, on the CPU.
-
-        Args:
-            score_threshold: objects with a lower score may be left out, before their full-size masks are made where
-                the model allows it; the best one of an image always stays.
-        """
         with torch.no_grad():
             if isinstance(self.model, InstanceSegmenter):
-                results = [_worthwhile(x, score_threshold) for x in self.model.infer(self.model.preprocess(inputs))]
+                results = [worthwhile(x, score_threshold) for x in self.model.infer(self.model.preprocess(inputs))]
                 outputs = self.model.postprocess(results, inputs)
             else:
                 outputs = self.model(list(inputs))
             return [output["instances"].to("cpu") for output in outputs]
 
-    def __call__(self, image: ImageLike, channel_order: str = "BGR") -> Instances:
-        """
-        The instances of one image.
-
-        Args:
-            image, channel_order: as in :func:`to_rgb`.
-
-        Returns:
-            Instances on the CPU with pred_boxes (pixels of the given image, XYXY), scores, pred_classes and, from a
-            model of masks, pred_masks (M, H, W) bool.
-        """
-        return self.batch([image], channel_order)[0]
-
-    def batch(self, images: Sequence[ImageLike], channel_order: str = "BGR") -> list[Instances]:
-        """The instances of several images, run through the network together."""
-        return self.predict([self.preprocess(image, channel_order) for image in images]) if len(images) else []
-
     def explain(self, image: ImageLike, max_instances: int = 4, channel_order: str = "BGR") -> list:
-        """
-        What the network sees, as (title, (H, W, 3) uint8 RGB picture) panels; [] where the model does not tell.
-
-        Args:
-            image, channel_order: as in :func:`to_rgb`.
-            max_instances: so many of the best detections are explained.
-        """
         if not hasattr(self.model, "explain"):
             return []
         with torch.no_grad():
             return self.model.explain([self.preprocess(image, channel_order)], max_instances)[0]
 
 
-def _worthwhile(result: Instances, score_threshold: float) -> Instances:
+def worthwhile(result: Instances, score_threshold: float) -> Instances:
     """The instances that reach the threshold, or else the best one."""
     if len(result) == 0:
         return result

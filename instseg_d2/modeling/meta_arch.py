@@ -49,10 +49,14 @@ class InstanceSegmenter(nn.Module):
     def preprocess(self, batched_inputs: Sequence[dict]) -> ImageList:
         """Normalised images, padded with zeros right and below to multiples of `size_divisibility`."""
         images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
-        images = [(image - self.pixel_mean) / self.pixel_std for image in images]
+        images = [self.normalize(image) for image in images]
         return ImageList.from_tensors(
             images, self.size_divisibility, padding_constraints=self.backbone.padding_constraints
         )
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """(..., 3, H, W) 0-255 in the order of ``input_format`` -> float32 of mean 0 and deviation 1."""
+        return (images - self.pixel_mean) / self.pixel_std
 
     @staticmethod
     def shared_arguments(cfg) -> dict:

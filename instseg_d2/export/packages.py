@@ -1,0 +1,20 @@
+"""Optional packages, asked for when they are needed."""
+
+import importlib.util
+
+from ..config import ConfigError
+
+__all__ = ["needed"]
+
+
+def needed(*names: str) -> None:
+    """
+    Raises:
+        ConfigError: one of the packages is not installed; it says how to get it.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"ONNX files need the packages {', '.join(missing)}: pip install 'instseg_d2[export]', or the lines of "
+            "requirements.txt."
+        )

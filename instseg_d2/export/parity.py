@@ -1,0 +1,143 @@
+"""
+The gate of an export: the file is run on real images and must give what the model in PyTorch gives.
+
+Every one of the N slots is compared, whether it passes a threshold or not. B images, K classes.
+"""
+
+import copy
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.structures import ImageList
+
+from ..data.images import read_image
+from ..engine.predictor import Predictor
+from ..modeling.sparseinst.sparseinst import class_scores
+from .runtime import ExportedPredictor
+
+__all__ = ["Parity", "compare"]
+
+MAX_SCORE_DIFFERENCE = 1e-3
+MIN_IOU = 0.99
+
+
+@dataclasses.dataclass
+class Parity:
+    """What a comparison found: how much was compared, the worst differences, median milliseconds of a batch."""
+
+    images: int = 0
+    scores: int = 0  # slots with a score above 0
+    masks: int = 0  # slots with a mask that is not empty
+    score_difference: float = 0.0
+    label_difference: float = 0.0  # by how much the label's class scores less than the best
+    mask_iou: float = 1.0
+    pytorch_ms: float = float("nan")
+    exported_ms: float = float("nan")
+
+    @property
+    def failure(self) -> str:
+        """Why the file is not the model, in one sentence; empty: it is."""
+        if not self.scores or not self.masks:
+            return (
+                f"nothing was compared: of {self.images} images no slot has a score above 0 and a mask; "
+                "give images with objects, or trained weights"
+            )
+        worst = max(self.score_difference, self.label_difference)
+        if not worst <= MAX_SCORE_DIFFERENCE:
+            return f"scores differ from PyTorch's by {worst:.2g}, more than {MAX_SCORE_DIFFERENCE}"
+        if not self.mask_iou >= MIN_IOU:
+            return f"a mask has IoU {self.mask_iou:.4f} with PyTorch's, less than {MIN_IOU}"
+        return ""
+
+    def add(self, expected, found, threshold: float) -> None:
+        """
+        Take in one image.
+
+        Args:
+            expected: class scores (N, K), scores without any threshold (N,) and masks (N, h, w) of PyTorch.
+            found: scores (N,), labels (N,) and masks (N, h, w) of the file.
+            threshold: on the class score; a slot that is nearer to it than the tolerance may fall on either side.
+        """
+        class_score, score, masks = expected
+        best = class_score.amax(1)
+        as_object, as_nothing = (found[0] - score).abs(), found[0].abs()
+        difference = torch.where(best > threshold, as_object, as_nothing)
+        near = (best - threshold).abs() <= MAX_SCORE_DIFFERENCE
+        difference[near] = torch.minimum(as_object, as_nothing)[near]
+        label_difference = best - class_score.gather(1, found[1][:, None])[:, 0]
+        union = (masks | found[2]).flatten(1).sum(1)
+        iou = (masks & found[2]).flatten(1).sum(1)[union > 0] / union[union > 0]
+        self.images += 1
+        self.scores += int((found[0] > 0).sum())
+        self.masks += len(iou)
+        worst = float(torch.nan_to_num(difference, nan=float("inf")).max())
+        self.score_difference = max(self.score_difference, worst)
+        self.label_difference = max(self.label_difference, float(label_difference.max()))
+        self.mask_iou = min([self.mask_iou, *iou.tolist()])
+
+
+@torch.no_grad()
+def reference(predictor: Predictor, records: Sequence[dict], canvas: tuple[int, int]) -> list[tuple]:
+    """
+    PyTorch's results on preprocessed RGB images, by the model's own inference with every threshold on scores removed.
+
+    Args:
+        canvas: (H, W) of the file's input, which is padded to a multiple of 32.
+
+    Returns:
+        for each image class scores (N, K), scores (N,) and masks (N, height, width) bool, in the order of the slots.
+    """
+    model = copy.copy(predictor.model)
+    model.score_threshold = -1.0
+    if model.input_format == "BGR":
+        records = [{**x, "image": x["image"].flip(0)} for x in records]
+    images = model.preprocess(records)
+    bottom, right = (-(-side // 32) * 32 - now for side, now in zip(canvas, images.tensor.shape[-2:]))
+    images = ImageList(F.pad(images.tensor, (0, right, 0, bottom)), images.image_sizes)
+    outputs = model.outputs(images)
+    scores = class_scores(outputs)
+    model.max_detections = scores.shape[1]
+    results = model.postprocess(model.detections(outputs, images.image_sizes), records)
+    instances = [x["instances"].to("cpu") for x in results]
+    return [(score.cpu(), x.scores, x.pred_masks) for score, x in zip(scores, instances)]
+
+
+def compare(predictor: Predictor, exported: ExportedPredictor, files: Sequence[str], repeats: int = 3) -> Parity:
+    """
+    Run both on images and compare them.
+
+    Every batch that the file can take is exercised: a fixed one is filled up with mirrored copies, a free one
+    alternates between one and two images; where the size is free, the first image is also turned by 90 degrees.
+
+    Args:
+        files: image files.
+        repeats: timed runs of both, in turns, on the last image.
+    """
+    parity, free = Parity(), exported.metadata["size"] is None
+    images = [read_image(file, "RGB") for file in files]
+    turned = [np.rot90(images[0])] if free else []
+    for index, image in enumerate([*images, *turned]):
+        record = exported.preprocess(np.ascontiguousarray(image), "RGB")
+        count = exported.metadata["batch"] or 1 + index % 2
+        mirrored = {**record, "image": record["image"].flip(2)}
+        records = [(record, mirrored)[i % 2] for i in range(count)]
+        expected = reference(predictor, records, exported.canvas(record["image"]))
+        for one, *found in zip(expected, *exported.run(records)):
+            parity.add(one, found, exported.metadata["class_score_threshold"])
+    _time(parity, predictor, exported, images[-1], repeats)
+    return parity
+
+
+def _time(parity: Parity, predictor: Predictor, exported: ExportedPredictor, image, repeats: int) -> None:
+    seconds: tuple[list, list] = ([], [])
+    for one, times in ((predictor, seconds[0]), (exported, seconds[1])) * (repeats + 1):
+        records = [one.preprocess(image, "RGB")] * (exported.metadata["batch"] or 1)
+        start = time.perf_counter()
+        one.predict(records)
+        times.append(time.perf_counter() - start)
+    parity.pytorch_ms, parity.exported_ms = (1e3 * statistics.median(times[1:]) for times in seconds)

@@ -1,0 +1,162 @@
+"""Exported models behind the interface of the predictor. B images, N instance slots."""
+
+import json
+import os
+from collections.abc import Sequence
+
+import torch
+from detectron2.data import transforms as T
+from detectron2.structures import Boxes, Instances
+
+from ..config import ConfigError
+from ..engine.predictor import ImagePredictor, worthwhile
+from ..modeling.postprocessing import boxes_of_masks
+from ..modeling.sparseinst.sparseinst import best_slots
+from .exportable import INPUTS
+from .exporters import METADATA, MIN_SIDE
+from .packages import needed
+
+__all__ = ["ExportedPredictor", "ResizeToFit"]
+
+
+class ResizeToFit(T.Augmentation):
+    """
+    Detectron2's ResizeShortestEdge, and smaller still where the result would not fit into the canvas.
+
+    Args:
+        short, longest: limits of the sides in pixels; short 0 keeps the image's own size.
+        canvas: (H, W), or None for no such limit.
+    """
+
+    def __init__(self, short: int, longest: int, canvas=None):
+        super().__init__()
+        self.short, self.longest, self.canvas = short, longest, canvas
+
+    def get_transform(self, image) -> T.Transform:
+        height, width = image.shape[:2]
+        size = (height, width)
+        if self.short:
+            size = T.ResizeShortestEdge.get_output_shape(height, width, self.short, self.longest)
+        if self.canvas:
+            scale = min(1.0, *(limit / side for limit, side in zip(self.canvas, size)))
+            size = tuple(max(1, int(side * scale + 0.5)) for side in size)
+        return T.ResizeTransform(height, width, *size)
+
+
+class OnnxProgram:
+    """An .onnx file in ONNX Runtime, on the GPU where that can be used."""
+
+    def __init__(self, path: str):
+        needed("onnxruntime")
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()
+        wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+        self.session = onnxruntime.InferenceSession(path, options, providers=providers)
+        self.text = self.session.get_modelmeta().custom_metadata_map.get(METADATA)
+
+    def __call__(self, *inputs: torch.Tensor):
+        found = self.session.run(None, {name: x.numpy() for name, x in zip(INPUTS, inputs)})
+        return tuple(map(torch.from_numpy, found))
+
+
+class Pt2Program:
+    """A .pt2 file of torch.export."""
+
+    def __init__(self, path: str):
+        files = {METADATA: ""}
+        self.module = torch.export.load(path, extra_files=files).module()
+        self.text = files[METADATA]
+
+    @torch.no_grad()
+    def __call__(self, *inputs: torch.Tensor):
+        return self.module(*inputs)
+
+
+PROGRAMS = {".onnx": OnnxProgram, ".pt2": Pt2Program}
+
+
+class ExportedPredictor(ImagePredictor):
+    """
+    An exported model ready to look at images, with the interface of `instseg_d2.engine.Predictor`.
+
+    Images of one size run together; of other sizes one after the other, so none is changed by another's padding.
+    Unlike the model in PyTorch it leaves out instances of score 0, whose masks are empty.
+
+    Args:
+        path: .onnx or .pt2 file of `export`; it carries its metadata.
+
+    Attributes:
+        program: (images, image_size, output_size) -> (scores, labels, masks), see `ExportableSparseInst`.
+        metadata: see `exporters.metadata`; and those of `ImagePredictor`.
+
+    Raises:
+        FileNotFoundError, ConfigError: no such file, another kind of file, or a package is missing.
+    """
+
+    def __init__(self, path: str):
+        kind = PROGRAMS.get(os.path.splitext(path)[1].lower())
+        if kind is None:
+            raise ConfigError(f"{path}: an exported model is a file of {' or '.join(PROGRAMS)}.")
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"{path}: there is no such file")
+        try:
+            self.program = kind(path)
+        except ConfigError:
+            raise
+        except Exception as error:  # the runtimes raise all kinds
+            raise ConfigError(f"{path}: cannot be loaded ({str(error).splitlines()[0]})") from error
+        if not self.program.text:
+            raise ConfigError(f"{path}: carries no metadata of instseg_d2; export it with projects/export.py.")
+        self.metadata = json.loads(self.program.text)
+        self.class_names = self.metadata["class_names"]
+        self.category_ids = {int(index): value for index, value in self.metadata["category_ids"].items()}
+        self.input_format = self.metadata["channel_order"]
+        sides = self.metadata["shortest_side"], self.metadata["longest_side"]
+        self.resize = ResizeToFit(*sides, self.metadata["size"])
+
+    def canvas(self, image: torch.Tensor) -> tuple[int, int]:
+        """(H, W) of the network's input for a preprocessed image (3, h, w)."""
+        return self.metadata["size"] or tuple(max(side, MIN_SIDE) for side in image.shape[-2:])
+
+    def run(self, inputs: Sequence[dict]):
+        """
+        Preprocessed images of one size and one output size, at most as many as the batch of the file where that is
+        fixed -> scores (B, N), labels (B, N), masks (B, N, height, width) of all slots.
+        """
+        height, width = inputs[0]["image"].shape[-2:]
+        count = self.metadata["batch"] or len(inputs)
+        canvas = self.canvas(inputs[0]["image"])
+        images = torch.zeros((count, 3, *canvas), dtype=getattr(torch, self.metadata["dtype"]))
+        for image, x in zip(images, inputs):
+            image[:, :height, :width] = x["image"]
+        output_size = torch.tensor([inputs[0]["height"], inputs[0]["width"]])
+        found = self.program(images, torch.tensor([height, width]), output_size)
+        return tuple(x[: len(inputs)] for x in found)
+
+    def predict(self, inputs: Sequence[dict], score_threshold: float = 0.0) -> list[Instances]:
+        groups: dict[tuple, list[int]] = {}
+        for index, x in enumerate(inputs):
+            groups.setdefault((x["image"].shape, x["height"], x["width"]), []).append(index)
+        results = {}
+        for (_, height, width), members in groups.items():
+            step = self.metadata["batch"] or len(members)
+            for start in range(0, len(members), step):
+                part = members[start : start + step]
+                for index, *slots in zip(part, *self.run([inputs[i] for i in part])):
+                    results[index] = worthwhile(self._instances((height, width), *slots), score_threshold)
+        return [results[index] for index in range(len(inputs))]
+
+    def _instances(self, size: tuple, scores, labels, masks) -> Instances:
+        keep = (scores > 0).nonzero()[:, 0]
+        if len(keep) > self.metadata["max_detections"]:
+            keep = keep[best_slots(scores[keep], self.metadata["max_detections"])]
+        result = Instances(size)
+        result.pred_boxes = Boxes(boxes_of_masks(masks[keep]))
+        result.scores = scores[keep]
+        result.pred_classes = labels[keep]
+        result.pred_masks = masks[keep]
+        return result

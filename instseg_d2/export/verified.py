@@ -1,0 +1,56 @@
+"""Export and gate in one step: a file that is not the model is not kept."""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+
+from ..engine.predictor import Predictor
+from ..files import write_bytes, written_whole
+from .exporters import export
+from .parity import Parity, compare
+from .runtime import ExportedPredictor
+
+__all__ = ["ParityError", "export_verified"]
+
+logger = logging.getLogger(__name__)
+
+
+class ParityError(Exception):
+    """The exported file does not give what PyTorch gives; one sentence says where."""
+
+
+def export_verified(predictor: Predictor, path: str, format: str, files: Sequence[str], **options) -> Parity:
+    """
+    Export, run the file on images and compare; its description goes to ``<path>.json``.
+
+    Args:
+        files: image files to compare on.
+        options: of `export`.
+
+    Returns:
+        what the comparison found.
+
+    Raises:
+        ParityError: the file failed; nothing is left at ``path``.
+        ConfigError: see `export`.
+    """
+    with written_whole(path) as temporary:
+        information = export(predictor, str(temporary), format, **options)
+        parity = compare(predictor, ExportedPredictor(str(temporary)), files)
+        logger.info(
+            "%.1f MB; %d images, %d scores and %d masks compared: worst score difference %.2g, worst mask IoU %.4f; "
+            "PyTorch %.0f ms, exported %.0f ms",
+            os.path.getsize(temporary) / 1e6,
+            parity.images,
+            parity.scores,
+            parity.masks,
+            parity.score_difference,
+            parity.mask_iou,
+            parity.pytorch_ms,
+            parity.exported_ms,
+        )
+        if parity.failure:
+            raise ParityError(f"{path}: {parity.failure}; the file is not kept.")
+    write_bytes(f"{path}.json", json.dumps(information, indent=1).encode())
+    return parity

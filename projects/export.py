@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""Export a trained model to ONNX or PyTorch's .pt2, then check the file against PyTorch on real images."""
+
+import argparse
+import sys
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Example: %(prog)s --weights model_best.pth --format onnx --output x.onnx --dynamic --images photos/",
+    )
+    parser.add_argument("--weights", default="", help="checkpoint; without one the weights are random")
+    parser.add_argument("--config-file", default="", help="YAML config; not needed where the checkpoint carries it")
+    parser.add_argument("--format", required=True, choices=("onnx", "pt2"))
+    parser.add_argument("--output", required=True, help="file to write (.onnx or .pt2); FILE.json describes it")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="network input (default: the config's test size)"
+    )
+    parser.add_argument("--batch", type=int, default=1, help="images at a time (default %(default)s)")
+    parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width free")
+    parser.add_argument("--float", action="store_true", help="images as float32 instead of uint8")
+    parser.add_argument(
+        "--images", nargs="+", help="images, folders, globs or data sets to check with (default: the test data set)"
+    )
+    parser.add_argument("--max-images", type=int, default=4, help="check with so many (default %(default)s)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides KEY VALUE ...")
+    return parser.parse_args(arguments)
+
+
+def main(args) -> None:
+    import torch
+
+    from instseg_d2.config import ConfigError, load_config
+    from instseg_d2.engine.demo import find_inputs
+    from instseg_d2.engine.predictor import Predictor
+    from instseg_d2.export import ParityError, export_verified
+
+    if not args.output.endswith(f".{args.format}"):
+        raise ConfigError(f"{args.output}: name a file that ends in .{args.format}")
+    if args.dynamic and (args.size or args.batch != 1):
+        raise ConfigError("--dynamic leaves batch and size free: it goes without --batch and --size")
+    if args.max_images < 1:
+        raise ConfigError(f"--max-images must be at least 1; got {args.max_images}")
+    if args.images:
+        find_inputs(args.images)  # a wrong path is told before the model is loaded
+    opts = [*args.opts, "MODEL.DEVICE", "cpu"]
+    if args.weights:
+        predictor = Predictor.from_checkpoint(args.weights, args.config_file, opts)
+    else:
+        predictor = Predictor(load_config(args.config_file, opts), "")
+    try:
+        files = find_inputs(args.images or predictor.cfg.DATASETS.TEST)
+    except FileNotFoundError as error:
+        raise ConfigError(f"name images to check the file with (--images): {error}") from error
+    if not files:
+        raise ConfigError("name images to check the file with (--images): the config has no test data set")
+    try:
+        export_verified(
+            predictor,
+            args.output,
+            args.format,
+            files[: args.max_images],
+            size=args.size,
+            batch=args.batch,
+            dynamic=args.dynamic,
+            dtype=torch.float32 if args.float else torch.uint8,
+        )
+        args.passed = True
+    except ParityError as error:
+        sys.stderr.write(f"error: {error}\n")
+
+
+def run(arguments=None) -> int:
+    """Exit status: 0 if the file was written, 1 if it is not what PyTorch computes, 2 after an error of the user's."""
+    args = parse(arguments)
+    args.passed = False
+    from instseg_d2.engine.errors import run_script
+    from instseg_d2.engine.log import setup_logging
+
+    setup_logging()
+    return run_script(main, args) or int(not args.passed)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

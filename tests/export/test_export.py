@@ -1,0 +1,324 @@
+"""Exported SparseInst models against PyTorch's predictor, the gate that compares them, the scripts, the errors."""
+
+import importlib.util
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
+from PIL import Image
+
+from instseg_d2.config import ConfigError, load_config
+from instseg_d2.engine import Predictor
+from instseg_d2.export import ExportedPredictor, Parity, compare, export, export_verified
+from instseg_d2.modeling.sparseinst.encoder import adaptive_average
+from tests import tiny
+from tests.modeling.test_sparseinst import TINY
+
+PROJECTS = Path(__file__).resolve().parents[2] / "projects"
+NAMES = ["disk", "square", "ring"]
+SIZES = ((60, 80), (90, 70), (75, 75))  # of the images
+
+needs_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
+    reason="needs onnx, onnxscript and onnxruntime",
+)
+FORMATS = [pytest.param("onnx", marks=needs_onnx), "pt2"]
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging():
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    root.handlers[:] = before
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"{name}_script", PROJECTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images of three sizes."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for index, (height, width) in enumerate(SIZES):
+        coarse = generator.integers(0, 256, (6, 7, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((width, height), Image.BICUBIC).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(folder):
+    return sorted(str(file) for file in folder.iterdir())
+
+
+class ThreeMaps(Backbone):
+    """A ResNet's kinds of layers, few of them: large graphs take long to trace."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 7, 2, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(3, 2, 1))
+        self.steps = torch.nn.ModuleList(torch.nn.Conv2d(c, 2 * c, 3, 2, 1) for c in (8, 16, 32))
+        self.shortcuts = torch.nn.ModuleList(torch.nn.Conv2d(c, 2 * c, 1, 2) for c in (8, 16, 32))
+        self._out_features = ["res3", "res4", "res5"]
+        self._out_feature_strides = {"res3": 8, "res4": 16, "res5": 32}
+        self._out_feature_channels = {"res3": 16, "res4": 32, "res5": 64}
+
+    def forward(self, x):
+        maps, x = [], self.stem(x)
+        for step, shortcut in zip(self.steps, self.shortcuts):
+            x = F.relu(step(x) + shortcut(x))
+            maps.append(x)
+        return dict(zip(self._out_features, maps))
+
+
+@BACKBONE_REGISTRY.register()
+def build_three_maps_backbone(cfg, input_shape):
+    return ThreeMaps()
+
+
+def save_checkpoint(path, decoder, class_bias=0.0, backbone="build_three_maps_backbone"):
+    """A SparseInst with random weights that finds objects of many shapes."""
+    opts = ["MODEL.SPARSE_INST.DECODER.NAME", decoder, "MODEL.SPARSE_INST.DECODER.NUM_CLASSES", len(NAMES)]
+    opts += ["MODEL.BACKBONE.NAME", backbone, "INPUT.MIN_SIZE_TEST", 72, "INPUT.MAX_SIZE_TEST", 100]
+    cfg = load_config("", [*TINY, *opts])
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    branch = model.decoder.instance_branch
+    for layer in (branch.iam_conv, branch.class_logits, branch.mask_kernel):
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    torch.nn.init.constant_(branch.class_logits.bias, class_bias)
+    data = {"model": model.state_dict(), "cfg": cfg.dump(), "class_names": NAMES, "category_ids": [3, 5, 9]}
+    torch.save(data, path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("weights") / "giam.pth", "GroupIAMDecoder")
+
+
+@pytest.fixture(scope="module")
+def predictor(weights):
+    return Predictor.from_checkpoint(weights)
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def dynamic(request, predictor, files, tmp_path_factory):
+    """A file of free batch and size, loaded, and what its gate found."""
+    path = str(tmp_path_factory.mktemp("dynamic") / f"model.{request.param}")
+    parity = export_verified(predictor, path, request.param, files, dynamic=True)
+    return path, ExportedPredictor(path), parity
+
+
+def assert_same_instances(found, expected):
+    """Scores to 1e-3, masks to IoU 0.99; in the order of the slots, empty masks aside."""
+    expected = expected[expected.scores > 0]
+    assert len(found) == len(expected) > 2
+    torch.testing.assert_close(found.scores, expected.scores, atol=1e-3, rtol=0)
+    assert torch.equal(found.pred_classes, expected.pred_classes)
+    union = (found.pred_masks | expected.pred_masks).flatten(1).sum(1)
+    assert ((found.pred_masks & expected.pred_masks).flatten(1).sum(1) >= 0.99 * union).all()
+    torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor, atol=2, rtol=0)
+
+
+def test_free_batch_and_size_equal_the_predictor(dynamic, predictor, files):
+    path, exported, parity = dynamic
+    assert parity.failure == ""
+    assert parity.images == 6  # batches of 1, 2 and 1, and the first image turned with its mirrored copy
+    assert parity.masks > 30
+    assert (exported.class_names, exported.category_id(1)) == (NAMES, 5)
+    for file in files:
+        assert_same_instances(exported(file), predictor(file))
+    # Images of several sizes in one call: each as if it were alone.
+    for found, file in zip(exported.batch([*files, files[0]]), [*files, files[0]]):
+        assert_same_instances(found, predictor(file))
+    described = json.loads(Path(f"{path}.json").read_text())
+    assert described == exported.metadata
+    assert described["size"] is None
+
+
+@pytest.mark.parametrize(
+    ("format", "decoder", "dtype"),
+    [
+        pytest.param("onnx", "GroupIAMSoftDecoder", torch.float32, marks=needs_onnx),
+        ("pt2", "BaseIAMDecoder", torch.uint8),
+    ],
+)
+def test_fixed_batch_and_size(tmp_path, files, format, decoder, dtype):
+    weights = save_checkpoint(tmp_path / "model.pth", decoder, backbone="build_resnet_backbone")
+    predictor = Predictor.from_checkpoint(weights)
+    path = str(tmp_path / f"model.{format}")
+    parity = export_verified(predictor, path, format, files, size=(72, 96), batch=2, dtype=dtype)
+    assert parity.failure == ""
+    assert parity.images == 6
+    exported = ExportedPredictor(path)
+    record = exported.preprocess(files[1])  # 90 x 70: made smaller than the config says, to fit
+    assert record["image"].shape == (3, 72, 56)
+    results = exported.batch(files)
+    assert [x.image_size for x in results] == list(SIZES)
+    assert_same_instances(results[0], predictor(files[0]))  # 72 x 96 is padded to 96 x 96 in both
+
+
+def test_padding_does_not_matter(dynamic, predictor, files):
+    exported = dynamic[1]
+    record = exported.preprocess(files[0])
+    height, width = record["image"].shape[-2:]
+    sizes = torch.tensor([height, width]), torch.tensor([60, 80])
+    results = []
+    for value in (0, 200):
+        images = torch.full((1, 3, height + 5, width + 9), value, dtype=torch.uint8)
+        images[0, :, :height, :width] = record["image"]
+        results.append(exported.program(images, *sizes))
+    for first, second in zip(*results):
+        assert torch.equal(first, second)
+    assert results[0][2].shape == (1, 10, 60, 80)
+
+
+def test_the_gate_sees_other_weights(dynamic, weights, files):
+    for layer, change, message in (
+        ("class_logits", lambda x: x.bias.add_(0.02), "scores differ from PyTorch's by 0.00"),
+        ("mask_kernel", lambda x: x.weight.mul_(torch.linspace(0.7, 1.3, len(x.weight))[:, None]), "differ|IoU"),
+    ):
+        other = Predictor.from_checkpoint(weights)
+        with torch.no_grad():
+            change(getattr(other.model.decoder.instance_branch, layer))
+        assert re.search(message, compare(other, dynamic[1], files, repeats=1).failure)
+
+
+def test_the_gate_refuses_to_compare_nothing(dynamic, predictor, files, monkeypatch):
+    exported = dynamic[1]
+    program = exported.program
+    monkeypatch.setattr(exported, "program", lambda *inputs: tuple(torch.zeros_like(x) for x in program(*inputs)))
+    assert "nothing was compared" in compare(predictor, exported, files, repeats=1).failure
+
+
+def one_slot(score, label, pixels):
+    mask = torch.zeros(1, 10, 10, dtype=torch.bool)
+    mask.view(-1)[:pixels] = True
+    return torch.tensor([score]), torch.tensor([label]), mask
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "failure"),
+    [
+        # class scores, score, pixels of PyTorch; score, label, pixels of the file
+        (([0.8, 0.1], 0.5, 100), (0.5005, 0, 100), ""),
+        (([0.8, 0.1], 0.5, 100), (0.502, 0, 100), "scores differ"),
+        (([0.8, 0.1], 0.5, 100), (float("nan"), 0, 100), "nothing"),
+        (([0.8, 0.1], 0.5, 0), (0.5, 0, 0), "nothing"),
+        (([0.8, 0.1], 0.5, 100), (0.5, 1, 100), "scores differ"),
+        (([0.8, 0.7999], 0.5, 100), (0.5, 1, 100), ""),
+        (([0.8, 0.1], 0.5, 100), (0.5, 0, 99), ""),
+        (([0.8, 0.1], 0.5, 100), (0.5, 0, 98), "IoU 0.98"),
+        (([0.0051, 0.0], 0.004, 100), (0.0, 0, 100), "nothing"),
+        (([0.0061, 0.0], 0.004, 100), (0.004, 0, 100), ""),
+        (([0.0039, 0.0], 0.003, 100), (0.003, 0, 100), "scores differ"),
+    ],
+)
+def test_figures_of_the_gate_by_hand(expected, found, failure):
+    parity = Parity()
+    classes, score, pixels = expected
+    _, _, mask = one_slot(0.0, 0, pixels)
+    parity.add((torch.tensor([classes]), torch.tensor([score]), mask), one_slot(*found), 0.005)
+    assert parity.failure.startswith(failure) if failure == "" else failure in parity.failure
+    assert bool(parity.failure) == bool(failure)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 5), (3, 4), (7, 20), (12, 6), (13, 27)])
+def test_pooling_of_traced_graphs(monkeypatch, shape):
+    x = torch.randn(2, 3, *shape)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for size in (1, 2, 3, 6):
+        torch.testing.assert_close(adaptive_average(x, size), F.adaptive_avg_pool2d(x, size))
+
+
+def test_scripts(tmp_path, weights, folder, monkeypatch, capsys):
+    """Export by the script, then the same pictures and results from the file as from the checkpoint."""
+    path = tmp_path / "model.pt2"
+    words = ["--weights", weights, "--format", "pt2", "--output", str(path), "--images", str(folder)]
+    assert script("export").run([*words, "--size", "72", "96"]) == 0
+    assert "worst score difference" in capsys.readouterr().out
+    demo, results = script("demo"), []
+    for argument, value in (("--model", str(path)), ("--weights", weights)):
+        out = tmp_path / argument
+        words = [argument, value, "--input", str(folder), "--output", str(out), "--score-threshold", "0.2"]
+        assert demo.run(words) == 0
+        assert sorted(file.name for file in out.iterdir()) == ["0.jpg", "1.jpg", "2.jpg", "index.html", "results.json"]
+        found = json.loads((out / "results.json").read_text())
+        results.append([x for x in found if x["file_name"] != "1.png"])  # too high for 72 x 96: made smaller
+    assert len(results[0]) == len(results[1]) > 3
+    for found, expected in zip(*results):
+        assert found["score"] == pytest.approx(expected["score"], abs=1e-3)
+        for key in ("file_name", "image_id", "category_id", "category_name"):
+            assert found[key] == expected[key]
+
+    monkeypatch.setattr("instseg_d2.export.parity.MIN_IOU", 1.1)
+    monkeypatch.setattr("instseg_d2.export.verified.export", lambda predictor, to, *_, **__: shutil.copy(path, to))
+    failing = tmp_path / "failing" / "model.pt2"
+    words = ["--weights", weights, "--format", "pt2", "--output", str(failing), "--images", str(folder)]
+    capsys.readouterr()
+    assert script("export").run(words) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a mask has IoU" in line
+    assert list(failing.parent.iterdir()) == []
+
+
+def test_errors_are_one_sentence(tmp_path, predictor, weights, folder, monkeypatch, capsys):
+    with pytest.raises(ConfigError, match="BlendMask cannot be exported yet: only SparseInst can"):
+        export(Predictor(tiny.tiny_config(), ""), str(tmp_path / "a.onnx"), "onnx")
+    with pytest.raises(ConfigError, match="must be one of onnx, pt2; got tflite"):
+        export(predictor, str(tmp_path / "a.tflite"), "tflite")
+    with pytest.raises(ConfigError, match="batch must be at least 1"):
+        export(predictor, str(tmp_path / "a.pt2"), "pt2", batch=0)
+    (tmp_path / "a.pt2").write_bytes(b"nothing")
+    for name, kind, message in (
+        ("a.pth", ConfigError, "a file of .onnx or .pt2"),
+        ("b.pt2", FileNotFoundError, "b.pt2: there is no such file"),
+        ("a.pt2", ConfigError, "cannot be loaded"),
+    ):
+        with pytest.raises(kind, match=message):
+            ExportedPredictor(str(tmp_path / name))
+    common = ["--weights", weights, "--output", str(tmp_path / "c.onnx"), "--format"]
+    for words, message in (
+        ([*common, "pt2", "--images", str(folder)], "name a file that ends in .pt2"),
+        ([*common, "onnx", "--images", "absent/*.jpg"], "absent/*.jpg: no such file"),
+        ([*common, "onnx", "--images", str(folder), "--dynamic", "--batch", "2"], "--dynamic leaves batch"),
+        ([*common, "onnx"], "name images to check the file with (--images)"),
+        ([*common, "onnx", "--images", str(folder), "--max-images", "0"], "--max-images"),
+    ):
+        assert script("export").run(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+    words = ["--model", str(tmp_path / "a.pt2"), "--input", str(folder), "--output", str(tmp_path / "out")]
+    assert script("demo").run([*words, "MODEL.DEVICE", "cpu"]) == 2
+    assert "cannot be changed by a config" in capsys.readouterr().err
+
+
+def test_what_onnx_cannot_do(tmp_path, weights, monkeypatch):
+    predictor = Predictor.from_checkpoint(weights)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if "onnx" in name else find(name, *a))
+    with pytest.raises(ConfigError, match=r"need the packages onnx, onnxscript: pip install 'instseg_d2\[export\]'"):
+        export(predictor, str(tmp_path / "a.onnx"), "onnx", size=(32, 32))
+    (tmp_path / "a.onnx").write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match="need the packages onnxruntime"):
+        ExportedPredictor(str(tmp_path / "a.onnx"))
+
+    class DeformConv(torch.nn.Identity):
+        """Named as layers with deformable convolutions are."""
+
+    predictor.model.backbone.extra = DeformConv()
+    with pytest.raises(ConfigError, match="deformable convolutions cannot be exported to ONNX"):
+        export(predictor, str(tmp_path / "b.onnx"), "onnx")
