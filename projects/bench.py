@@ -8,22 +8,20 @@ import tempfile
 
 import cv2
 import torch
-from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from tabulate import tabulate
 
 import instseg_d2  # noqa: F401 (registers the methods)
 from instseg_d2.config import load_config
-from instseg_d2.data import InstanceDatasetMapper, make_shapes, register_coco
+from instseg_d2.data import make_shapes
 from instseg_d2.engine import run_script
-from instseg_d2.engine.benchmark import plain_module, stage_rows, training_row
+from instseg_d2.engine.benchmark import plain_module, stage_rows, training_row, training_samples
 from instseg_d2.ops.benchmark import format_table, op_table
 
 CONFIGS = [
     os.path.join(os.path.dirname(__file__), os.pardir, "configs", *name)
     for name in (("BlendMask", "R_50_1x.yaml"), ("SparseInst", "sparse_inst_r50_giam.yaml"))
 ]
-
 BATCH = 2  # images of the timed training step
 
 
@@ -50,15 +48,6 @@ def random_model(config_file: str, device: str):
     return cfg, model
 
 
-def training_samples(cfg, folder: str) -> list:
-    """A batch of shapes images as the config's mapper gives them, masks as bitmasks."""
-    if "bench_shapes" not in DatasetCatalog.list():
-        register_coco("bench_shapes", make_shapes(folder, "train", BATCH, 0), os.path.join(folder, "images"))
-    cfg.INPUT.MASK_FORMAT = "bitmask"
-    mapper = InstanceDatasetMapper(cfg, is_train=True)
-    return [mapper(record) for record in DatasetCatalog.get("bench_shapes")]
-
-
 def test_size(cfg) -> tuple:
     """(H, W) of a 3 : 4 image resized as at test time."""
     height = cfg.INPUT.MIN_SIZE_TEST
@@ -83,7 +72,7 @@ def main(args) -> None:
             print(f"\n{os.path.basename(config_file)}, one {size[0]} x {size[1]} image, random weights")
             print(tabulate(rows, headers=headers, floatfmt=".2f"))
             if hasattr(plain_module(model), "plain_losses"):
-                plain_ms, own_ms, ratio = training_row(model, training_samples(cfg, folder), args.repeats)
+                plain_ms, own_ms, ratio = training_row(model, training_samples(cfg, folder, BATCH), args.repeats)
                 print(
                     f"training step, {BATCH} images: plain {plain_ms:.0f} ms, optimised {own_ms:.0f} ms, {ratio:.2f}x"
                 )

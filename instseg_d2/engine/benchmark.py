@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import torch
+from detectron2.data import DatasetCatalog
 
+from ..data import InstanceDatasetMapper, make_shapes, register_coco
 from ..data.images import read_image
 from ..ops.benchmark import interleaved_medians
 from ..visualization import draw_instances
@@ -125,6 +128,17 @@ def stage_rows(model, path: str, size: tuple = (800, 1088), repeats: int = 5) ->
     for name, plain, *others in zip((*STAGES, "all"), *(timer.medians() for timer in timers)):
         rows.append([name, plain, *(value for other in others for value in (other, plain / other))])
     return headers, rows
+
+
+def training_samples(cfg, folder: str, count: int) -> list:
+    """The first `count` images with objects of generated shapes as the config's mapper gives them, bitmasks."""
+    name = "benchmark_shapes"
+    if name not in DatasetCatalog.list():
+        register_coco(name, make_shapes(folder, "train", 4 * count, 0), os.path.join(folder, "images"))
+    cfg = cfg.clone()
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    mapper = InstanceDatasetMapper(cfg, is_train=True)
+    return [sample for sample in map(mapper, DatasetCatalog.get(name)) if len(sample["instances"])][:count]
 
 
 def training_row(model, samples: list, repeats: int = 5) -> list:

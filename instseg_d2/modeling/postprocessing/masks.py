@@ -2,6 +2,7 @@
 
 import math
 
+import cv2
 import torch
 import torch.nn.functional as F
 
@@ -15,7 +16,10 @@ def boxes_of_masks(masks: torch.Tensor) -> torch.Tensor:
     zeros for an empty mask.
     """
     height, width = masks.shape[-2:]
-    rows, columns = masks.any(2), masks.any(1)
+    if len(masks) == 0:
+        return torch.zeros((0, 4), device=masks.device)
+    pixels = masks.view(torch.uint8)  # whose maximum is several times faster than `any` of bool
+    rows, columns = pixels.amax(2).bool(), pixels.amax(1).bool()
 
     def span(hits: torch.Tensor, size: int):
         positions = torch.arange(size, device=hits.device)
@@ -23,8 +27,6 @@ def boxes_of_masks(masks: torch.Tensor) -> torch.Tensor:
         last = torch.where(hits, positions + 1, 0).amax(1)
         return torch.minimum(first, last), last
 
-    if len(masks) == 0:
-        return torch.zeros((0, 4), device=masks.device)
     (x1, x2), (y1, y2) = span(columns, width), span(rows, height)
     return torch.stack([x1, y1, x2, y2], dim=1).float()
 
@@ -76,7 +78,8 @@ def _resize_part(result: torch.Tensor, mask: torch.Tensor, box, scale: int, crop
     """
     x1, y1 = max(box[0] - 2, 0), max(box[1] - 2, 0)
     part = mask[y1 : box[3] + 2, x1 : box[2] + 2]
-    part = F.interpolate(part[None, None], scale_factor=scale, mode="bilinear", align_corners=False)[0, 0]
+    size = (part.shape[1] * scale, part.shape[0] * scale)
+    part = torch.from_numpy(cv2.resize(part.contiguous().numpy(), size, interpolation=cv2.INTER_LINEAR))
     x1, y1 = x1 * scale, y1 * scale
     part = part[: crop[0] - y1, : crop[1] - x1]
     if part.numel() == 0:
