@@ -12,6 +12,7 @@ from torch import nn
 from instseg_d2.checkpoint import InstSegCheckpointer
 from instseg_d2.checkpoint.authors import convert_classifier, convert_sparseinst
 from instseg_d2.config import ConfigError, load_config
+from instseg_d2.engine.inference import optimize_for_inference
 from instseg_d2.engine.solver import build_optimizer
 from instseg_d2.layers import SelfOffsetDeformConv
 from instseg_d2.modeling.backbone import TimmBackbone, build_backbone
@@ -206,6 +207,15 @@ def test_stages_after_the_last_map_are_left_out():
     assert list(generic("test_resnet", "MODEL.TIMM.OUT_FEATURES", ["res3"]).net)[-1] == "layer2"
 
 
+def randomised(model):
+    for name, value in model.state_dict().items():
+        if name.endswith("running_var") or (name.endswith("weight") and value.dim() == 1):
+            value.uniform_(0.5, 1.5)
+        elif name.endswith("running_mean"):
+            value.normal_(std=0.1)
+    return model.eval()
+
+
 def batch_norms(module):
     return [m for m in module.modules() if hasattr(m, "running_var")]
 
@@ -221,6 +231,27 @@ def test_norms(name):
     before = {k: v.clone() for k, v in frozen.state_dict().items()}
     frozen.train()(torch.randn(1, 3, 64, 64))
     assert all(torch.equal(v, before[k]) for k, v in frozen.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["resnet_vd_dcn", "cspdarknet53", "pvt_b1"])
+def test_folded_for_inference(name):
+    """No batch norm is left, and the maps are the same."""
+    torch.manual_seed(0)
+    backbone = randomised(build_backbone(config(*AUTHORS[name][0])))
+    x = torch.randn(1, 3, 64, 64)
+    folded = optimize_for_inference(backbone)
+    assert bool(batch_norms(backbone)) == (name != "pvt_b1")
+    assert not batch_norms(folded)
+    with torch.no_grad():
+        for key, value in backbone(x).items():
+            scale = value.abs().max().item()
+            torch.testing.assert_close(folded(x)[key], value, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_frozen_norms_keep_the_type():
+    backbone = generic("test_resnet")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {m.dtype for m in backbone(torch.randn(1, 3, 64, 64)).values()} == {torch.bfloat16}
 
 
 def test_freezing():
@@ -284,15 +315,6 @@ def test_classification_weights_have_the_same_names(name):
     AUTHORS[name][1](weights, torch.zeros(1, 3, 64, 64))
     bare = {**weights, "fc.weight": torch.zeros(5, 5), "head.fc.bias": torch.zeros(5)}
     assert list(under("backbone.", convert_classifier(bare))) == list(convert_sparseinst(under("backbone.", weights)))
-
-
-def randomised(model):
-    for name, value in model.state_dict().items():
-        if name.endswith(("running_var", "bn1.weight", "bn2.weight", "bn3.weight")):
-            value.uniform_(0.5, 1.5)
-        elif name.endswith("running_mean"):
-            value.normal_(std=0.1)
-    return model.eval()
 
 
 def test_classification_files_of_timm_and_torchvision(tmp_path):

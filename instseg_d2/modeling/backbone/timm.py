@@ -10,6 +10,7 @@ from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
 from ...config import ConfigError
+from .timm_norms import fold_norms, freeze_norms
 
 NORMS = ("FrozenBN", "BN", "")
 
@@ -54,12 +55,6 @@ def _stage_indices(timm, name: str, strides: Sequence[int], arguments: dict) -> 
             f"{name} of timm has no map of stride {', '.join(missing)}; its strides: {', '.join(map(str, number))}."
         )
     return [number[stride] for stride in strides]
-
-
-def _with_frozen_norms(net: nn.Module) -> nn.Module:
-    from timm.layers import freeze_batch_norm_2d
-
-    return freeze_batch_norm_2d(net)
 
 
 class TimmBackbone(Backbone):
@@ -114,7 +109,7 @@ class TimmBackbone(Backbone):
                 # A residual branch that starts at zero would stay there.
                 if isinstance(layer, nn.BatchNorm2d) and not pretrained:
                     nn.init.ones_(layer.weight)
-            self.net = _with_frozen_norms(self.net)
+            self.net = freeze_norms(self.net)
         self._freeze(freeze_at)
 
     def _freeze(self, freeze_at: int) -> None:
@@ -125,7 +120,11 @@ class TimmBackbone(Backbone):
         if last not in names:
             raise ConfigError("this network of timm cannot be frozen in part: set MODEL.BACKBONE.FREEZE_AT to 0.")
         for name in names[: names.index(last) + 1]:
-            self.net[name] = _with_frozen_norms(self.net[name]).requires_grad_(False)
+            self.net[name] = freeze_norms(self.net[name]).requires_grad_(False)
+
+    def fold(self) -> None:
+        """For inference alone: batch norms become part of the convolutions before them."""
+        fold_norms(self.net)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """x (N, 3, H, W) -> name -> (N, C, H / stride, W / stride)."""

@@ -1,0 +1,61 @@
+"""Batch norms of timm's networks: frozen, or folded into the convolutions before them."""
+
+import torch
+from detectron2.layers import FrozenBatchNorm2d
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from ...layers import DeformConv
+
+
+class FrozenBatchNormAct2d(FrozenBatchNorm2d):
+    """The frozen form of timm's batch norms that end in an activation."""
+
+    def __init__(self, norm: nn.BatchNorm2d):
+        super().__init__(norm.num_features, norm.eps)
+        self.drop = norm.drop
+        self.act = norm.act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W), same type out."""
+        return self.act(self.drop(super().forward(x)))
+
+
+def freeze_norms(module: nn.Module) -> nn.Module:
+    """The module with Detectron2's frozen norms, which keep the input's type, for its batch norms; mostly in place."""
+    if isinstance(module, nn.BatchNorm2d):
+        acts = hasattr(module, "act")
+        frozen = FrozenBatchNormAct2d(module) if acts else FrozenBatchNorm2d(module.num_features, module.eps)
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            getattr(frozen, name).copy_(getattr(module, name).detach())
+        return frozen
+    for name, child in module.named_children():
+        setattr(module, name, freeze_norms(child))
+    return module
+
+
+def _pairs(net: nn.Module):
+    """(convolution, owner of the norm, the norm's name) wherever timm names or lines them up as one after the other."""
+    for module in net.modules():
+        children = dict(module.named_children())
+        if isinstance(module, nn.Sequential):
+            names = list(children)
+            pairs = [(children[a], b) for a, b in zip(names, names[1:])]
+        else:
+            pairs = [(children.get(f"conv{name[2:]}"), name) for name in children if name.startswith("bn")]
+        for conv, name in pairs:
+            last = conv[-1] if isinstance(conv, nn.Sequential) else conv
+            if type(last) is nn.Conv2d or isinstance(last, DeformConv):
+                yield last, module, name
+
+
+@torch.no_grad()
+def fold_norms(net: nn.Module) -> None:
+    """Fold frozen or evaluated batch norms of ResNets, CSPNets and their like into their convolutions, in place."""
+    for conv, owner, name in list(_pairs(net)):
+        norm = getattr(owner, name)
+        if isinstance(norm, (FrozenBatchNorm2d, nn.BatchNorm2d)):
+            conv.weight, conv.bias = fuse_conv_bn_weights(
+                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            )
+            setattr(owner, name, getattr(norm, "act", nn.Identity()))
