@@ -19,7 +19,7 @@ from ..data.images import read_image
 from ..modeling import InstanceSegmenter
 from ..visualization.overlay import class_name
 from .inference import optimize_for_inference
-from .memory import keep_freed_memory
+from .memory import tune_cpu
 from .model import build
 
 __all__ = ["ImagePredictor", "Predictor", "to_rgb", "worthwhile"]
@@ -181,7 +181,7 @@ class Predictor(ImagePredictor):
         if optimize:
             self.model = optimize_for_inference(self.model)
             if self.cfg.MODEL.DEVICE == "cpu":
-                keep_freed_memory()
+                tune_cpu()
         self.resize = T.ResizeShortestEdge(
             [self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MIN_SIZE_TEST], self.cfg.INPUT.MAX_SIZE_TEST
         )

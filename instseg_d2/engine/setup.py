@@ -17,7 +17,7 @@ from ..config import CLASS_COUNT_KEYS, ConfigError, load_config, set_num_classes
 from ..data import DatasetError, check_same_classes, class_names, register_coco
 from ..files import write_bytes
 from .log import setup_logging
-from .memory import keep_freed_memory
+from .memory import tune_cpu
 
 __all__ = ["argument_parser", "setup"]
 
@@ -152,7 +152,7 @@ def setup(args) -> CfgNode:
         _fit_to_training_data(cfg)
     _fit_device(cfg, args.num_gpus)
     if cfg.MODEL.DEVICE == "cpu":
-        keep_freed_memory()
+        tune_cpu()
     cfg.freeze()
 
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)

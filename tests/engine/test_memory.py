@@ -1,10 +1,11 @@
-"""Freed memory stays with the process, or goes back, as asked."""
+"""Freed memory stays with the process, or goes back, as asked; denormal numbers are 0."""
 
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from instseg_d2.engine.memory import keep_freed_memory
 
@@ -33,3 +34,11 @@ def test_page_faults():
 def test_other_c_libraries_are_left_alone(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
     assert keep_freed_memory() is False
+
+
+def test_denormals_are_flushed():
+    code = "import torch; from instseg_d2.engine.memory import tune_cpu; tune_cpu(); x = torch.full((9,), 1e-30); "
+    code += "print(float((x * 1e-10).sum()))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert float(printed) == 0
+    assert float(torch.full((9,), 1e-30).mul(1e-10).sum()) > 0  # untouched here
