@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -68,7 +69,9 @@ class Pt2Program:
 
     def __init__(self, path: str):
         files = {METADATA: ""}
-        self.module = torch.export.load(path, extra_files=files).module()
+        with warnings.catch_warnings():  # it warns of its own way to read weights
+            warnings.simplefilter("ignore")
+            self.module = torch.export.load(path, extra_files=files).module()
         self.text = files[METADATA]
 
     @torch.no_grad()
