@@ -19,6 +19,8 @@ def add_instancefcn_config(cfg: CfgNode) -> None:
     node.NEGATIVE_SHIFT = 24.0  # and closer than this in both axes
     node.WINDOWS_PER_IMAGE = 256  # sampled in training
     node.POSITIVE_FRACTION = 0.5  # at most; negatives fill up
+    # What a cell of a mask learns: "center", whether the object covers its centre, or "share", how much it covers.
+    node.CELL_TARGET = "center"
 
     # Shorter sides at which an image is looked at; INPUT.MAX_SIZE_TEST limits the longer one.
     node.SCALES_TEST = (119, 178, 267, 400, 600, 900)

@@ -358,6 +358,7 @@ def test_explain():
     [
         (["MODEL.INSTANCE_FCN.SCORE", "both"], "SCORE is 'both'"),
         (["MODEL.INSTANCE_FCN.GRID", 22], "GRID is 22"),
+        (["MODEL.INSTANCE_FCN.CELL_TARGET", "mean"], "CELL_TARGET is 'mean'"),
         (["MODEL.INSTANCE_FCN.IN_FEATURE", "conv5"], "IN_FEATURE is conv5"),
         (["MODEL.INSTANCE_FCN.SCALES_TEST", ()], "SCALES_TEST"),
         ([*CLASSIFIED, "MODEL.INSTANCE_FCN.CLASSIFIER_SCALE", 600], "CLASSIFIER_SCALE is 600"),

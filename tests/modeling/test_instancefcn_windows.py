@@ -142,8 +142,9 @@ def instances_of(masks, polygons=False):
     return instances
 
 
+@pytest.mark.parametrize("kind", ["center", "share"])
 @pytest.mark.parametrize("mask_size", [21, 15])
-def test_mask_targets_are_those_of_the_loop(mask_size):
+def test_mask_targets_are_those_of_the_loop(mask_size, kind):
     generator = torch.Generator().manual_seed(3)
     stride, size = 8, (14, 17)
     pictures = [torch.rand(3, 100, 131, generator=generator) < 0.5, torch.zeros(0, 112, 90, dtype=torch.bool)]
@@ -153,7 +154,7 @@ def test_mask_targets_are_those_of_the_loop(mask_size):
     objects = torch.stack([torch.arange(6) % (len(x) + 1) for x in pictures])
     used = torch.ones(3, 6, dtype=torch.bool)
     sampled = SampledWindows(positives, used, positives, used, objects)
-    masks = [cell_masks(instances_of(x), size, stride) for x in pictures]
+    masks = [cell_masks(instances_of(x), size, stride, kind) for x in pictures]
     targets, inside = mask_targets(masks, sampled, mask_size)
     for image, picture in enumerate(pictures):
         for slot in range(6):
@@ -163,10 +164,13 @@ def test_mask_targets_are_those_of_the_loop(mask_size):
                     row, column = y - mask_size // 2 + i, x - mask_size // 2 + j
                     on_map = 0 <= row < size[0] and 0 <= column < size[1]
                     assert bool(inside[image, slot, i, j]) == on_map
-                    py, px = row * 8 + 4, column * 8 + 4
                     index = int(objects[image, slot])
-                    seen = on_map and index < len(picture) and py < picture.shape[1] and px < picture.shape[2]
-                    assert bool(targets[image, slot, i, j]) == (seen and bool(picture[index, py, px]))
+                    expected = 0.0
+                    if on_map and index < len(picture):
+                        cell = picture[index, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
+                        # Beyond the picture there is nothing.
+                        expected = float(cell.sum() / 64 if kind == "share" else cell[4:5, 4:5].any())
+                    assert float(targets[image, slot, i, j]) == expected
 
 
 def test_polygons_and_bitmasks_give_the_same_cells():
@@ -215,7 +219,7 @@ def test_losses_are_those_of_the_loop(used):
     generator = torch.Generator().manual_seed(1)
     objectness = torch.randn(2, 50, generator=generator, requires_grad=True)
     logits = torch.randn(2, 4, 5, 5, generator=generator, requires_grad=True)
-    targets = torch.rand(2, 4, 5, 5, generator=generator) < 0.5
+    targets = (torch.rand(2, 4, 5, 5, generator=generator) < 0.5).float()
     inside = torch.rand(2, 4, 5, 5, generator=generator) < 0.7
     positives = torch.randint(0, 50, (2, 4), generator=generator)
     negatives = torch.randint(0, 50, (2, 9), generator=generator)

@@ -18,7 +18,7 @@ def window_losses(
     Args:
         objectness: (N, H * W) logits.
         mask_logits: (N, P, m, m) of the positive slots' windows.
-        targets, inside: (N, P, m, m) bool, see `mask_targets`.
+        targets, inside: (N, P, m, m), see `mask_targets`.
 
     Returns:
         loss_window_objectness: logistic loss, mean over the sampled windows of the batch.
@@ -32,7 +32,7 @@ def window_losses(
 
         right = F.softplus(-objectness.gather(1, sampled.positives)) * positives
         wrong = F.softplus(objectness.gather(1, sampled.negatives)) * negatives
-        cells = F.binary_cross_entropy_with_logits(mask_logits, targets.float(), reduction="none") * inside
+        cells = F.binary_cross_entropy_with_logits(mask_logits, targets, reduction="none") * inside
         masks = cells.sum((2, 3)) / inside.sum((2, 3)).clamp(min=1) * positives
         return {
             "loss_window_objectness": (right.sum() + wrong.sum()) / num_windows,

@@ -83,6 +83,7 @@ class InstanceFCN(nn.Module):
                 negative_shift=node.NEGATIVE_SHIFT,
                 windows_per_image=node.WINDOWS_PER_IMAGE,
                 positive_fraction=node.POSITIVE_FRACTION,
+                cell_target=node.CELL_TARGET,
             ),
             "limits": ProposalLimits(
                 top_windows=node.TOP_WINDOWS,
@@ -110,7 +111,7 @@ class InstanceFCN(nn.Module):
                 )
             )
             sampled = sample_windows(torch.stack(labels), torch.stack(objects), self.rules)
-            masks = [cell_masks(x, size, self.stride) for x in gt_instances]
+            masks = [cell_masks(x, size, self.stride, self.rules.cell_target) for x in gt_instances]
             targets, inside = mask_targets(masks, sampled, self.mask_size)
             top, left = window_corners(sampled.positives, size[1], self.mask_size)
             image = torch.arange(len(top), device=top.device)[:, None].expand_as(top)

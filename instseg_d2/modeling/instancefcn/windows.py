@@ -13,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 
+from ...config import ConfigError
+
+CELL_TARGETS = ("center", "share")
+
 
 @dataclass(frozen=True)
 class WindowRules:
@@ -27,6 +31,8 @@ class WindowRules:
             2^(+-octaves) and closer than ``shift`` pixels in both axes.
         windows_per_image: windows sampled of an image.
         positive_fraction: largest share of positive ones; negatives fill up.
+        cell_target: what a cell of the mask should be: "center", whether the object covers its centre, or "share", how
+            much of the cell it covers.
     """
 
     canonical_size: float = 96.0
@@ -36,6 +42,13 @@ class WindowRules:
     negative_shift: float = 24.0
     windows_per_image: int = 256
     positive_fraction: float = 0.5
+    cell_target: str = "center"
+
+    def __post_init__(self):
+        if self.cell_target not in CELL_TARGETS:
+            raise ConfigError(
+                f"MODEL.INSTANCE_FCN.CELL_TARGET is {self.cell_target!r}; it must be one of {', '.join(CELL_TARGETS)}."
+            )
 
 
 @dataclass
@@ -148,27 +161,34 @@ def sample_windows(labels: torch.Tensor, objects: torch.Tensor, rules: WindowRul
     return SampledWindows(positives, positives_used, negatives, negatives_used, objects.gather(1, positives))
 
 
-def cell_masks(instances: Instances, size: tuple, stride: int) -> torch.Tensor:
+def cell_masks(instances: Instances, size: tuple, stride: int, kind: str = "center") -> torch.Tensor:
     """
-    The objects' masks at the centres of the (H, W) = ``size`` cells, and an empty one: (G + 1, H, W) bool on the
-    device of the boxes.
+    What the objects are at the (H, W) = ``size`` cells, and an empty object at the end, on the device of the boxes.
+
+    Args:
+        kind: "center", the mask at the cell's centre, or "share", the share of the cell that the mask covers.
+
+    Returns:
+        (G + 1, H, W) float32, 0 to 1.
     """
     masks = instances.gt_masks
     if isinstance(masks, PolygonMasks):
         masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
-    half = stride // 2
-    masks = masks.tensor[:, half::stride, half::stride].to(instances.gt_boxes.device)
-    height, width = masks.shape[-2:]
-    return F.pad(masks, (0, size[1] - width, 0, size[0] - height, 0, 1))
+    masks = masks.tensor.to(instances.gt_boxes.device)
+    (height, width), (rows, columns) = masks.shape[-2:], size
+    masks = F.pad(masks, (0, columns * stride - width, 0, rows * stride - height, 0, 1))
+    if kind == "center":
+        return masks[:, stride // 2 :: stride, stride // 2 :: stride].float()
+    return masks.view(-1, rows, stride, columns, stride).sum((2, 4), dtype=torch.int32) / stride**2
 
 
 def mask_targets(masks: Sequence[torch.Tensor], sampled: SampledWindows, mask_size: int):
     """
     Args:
-        masks: for each image (G + 1, H, W) bool, see `cell_masks`.
+        masks: for each image (G + 1, H, W), see `cell_masks`.
 
     Returns:
-        targets: (N, P, m, m) bool, the masks of the positive slots' objects at the windows' cells.
+        targets: (N, P, m, m) float32, the masks of the positive slots' objects at the windows' cells.
         inside: (N, P, m, m) bool, the cells that lie on the feature map; the others are to be ignored.
     """
     height, width = masks[0].shape[-2:]
@@ -180,4 +200,4 @@ def mask_targets(masks: Sequence[torch.Tensor], sampled: SampledWindows, mask_si
     inside = inside_y[..., :, None] & inside_x[..., None, :]
     objects = (sampled.objects + starts[:, None])[..., None, None]
     rows, columns = rows.clamp(0, height - 1)[..., :, None], columns.clamp(0, width - 1)[..., None, :]
-    return torch.cat(list(masks))[objects, rows, columns] & inside, inside
+    return torch.cat(list(masks))[objects, rows, columns] * inside, inside
