@@ -4,5 +4,14 @@ from . import reference
 from .assemble_instances import assemble_instances
 from .blend_masks import blend_masks
 from .extension import has_extension
+from .mask_prob import grown_windows, mask_prob, window_offsets
 
-__all__ = ["assemble_instances", "blend_masks", "has_extension", "reference"]
+__all__ = [
+    "assemble_instances",
+    "blend_masks",
+    "grown_windows",
+    "has_extension",
+    "mask_prob",
+    "reference",
+    "window_offsets",
+]

@@ -7,6 +7,8 @@
 #include <limits>
 #include <optional>
 
+#include "argument_checks.h"
+
 namespace instseg_d2 {
 
 // N images, M boxes, P masks, K bases of H x W, attention A x A, output R x R.
@@ -23,9 +25,7 @@ inline BlendSizes check_blend_masks(
     const std::optional<at::Tensor>& box_index,
     int64_t resolution) {
   const auto same_device = [&](const at::Tensor& tensor, const char* name) {
-    TORCH_CHECK_VALUE(
-        tensor.device() == bases.device(),
-        "blend_masks: ", name, " is on ", tensor.device(), ", it should be on the device of bases, ", bases.device());
+    check_same_device("blend_masks", tensor, name, bases, "bases");
   };
   same_device(boxes, "boxes");
   same_device(batch_index, "batch_index");
@@ -37,13 +37,7 @@ inline BlendSizes check_blend_masks(
       boxes.dim() == 2 && boxes.size(1) == 4 && boxes.is_floating_point(),
       "blend_masks: boxes should be (M, 4) floating-point pixels x1, y1, x2, y2, got ",
       boxes.scalar_type(), " of shape ", boxes.sizes());
-  const auto is_index = [](const at::Tensor& tensor, int64_t length) {
-    return tensor.dim() == 1 && tensor.size(0) == length && tensor.scalar_type() == at::kLong;
-  };
-  TORCH_CHECK_VALUE(
-      is_index(batch_index, boxes.size(0)),
-      "blend_masks: batch_index should be int64 of shape (M,) = (", boxes.size(0), ",), got ",
-      batch_index.scalar_type(), " of shape ", batch_index.sizes());
+  check_index("blend_masks", batch_index, "batch_index", boxes.size(0), "M");
   TORCH_CHECK_VALUE(
       attention.dim() == 4 && attention.size(1) == bases.size(1) && attention.size(2) > 0 &&
           attention.size(2) == attention.size(3),
@@ -55,10 +49,7 @@ inline BlendSizes check_blend_masks(
       attention.scalar_type());
   if (box_index.has_value()) {
     same_device(*box_index, "box_index");
-    TORCH_CHECK_VALUE(
-        is_index(*box_index, attention.size(0)),
-        "blend_masks: box_index should be int64 of shape (P,) = (", attention.size(0), ",), got ",
-        box_index->scalar_type(), " of shape ", box_index->sizes());
+    check_index("blend_masks", *box_index, "box_index", attention.size(0), "P");
   } else {
     TORCH_CHECK_VALUE(
         attention.size(0) == boxes.size(0),

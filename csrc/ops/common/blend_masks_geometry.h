@@ -7,11 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__) || defined(__HIPCC__)
-#define INSTSEG_HOST_DEVICE __host__ __device__ inline
-#else
-#define INSTSEG_HOST_DEVICE inline
-#endif
+#include "host_device.h"
 
 namespace instseg_d2 {
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/util/Exception.h>
 
 #include <optional>
 #include <vector>
@@ -22,9 +21,7 @@ inline Groups group_by_box(const BlendSizes& sizes, const std::optional<at::Tens
   std::vector<int64_t> place(sizes.boxes + 1, 0); // counts of the boxes before, then where the next mask goes
   for (int64_t p = 0; p < sizes.masks; ++p) {
     const int64_t m = box_of(p);
-    TORCH_CHECK_INDEX(
-        m >= 0 && m < sizes.boxes,
-        "blend_masks: box_index[", p, "] is ", m, ", it should be at least 0 and below M = ", sizes.boxes);
+    check_index_range("blend_masks", "box_index", p, m, sizes.boxes, "M");
     ++place[m + 1];
   }
   Groups groups;

@@ -44,9 +44,7 @@ class BlendMasks {
         size_(sizes.resolution),
         row_(sizes.bases * size_) {
     for (int64_t m = 0; m < sizes.boxes; ++m) {
-      TORCH_CHECK_INDEX(
-          image(m) >= 0 && image(m) < sizes.images,
-          "blend_masks: batch_index[", m, "] is ", image(m), ", it should be at least 0 and below N = ", sizes.images);
+      check_index_range("blend_masks", "batch_index", m, image(m), sizes.images, "N");
     }
     for (int p = 0; p < sizes.resolution; ++p) {
       taps_.push_back(resize_tap<T>(sizes.attention, sizes.resolution, p, nearest));
