@@ -13,6 +13,7 @@ CROP_SCHEMES = ("before_resize", "detr")
 # Methods whose own default is not before_resize.
 METHOD_CROP_SCHEME = {"ISTR": "detr", "SparseInst": "detr"}
 DETR_SIZES = (400, 500, 600)  # pixels of the shorter side, before the crop of DETR's scheme
+LSJ_SIZE = 1024  # pixels of the square that large-scale jitter fills
 
 
 class RandomCropAroundInstance(T.RandomCrop):
@@ -65,12 +66,19 @@ def build_augmentations(cfg, is_train: bool) -> list:
     With a crop of DETR's scheme (Carion et al., arXiv 2005.12872, section 4): flip; for half of the images resizing of
     the shorter side to 400, 500 or 600, however long the other, and the crop; rotation; the final resizing.
 
+    With LSJ_AUG (large-scale jitter: Ghiasi et al., arXiv 2012.07177) instead: flip, scales 0.1 to 2 of 1024 pixels, a
+    crop of 1024 x 1024, smaller images filled up with grey.
+
     Read from INPUT: CROP.{ENABLED, SCHEME, TYPE, SIZE, CROP_INSTANCE}, IS_ROTATE, MIN_SIZE_*, MAX_SIZE_*,
     MIN_SIZE_TRAIN_SAMPLING, RANDOM_FLIP and HFLIP_TRAIN (a horizontal flip needs both).
     """
     if not is_train:
         return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
     before, after = [], _flip(cfg)
+    if cfg.LSJ_AUG:
+        # Beyond the image there is no object, so masks are filled up with 0.
+        crop = T.FixedSizeCrop((LSJ_SIZE, LSJ_SIZE), pad_value=128.0, seg_pad_value=0)
+        return [*after, T.ResizeScale(0.1, 2.0, LSJ_SIZE, LSJ_SIZE), crop]
     if cfg.INPUT.CROP.ENABLED:
         scheme = cfg.INPUT.CROP.SCHEME or METHOD_CROP_SCHEME.get(cfg.MODEL.META_ARCHITECTURE, "before_resize")
         if scheme not in CROP_SCHEMES:

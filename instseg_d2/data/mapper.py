@@ -20,7 +20,7 @@ __all__ = ["InstanceDatasetMapper"]
 logger = logging.getLogger(__name__)
 
 # Methods that learn from masks whatever MODEL.MASK_ON says: their authors' files leave it out.
-MASK_METHODS = ("SparseInst",)
+MASK_METHODS = ("ISTR", "SparseInst")
 
 
 class InstanceDatasetMapper:
@@ -89,7 +89,7 @@ class InstanceDatasetMapper:
             "image_format": cfg.INPUT.FORMAT,
             "use_masks": cfg.MODEL.MASK_ON or cfg.MODEL.META_ARCHITECTURE in MASK_METHODS,
             "mask_format": cfg.INPUT.MASK_FORMAT,
-            "crops": is_train and cfg.INPUT.CROP.ENABLED,
+            "crops": is_train and (cfg.INPUT.CROP.ENABLED or cfg.LSJ_AUG),
             "rotates": is_train and cfg.INPUT.IS_ROTATE,
             "semantic_target": is_train and cfg.MODEL.BASIS_MODULE.LOSS_ON,
         }
