@@ -9,7 +9,7 @@ from collections.abc import Callable
 from .adelaidet import FCOS_HEAD, convert_adelaidet
 from .embedmask import MASK_TOWER, convert_embedmask
 from .imagenet import convert_classifier, is_classifier
-from .istr import convert_istr
+from .istr import SWIN_BLOCK, convert_istr, convert_swin
 from .renaming import StateDict
 from .sparseinst import convert_sparseinst
 from .vgg import VGG16_LAST_CONV, convert_vgg16
@@ -21,6 +21,7 @@ __all__ = [
     "convert_istr",
     "convert_sparseinst",
     "convert_state_dict",
+    "convert_swin",
     "convert_vgg16",
     "is_classifier",
 ]
@@ -31,6 +32,7 @@ _FAMILIES: tuple[tuple[str, Callable[[StateDict], StateDict]], ...] = (
     (MASK_TOWER, convert_embedmask),
     ("encoder.fpn_laterals.", convert_sparseinst),
     ("pos_embeddings.", convert_istr),
+    (SWIN_BLOCK, convert_swin),
     (VGG16_LAST_CONV, convert_vgg16),
 )
 

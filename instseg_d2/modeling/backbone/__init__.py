@@ -4,6 +4,7 @@ from .dilated_resnet import build_dilated_resnet_backbone
 from .fcos_fpn import FPNWithBottomUp, LastLevelP6, build_fcos_resnet_fpn_backbone
 from .resnet import build_backbone, build_resnet
 from .sparseinst import build_cspnet_backbone, build_pyramid_vision_transformer, build_resnet_vd_backbone
+from .swin import SwinBackbone, build_swint_fpn_backbone
 from .timm import TimmBackbone, build_timm_backbone
 from .vgg import VGG16, build_vgg16_backbone
 
@@ -11,6 +12,7 @@ __all__ = [
     "VGG16",
     "FPNWithBottomUp",
     "LastLevelP6",
+    "SwinBackbone",
     "TimmBackbone",
     "build_backbone",
     "build_cspnet_backbone",
@@ -19,6 +21,7 @@ __all__ = [
     "build_pyramid_vision_transformer",
     "build_resnet",
     "build_resnet_vd_backbone",
+    "build_swint_fpn_backbone",
     "build_timm_backbone",
     "build_vgg16_backbone",
 ]
