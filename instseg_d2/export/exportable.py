@@ -34,8 +34,8 @@ class ExportableSparseInst(nn.Module):
     def forward(self, images: torch.Tensor, image_size: torch.Tensor, output_size: torch.Tensor):
         """
         Args:
-            images: (B, 3, H, W) uint8 or float, RGB, 0-255, not normalised; any height and width: padding to a multiple
-                of 32 happens here.
+            images: (B, 3, H, W) uint8 or float, RGB, 0-255, not normalised; any height and width (above 32 in a file
+                of free size): padding to a multiple of 32 happens here.
             image_size: (2,) int64, the rows and columns of every image that are picture, from the top left corner; the
                 rest is padding whose values do not matter.
             output_size: (2,) int64, height and width of the wanted masks.

@@ -29,7 +29,7 @@ def metadata(predictor: Predictor, *, size, batch: int, dynamic: bool, dtype: to
     return {
         "method": type(model).__name__,
         "inputs": {
-            "images": "(B, 3, H, W), RGB, 0-255, not normalised",
+            "images": "(B, 3, H, W), RGB, 0-255, not normalised; free sides are above 32",
             "image_size": "(2,) int64: rows and columns of the images that are picture, the rest is padding",
             "output_size": "(2,) int64: height and width of the masks",
         },
