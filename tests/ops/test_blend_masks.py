@@ -414,12 +414,10 @@ def test_benchmark_table():
     from instseg_d2.ops import benchmark
 
     rows = benchmark.op_table(repeats=1)
-    assert [(row.op, row.direction) for row in rows] == [
-        ("blend_masks", "forward"),
-        ("blend_masks", "forward+backward"),
-    ] * 2
+    assert [row.direction for row in rows] == ["forward", "forward+backward"] * (len(rows) // 2)
+    assert {row.op for row in rows} == {"assemble_instances", "blend_masks", "mask_prob"}
     assert all(row.kernel_ms > 0 and row.ratio == row.reference_ms / row.kernel_ms for row in rows)
-    assert len(benchmark.format_table(rows).splitlines()) == 5
+    assert len(benchmark.format_table(rows).splitlines()) == len(rows) + 1
 
 
 @pytest.mark.gpu
