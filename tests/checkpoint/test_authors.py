@@ -27,6 +27,9 @@ LISTS = {
     "sparseinst_cspdarknet53.txt": "SparseInst/sparse_inst_cspdarknet53_giam.yaml",
     "sparseinst_pvt_b1.txt": "SparseInst/sparse_inst_pvt_b1_giam.yaml",
     "sparseinst_pvt_b2_li.txt": "SparseInst/sparse_inst_pvt_b2_li_giam.yaml",
+    "istr_v1_R50.txt": "ISTR/ISTR-R50-3x.yaml",
+    "istr_v2_PCA_R50.txt": "ISTR/ISTR-PCA-R50-3x.yaml",
+    "istr_v2_AE_R50.txt": "ISTR/ISTR-AE-R50-3x.yaml",
 }
 
 

@@ -31,7 +31,7 @@ def test_masks_follow_the_image(tmp_path, rle):
     for _ in range(8):
         mapped = mapper(sample)
         assert mapped["image"].shape == (3, 1024, 1024)
-        white = mapped["image"][0] > 200
+        white = mapped["image"][0] > 128
         masks = mapped["instances"].gt_masks.tensor
         if len(masks):
             assert (masks[0] != white).float().mean() < 0.005

@@ -32,7 +32,7 @@ def zigzag(size: int, count: int) -> torch.Tensor:
         pairs += [pair for pair in diagonal if max(pair) < size]
         if len(pairs) >= count:
             break
-    return torch.tensor(pairs[:count])
+    return torch.tensor(pairs[:count], device="cpu")
 
 
 @MASK_EMBEDDING_REGISTRY.register()

@@ -3,6 +3,7 @@ One refinement head of ISTR (figure 2 of the paper) and its parts. B images, N q
 R x R cells of the RoI feature (7), K classes, D numbers of a mask code.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -180,4 +181,4 @@ def init_heads(heads: Sequence[nn.Module], prior: float) -> None:
         for parameter in head.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
-        nn.init.constant_(head.class_logits.bias, torch.logit(torch.tensor(prior)).item())
+        nn.init.constant_(head.class_logits.bias, math.log(prior / (1 - prior)))
