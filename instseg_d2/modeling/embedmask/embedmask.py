@@ -21,7 +21,7 @@ from .pixel_embedding import PixelHead
 from .proposals import ProposalHead
 from .targets import GroundTruth
 from .versions import Version, fcos_arguments, mask_stride, version_of
-from .window_masks import WindowMasks, detection_windows, window_sides
+from .window_masks import WindowMasks, detection_windows
 
 LOSS_NAMES = {"loss_fcos_cls": "loss_cls", "loss_fcos_loc": "loss_reg", "loss_fcos_ctr": "loss_centerness"}
 
@@ -139,8 +139,7 @@ class EmbedMask(InstanceSegmenter):
         windows = detection_windows(boxes, self.stride, self.log_masks, size)
         values = ops.mask_prob(pixels, embeddings, margins, windows, image_index)
         values, fill = (values, -10.0) if self.log_masks else (values.exp(), 0.0)
-        cells = window_sides(windows).prod(1)
-        starts = cells.cumsum(0) - cells
+        starts = ops.window_offsets(windows)[:-1]
         for result, *parts in zip(found, starts.split(counts), windows.split(counts)):
             result.masks = WindowMasks(values, *parts, size, fill)
             result.remove("rows")

@@ -3,12 +3,14 @@ Masks that are known inside windows and constant around them. D masks, P cells o
 """
 
 from dataclasses import dataclass
+from typing import Optional
 
 import torch
+import torch.nn.functional as F
 
 from ... import ops
 
-# Output pixels that are computed at a time.
+# Output pixels that exist as numbers at a time where all masks are made at once.
 CHUNK_PIXELS = 1 << 19
 
 
@@ -119,15 +121,16 @@ class WindowMasks:
         values[starts[window] + (y - top) * (right - left) + x - left] = self.values[self.starts[window] + number]
         return WindowMasks(values, starts, grown, self.size, self.fill)
 
-    def resize(self, size: tuple, crop: tuple, threshold: float) -> torch.Tensor:
+    def resize(self, size: tuple, crop: tuple, threshold: float, packed: Optional[bool] = None) -> torch.Tensor:
         """
         The maps resized bilinearly (align_corners False) to ``size`` (H, W), compared and cropped.
 
-        Only the pixels that a window reaches are computed, a bounded number at a time: around them is the fill, which
-        must not pass the threshold.
+        Only the pixels that a window reaches are computed, some at a time: around them is the fill, which must not pass
+        the threshold.
 
         Args:
             crop: (H, W), at most ``size``; threshold: pixels strictly above it are True.
+            packed: all masks at once, not one after the other; default: on a GPU.
 
         Returns:
             (D, *crop) bool.
@@ -135,14 +138,36 @@ class WindowMasks:
         masks = torch.zeros((len(self), *crop), dtype=torch.bool, device=self.values.device)
         if masks.numel() == 0:
             return masks
-        (y0, y1, wy), (x0, x1, wx) = (_neighbours(*axis, masks.device) for axis in zip(self.size, size, crop))
+        axes = [_neighbours(*axis, masks.device) for axis in zip(self.size, size, crop)]
+        (y0, y1, _), (x0, x1, _) = axes
         # A window reaches a pixel when one of its two columns and one of its two rows of cells lie inside.
         left, top, right, bottom = self.windows.T.contiguous()
-        reached = [
-            torch.searchsorted(cells, edge) for cells, edge in ((x1, left), (y1, top), (x0, right), (y0, bottom))
-        ]
-        reached = torch.stack(reached, dim=1) * (window_sides(self.windows)[:, :1] > 0)
+        edges = ((x1, left), (y1, top), (x0, right), (y0, bottom))
+        reached = torch.stack([torch.searchsorted(cells, edge) for cells, edge in edges], dim=1)
+        reached = reached * (window_sides(self.windows)[:, :1] > 0)
+        write = self._resize_packed if (masks.is_cuda if packed is None else packed) else self._resize_each
+        write(masks, reached, axes, threshold)
+        return masks
 
+    def _resize_each(self, masks: torch.Tensor, reached: torch.Tensor, axes, threshold: float) -> None:
+        """Write the reached pixels (D, 4) mask after mask: on a CPU many small tensors beat one large gather."""
+        (y0, y1, wy), (x0, x1, wx) = axes
+        rows = torch.cat([reached, self.windows, self.starts[:, None]], dim=1).tolist()
+        for mask, (left, top, right, bottom, x, y, x2, y2, start) in zip(masks, rows):
+            if left >= right or top >= bottom:
+                continue
+            part = self.values[start : start + (x2 - x) * (y2 - y)].view(y2 - y, x2 - x)
+            part = F.pad(part, (1, 1, 1, 1), value=self.fill)
+            weight = wx[left:right]
+            near, far = (part[:, cells[left:right] - (x - 1)] for cells in (x0, x1))
+            part = near * (1 - weight) + far * weight
+            weight = wy[top:bottom, None]
+            near, far = (part[cells[top:bottom] - (y - 1)] for cells in (y0, y1))
+            mask[top:bottom, left:right] = near * (1 - weight) + far * weight > threshold
+
+    def _resize_packed(self, masks: torch.Tensor, reached: torch.Tensor, axes, threshold: float) -> None:
+        """Write the reached pixels (D, 4) of all masks at once, in chunks."""
+        (y0, y1, wy), (x0, x1, wx) = axes
         bordered = self._bordered()
         row = bordered.windows[:, 2] - bordered.windows[:, 0]
         origin = bordered.starts - bordered.windows[:, 1] * row - bordered.windows[:, 0]
@@ -156,4 +181,3 @@ class WindowMasks:
             below = values[lower + near] * (1 - weight) + values[lower + far] * weight
             weight = wy[y]
             masks[mask, y, x] = above * (1 - weight) + below * weight > threshold
-        return masks
