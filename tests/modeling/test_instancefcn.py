@@ -7,6 +7,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torchvision.ops import nms
 
 from instseg_d2.config import ConfigError, load_config, set_num_classes
 from instseg_d2.modeling.instancefcn.inference import ProposalLimits, best_segments, paste, segments_of_windows
@@ -223,6 +224,20 @@ def test_suppression_and_count():
     )
     kept = best_segments(segments, ProposalLimits(nms_threshold=0.95, max_proposals=3))
     assert kept.scores.tolist() == pytest.approx([0.9, 0.6, 0.5])
+
+
+@pytest.mark.parametrize("side", [10.0, 400.0])
+def test_suppression_of_many(side):
+    """The first few segments alone, or all, as it needs: the same as all of them at once."""
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(300, 2, generator=generator) * 50
+    segments = Instances((500, 500))
+    segments.pred_boxes = Boxes(torch.cat([corner, corner + side], 1))
+    segments.scores = torch.rand(300, generator=generator)
+    found = best_segments(segments, ProposalLimits(nms_threshold=0.8, max_proposals=12))
+    keep = nms(segments.pred_boxes.tensor, segments.scores, 0.8)
+    assert torch.equal(found.scores, segments.scores[keep[:12]])
+    assert (len(keep) < 12) == (side > 100)
 
 
 def test_pasting():

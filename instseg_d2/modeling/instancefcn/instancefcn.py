@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_proposal_generator, build_roi_heads
+from detectron2.modeling import META_ARCH_REGISTRY, build_proposal_generator, build_roi_heads
 from detectron2.structures import ImageList, Instances
 from torch import nn
 
 from ...config import ConfigError
+from ..backbone import build_backbone
 from ..meta_arch import InstanceSegmenter
 from .explain import explain_image
 from .inference import as_proposals, best_segments, paste, rescaled
