@@ -77,15 +77,19 @@ template <typename scalar, typename T>
 void backward(const scalar* const grad, const int64_t* windows, const AssembleSizes& sizes, T* const sums) {
   const int64_t size = sizes.mask, width = sizes.width, plane = sizes.height * width;
   const int64_t planes = sizes.grid * sizes.grid;
+  std::vector<int> first_cells;
+  for (int part = 0; part <= sizes.grid; ++part) {
+    first_cells.push_back(first_of(part, sizes));
+  }
   at::parallel_for(0, planes, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) {
-      const int part_row = k / sizes.grid, part_column = k % sizes.grid;
-      for (int64_t w = 0; w < sizes.windows; ++w) {
-        const Window window(windows + 3 * w, sizes);
-        const int first = std::max(first_of(part_column, sizes), window.first_column);
-        const int last = std::min(first_of(part_column + 1, sizes), window.last_column);
-        const int last_row = std::min(first_of(part_row + 1, sizes), window.last_row);
-        for (int i = std::max(first_of(part_row, sizes), window.first_row); i < last_row; ++i) {
+    for (int64_t w = 0; w < sizes.windows; ++w) {
+      const Window window(windows + 3 * w, sizes);
+      for (int64_t k = begin; k < end; ++k) {
+        const int row = k / sizes.grid, column = k % sizes.grid;
+        const int first = std::max(first_cells[column], window.first_column);
+        const int last = std::min(first_cells[column + 1], window.last_column);
+        const int last_row = std::min(first_cells[row + 1], window.last_row);
+        for (int i = std::max(first_cells[row], window.first_row); i < last_row; ++i) {
           const scalar* from = grad + (w * size + i) * size;
           T* to = sums + (window.image * planes + k) * plane + (window.top + i) * width;
           for (int j = first; j < last; ++j) {
