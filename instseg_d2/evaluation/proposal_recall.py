@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 from typing import Optional
 
+import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
@@ -125,8 +126,9 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         order = np.argsort(-instances.scores.cpu().numpy(), kind="stable")[: self._limits[-1]]
         encoded = []
         for start in range(0, len(order), MASKS_AT_ONCE):
-            masks = instances.pred_masks[order[start : start + MASKS_AT_ONCE].tolist()].cpu().numpy()
-            encoded += mask_util.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8))
+            masks = instances.pred_masks[order[start : start + MASKS_AT_ONCE].tolist()].cpu().numpy().view(np.uint8)
+            columns = np.stack([cv2.transpose(mask) for mask in masks])  # pycocotools runs down the columns
+            encoded += mask_util.encode(columns.transpose(2, 1, 0))
         return encoded
 
     def _count(self, ious, areas, classes):
