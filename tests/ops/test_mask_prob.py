@@ -417,6 +417,17 @@ def test_without_the_extension(monkeypatch, requires_grad):
     assert calls == [1]
 
 
+def test_benchmark_compares_the_same_values():
+    from instseg_d2.ops import benchmark
+
+    inputs = benchmark.mask_prob_inputs()
+    inside, whole = ops.mask_prob(**inputs), benchmark.mask_prob_products(**inputs).view(100, 200, 336)
+    for m in (0, 50, 99):
+        x1, y1, x2, y2 = inputs["windows"][m].tolist()
+        first, last = ops.window_offsets(inputs["windows"])[m : m + 2]
+        torch.testing.assert_close(inside[first:last], whole[m, y1:y2, x1:x2].flatten(), rtol=0, atol=1e-3)
+
+
 def test_window_offsets():
     windows = torch.tensor([[0, 0, 3, 2], [4, 4, 4, 9], [1, 2, 6, 3]])
     assert ops.window_offsets(windows).tolist() == [0, 6, 6, 11]
