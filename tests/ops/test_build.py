@@ -98,6 +98,15 @@ def test_one_library_for_every_python(sources):
 
 def test_requirements_leave_torch_and_detectron2_to_the_user(sources):
     assert setup_py(sources, "egg_info", INSTSEG_NO_EXT="1").returncode == 0
-    required = (sources / "instseg_d2.egg-info" / "requires.txt").read_text().split()
-    assert sorted(required) == ["fvcore", "numpy", "opencv-python", "pycocotools", "safetensors", "scipy", "tqdm"]
+    required, *extras = (sources / "instseg_d2.egg-info" / "requires.txt").read_text().split("[")
+    assert sorted(required.split()) == [
+        "fvcore",
+        "numpy",
+        "opencv-python",
+        "pycocotools",
+        "safetensors",
+        "scipy",
+        "tqdm",
+    ]
+    assert sorted(extra.split("]")[0] for extra in extras) == ["export", "istr", "timm"]
     assert (sources / "instseg_d2.egg-info" / "top_level.txt").read_text().split() == ["instseg_d2"]
