@@ -6,6 +6,7 @@ from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, RawMask, build_ma
 from .fitting import ensure_fitted, fit_embedding, held_out_split
 from .heads import ISTRHeads
 from .istr import ISTR
+from .mask_head import MaskEmbeddingHead
 from .masks import TrainingMasks
 from .pca import PCA
 from .reconstruction import reconstruction_ious
@@ -18,6 +19,7 @@ __all__ = [
     "PCA",
     "ISTRHeads",
     "MaskEmbedding",
+    "MaskEmbeddingHead",
     "RawMask",
     "TrainingMasks",
     "build_mask_embedding",

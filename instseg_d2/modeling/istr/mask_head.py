@@ -1,0 +1,94 @@
+"""
+ISTR's mask codes inside the boxes of any detector. M boxes of the batch, C channels, S the side of an encoded mask.
+"""
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY, BaseMaskRCNNHead
+from detectron2.structures import Instances
+
+from ...config import ConfigError
+from ..losses.dice import paired_dice
+from .embedding import MaskEmbedding, build_mask_embedding
+from .head import MASK_ROI_SIZE, RoIMaskBranch
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class MaskEmbeddingHead(BaseMaskRCNNHead):
+    """
+    Mask head that predicts the code of a mask, class-agnostic, and decodes it: version 2's mask branch and losses
+    (IEEE TIP 33) on the pooled features of Detectron2's GeneralizedRCNN.
+
+    The embedding is that of MODEL.ISTR; it needs MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION 28.
+    """
+
+    @configurable
+    def __init__(
+        self, *, branch: RoIMaskBranch, mask_embedding: MaskEmbedding, code_weight=1.0, dice_weight=5.0, **kwargs
+    ):
+        """
+        Args:
+            code_weight, dice_weight: of smooth L1 on the codes and of dice on the decoded masks.
+            kwargs: loss_weight and vis_period of Detectron2's BaseMaskRCNNHead.
+        """
+        super().__init__(**kwargs)
+        self.branch = branch
+        self.mask_embedding = mask_embedding
+        self.code_weight = code_weight
+        self.dice_weight = dice_weight
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        size = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
+        if not isinstance(input_shape, ShapeSpec) or size != MASK_ROI_SIZE:
+            raise ConfigError(
+                f"MaskEmbeddingHead reads pooled features: set MODEL.ROI_MASK_HEAD.POOLER_TYPE ROIAlignV2 and "
+                f"POOLER_RESOLUTION {MASK_ROI_SIZE}."
+            )
+        embedding = build_mask_embedding(cfg)
+        return {
+            **super().from_config(cfg, input_shape),
+            "branch": RoIMaskBranch(input_shape.channels, embedding.dim),
+            "mask_embedding": embedding,
+            "code_weight": cfg.MODEL.ISTR.FEAT_WEIGHT,
+            "dice_weight": 5.0 if cfg.MODEL.ISTR.MASK_WEIGHT is None else cfg.MODEL.ISTR.MASK_WEIGHT,
+        }
+
+    def losses(self, codes: torch.Tensor, instances: list[Instances]) -> torch.Tensor:
+        """
+        Args:
+            codes: (M, D) of the foreground proposals.
+            instances: of each image, with proposal_boxes and gt_masks.
+
+        Returns:
+            Weighted smooth L1 of the codes plus dice of the decoded masks, the mean over the proposals.
+        """
+        with torch.autocast(codes.device.type, enabled=False):
+            codes = codes.float()
+            size = self.mask_embedding.size
+            crops = [x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, size) for x in instances if len(x)]
+            crops = [codes.new_zeros((0, size, size)), *(x.to(codes.device).float() for x in crops)]
+            crops = torch.cat(crops)
+            error = F.smooth_l1_loss(codes, self.mask_embedding.encode(crops), reduction="none").mean(1)
+            masks = self.mask_embedding.decode(codes)
+            dice = 1 - paired_dice(masks.flatten(1), crops.flatten(1), eps=1e-5)
+            return (self.code_weight * error + self.dice_weight * dice).sum() / max(len(codes), 1)
+
+    def forward(self, features: torch.Tensor, instances: list[Instances]):
+        """
+        Args:
+            features: (M, C, 28, 28).
+            instances: of each image; foreground proposals in training, else with pred_boxes and pred_classes.
+
+        Returns:
+            In training {"loss_mask": scalar}; else the instances with pred_masks (D, 1, S, S).
+        """
+        codes = self.branch(None, features)[0]
+        if self.training:
+            return {"loss_mask": self.loss_weight * self.losses(codes, instances)}
+        masks = self.mask_embedding.decode(codes)[:, None]
+        for x, part in zip(instances, masks.split([len(x) for x in instances])):
+            x.pred_masks = part
+        return instances

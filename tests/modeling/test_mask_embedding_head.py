@@ -1,0 +1,84 @@
+"""Mask codes by name in Detectron2's Mask R-CNN."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2 import model_zoo
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes
+from detectron2.utils.events import EventStorage
+
+import instseg_d2.modeling  # noqa: F401 (registers)
+from instseg_d2.config import ConfigError, get_cfg, set_num_classes
+from instseg_d2.modeling.istr.mask_head import MaskEmbeddingHead
+from tests.tiny import random_batch
+
+ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
+TINY = [
+    "MODEL.DEVICE", "cpu",
+    "MODEL.WEIGHTS", "",
+    "MODEL.BACKBONE.FREEZE_AT", 0,
+    "MODEL.RESNETS.DEPTH", 18,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
+    "MODEL.FPN.OUT_CHANNELS", 16,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN", 30,
+    "MODEL.RPN.POST_NMS_TOPK_TEST", 10,
+    "MODEL.ROI_BOX_HEAD.FC_DIM", 16,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
+    "TEST.DETECTIONS_PER_IMAGE", 5,
+    "MODEL.ROI_MASK_HEAD.NAME", "MaskEmbeddingHead",
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 28,
+    "MODEL.ISTR.MASK_FEAT_DIM", 20,
+]  # fmt: skip
+
+
+def tiny_config(*opts):
+    cfg = get_cfg()
+    cfg.merge_from_file(model_zoo.get_config_file(ZOO))
+    cfg.merge_from_list([*TINY, *opts])
+    set_num_classes(cfg, 3)
+    return cfg
+
+
+@pytest.mark.parametrize("method", ["DCT", "AE"])
+def test_trains_and_infers_by_name(method):
+    torch.manual_seed(0)
+    model = build_model(tiny_config("MODEL.ISTR.MASK_ENCODING_METHOD", method))
+    for counts in ((2, 1), (0, 0)):
+        with EventStorage():
+            losses = model(random_batch(counts))
+        assert torch.isfinite(losses["loss_mask"])
+        assert (losses["loss_mask"] > 0) == (sum(counts) > 0)
+        sum(losses.values()).backward()
+        grads = {name: p.grad for name, p in model.roi_heads.mask_head.named_parameters() if p.requires_grad}
+        assert all(g is not None and torch.isfinite(g).all() for g in grads.values())
+        model.zero_grad()
+    (output,) = model.eval()(random_batch([1]))
+    found = output["instances"]
+    assert found.pred_masks.shape == (len(found), 96, 128)
+    assert found.pred_masks.dtype == torch.bool
+
+
+def test_losses_by_hand():
+    """Smooth L1 of the codes and five times dice of the decoded masks, the mean over the proposals."""
+    torch.manual_seed(0)
+    head = MaskEmbeddingHead(tiny_config("MODEL.ISTR.MASK_ENCODING_METHOD", "DCT"), ShapeSpec(channels=8))
+    instances = [x["instances"] for x in random_batch([2, 0, 1])]
+    for x in instances:
+        x.proposal_boxes = Boxes(x.gt_boxes.tensor + 3.0)
+    codes = torch.randn(3, 20)
+    found = head.losses(codes, instances)
+    expected, embedding = 0.0, head.mask_embedding
+    pairs = [(x[i], code) for (x, i), code in zip(((instances[0], 0), (instances[0], 1), (instances[2], 0)), codes)]
+    for x, code in pairs:
+        crop = x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, 112)[0].float()
+        mask = embedding.decode(code[None])[0]
+        dice = 2 * (mask * crop).sum() / ((mask**2).sum() + (crop**2).sum() + 1e-5)
+        expected += F.smooth_l1_loss(code, embedding.encode(crop[None])[0]) + 5 * (1 - dice)
+    torch.testing.assert_close(found, expected / 3)
+
+
+def test_the_pooled_features_have_to_fit():
+    with pytest.raises(ConfigError, match="POOLER_RESOLUTION 28"):
+        MaskEmbeddingHead(tiny_config("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 14), ShapeSpec(channels=8))
