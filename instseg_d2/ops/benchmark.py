@@ -88,11 +88,11 @@ def mask_prob_inputs(device: str = "cpu") -> dict[str, Tensor]:
 def mask_prob_products(
     pixel_embeddings: Tensor, proposal_embeddings: Tensor, margins: Tensor, windows: Tensor, image_index: Tensor
 ) -> Tensor:
-    """(M, H * W) of one image, over its whole map: the square expanded, its sums as two matrix products."""
+    """(M, H * W) of one image, over its whole map: the square expanded, its sums as one matrix product."""
     planes = pixel_embeddings[0].flatten(1)
     weighted = margins * proposal_embeddings
     constant = -(weighted * proposal_embeddings).sum(dim=1, keepdim=True)
-    return torch.addmm(torch.addmm(constant, margins, planes.square(), alpha=-1), weighted, planes, alpha=2)
+    return torch.addmm(constant, torch.cat([-margins, 2 * weighted], dim=1), torch.cat([planes.square(), planes]))
 
 
 def assemble_instances_inputs(device: str = "cpu") -> dict:
