@@ -114,7 +114,11 @@ def test_versions_by_keys(values, version):
         ({"MASK_SCALE_FACTOR": 3}, "MASK_SCALE_FACTOR 3"),
         ({"MASK_SCALE_FACTOR": 8}, "MASK_SCALE_FACTOR 8"),
         ({"FPN_STRIDES": [4, 8, 16, 32, 64]}, "FPN_STRIDES names 4"),
-        ({"FPN_INTEREST_SPLIT": [64]}, "one less"),
+        ({"MASK_SCALE_FACTOR": 0}, "MASK_SCALE_FACTOR is 0"),
+        ({"FPN_INTEREST_SPLIT": [64]}, "EMBED_MASK: 5 FPN_STRIDES.*one less"),
+        ({"FPN_STRIDES": [128, 64, 32, 16, 8], "MASK_SCALE_FACTOR": 2}, "finest first"),
+        ({"MASK_TH": 0.0}, "MASK_TH is 0.0"),
+        ({"EMBED_DIM": 1, "VERSION": "v2"}, "EMBED_DIM is 1"),
         ({"NORM": "XN"}, "norm 'XN'"),
     ],
 )

@@ -93,7 +93,7 @@ def cells(window):
     return {(x, y) for x in range(x1, x2) for y in range(y1, y2)}
 
 
-def test_windows_hold_the_sheets_cells():
+def test_windows_hold_the_cells_of_their_definition():
     generator = torch.Generator().manual_seed(0)
     boxes = torch.rand(30, 4, generator=generator) * 90
     boxes[:, 2:] = torch.maximum(boxes[:, :2], boxes[:, 2:])

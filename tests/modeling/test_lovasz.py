@@ -99,3 +99,10 @@ def test_half_precision_is_computed_in_float32():
     loss = lovasz_hinge(logits, labels, objects, 1)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, lovasz_hinge(logits.float(), labels, objects, 1))
+
+
+def test_nan_stays_nan():
+    logits = torch.tensor([3.0, float("nan"), -3.0, 1.5])
+    losses = lovasz_hinge(logits, torch.tensor([True, True, False, True]), torch.tensor([0, 0, 1, 1]), 2)
+    assert torch.isnan(losses[0])
+    assert losses[1] == 0

@@ -17,7 +17,9 @@ def embedding_colors(embedding: torch.Tensor) -> np.ndarray:
     points = embedding.flatten(1).T.double()
     points = points - points.mean(0)
     _, directions = torch.linalg.eigh(points.T @ points)
-    colors = points @ directions.flip(1)[:, :3]
+    colors = torch.nn.functional.pad(points, (0, max(0, 3 - points.shape[1])))
+    colors[:, : points.shape[1]] = points @ directions.flip(1)
+    colors = colors[:, :3]
     low, high = (torch.quantile(colors[:: max(1, len(colors) // 100_000)], q, dim=0) for q in (0.01, 0.99))
     colors = ((colors - low) / (high - low).clamp(min=1e-12)).clamp(0, 1) * 255
     return colors.round().byte().view(*embedding.shape[1:], 3).cpu().numpy()

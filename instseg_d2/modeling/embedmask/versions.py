@@ -62,6 +62,8 @@ def version_of(cfg) -> Version:
 def mask_stride(cfg) -> int:
     """Input pixels of a cell of the pixel embeddings: the finest stride divided by MASK_SCALE_FACTOR."""
     node = cfg.MODEL.EMBED_MASK
+    if node.MASK_SCALE_FACTOR < 1:
+        raise ConfigError(f"MODEL.EMBED_MASK.MASK_SCALE_FACTOR is {node.MASK_SCALE_FACTOR}; it must be at least 1.")
     stride = node.FPN_STRIDES[0] // node.MASK_SCALE_FACTOR
     if stride * node.MASK_SCALE_FACTOR != node.FPN_STRIDES[0] or stride % 2:
         raise ConfigError(
@@ -90,6 +92,15 @@ def fcos_arguments(cfg, input_shape) -> dict:
         raise ConfigError("MODEL.EMBED_MASK.NORM_REG_TARGETS and CENTERNESS_ON_REG must be True.")
     if node.IOU_LOSS_TYPE not in ("giou", "iou", "linear_iou"):
         raise ConfigError(f"MODEL.EMBED_MASK.IOU_LOSS_TYPE is {node.IOU_LOSS_TYPE!r}; use giou, iou or linear_iou.")
+    if not 1e-4 <= node.MASK_TH < 1:
+        raise ConfigError(f"MODEL.EMBED_MASK.MASK_TH is {node.MASK_TH}; it is a probability from 0.0001 to 1.")
+    if node.EMBED_DIM < 2:
+        raise ConfigError(f"MODEL.EMBED_MASK.EMBED_DIM is {node.EMBED_DIM}; it must be at least 2.")
+    if len(node.FPN_INTEREST_SPLIT) != len(node.FPN_STRIDES) - 1 or list(node.FPN_STRIDES) != sorted(node.FPN_STRIDES):
+        raise ConfigError(
+            f"MODEL.EMBED_MASK: {len(node.FPN_STRIDES)} FPN_STRIDES, finest first, need one less "
+            f"FPN_INTEREST_SPLIT; got {len(node.FPN_INTEREST_SPLIT)}."
+        )
     names = {stride: f"p{stride.bit_length() - 1}" for stride in node.FPN_STRIDES}
     wrong = [stride for stride, name in names.items() if name not in input_shape or input_shape[name].stride != stride]
     if wrong:

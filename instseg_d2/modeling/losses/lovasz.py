@@ -22,7 +22,7 @@ def lovasz_hinge(logits: torch.Tensor, labels: torch.Tensor, objects: torch.Tens
     errors = 1 - torch.where(labels, logits, -logits)
     positives = torch.zeros(num_objects, dtype=torch.int64, device=logits.device)
     positives.index_add_(0, objects, labels.long())  # of each object
-    wrong = (errors.detach() > 0).nonzero()[:, 0]
+    wrong = (~(errors.detach() <= 0)).nonzero()[:, 0]  # NaN too: a diverged network must not look right
     errors, labels, objects = errors[wrong], labels[wrong], objects[wrong]
 
     # One sort for all objects. The bits of a positive float32 grow with it: within an object, the largest error first.
