@@ -163,35 +163,15 @@ def _object_proposal(model, rows, ltrb, proposals, box, grid):
     return proposals[rows[good]]
 
 
-def plain_losses(model: EmbedMask, images: ImageList, gt_instances: Sequence[Instances]) -> dict:
+def plain_mask_losses(model: EmbedMask, pixels, proposals, outputs, positives, masks, gt_instances) -> dict:
     """
-    What ``model.losses`` returns, with the assignment and the losses of FCOS as they are.
+    The losses of the embeddings alone.
 
     Args:
-        gt_instances: of ``model.gt_instances(batched_inputs)``.
+        pixels: (N, D, h, w) pixel embeddings; proposals: (R, C) embedding and margin of every row.
+        outputs, positives: of FCOS; masks: one (H, W) bool an object on the padded batch.
     """
-    levels, pixels = _dense_outputs(model, images)
-    fcos, criterion, dim = model.proposal_generator, model.criterion, pixels.shape[1]
-    logits, distances, quality, proposals = (flatten_levels(maps) for maps in list(zip(*levels))[:4])
-    grid = LocationGrid(len(gt_instances), [x[0].shape[-2:] for x in levels], fcos.head.strides, pixels.device)
-    outputs = HeadOutputs(grid, logits, distances, quality[:, 0], [level[4] for level in levels])
-    (height, width), (h, w) = images.tensor.shape[-2:], pixels.shape[-2:]
-    masks = []
-    for x in gt_instances:
-        bitmasks = x.gt_masks
-        if isinstance(bitmasks, PolygonMasks):
-            bitmasks = BitMasks.from_polygon_masks(bitmasks, *x.image_size)
-        rest = (0, width - x.image_size[1], 0, height - x.image_size[0])
-        masks += F.pad(bitmasks.tensor.to(pixels.device), rest)
-
-    def in_mask(objects, xy):
-        inside = (xy[:, 0] < width) & (xy[:, 1] < height)
-        pairs = zip(inside.tolist(), objects.tolist(), xy.long().tolist())
-        return torch.tensor([ok and bool(masks[k][y, x]) for ok, k, (x, y) in pairs], dtype=torch.bool).to(xy.device)
-
-    positives = fcos.match(outputs, gt_instances, in_mask if model.sample_in_mask else None)
-    losses = {LOSS_NAMES[name]: loss for name, loss in fcos.losses(outputs, positives, gt_instances)[0].items()}
-
+    criterion, dim, (h, w) = model.criterion, pixels.shape[1], pixels.shape[-2:]
     mask_sum, smooth_sum, index = pixels.sum() * 0, pixels.sum() * 0, 0
     for image, x in enumerate(gt_instances):
         means, regions, smooth = [], [], 0.0
@@ -221,7 +201,40 @@ def plain_losses(model: EmbedMask, images: ImageList, gt_instances: Sequence[Ins
             total = total + _lovasz(p.log() - (1 - p).log(), target.flatten().float())
         mask_sum = mask_sum + total / (len(x) if criterion.averaged else len(means))
         smooth_sum = smooth_sum + smooth / len(x)
+    losses = {}
     if criterion.averaged:
         losses["smooth_loss"] = criterion.smooth_weight * smooth_sum / len(gt_instances)
     losses["mask_loss"] = criterion.mask_weight * mask_sum / len(gt_instances)
+    return losses
+
+
+def plain_losses(model: EmbedMask, images: ImageList, gt_instances: Sequence[Instances]) -> dict:
+    """
+    What ``model.losses`` returns, with the assignment and the losses of FCOS as they are.
+
+    Args:
+        gt_instances: of ``model.gt_instances(batched_inputs)``.
+    """
+    levels, pixels = _dense_outputs(model, images)
+    fcos = model.proposal_generator
+    logits, distances, quality, proposals = (flatten_levels(maps) for maps in list(zip(*levels))[:4])
+    grid = LocationGrid(len(gt_instances), [x[0].shape[-2:] for x in levels], fcos.head.strides, pixels.device)
+    outputs = HeadOutputs(grid, logits, distances, quality[:, 0], [level[4] for level in levels])
+    height, width = images.tensor.shape[-2:]
+    masks = []
+    for x in gt_instances:
+        bitmasks = x.gt_masks
+        if isinstance(bitmasks, PolygonMasks):
+            bitmasks = BitMasks.from_polygon_masks(bitmasks, *x.image_size)
+        rest = (0, width - x.image_size[1], 0, height - x.image_size[0])
+        masks += F.pad(bitmasks.tensor.to(pixels.device), rest)
+
+    def in_mask(objects, xy):
+        inside = (xy[:, 0] < width) & (xy[:, 1] < height)
+        pairs = zip(inside.tolist(), objects.tolist(), xy.long().tolist())
+        return torch.tensor([ok and bool(masks[k][y, x]) for ok, k, (x, y) in pairs], dtype=torch.bool).to(xy.device)
+
+    positives = fcos.match(outputs, gt_instances, in_mask if model.sample_in_mask else None)
+    losses = {LOSS_NAMES[name]: loss for name, loss in fcos.losses(outputs, positives, gt_instances)[0].items()}
+    losses.update(plain_mask_losses(model, pixels, proposals, outputs, positives, masks, gt_instances))
     return losses
