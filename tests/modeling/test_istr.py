@@ -201,3 +201,20 @@ def test_explain():
     (panels,) = model.explain(random_batch([1], 70, 100), max_instances=2)
     assert [title for title, _ in panels] == [f"head {i}" for i in range(1, 7)]
     assert all(picture.shape == (70, 100, 3) for _, picture in panels)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gpu_agrees(method, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    batch = random_batch([3, 2])
+    losses = []
+    for device in ("cpu", "cuda"):
+        model = tiny_istr(*FEW_HEADS, method=method).to(device)
+        losses.append(model(batch))
+        sum(losses[-1].values()).backward()
+        assert missing_gradients(model) == []
+        assert model.eval()(batch)
+    for name, value in losses[0].items():
+        torch.testing.assert_close(losses[1][name].cpu(), value, rtol=1e-2, atol=1e-4)

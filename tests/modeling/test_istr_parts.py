@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.modeling import build_model
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from torch import nn
 
-from instseg_d2.config import ConfigError
+from instseg_d2.config import ConfigError, load_config
 from instseg_d2.modeling.istr.criterion import class_cost, code_cost
 from instseg_d2.modeling.istr.head import (
     DynamicAttention,
@@ -24,7 +25,7 @@ from instseg_d2.modeling.istr.heads import Predictions
 from instseg_d2.modeling.istr.pooler import PyramidPooler
 from instseg_d2.modeling.istr.targets import Targets
 from tests.tiny import random_batch
-from tests.tiny_istr import tiny_istr
+from tests.tiny_istr import TINY, tiny_istr
 
 
 def pyramid(batch=2, channels=5, height=96, width=128):
@@ -188,8 +189,6 @@ def test_initial_weights(num_classes, method):
 
 def test_start_of_the_refinement():
     model = tiny_istr()
-    fresh = type(model.initial_boxes).__name__, torch.tensor([[0.5, 0.5, 1.0, 1.0]]).repeat(10, 1)
-    assert fresh[0] == "Embedding"
     batch = random_batch([0], 70, 100) + random_batch([0], 96, 64)
     images = model.preprocess(batch)
     assert images.tensor.shape[-2:] == (96, 128)
@@ -201,6 +200,13 @@ def test_start_of_the_refinement():
             mean = sum(features[name][image].flatten(1).mean(1) for name in ("p2", "p3", "p4", "p5"))
             torch.testing.assert_close(queries[image, n], mean + model.query_embedding.weight[n])
     assert boxes.requires_grad
+
+
+def test_boxes_start_as_the_whole_image():
+    model = build_model(load_config("", TINY))
+    images = model.preprocess(random_batch([0], 70, 100))
+    _, boxes, _ = model.start(images)
+    assert boxes.tolist() == [[[0.0, 0.0, 100.0, 70.0]] * 10]
 
 
 def test_boxes_through_the_heads():
@@ -339,7 +345,7 @@ def test_mask_losses_by_hand(method, weights):
         box = torch.minimum(box.clamp(min=0), torch.tensor([128.0, 96, 128, 96]))
         crop = targets.crop(torch.tensor([[k]]), box[None, None], [0, 1] if image else [1, 0])[0, 0]
         code = predictions.codes[0, image, row]
-        for a, b in zip(code, embedding.encode(crop[None])[0]):
+        for a, b in zip(code.detach(), embedding.encode(crop[None])[0]):
             error = abs(float(a - b))
             feat += error**2 if not method else (error**2 / 2 if error < 1 else error - 0.5)
         mask = embedding.decode(code[None])[0]
