@@ -43,9 +43,11 @@ def add_fcos_config(cfg: CfgNode) -> None:
     cfg.MODEL.FCOS = node
 
     cfg.MODEL.RESNETS.DEFORM_INTERVAL = 1
-    # Accepted for AdelaiDet's files: there is no DLA backbone here yet.
-    cfg.MODEL.DLA = CfgNode({"CONV_BODY": "DLA34", "OUT_FEATURES": ["stage2", "stage3", "stage4", "stage5"]})
-    cfg.MODEL.DLA.NORM = "FrozenBN"
+    node = CfgNode()
+    node.CONV_BODY = "DLA34"
+    node.OUT_FEATURES = ["stage2", "stage3", "stage4", "stage5"]  # or levelN; stride 2 ** N
+    node.NORM = "FrozenBN"  # or SyncBN, BN: trained
+    cfg.MODEL.DLA = node
     # Accepted for AdelaiDet's files; True is refused when the backbone is built.
     cfg.MODEL.MOBILENET = False
     cfg.MODEL.BACKBONE.ANTI_ALIAS = False

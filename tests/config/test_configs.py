@@ -17,7 +17,6 @@ ACCEPTED_ONLY = {
     "USE_RELU",
     "ANN_SET",
     "VISUALIZE",
-    "DLA",
     "DATASET_MAPPER",
     "OUTPUT_IAM",
     "ACTIVATION",

@@ -2,13 +2,16 @@
 
 import re
 
+from .imagenet import DLA_UNUSED
 from .renaming import StateDict, renamed, tower_blocks
 
 FCOS_HEAD = "proposal_generator.fcos_head."
 _OURS = "proposal_generator.head."
 _TOWERS = {"share_tower": _OURS + "shared_tower", "cls_tower": _OURS + "class_tower", "bbox_tower": _OURS + "box_tower"}
+_BOTTOM_UP = "backbone.bottom_up."
 # Left of the arrow AdelaiDet's names, right ours. Towers are numbered Sequentials there: see tower_blocks.
 _ADELAIDET_RULES = (
+    (r"^backbone\.bottom_up\.(base_layer|level\d)\.", r"backbone.bottom_up.net.\1."),
     (r"^proposal_generator\.fcos_head\.cls_logits\.", "proposal_generator.head.class_logits."),
     (r"^proposal_generator\.fcos_head\.bbox_pred\.", "proposal_generator.head.box_distances."),
     (
@@ -47,6 +50,8 @@ def convert_adelaidet(state_dict: StateDict) -> StateDict:
     names = {**tower_blocks(state_dict, FCOS_HEAD, _TOWERS), **_proto_net_tower(state_dict)}
     converted = {}
     for key, value in state_dict.items():
+        if key.startswith(_BOTTOM_UP) and DLA_UNUSED.match(key, len(_BOTTOM_UP)):
+            continue
         name = names[key] if key in names else renamed(key, _ADELAIDET_RULES)
         converted[name] = value
     return converted

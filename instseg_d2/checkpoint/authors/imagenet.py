@@ -15,6 +15,8 @@ _TIMM_RULES = (
     # CSPDarkNet, DarkNet
     (r"^stem\.conv1\.(conv|bn)\.", r"net.stem_conv1.\1."),
     (r"^stages\.(\d)\.", r"net.stages_\1."),
+    # DLA
+    (r"^(base_layer|level\d)\.", r"net.\1."),
     # PVTv2
     (r"^patch_embed1\.", "net.patch_embed."),
     *((rf"^patch_embed{n}\.", f"net.stages_{n - 1}.downsample.") for n in _PVT_STAGES),
@@ -30,8 +32,10 @@ _TORCHVISION_STEPS = (
     (r"\.downsample\.0\.", ".shortcut."),
     (r"\.downsample\.1\.", ".shortcut.norm."),
 )
-_MARKS = ("layer1.0.conv1.weight", "stem.conv1.conv.weight", "patch_embed1.proj.weight")
-_LEFT_OUT = re.compile(r"(fc|head)\.|.*\.num_batches_tracked$")
+_MARKS = ("layer1.0.conv1.weight", "stem.conv1.conv.weight", "patch_embed1.proj.weight", "base_layer.0.weight")
+# Projections of DLA-34's deeper trees that its authors store and never use.
+DLA_UNUSED = re.compile(r"level[34]\.project\.")
+_LEFT_OUT = re.compile(rf"(fc|head)\.|.*\.num_batches_tracked$|{DLA_UNUSED.pattern}")
 
 
 def timm_name(key: str) -> str:

@@ -1,6 +1,7 @@
 """Backbones beyond Detectron2's own, registered by name."""
 
 from .dilated_resnet import build_dilated_resnet_backbone
+from .dla import build_fcos_dla_fpn_backbone
 from .fcos_fpn import FPNWithBottomUp, LastLevelP6, build_fcos_resnet_fpn_backbone
 from .resnet import build_backbone, build_resnet
 from .sparseinst import build_cspnet_backbone, build_pyramid_vision_transformer, build_resnet_vd_backbone
@@ -17,6 +18,7 @@ __all__ = [
     "build_backbone",
     "build_cspnet_backbone",
     "build_dilated_resnet_backbone",
+    "build_fcos_dla_fpn_backbone",
     "build_fcos_resnet_fpn_backbone",
     "build_pyramid_vision_transformer",
     "build_resnet",

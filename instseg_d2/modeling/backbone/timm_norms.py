@@ -54,7 +54,7 @@ def fold_norms(net: nn.Module) -> None:
     """Fold frozen or evaluated batch norms of ResNets, CSPNets and their like into their convolutions, in place."""
     for conv, owner, name in list(_pairs(net)):
         norm = getattr(owner, name)
-        if isinstance(norm, (FrozenBatchNorm2d, nn.BatchNorm2d)):
+        if isinstance(norm, (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)):
             conv.weight, conv.bias = fuse_conv_bn_weights(
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )
