@@ -1,6 +1,9 @@
 """Configuration: Detectron2's defaults and one node a method."""
 
+import contextlib
 import difflib
+import functools
+import operator
 import os
 
 from detectron2.config import CfgNode
@@ -16,7 +19,15 @@ from .instancefcn import add_instancefcn_config
 from .istr import add_istr_config
 from .sparseinst import add_sparseinst_config
 
-__all__ = ["CLASS_COUNT_KEYS", "ConfigError", "add_instseg_config", "get_cfg", "load_config", "set_num_classes"]
+__all__ = [
+    "CLASS_COUNT_KEYS",
+    "CLASS_COUNT_WITH_BACKGROUND_KEY",
+    "ConfigError",
+    "add_instseg_config",
+    "get_cfg",
+    "load_config",
+    "set_num_classes",
+]
 
 # Every key that holds the number of foreground classes.
 CLASS_COUNT_KEYS = (
@@ -27,6 +38,8 @@ CLASS_COUNT_KEYS = (
     "MODEL.SPARSE_INST.DECODER.NUM_CLASSES",
     "MODEL.ISTR.NUM_CLASSES",
 )
+# The one that holds one more.
+CLASS_COUNT_WITH_BACKGROUND_KEY = "MODEL.EMBED_MASK.NUM_CLASSES"
 
 
 class ConfigError(ValueError):
@@ -70,9 +83,43 @@ def _explain(cfg: CfgNode, error: Exception, source: str) -> ConfigError:
     return ConfigError(f"{source}: {message}")
 
 
+def _numbers_like(values, defaults):
+    """Nested dicts with whole numbers (or texts of them) made real where the default is: yacs wants its very type."""
+    if isinstance(values, dict) and isinstance(defaults, dict):
+        return {key: _numbers_like(value, defaults.get(key)) for key, value in values.items()}
+    if isinstance(defaults, float) and not isinstance(values, (bool, float)):
+        with contextlib.suppress(TypeError, ValueError):
+            return float(int(values))
+    return values
+
+
+def _merge(cfg: CfgNode, values: dict) -> None:
+    cfg.merge_from_other_cfg(CfgNode(_numbers_like(values, cfg)))
+
+
+def _merge_file(cfg: CfgNode, path: str) -> None:
+    values = cfg.load_yaml_with_base(path, allow_unsafe=False)
+    if values.get("VERSION", cfg.VERSION) == cfg.VERSION:
+        _merge(cfg, values)
+    else:  # of another Detectron2, which converts it or says why not
+        cfg.merge_from_file(path, allow_unsafe=False)
+
+
+def _merge_overrides(cfg: CfgNode, opts) -> None:
+    """Each value has the type of the default, whatever the file has put in its place."""
+    typed = get_cfg()
+    for key, value in zip(opts[::2], opts[1::2]):
+        *path, name = key.split(".")
+        _merge(typed, functools.reduce(lambda inner, part: {part: inner}, [name, *reversed(path)], value))
+        target, source = (functools.reduce(operator.getitem, path, tree) for tree in (cfg, typed))
+        target[name] = source[name]
+
+
 def load_config(config_file: str = "", opts=()) -> CfgNode:
     """
     The config of a YAML file (its ``_BASE_`` files included, read as plain data) with overrides.
+
+    Real numbers may be written without a point, in both.
 
     Args:
         config_file: path of a YAML file; empty: the defaults.
@@ -86,13 +133,13 @@ def load_config(config_file: str = "", opts=()) -> CfgNode:
         if not os.path.isfile(config_file):
             raise ConfigError(f"{config_file}: there is no such config file.")
         try:
-            cfg.merge_from_file(config_file, allow_unsafe=False)
+            _merge_file(cfg, config_file)
         except Exception as error:
             raise _explain(cfg, error, config_file) from error
     if len(opts) % 2:
         raise ConfigError(f"overrides come in pairs KEY VALUE; got {len(opts)} words: {' '.join(map(str, opts))}")
     try:
-        cfg.merge_from_list(list(opts))
+        _merge_overrides(cfg, opts)
     except Exception as error:
         raise _explain(cfg, error, "command line") from error
     return cfg
@@ -101,5 +148,4 @@ def load_config(config_file: str = "", opts=()) -> CfgNode:
 def set_num_classes(cfg: CfgNode, num_classes: int) -> None:
     """Set the number of foreground classes under every key that holds it, in place."""
     opts = [item for key in CLASS_COUNT_KEYS for item in (key, num_classes)]
-    opts += ["MODEL.EMBED_MASK.NUM_CLASSES", num_classes + 1]  # counts the background
-    cfg.merge_from_list(opts)
+    cfg.merge_from_list([*opts, CLASS_COUNT_WITH_BACKGROUND_KEY, num_classes + 1])
