@@ -13,7 +13,13 @@ from detectron2.utils.env import seed_all_rng
 
 from .. import doctor
 from ..checkpoint import CheckpointError, read_checkpoint_info
-from ..config import CLASS_COUNT_KEYS, ConfigError, load_config, set_num_classes
+from ..config import (
+    CLASS_COUNT_KEYS,
+    CLASS_COUNT_WITH_BACKGROUND_KEY,
+    ConfigError,
+    load_config,
+    set_num_classes,
+)
 from ..data import DatasetError, check_same_classes, class_names, register_coco
 from ..files import write_bytes
 from .log import setup_logging
@@ -61,9 +67,10 @@ def _register_own_data(cfg: CfgNode, args) -> None:
 
 def _fit_classes(cfg: CfgNode, names: list[str], source: str) -> None:
     """Set the number of classes everywhere in the config, and say so where it changes."""
-    before = {key: _get(cfg, key) for key in CLASS_COUNT_KEYS}
+    notes = {**dict.fromkeys(CLASS_COUNT_KEYS, ""), CLASS_COUNT_WITH_BACKGROUND_KEY: " with the background"}
+    before = {key: _get(cfg, key) for key in notes}
     set_num_classes(cfg, len(names))
-    changed = [f"{key} was {count}" for key, count in before.items() if count != len(names)]
+    changed = [f"{key} was {count}{notes[key]}" for key, count in before.items() if count != _get(cfg, key)]
     if changed:
         logger.info("Number of classes: %d, as in %s (%s).", len(names), source, ", ".join(changed))
 

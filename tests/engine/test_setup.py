@@ -86,6 +86,8 @@ def test_own_data(tmp_path, data):
     assert written == cfg.dump()
     log = (tmp_path / "out" / "log.txt").read_text()
     assert "Number of classes: 3, as in custom_train (MODEL.FCOS.NUM_CLASSES was 80, " in log
+    assert ", MODEL.EMBED_MASK.NUM_CLASSES was 81 with the background)." in log
+    assert cfg.MODEL.EMBED_MASK.NUM_CLASSES == 4
 
 
 def test_registered_data_sets_count_too(tmp_path, data):
