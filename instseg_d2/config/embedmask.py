@@ -1,4 +1,4 @@
-"""Keys of EmbedMask, with the authors' names; the defaults are those of the third version."""
+"""Keys of EmbedMask, with the authors' names. None: the value of the version, see modeling/embedmask/versions.py."""
 
 from detectron2.config import CfgNode
 
@@ -7,7 +7,7 @@ def add_embedmask_config(cfg: CfgNode) -> None:
     """Add MODEL.EMBED_MASK, in place."""
     node = CfgNode()
     # v1 (the paper of 2019), v2 (May 2020) or v3 (IJCAI 2021). Empty: v1 where one of the three keys that only v1 has
-    # is on, v2 with EMBED_DIM 8 and a BOX_PADDING, v3 with EMBED_DIM 16 and BOX_PADDING -1.
+    # is on, v2 with EMBED_DIM 8 or a BOX_PADDING, v3 with EMBED_DIM 16, BOX_PADDING -1 or neither.
     node.VERSION = ""
     node.NUM_CLASSES = 81  # counts the background: one more than the classes of the data
 
@@ -33,7 +33,7 @@ def add_embedmask_config(cfg: CfgNode) -> None:
     node.INCLUSIVE_BOXES = False
 
     # Embeddings and margins.
-    node.EMBED_DIM = 16
+    node.EMBED_DIM = None  # 32, 8, 16
     node.EMBED_REDUCE_FACTOR = 1  # divides the towers before the embeddings
     node.MARGIN_REDUCE_FACTOR = 32  # divides the box tower before the margin
     node.PRIOR_MARGIN = 2.0  # delta: distance at which the initial probability is 0.5
@@ -42,13 +42,14 @@ def add_embedmask_config(cfg: CfgNode) -> None:
     node.MASK_SCALE_FACTOR = 2  # P3 to the masks: 1, 2 or 4
 
     # Mask loss and masks.
-    node.BOX_PADDING = -1.0  # the loss reads the box grown by this share of its sides and a cell; -1: the whole map
+    # The loss reads the box grown by this share of its sides and a cell; below 0: the whole map. 0.1, 0.1, -1.
+    node.BOX_PADDING = None
     node.LOSS_MASK_ALPHA = 0.5
-    node.MASK_TH = 0.53  # probability
+    node.MASK_TH = None  # probability; 0.5, 0.53, 0.53
 
-    # On in v1 alone; its values: 0.5, 0.1, True.
-    node.SAMPLE_POS_IOU_TH = 0.0  # a proposal is the mean of the positives with a better box
-    node.LOSS_SMOOTH_ALPHA = 0.0
-    node.BOX_TO_MARGIN_BLOCK = False  # the margin comes from the predicted box
+    # On in v1 alone: 0.5, 0.1, True.
+    node.SAMPLE_POS_IOU_TH = None  # a proposal is the mean of the positives with a better box
+    node.LOSS_SMOOTH_ALPHA = None
+    node.BOX_TO_MARGIN_BLOCK = None  # the margin comes from the predicted box
     node.BOX_TO_MARGIN_SCALE = 800.0  # pixels; -1: shorter side of the padded batch
     cfg.MODEL.EMBED_MASK = node

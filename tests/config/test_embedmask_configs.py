@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 
 from instseg_d2.config import ConfigError, get_cfg, load_config, set_num_classes
 from instseg_d2.engine.solver import build_optimizer
-from instseg_d2.modeling.embedmask.versions import VERSIONS, fcos_arguments, mask_stride, version_of
+from instseg_d2.modeling.embedmask.versions import VERSIONS, fcos_arguments, mask_stride, value_of, version_of
 
 FOLDER = Path(__file__).parents[2] / "configs/EmbedMask"
 SCHEDULES = {1: ((60000, 80000), 90000, (800,)), 3: ((210000, 250000), 270000, (640, 800))}
@@ -26,6 +26,10 @@ RECIPES = {
 }
 # embedding, margins, box padding, threshold, smooth loss
 BY_VERSION = {"v1": (32, 1, 0.1, 0.5, 0.1), "v2": (8, 1, 0.1, 0.53, 0.0), "v3": (16, 16, -1.0, 0.53, 0.0)}
+
+
+# Version 1's three keys, off.
+WRITTEN_OUT = {"LOSS_SMOOTH_ALPHA": 0.0, "SAMPLE_POS_IOU_TH": 0.0, "BOX_TO_MARGIN_BLOCK": False}
 
 
 def keys(**values):
@@ -94,12 +98,56 @@ def test_biases_learn_twice_as_fast_and_do_not_decay():
         ({"LOSS_SMOOTH_ALPHA": 0.1}, "v1"),
         ({"SAMPLE_POS_IOU_TH": 0.5, "EMBED_DIM": 32}, "v1"),
         ({"BOX_TO_MARGIN_BLOCK": True}, "v1"),
+        ({"EMBED_DIM": 8}, "v2"),
+        ({"BOX_PADDING": 0.1}, "v2"),
+        ({"EMBED_DIM": 16}, "v3"),
+        ({"BOX_PADDING": -1}, "v3"),
+        # All written out, as the config of a run or the authors' own file has it.
+        ({**WRITTEN_OUT, "EMBED_DIM": 16, "BOX_PADDING": -1.0}, "v3"),
+        ({**WRITTEN_OUT, "EMBED_DIM": 8, "BOX_PADDING": 0.1}, "v2"),
         ({"VERSION": "v2", "EMBED_DIM": 4}, "v2"),
         ({"VERSION": "v3", "LOSS_SMOOTH_ALPHA": 0.1}, "v3"),
     ],
 )
 def test_versions_by_keys(values, version):
     assert version_of(load_config("", keys(**values))) is VERSIONS[version]
+
+
+VALUES = ("EMBED_DIM", "BOX_PADDING", "MASK_TH", "SAMPLE_POS_IOU_TH", "LOSS_SMOOTH_ALPHA", "BOX_TO_MARGIN_BLOCK")
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("v1", (32, 0.1, 0.5, 0.5, 0.1, True)),
+        ("v2", (8, 0.1, 0.53, 0.0, 0.0, False)),
+        ("v3", (16, -1.0, 0.53, 0.0, 0.0, False)),
+    ],
+)
+def test_the_version_alone_says_the_rest(version, expected):
+    cfg = load_config(str(FOLDER / "Base-EmbedMask.yaml"), ["MODEL.DEVICE", "meta", *keys(VERSION=version)])
+    found = tuple(value_of(cfg, key) for key in VALUES)
+    assert found == expected
+    assert [type(value) for value in found] == [int, float, float, float, float, bool]
+    recipe = load_config(str(FOLDER / f"{version}_R_50_1x.yaml"), ["MODEL.DEVICE", "meta"])
+    assert tuple(value_of(recipe, key) for key in VALUES) == expected
+    with torch.device("meta"):
+        model, written_out = build_model(cfg), build_model(recipe)
+    shapes = [{name: tuple(x.shape) for name, x in m.state_dict().items()} for m in (model, written_out)]
+    assert shapes[0] == shapes[1]
+    assert vars(model.criterion) == vars(written_out.criterion)
+    assert model.mask_threshold == written_out.mask_threshold == expected[2]
+    # A given value stays, also one that equals another version's.
+    cfg.merge_from_list(keys(EMBED_DIM=12, MASK_TH=0.6, LOSS_SMOOTH_ALPHA=0.3, BOX_PADDING=0.2))
+    assert tuple(value_of(cfg, key) for key in VALUES) == (12, 0.2, 0.6, expected[3], 0.3, expected[5])
+
+
+def test_written_configs_keep_their_meaning(tmp_path):
+    for version in VERSIONS:
+        (tmp_path / "config.yaml").write_text(load_config("", keys(VERSION=version)).dump())
+        cfg = load_config(str(tmp_path / "config.yaml"))
+        assert version_of(cfg) is VERSIONS[version]
+        assert value_of(cfg, "EMBED_DIM") == BY_VERSION[version][0]
 
 
 @pytest.mark.parametrize(
@@ -120,6 +168,11 @@ def test_versions_by_keys(values, version):
         ({"MASK_TH": 0.0}, "MASK_TH is 0.0"),
         ({"EMBED_DIM": 1, "VERSION": "v2"}, "EMBED_DIM is 1"),
         ({"NORM": "XN"}, "norm 'XN'"),
+        ({"EMBED_DIM": 16, "BOX_PADDING": 0.1}, r"EMBED_DIM 16 with BOX_PADDING 0.1.*VERSION"),
+        ({"VERSION": "v1", "BOX_TO_MARGIN_BLOCK": False}, "BOX_TO_MARGIN_BLOCK is False; it is True in v1"),
+        ({"VERSION": "v2", "BOX_TO_MARGIN_BLOCK": True}, "BOX_TO_MARGIN_BLOCK is True; it is True in v1"),
+        ({"LOSS_SMOOTH_ALPHA": "much"}, "LOSS_SMOOTH_ALPHA is 'much'; it must be a number"),
+        ({"VERSION": "v1", "SAMPLE_POS_IOU_TH": True}, "SAMPLE_POS_IOU_TH is True; it must be a number"),
     ],
 )
 def test_values_that_cannot_be_used(values, match):

@@ -20,7 +20,7 @@ from .explain import explain_image
 from .pixel_embedding import PixelHead
 from .proposals import ProposalHead
 from .targets import GroundTruth
-from .versions import Version, fcos_arguments, mask_stride, version_of
+from .versions import Version, fcos_arguments, mask_stride, value_of, version_of
 from .window_masks import WindowMasks, detection_windows
 
 LOSS_NAMES = {"loss_fcos_cls": "loss_cls", "loss_fcos_loc": "loss_reg", "loss_fcos_ctr": "loss_centerness"}
@@ -70,10 +70,10 @@ class EmbedMask(InstanceSegmenter):
             averaged=version.averaged,
             least_probability=version.least_probability,
             stride=stride,
-            iou_threshold=node.SAMPLE_POS_IOU_TH,
-            box_padding=node.BOX_PADDING,
+            iou_threshold=value_of(cfg, "SAMPLE_POS_IOU_TH"),
+            box_padding=value_of(cfg, "BOX_PADDING"),
             mask_weight=node.LOSS_MASK_ALPHA,
-            smooth_weight=node.LOSS_SMOOTH_ALPHA,
+            smooth_weight=value_of(cfg, "LOSS_SMOOTH_ALPHA"),
         )
         return {
             "backbone": backbone,
@@ -84,7 +84,7 @@ class EmbedMask(InstanceSegmenter):
             "version": version,
             "stride": stride,
             "sample_in_mask": node.SAMPLE_IN_MASK,
-            "mask_threshold": node.MASK_TH,
+            "mask_threshold": value_of(cfg, "MASK_TH"),
             **cls.shared_arguments(cfg),
         }
 

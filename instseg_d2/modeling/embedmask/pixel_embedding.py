@@ -8,6 +8,7 @@ from detectron2.config import configurable
 from torch import nn
 
 from ...layers import ConvTower
+from .versions import value_of
 
 POSITION_UNIT = 100.0  # pixels
 
@@ -69,7 +70,7 @@ class PixelHead(nn.Module):
         node = cfg.MODEL.EMBED_MASK
         return {
             "channels": channels,
-            "embed_dim": node.EMBED_DIM,
+            "embed_dim": value_of(cfg, "EMBED_DIM"),
             "stride": node.FPN_STRIDES[0],
             "num_convs": node.MASK_NUM_CONVS,
             "norm": node.NORM,

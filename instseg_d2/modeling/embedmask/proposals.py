@@ -13,6 +13,7 @@ from torch import nn
 from ...layers import conv_at_rows, flatten_levels
 from ..proposal_generator.fcos_head import HeadOutputs
 from .pixel_embedding import add_position, embedding_conv
+from .versions import value_of
 
 
 class ProposalHead(nn.Module):
@@ -67,7 +68,7 @@ class ProposalHead(nn.Module):
         node = cfg.MODEL.EMBED_MASK
         return {
             "channels": channels,
-            "embed_dim": node.EMBED_DIM,
+            "embed_dim": value_of(cfg, "EMBED_DIM"),
             "num_levels": len(node.FPN_STRIDES),
             "margin": margin,
             "prior_margin": node.PRIOR_MARGIN,

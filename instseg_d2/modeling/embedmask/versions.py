@@ -1,8 +1,12 @@
 """The three published versions of EmbedMask, and its keys as arguments of the shared FCOS."""
 
 from dataclasses import dataclass
+from typing import Union
+
+import torch
 
 from ...config import ConfigError
+from ..losses import LTRB_LOSSES
 from ..proposal_generator.fcos_head import FCOSHead
 from ..proposal_generator.fcos_inference import DetectionLimits
 
@@ -35,6 +39,47 @@ VERSIONS = {
 }
 
 
+# Values where a config says None.
+_BY_VERSION = {
+    "EMBED_DIM": {"v1": 32, "v2": 8, "v3": 16},
+    "BOX_PADDING": {"v1": 0.1, "v2": 0.1, "v3": -1.0},
+    "MASK_TH": {"v1": 0.5, "v2": 0.53, "v3": 0.53},
+    "SAMPLE_POS_IOU_TH": {"v1": 0.5, "v2": 0.0, "v3": 0.0},
+    "LOSS_SMOOTH_ALPHA": {"v1": 0.1, "v2": 0.0, "v3": 0.0},
+    "BOX_TO_MARGIN_BLOCK": {"v1": True, "v2": False, "v3": False},
+}
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "True or False"}
+
+
+def _given(cfg, key: str) -> Union[int, float, bool, None]:
+    """MODEL.EMBED_MASK.<key>, None where the version says it; ConfigError where it has another type than there."""
+    value, expected = cfg.MODEL.EMBED_MASK[key], type(_BY_VERSION[key]["v1"])
+    if expected is float and type(value) is int:
+        value = float(value)
+    if value is not None and type(value) is not expected:
+        raise ConfigError(f"MODEL.EMBED_MASK.{key} is {value!r}; it must be {_TYPE_NAMES[expected]}.")
+    return value
+
+
+def _version_name(cfg) -> str:
+    name = cfg.MODEL.EMBED_MASK.VERSION
+    if name:
+        if name not in VERSIONS:
+            raise ConfigError(f"MODEL.EMBED_MASK.VERSION is {name!r}; it must be one of {', '.join(VERSIONS)}.")
+        return name
+    if any((_given(cfg, key) or 0) > 0 for key in ("LOSS_SMOOTH_ALPHA", "SAMPLE_POS_IOU_TH", "BOX_TO_MARGIN_BLOCK")):
+        return "v1"
+    dim, padding = _given(cfg, "EMBED_DIM"), _given(cfg, "BOX_PADDING")
+    for name in ("v3", "v2"):
+        inside_boxes = _BY_VERSION["BOX_PADDING"][name] >= 0
+        if dim in (None, _BY_VERSION["EMBED_DIM"][name]) and (padding is None or (padding >= 0) == inside_boxes):
+            return name
+    raise ConfigError(
+        f"MODEL.EMBED_MASK.EMBED_DIM {dim} with BOX_PADDING {padding} tells no version: set "
+        "MODEL.EMBED_MASK.VERSION to v1, v2 or v3."
+    )
+
+
 def version_of(cfg) -> Version:
     """
     The version that MODEL.EMBED_MASK.VERSION names, or else the one that the other keys mean.
@@ -42,21 +87,18 @@ def version_of(cfg) -> Version:
     Raises:
         ConfigError: VERSION is unknown, or empty while the keys belong to no version.
     """
-    node = cfg.MODEL.EMBED_MASK
-    name = node.VERSION
-    if not name:
-        if node.LOSS_SMOOTH_ALPHA > 0 or node.SAMPLE_POS_IOU_TH > 0 or node.BOX_TO_MARGIN_BLOCK:
-            name = "v1"
-        else:
-            name = {(8, True): "v2", (16, False): "v3"}.get((node.EMBED_DIM, node.BOX_PADDING >= 0))
-    if name is None:
-        raise ConfigError(
-            f"MODEL.EMBED_MASK.EMBED_DIM {node.EMBED_DIM} with BOX_PADDING {node.BOX_PADDING} tells no version: set "
-            "MODEL.EMBED_MASK.VERSION to v1, v2 or v3."
-        )
-    if name not in VERSIONS:
-        raise ConfigError(f"MODEL.EMBED_MASK.VERSION is {name!r}; it must be one of {', '.join(VERSIONS)}.")
-    return VERSIONS[name]
+    return VERSIONS[_version_name(cfg)]
+
+
+def value_of(cfg, key: str) -> Union[int, float, bool]:
+    """
+    MODEL.EMBED_MASK.<key>, or the value of the config's version where that is None.
+
+    Raises:
+        ConfigError: as of `version_of`; the value is no number, or not True or False.
+    """
+    value = _given(cfg, key)
+    return _BY_VERSION[key][_version_name(cfg)] if value is None else value
 
 
 def mask_stride(cfg) -> int:
@@ -90,12 +132,19 @@ def fcos_arguments(cfg, input_shape) -> dict:
         )
     if not (node.NORM_REG_TARGETS and node.CENTERNESS_ON_REG):
         raise ConfigError("MODEL.EMBED_MASK.NORM_REG_TARGETS and CENTERNESS_ON_REG must be True.")
-    if node.IOU_LOSS_TYPE not in ("giou", "iou", "linear_iou"):
-        raise ConfigError(f"MODEL.EMBED_MASK.IOU_LOSS_TYPE is {node.IOU_LOSS_TYPE!r}; use giou, iou or linear_iou.")
-    if not 1e-4 <= node.MASK_TH < 1:
+    if node.IOU_LOSS_TYPE not in LTRB_LOSSES:
+        raise ConfigError(
+            f"MODEL.EMBED_MASK.IOU_LOSS_TYPE is {node.IOU_LOSS_TYPE!r}; it must be one of {', '.join(LTRB_LOSSES)}."
+        )
+    if not 1e-4 <= value_of(cfg, "MASK_TH") < 1:
         raise ConfigError(f"MODEL.EMBED_MASK.MASK_TH is {node.MASK_TH}; it is a probability from 0.0001 to 1.")
-    if node.EMBED_DIM < 2:
+    if value_of(cfg, "EMBED_DIM") < 2:
         raise ConfigError(f"MODEL.EMBED_MASK.EMBED_DIM is {node.EMBED_DIM}; it must be at least 2.")
+    from_box = version_of(cfg).margin == "box"
+    if value_of(cfg, "BOX_TO_MARGIN_BLOCK") != from_box:
+        raise ConfigError(
+            f"MODEL.EMBED_MASK.BOX_TO_MARGIN_BLOCK is {not from_box}; it is True in v1 and False in v2 and v3."
+        )
     if len(node.FPN_INTEREST_SPLIT) != len(node.FPN_STRIDES) - 1 or list(node.FPN_STRIDES) != sorted(node.FPN_STRIDES):
         raise ConfigError(
             f"MODEL.EMBED_MASK: {len(node.FPN_STRIDES)} FPN_STRIDES, finest first, need one less "
@@ -139,4 +188,6 @@ def fcos_arguments(cfg, input_shape) -> dict:
         "limits_train": limits,
         "limits_test": limits,
         "inclusive": node.INCLUSIVE_BOXES,
+        "hull_epsilon": 1e-7,
+        "least_quality": torch.finfo(torch.float32).tiny,
     }

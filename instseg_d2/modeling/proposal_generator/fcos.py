@@ -53,6 +53,8 @@ class FCOS(nn.Module):
         yield_proposals: bool = False,
         yield_box_features: bool = False,
         inclusive: bool = False,
+        hull_epsilon: float = 0.0,
+        least_quality: float = 1e-6,
     ):
         """
         Args:
@@ -66,6 +68,8 @@ class FCOS(nn.Module):
             yield_proposals: return proposals in training too.
             yield_box_features: proposals carry ``box_features`` (D, C), the box tower at their location.
             inclusive: x2, y2 of the ground-truth boxes are their last pixels (see also `DetectionLimits`).
+            hull_epsilon: added to the area of GIoU's hull.
+            least_quality: lowest divisor of the box loss, which is the mean over workers of the summed centerness.
         """
         super().__init__()
         _check("MODEL.FCOS.LOSS_NORMALIZER_CLS", class_normalizer, ("fg", "moving_fg", "all"))
@@ -94,6 +98,8 @@ class FCOS(nn.Module):
         self.yield_proposals = yield_proposals
         self.yield_box_features = yield_box_features
         self.inclusive = inclusive
+        self.hull_epsilon = hull_epsilon
+        self.least_quality = least_quality
         if class_normalizer == "moving_fg":
             self.register_buffer("moving_num_positives", torch.tensor(100.0))
 
@@ -180,12 +186,13 @@ class FCOS(nn.Module):
         num_positives, quality_sum = mean_over_workers(counts)
         num_positives = num_positives.clamp(min=1)
         weights = quality if by_centerness else torch.ones_like(quality)
-        normalizer = quality_sum.clamp(min=1e-6) if by_centerness else num_positives
+        normalizer = quality_sum.clamp(min=self.least_quality) if by_centerness else num_positives
 
+        box_sum = ltrb_iou_loss(ltrb, positives.ltrb, self.box_loss, weights, self.hull_epsilon)
         quality_sum = F.binary_cross_entropy_with_logits(quality_logits, quality, reduction="sum")
         losses = {
             "loss_fcos_cls": self.class_weight * class_sum / self._class_normalizer(num_positives, class_logits),
-            "loss_fcos_loc": ltrb_iou_loss(ltrb, positives.ltrb, self.box_loss, weights) / normalizer,
+            "loss_fcos_loc": box_sum / normalizer,
             f"loss_fcos_{'ctr' if by_centerness else 'iou'}": quality_sum / num_positives,
         }
         return losses, weights, normalizer
