@@ -7,6 +7,7 @@ from .images import read_image
 from .loader import build_test_loader, build_train_loader
 from .mapper import InstanceDatasetMapper
 from .shapes import make_shapes, register_shapes
+from .shapes_panoptic import make_shapes_panoptic, register_shapes_panoptic
 
 __all__ = [
     "DatasetError",
@@ -19,11 +20,14 @@ __all__ = [
     "check_same_classes",
     "class_names",
     "make_shapes",
+    "make_shapes_panoptic",
     "read_image",
     "register_coco",
     "register_from_environment",
     "register_shapes",
+    "register_shapes_panoptic",
 ]
 
 register_shapes()
+register_shapes_panoptic()
 register_from_environment()

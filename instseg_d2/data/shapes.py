@@ -75,7 +75,14 @@ def _annotations(scene, image_id: int, rng) -> list:
     return annotations
 
 
-def _write_images(folder: Path, split: str, num_images: int, seed: int) -> dict:
+def write_images(folder: Path, split: str, num_images: int, seed: int, draw=None, on_scene=None) -> dict:
+    """
+    Write the images of a split below ``folder/images`` and return its COCO annotations.
+
+    Args:
+        draw: rng -> Scene; default: ``draw_scene``.
+        on_scene: called with the Scene, image entry and annotations of every image.
+    """
     content = {
         "images": [],
         "annotations": [],
@@ -84,16 +91,20 @@ def _write_images(folder: Path, split: str, num_images: int, seed: int) -> dict:
             for identifier, name in zip(CATEGORY_IDS, CLASSES)
         ],
     }
+    (folder / "images").mkdir()
     for image_id in tqdm(range(1, num_images + 1), desc=f"drawing shapes_{split}", unit="image", disable=None):
         rng = np.random.default_rng([VERSION, seed, image_id])
-        scene = draw_scene(rng)
+        scene = (draw or draw_scene)(rng)
         kind, options = ("png", []) if image_id % 10 == 0 else ("jpg", [cv2.IMWRITE_JPEG_QUALITY, 93])
         file_name = f"{split}_{image_id:05d}.{kind}"
-        if not cv2.imwrite(str(folder / file_name), scene.image, options):
+        if not cv2.imwrite(str(folder / "images" / file_name), scene.image, options):
             raise OSError(f"{file_name} could not be written")
         height, width = scene.owner.shape
         content["images"].append({"id": image_id, "file_name": file_name, "width": width, "height": height})
-        content["annotations"] += _annotations(scene, image_id, rng)
+        annotations = _annotations(scene, image_id, rng)
+        content["annotations"] += annotations
+        if on_scene is not None:
+            on_scene(scene, content["images"][-1], annotations)
     for number, annotation in enumerate(content["annotations"], start=1):
         annotation["id"] = number
     return content
@@ -122,9 +133,20 @@ def make_shapes(folder, split: str, num_images: int, seed: int) -> str:
     Raises:
         DatasetError: the folder cannot be written.
     """
+    info = {"description": "instseg_d2 shapes", "version": VERSION, "seed": seed, "num_images": num_images}
+    return make_split(folder, split, info, lambda drawing: write_images(drawing, split, num_images, seed))
+
+
+def make_split(folder, split: str, info: dict, write) -> str:
+    """
+    See :func:`make_shapes`, whose files and order of writing these are.
+
+    Args:
+        info: what tells this split from another under the same name; it goes into the JSON file.
+        write: called with an empty folder, to be filled as ``folder`` shall be; returns the content of the JSON file.
+    """
     folder = Path(folder)
     json_file = folder / f"{split}.json"
-    info = {"description": "instseg_d2 shapes", "version": VERSION, "seed": seed, "num_images": num_images}
     try:
         if _has_info(json_file, info):
             return str(json_file)
@@ -135,9 +157,11 @@ def make_shapes(folder, split: str, num_images: int, seed: int) -> str:
             json_file.unlink(missing_ok=True)
             drawing = Path(tempfile.mkdtemp(dir=folder, prefix=f".{split}-"))
             try:
-                content = _write_images(drawing, split, num_images, seed)
-                for image in drawing.iterdir():
-                    image.replace(folder / "images" / image.name)
+                content = write(drawing)
+                for file in [path for path in drawing.rglob("*") if path.is_file()]:
+                    target = folder / file.relative_to(drawing)
+                    target.parent.mkdir(exist_ok=True)
+                    file.replace(target)
                 write_json(json_file, {"info": info, **content})
             finally:
                 shutil.rmtree(drawing, ignore_errors=True)

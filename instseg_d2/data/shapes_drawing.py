@@ -1,11 +1,12 @@
 """Drawing of the shapes data set: one scene of textured, shaded and overlapping objects."""
 
 from dataclasses import dataclass, field
+from typing import Optional
 
 import cv2
 import numpy as np
 
-__all__ = ["CLASSES", "Scene", "draw_scene"]
+__all__ = ["CLASSES", "Scene", "draw_scene", "noise"]
 
 CLASSES = ("circle", "square", "triangle", "star", "ring", "cross")
 
@@ -19,14 +20,18 @@ _SIDE_SHARES = (0.3, 0.4, 0.3)
 
 @dataclass
 class Scene:
-    """An image (H, W, 3, BGR uint8), the number of the visible object at each pixel (0: none), and their classes."""
+    """
+    An image (H, W, 3, BGR uint8), the number of the visible object at each pixel (0: none), and their classes; the
+    labels of the ground (H, W) below the objects where it has any.
+    """
 
     image: np.ndarray
     owner: np.ndarray
     labels: list = field(default_factory=list)
+    ground: Optional[np.ndarray] = None
 
 
-def _noise(rng, height: int, width: int, cell: float) -> np.ndarray:
+def noise(rng, height: int, width: int, cell: float) -> np.ndarray:
     """Smooth noise in about 0..1 whose features are ``cell`` pixels wide."""
     coarse = rng.random((int(height / cell) + 3, int(width / cell) + 3), dtype=np.float32)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -48,7 +53,7 @@ def _pattern(rng, height: int, width: int, period: float) -> np.ndarray:
     if kind == "waves":
         return 0.5 + 0.5 * np.sin(u + 1.5 * np.sin(0.7 * v))
     if kind == "clouds":
-        return (0.7 * _noise(rng, height, width, period) + 0.3 * _noise(rng, height, width, period / 3)).clip(0, 1)
+        return (0.7 * noise(rng, height, width, period) + 0.3 * noise(rng, height, width, period / 3)).clip(0, 1)
     ramp = u - u.min()
     return ramp / max(float(ramp.max()), 1e-6)
 
@@ -63,15 +68,16 @@ def _texture(rng, height: int, width: int, colour: np.ndarray, period: float, co
     """Float32 (H, W, 3): a pattern of ``colour`` and a second colour at ``contrast`` (0..1) towards a random one."""
     second = colour + contrast * (_colour(rng) - colour)
     pattern = _pattern(rng, height, width, period)[..., None]
-    grain = 0.9 + 0.2 * _noise(rng, height, width, 2.5)[..., None]
+    grain = 0.9 + 0.2 * noise(rng, height, width, 2.5)[..., None]
     return (colour * (1 - pattern) + second * pattern) * grain
 
 
-def _background(rng, height: int, width: int) -> np.ndarray:
+def _background(rng, height: int, width: int):
+    """One texture, float32 (H, W, 3) BGR, and no labels."""
     colour = _colour(rng, saturation=(0.05, 0.6), value=(0.2, 0.9))
     image = _texture(rng, height, width, colour, period=rng.uniform(14, 120), contrast=rng.uniform(0.1, 0.4))
-    clouds = 0.6 * _noise(rng, height, width, 70) + 0.4 * _noise(rng, height, width, 18)
-    return (image * (0.65 + 0.6 * clouds[..., None])).astype(np.float32)
+    clouds = 0.6 * noise(rng, height, width, 70) + 0.4 * noise(rng, height, width, 18)
+    return (image * (0.65 + 0.6 * clouds[..., None])).astype(np.float32), None
 
 
 def _circle(radius: float) -> np.ndarray:
@@ -187,12 +193,18 @@ def _shadow(image: np.ndarray, window, coverage: np.ndarray, offset) -> None:
     image *= 1 - 0.35 * cv2.blur(shifted, (7, 7))[..., None]
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """Draw 0 to 12 objects, the later over the earlier, on a background of about 256 x 320 pixels."""
+def draw_scene(rng: np.random.Generator, paint_ground=_background) -> Scene:
+    """
+    Draw 0 to 12 objects, the later over the earlier, on a background of about 256 x 320 pixels.
+
+    Args:
+        paint_ground: (rng, height, width) -> background (H, W, 3) float32 BGR and its labels (H, W) or None;
+            default: one texture without labels.
+    """
     height, width = int(rng.integers(224, 289)), int(rng.integers(288, 353))
     if rng.random() < 0.25:
         height, width = width, height
-    image = _background(rng, height, width)
+    image, ground = paint_ground(rng, height, width)
     owner = np.zeros((height, width), np.uint8)
     labels, areas = [], []
     count = 0 if rng.random() < 0.04 else min(12, 1 + rng.poisson(5))
@@ -210,4 +222,4 @@ def draw_scene(rng: np.random.Generator) -> Scene:
         areas.append(int(covered.sum()))
         owner[window][covered] = len(labels)
     image += rng.uniform(1, 5) * rng.standard_normal(image.shape, dtype=np.float32)
-    return Scene(image.clip(0, 255).astype(np.uint8), owner, labels)
+    return Scene(image.clip(0, 255).astype(np.uint8), owner, labels, ground)
