@@ -18,6 +18,7 @@ LISTS = {
     "blendmask_RT_R_50_syncbn_shtw.txt": "BlendMask/RT_R_50_4x_syncbn_shtw.yaml",
     "blendmask_RT_R_50_bn-head.txt": "BlendMask/RT_R_50_4x_bn-head_syncbn_shtw.yaml",
     "blendmask_R_101_dcni3.txt": "BlendMask/R_101_dcni3_5x.yaml",
+    "blendmask_Panoptic_R_50.txt": "BlendMask/Panoptic/R_50_3x.yaml",
     "blendmask_DLA_34.txt": "BlendMask/DLA_34_syncbn_4x.yaml",
     "sparseinst_r50_base.txt": "SparseInst/sparse_inst_r50_base.yaml",
     "sparseinst_r50_giam.txt": "SparseInst/sparse_inst_r50_giam.yaml",

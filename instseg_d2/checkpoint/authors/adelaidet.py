@@ -26,6 +26,7 @@ _ADELAIDET_RULES = (
     (r"^basis_module\.seg_head\.3\.", "basis_module.semantic_head.1."),
     (r"^basis_module\.seg_head\.4\.", "basis_module.semantic_head.1.norm."),
     (r"^basis_module\.seg_head\.6\.", "basis_module.semantic_head.2."),
+    (r"^panoptic_module\.", "sem_seg_head."),
 )
 
 

@@ -15,21 +15,37 @@ from ..meta_arch import InstanceSegmenter
 from .basis_module import build_basis_module
 from .blender import Blender
 from .explain import explain_image
+from .panoptic import Combination, add_panoptic, build_semantic_head, semantic_losses
 from .targets import batch_semantic_target, crop_mask_targets
 
 
 @META_ARCH_REGISTRY.register()
 class BlendMask(InstanceSegmenter):
-    """FCOS whose detections carry an attention that blends the image's bases into masks (BlendMask, figure 1)."""
+    """
+    FCOS whose detections carry an attention that blends the image's bases into masks (BlendMask, figure 1); with a
+    semantic head beside it (MODEL.PANOPTIC_FPN.COMBINE.ENABLED) panoptic segmentation.
+    """
 
     @configurable
-    def __init__(self, *, proposal_generator, basis_module, blender, top_layer, mask_loss_weight=1.0, **kwargs):
+    def __init__(
+        self,
+        *,
+        proposal_generator,
+        basis_module,
+        blender,
+        top_layer,
+        mask_loss_weight=1.0,
+        sem_seg_head=None,
+        combination=None,
+        **kwargs,
+    ):
         """
         Args:
             proposal_generator: an `FCOS`.
             basis_module: features -> bases (N, K, H, W).
             blender: a `Blender`.
             top_layer: 3x3 convolution from the box tower to the attention, or None (fcis).
+            sem_seg_head: semantic head of Detectron2's registry, or None; combination: a `Combination`, with it.
             kwargs: of `InstanceSegmenter`.
         """
         super().__init__(**kwargs)
@@ -38,6 +54,8 @@ class BlendMask(InstanceSegmenter):
         self.blender = blender
         self.top_layer = top_layer
         self.mask_loss_weight = mask_loss_weight
+        self.sem_seg_head = sem_seg_head
+        self.combination = combination
 
     @classmethod
     def from_config(cls, cfg):
@@ -57,6 +75,8 @@ class BlendMask(InstanceSegmenter):
             "blender": blender,
             "top_layer": top_layer,
             "mask_loss_weight": cfg.MODEL.BLENDMASK.INSTANCE_LOSS_WEIGHT,
+            "sem_seg_head": build_semantic_head(cfg, shapes),
+            "combination": Combination.from_config(cfg),
             **cls.shared_arguments(cfg),
         }
 
@@ -67,7 +87,7 @@ class BlendMask(InstanceSegmenter):
         return self.proposal_generator.top_features(outputs, rows, self.top_layer)
 
     def losses(self, images: ImageList, batched_inputs: Sequence[dict]) -> dict:
-        """FCOS losses, loss_mask (BlendMask, section 3.4) and, where it is on, loss_basis_sem."""
+        """FCOS losses, loss_mask (BlendMask, section 3.4) and, where they are on, loss_basis_sem and loss_sem_seg."""
         gt_instances = self.gt_instances(batched_inputs)
         features = self.backbone(images.tensor)
         fcos = self.proposal_generator
@@ -88,10 +108,28 @@ class BlendMask(InstanceSegmenter):
         targets = crop_mask_targets(gt_instances, self.blender.resolution)[positives.objects].to(logits.dtype)
         per_location = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((1, 2))
         losses["loss_mask"] = self.mask_loss_weight * (per_location * weights).sum() / normalizer
+        if self.sem_seg_head is not None:
+            losses.update(semantic_losses(self.sem_seg_head, features, batched_inputs, self.backbone))
         return losses
 
-    def _detect(self, images: ImageList):
+    def forward(self, batched_inputs: Sequence[dict]):
+        """
+        As `InstanceSegmenter` does. A panoptic model reads ``sem_seg`` (H, W) of training samples, and its results
+        also have "sem_seg" (classes, height, width) logits and "panoptic_seg", as Detectron2's ``PanopticFPN`` gives.
+        """
+        if self.training or self.sem_seg_head is None:
+            return super().forward(batched_inputs)
+        return self.segment(batched_inputs)
+
+    @torch.no_grad()
+    def segment(self, batched_inputs: Sequence[dict]) -> list[dict]:
+        """Panoptic results of a model with a semantic head, see `forward`."""
+        images = self.preprocess(batched_inputs)
         features = self.backbone(images.tensor)
+        outputs = self.postprocess(self._detect(images, features)[0], batched_inputs)
+        return add_panoptic(outputs, self.sem_seg_head(features)[0], images.image_sizes, self.combination)
+
+    def _detect(self, images: ImageList, features: dict):
         fcos = self.proposal_generator
         outputs = fcos.outputs(features)
         found = fcos.detect(outputs, images.image_sizes)
@@ -110,13 +148,13 @@ class BlendMask(InstanceSegmenter):
     @torch.no_grad()
     def infer(self, images: ImageList) -> list[Instances]:
         """Detections with pred_masks (D, 1, R, R) probabilities inside the unclipped boxes."""
-        return self._detect(images)[0]
+        return self._detect(images, self.backbone(images.tensor))[0]
 
     @torch.no_grad()
     def explain(self, batched_inputs: Sequence[dict], max_instances: int = 4) -> list[list]:
         """Titled RGB pictures of the bases, and of attention and mask of the best detections, for each image."""
         images = self.preprocess(batched_inputs)
-        found, bases, attention = self._detect(images)
+        found, bases, attention = self._detect(images, self.backbone(images.tensor))
         counts = [len(x) for x in found]
         if attention is None:
             attention = [None] * len(found)

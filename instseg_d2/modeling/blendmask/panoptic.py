@@ -1,0 +1,95 @@
+"""
+The panoptic part of BlendMask (section 4.6): a semantic head for stuff beside the instances, and both in one map.
+
+N images; H, W: height and width in pixels. Class 0 of the semantic head is every thing, its others are stuff.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_sem_seg_head
+from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.structures import ImageList, Instances
+from torch import nn
+
+from ...config import ConfigError
+
+
+def build_semantic_head(cfg, input_shape: dict[str, ShapeSpec]) -> Optional[nn.Module]:
+    """The head of MODEL.SEM_SEG_HEAD, or None where MODEL.PANOPTIC_FPN.COMBINE.ENABLED is False."""
+    if not cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED:
+        return None
+    missing = [name for name in cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES if name not in input_shape]
+    if missing:
+        raise ConfigError(
+            f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}. "
+            "Where instances alone are wanted, set MODEL.PANOPTIC_FPN.COMBINE.ENABLED to False."
+        )
+    return build_sem_seg_head(cfg, input_shape)
+
+
+def semantic_losses(head: nn.Module, features: dict, batched_inputs: Sequence[dict], backbone: nn.Module) -> dict:
+    """
+    The head's losses (loss_sem_seg) on the samples' ``sem_seg`` (H, W) int64, padded with its ``ignore_value``.
+
+    A batch without any labelled pixel has a loss of 0 that still reaches the head.
+
+    Raises:
+        ConfigError: a sample without ``sem_seg``.
+    """
+    if not all("sem_seg" in x for x in batched_inputs):
+        raise ConfigError(
+            "panoptic BlendMask trains on data sets with semantic maps (sem_seg_file_name in their records); for "
+            "instances alone set MODEL.PANOPTIC_FPN.COMBINE.ENABLED to False."
+        )
+    device = next(iter(features.values())).device
+    labels = [x["sem_seg"].to(device, non_blocking=True) for x in batched_inputs]
+    target = ImageList.from_tensors(
+        labels, backbone.size_divisibility, head.ignore_value, backbone.padding_constraints
+    ).tensor
+    # The mean over no pixel would be nan: such a batch gets some labels, and the weight 0.
+    labelled = (target != head.ignore_value).any()
+    losses = head(features, torch.where(labelled, target, 0))[1]
+    return {name: loss * labelled for name, loss in losses.items()}
+
+
+class Combination(NamedTuple):
+    """How instances and stuff become one map; MODEL.PANOPTIC_FPN.COMBINE holds the values."""
+
+    overlap_threshold: float  # an instance of which more is covered by better ones is dropped
+    stuff_area_limit: float  # pixels; stuff of a class that covers fewer is dropped
+    score_threshold: float
+
+    @classmethod
+    def from_config(cls, cfg):
+        node = cfg.MODEL.PANOPTIC_FPN.COMBINE
+        return cls(node.OVERLAP_THRESH, node.STUFF_AREA_LIMIT, node.INSTANCES_CONFIDENCE_THRESH)
+
+    def __call__(self, instances: Instances, labels: torch.Tensor):
+        """
+        Args:
+            instances: at the size of the output, with pred_masks (D, H, W).
+            labels: (H, W) classes of the semantic head.
+
+        Returns:
+            (H, W) int32 segment ids, 0 for none, and a list of dicts with id, category_id (contiguous, of things or of
+            stuff), isthing and score or area.
+        """
+        return combine_semantic_and_instance_outputs(instances, labels, *self)
+
+
+def add_panoptic(outputs: list[dict], logits: torch.Tensor, image_sizes: Sequence[tuple], combination) -> list[dict]:
+    """
+    Add "sem_seg" and "panoptic_seg" to the postprocessed instances of every image, in place.
+
+    Args:
+        logits: (N, classes, H, W) of the padded input; image_sizes: (H, W) of what of it is image.
+    """
+    for output, image_logits, size in zip(outputs, logits, image_sizes):
+        height, width = output["instances"].image_size
+        output["sem_seg"] = sem_seg_postprocess(image_logits, size, height, width)
+        output["panoptic_seg"] = combination(output["instances"], output["sem_seg"].argmax(dim=0))
+    return outputs
