@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
 
-from instseg_d2.config import load_config
+from instseg_d2.config import ConfigError, load_config
 from instseg_d2.engine.inference import optimize_for_inference
 from instseg_d2.modeling.matching import match_by_score
 from instseg_d2.modeling.postprocessing import boxes_of_masks, resize_in_chunks
@@ -128,7 +128,7 @@ def naive_losses(model, outputs, instances, canvas):
             return 2 * (p[i] * targets[k]).sum() / ((p[i] ** 2).sum() + (targets[k] ** 2).sum() + 1e-4)
 
         def score(i, k, image=image, x=x, pair_dice=pair_dice):
-            return float(classes[image, i, x.gt_classes[k]].sigmoid() ** 0.2 * pair_dice(i, k) ** 0.8)
+            return float((classes[image, i, x.gt_classes[k]].sigmoid() ** 0.2 * pair_dice(i, k) ** 0.8).detach())
 
         matrix = [[score(i, k) for k in range(len(x))] for i in range(len(p))]
         best = max(
@@ -184,6 +184,16 @@ def test_hard_batches_reach_every_parameter(counts):
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0, 4.0])
+def test_other_scales_of_the_masks(scale):
+    """Also without objects, whose targets are resized another way than at scale 2."""
+    model = tiny_model("MODEL.SPARSE_INST.DECODER.SCALE_FACTOR", scale)
+    losses = model(random_batch([0, 2], 70, 100))
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    losses = model(random_batch([0]))
+    assert float(losses["loss_mask"]) == float(losses["loss_dice"]) == float(losses["loss_objectness"]) == 0
+
+
 @pytest.mark.parametrize("num_classes", [1, 2, 3, 4, 7, 80])
 def test_class_counts(num_classes):
     model = tiny_model(num_classes=num_classes)
@@ -193,12 +203,46 @@ def test_class_counts(num_classes):
             assert parameter.std() > 0, name
 
 
-def test_autocast_with_extreme_logits():
-    model = tiny_model()
-    model.decoder.instance_branch.mask_kernel.weight.data.mul_(1e5)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = model(random_batch([3, 2]))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_with_extreme_logits(dtype):
+    """Mask logits beyond float16: finite losses and scores (float16's gradients are the business of its scaler)."""
+    model = tiny_model("MODEL.SPARSE_INST.CLS_THRESHOLD", 0.0)
+    for layer in (model.decoder.instance_branch.mask_kernel, model.decoder.mask_branch.projection):
+        layer.weight.data.mul_(500)
+    batch = random_batch([3, 2])
+    with torch.autocast("cpu", dtype=dtype):
+        outputs = model.outputs(model.preprocess(batch))
+        losses = model(batch)
+        detections = model.eval()(batch)
+    assert outputs["mask_logits"].abs().max() > 7e4
     assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+    assert dtype == torch.float16 or all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    assert all(x["instances"].scores.isfinite().all() for x in detections)
+
+
+KEY = "MODEL.SPARSE_INST."
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        ([KEY + "ENCODER.NORM", "BN"], "ENCODER.NORM is BN; this encoder has none"),
+        ([KEY + "ENCODER.IN_FEATURES", ["res5", "res4", "res3"]], "finest first"),
+        ([KEY + "ENCODER.IN_FEATURES", []], "finest first"),
+        ([KEY + "ENCODER.IN_FEATURES", ["res3", "p4"]], "IN_FEATURES names p4; the backbone has res3"),
+        ([KEY + "LOSS.NAME", "Other"], "LOSS.NAME is Other; there is SparseInstCriterion alone"),
+        ([KEY + "MATCHER.NAME", "Other"], "MATCHER.NAME is Other; there is SparseInstMatcher alone"),
+        ([KEY + "LOSS.ITEMS", ("labels", "boxes")], "LOSS.ITEMS holds boxes"),
+        ([KEY + "DECODER.NUM_MASKS", 0], "DECODER.NUM_MASKS must be at least 1; got 0"),
+        ([KEY + "DECODER.NAME", "GroupIAMDecoder", KEY + "DECODER.GROUPS", 0], "GROUPS must be at least 1"),
+        ([KEY + "DECODER.NAME", "GroupIAMDecoder", KEY + "DECODER.GROUPS", 3], "32 must be a multiple of GROUPS 3"),
+        ([KEY + "DECODER.MASK.CONVS", 0], "DECODER.MASK.CONVS must be at least 1"),
+    ],
+)
+def test_values_that_cannot_be_used(opts, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny_model(*opts)
 
 
 def test_matching_by_trying_all():

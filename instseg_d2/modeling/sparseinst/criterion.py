@@ -47,7 +47,7 @@ def resized_targets(instances: Instances, canvas: tuple, size: tuple) -> torch.T
     masks = F.pad(masks.tensor.to(instances.gt_boxes.device), (0, canvas[1] - width, 0, canvas[0] - height))
     if (size[0] * 4, size[1] * 4) == tuple(canvas):
         return sum(masks[:, i::4, j::4].float() for i in (1, 2) for j in (1, 2)) / 4
-    return F.interpolate(masks[None].float(), size, mode="bilinear", align_corners=False)[0]
+    return F.interpolate(masks[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
 
 
 class SparseInstCriterion:

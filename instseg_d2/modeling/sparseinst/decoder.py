@@ -130,6 +130,10 @@ class IAMDecoder(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         node = cfg.MODEL.SPARSE_INST.DECODER
+        counts = {"GROUPS": node.GROUPS, "INST.CONVS": node.INST.CONVS, "MASK.CONVS": node.MASK.CONVS}
+        for key, count in {**counts, "NUM_MASKS": node.NUM_MASKS}.items():
+            if count < 1:
+                raise ConfigError(f"MODEL.SPARSE_INST.DECODER.{key} must be at least 1; got {count}.")
         in_channels = cfg.MODEL.SPARSE_INST.ENCODER.NUM_CHANNELS + 2
         return {
             "instance_branch": InstanceBranch(
@@ -152,14 +156,15 @@ class IAMDecoder(nn.Module):
             features: (B, C, H, W).
 
         Returns:
-            class_logits (B, N, K), objectness_logits (B, N), mask_logits (B, N, sH, sW) for scale factor s, and
-            activation_maps (B, N, H, W), the mean over the groups.
+            class_logits (B, N, K), objectness_logits (B, N), mask_logits (B, N, sH, sW) in float32 for scale factor s,
+            and activation_maps (B, N, H, W), the mean over the groups.
         """
         batch, _, height, width = features.shape
         x = torch.cat([coordinate_channels(features), features], dim=1)
         class_logits, kernels, objectness, maps = self.instance_branch(x)
         mask_features = self.mask_branch(x)
-        masks = torch.bmm(kernels, mask_features.flatten(2)).view(batch, -1, height, width)
+        with torch.autocast(features.device.type, enabled=False):  # the product may be beyond float16
+            masks = torch.bmm(kernels.float(), mask_features.flatten(2).float()).view(batch, -1, height, width)
         masks = F.interpolate(masks, scale_factor=self.scale_factor, mode="bilinear", align_corners=False)
         maps = maps.view(batch, -1, self.instance_branch.num_masks, height, width).mean(1)
         return {

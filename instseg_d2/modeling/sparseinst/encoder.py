@@ -97,6 +97,11 @@ class InstanceContextEncoder(nn.Module):
                 f"MODEL.SPARSE_INST.ENCODER.IN_FEATURES names {', '.join(missing)}; "
                 f"the backbone has {', '.join(input_shape)}."
             )
+        strides = [input_shape[name].stride for name in node.IN_FEATURES]
+        if not strides or strides != sorted(set(strides)):
+            raise ConfigError(f"MODEL.SPARSE_INST.ENCODER.IN_FEATURES is {node.IN_FEATURES}; give maps, finest first.")
+        if node.NORM:
+            raise ConfigError(f"MODEL.SPARSE_INST.ENCODER.NORM is {node.NORM}; this encoder has none: leave it empty.")
         return {
             "in_features": node.IN_FEATURES,
             "in_channels": [input_shape[name].channels for name in node.IN_FEATURES],

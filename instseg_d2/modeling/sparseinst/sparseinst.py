@@ -9,6 +9,7 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
 
+from ...config import ConfigError
 from ..backbone import build_backbone
 from ..meta_arch import InstanceSegmenter
 from ..postprocessing import boxes_of_masks, resize_in_chunks
@@ -75,6 +76,12 @@ class SparseInst(InstanceSegmenter):
         shapes = backbone.output_shape()
         encoder = build_sparse_inst_encoder(cfg, shapes)
         loss = node.LOSS
+        for key, name, known in (
+            ("LOSS.NAME", loss.NAME, "SparseInstCriterion"),
+            ("MATCHER.NAME", node.MATCHER.NAME, "SparseInstMatcher"),
+        ):
+            if name != known:
+                raise ConfigError(f"MODEL.SPARSE_INST.{key} is {name}; there is {known} alone.")
         criterion = SparseInstCriterion(
             alpha=node.MATCHER.ALPHA,
             beta=node.MATCHER.BETA,
