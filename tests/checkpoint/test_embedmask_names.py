@@ -1,5 +1,6 @@
 """EmbedMask's released parameters load completely, in all three versions, and mean the same."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+from instseg_d2.checkpoint import CheckpointError, InstSegCheckpointer
 from instseg_d2.checkpoint.authors import convert_state_dict
 from instseg_d2.config import load_config
 from tests.checkpoint.test_authors import CONFIGS, read_list
+from tests.modeling.test_embedmask import tiny_embedmask
 
 
 def v3_list():
@@ -104,3 +107,104 @@ def test_conversion_by_hand():
     variance = torch.ones(4) - 1e-5
     assert torch.equal(converted["backbone.bottom_up.stem.conv1.norm.running_var"], variance)
     assert torch.equal(converted["backbone.bottom_up.res2.0.shortcut.norm.running_var"], variance)
+
+
+def test_v1_names_by_hand():
+    official = {
+        "rpn.head.mask_tower.0.weight": torch.ones(4, 4, 3, 3),
+        "rpn.head.proposal_embed_pred.weight": torch.full((32, 4, 3, 3), 2.0),
+        "rpn.head.proposal_embed_pred.bias": torch.full((32,), 3.0),
+        "rpn.head.pixel_embed_pred.weight": torch.full((32, 4, 3, 3), 4.0),
+        "rpn.head.pixel_embed_pred.bias": torch.full((32,), 5.0),
+        "rpn.head.proposal_margin_pred.weight": torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 4, 1, 1),
+        "rpn.head.proposal_margin_pred.bias": torch.tensor([6.0]),
+    }
+    converted = convert_state_dict(official)
+    assert {name: (tuple(value.shape), float(value.mean())) for name, value in converted.items()} == {
+        "pixel_head.tower.blocks.0.conv.weight": ((4, 4, 3, 3), 1.0),
+        "proposal_head.embedding.weight": ((32, 4, 3, 3), 2.0),
+        "proposal_head.embedding.bias": ((32,), 3.0),
+        "pixel_head.embedding.weight": ((32, 4, 3, 3), 4.0),
+        "pixel_head.embedding.bias": ((32,), 5.0),
+        "proposal_head.box_margin.weight": ((1, 4), 2.5),
+        "proposal_head.box_margin.bias": ((1,), 6.0),
+    }
+    assert converted["proposal_head.box_margin.weight"].tolist() == [[1, 2, 3, 4]]  # left, top, right, bottom
+
+
+@pytest.mark.parametrize(("version", "margins"), [("v2", 1), ("v3", 8)])
+def test_v2_and_v3_names_by_hand(version, margins):
+    official = {"rpn.head.mask_tower.0.weight": torch.ones(4, 4, 3, 3)}
+    for place, start in (("proposal", 0.0), ("pixel", 8.0)):  # the other half first: order does not matter
+        official[f"rpn.head.{place}_other_embed_pred.bias"] = torch.arange(start + 2, start + 8)
+        official[f"rpn.head.{place}_spatial_embed_pred.bias"] = torch.arange(start, start + 2)
+    official["rpn.head.proposal_margin_pred.weight"] = torch.ones(margins, 4, 3, 3)
+    official["rpn.head.proposal_margin_pred.bias"] = torch.ones(margins)
+    official["rpn.head.position_scale.scale"] = torch.ones(1)
+    if version == "v3":
+        official["rpn.head.margin_scales.0.scale"] = torch.ones(1)
+    converted = convert_state_dict(official)
+    expected = {
+        "pixel_head.tower.blocks.0.conv.weight": (4, 4, 3, 3),
+        "proposal_head.embedding.bias": (8,),
+        "pixel_head.embedding.bias": (8,),
+        "proposal_head.margin.weight": (margins, 4, 3, 3),
+        "proposal_head.margin.bias": (margins,),
+        "position_scale": (1,),
+        **({"proposal_head.margin_scales.0": (1,)} if version == "v3" else {}),
+    }
+    assert {name: tuple(value.shape) for name, value in converted.items()} == expected
+    assert converted["proposal_head.embedding.bias"].tolist() == list(range(8))
+    assert converted["pixel_head.embedding.bias"].tolist() == list(range(8, 16))
+
+
+def authors_file(path, version, without):
+    """A file in the authors' names for the tiny model of a version, and that model; some keys left out."""
+    model = tiny_embedmask(VERSION=version)
+    state = model.state_dict()
+    official = {}
+    for ours, theirs in (("class_tower", "cls_tower"), ("box_tower", "bbox_tower"), ("pixel_head.tower", "mask_tower")):
+        prefix = ours if "." in ours else f"proposal_generator.head.{ours}"
+        for index, layer in ((0, "conv"), (1, "norm")):
+            for name in ("weight", "bias"):
+                official[f"{theirs}.{index}.{name}"] = state.get(f"{prefix}.blocks.0.{layer}.{name}")
+    for place in ("proposal", "pixel"):
+        for name in ("weight", "bias"):
+            value = state[f"{place}_head.embedding.{name}"]
+            if version == "v1":
+                official[f"{place}_embed_pred.{name}"] = value
+            else:
+                official[f"{place}_spatial_embed_pred.{name}"] = value[:2]
+                official[f"{place}_other_embed_pred.{name}"] = value[2:]
+    margin = "box_margin" if version == "v1" else "margin"
+    for name in ("weight", "bias"):
+        value = state[f"proposal_head.{margin}.{name}"]
+        shape = (1, 4, 1, 1) if (version, name) == ("v1", "weight") else value.shape
+        official[f"proposal_margin_pred.{name}"] = value.view(shape)
+    official = {f"rpn.head.{key}": value for key, value in official.items() if value is not None}
+    for key in without:
+        del official[f"rpn.head.{key}"]
+    torch.save({"model": official}, path)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("version", "without", "missing", "unused"),
+    [
+        ("v3", ["proposal_other_embed_pred.weight"], "proposal_head.embedding.weight", "rpn.head (1)"),
+        ("v2", ["pixel_spatial_embed_pred.bias"], "pixel_head.embedding.bias", "rpn.head (1)"),
+        ("v1", ["proposal_margin_pred.bias"], "proposal_head.box_margin.bias", ""),
+        ("v1", ["proposal_margin_pred.weight"], "proposal_head.box_margin.weight", "proposal_head.margin (1)"),
+    ],
+)
+def test_half_a_file_is_reported(tmp_path, caplog, version, without, missing, unused):
+    path = str(tmp_path / "half.pth")
+    model = authors_file(path, version, without)
+    with caplog.at_level(logging.DEBUG, "instseg_d2"):
+        InstSegCheckpointer(model).load(path)
+    (report,) = (record.getMessage() for record in caplog.records if "weights loaded" in record.getMessage())
+    (names,) = (record.getMessage() for record in caplog.records if "Weights missing" in record.getMessage())
+    assert missing in names
+    assert f"not used by this model: {unused}" in report if unused else "not used" not in report
+    with pytest.raises(CheckpointError, match=r"half.pth lacks \d+ weights of the model"):
+        InstSegCheckpointer(model, for_test=True).load(path)

@@ -46,19 +46,24 @@ def _our_name(key: str) -> str:
 
 
 def _joined_embeddings(state_dict: StateDict) -> StateDict:
-    """The convolutions of the spatial and the other dimensions as one (v2, v3)."""
+    """The convolutions of the spatial and the other dimensions as one (v2, v3); a half without the other stays."""
+    halves = {key: key.replace("_spatial_", "_other_") for key in state_dict if "_spatial_embed_pred." in key}
+    halves = {spatial: other for spatial, other in halves.items() if other in state_dict}
     joined = {}
     for key, value in state_dict.items():
-        if "_spatial_embed_pred." in key:
-            other = state_dict[key.replace("_spatial_", "_other_")]
-            joined[key.replace("_spatial_", "_")] = torch.cat([value, other])
-        elif "_other_embed_pred." not in key:
+        if key in halves:
+            joined[key.replace("_spatial_", "_")] = torch.cat([value, state_dict[halves[key]]])
+        elif key not in halves.values():
             joined[key] = value
     return joined
 
 
 def convert_embedmask(state_dict: StateDict) -> StateDict:
-    """EmbedMask's release: the state dict under our names, with Detectron2's epsilon taken out of the variances."""
+    """
+    EmbedMask's release: the state dict under our names, with Detectron2's epsilon taken out of the variances.
+
+    Of a file that lacks weights, the others are converted, so that the load report can name what is missing.
+    """
     state_dict = _joined_embeddings(state_dict)
     towers = tower_blocks(state_dict, _HEAD, _TOWERS)
     converted = {}
@@ -69,6 +74,6 @@ def convert_embedmask(state_dict: StateDict) -> StateDict:
         if key.startswith("backbone.body.") and key.endswith("running_var"):
             value = value - _EPSILON
         converted[name] = value
-    if "proposal_head.box_margin.weight" in converted:
+    if "proposal_head.box_margin.weight" in converted and "proposal_head.margin.bias" in converted:
         converted["proposal_head.box_margin.bias"] = converted.pop("proposal_head.margin.bias")
     return converted
