@@ -147,13 +147,27 @@ def test_half_types_are_summed_in_float32(dtype, whole):
 
 
 @compiled
-def test_as_exact_as_the_broadcast_formula():
-    inputs = arguments(objects=3, dims=16, whole=True, size=(64, 65))
-    exact = oracle_whole(**{k: v.double() if k in FLOATS else v for k, v in inputs.items()})
-    broadcast = (oracle_whole(**inputs).double() - exact).abs()
-    kernel = (ops.mask_prob(**inputs).double() - exact).abs()
-    assert kernel.mean() <= broadcast.mean()
-    assert kernel.max() <= 2 * broadcast.max()
+@pytest.mark.parametrize("dims", [8, 16, 32])
+@pytest.mark.parametrize("per_dim", [False, True])
+def test_errors_are_at_most_those_of_the_broadcast_formula(dims, per_dim):
+    """
+    Results and gradients in float32 against float64, over all seeds: the mean error is not above the one of the
+    broadcast formula, nor is the largest relative error by more than one rounding. Every summand has the same sign and
+    about four roundings, so that one more or less, as with fused additions or without, is a quarter.
+    """
+    errors = {"kernel": [], "broadcast": []}
+    for seed in range(4):
+        inputs = arguments(objects=5, dims=dims, per_dim=per_dim, whole=True, size=(64, 65), seed=seed)
+        grad = torch.randn(5 * 64 * 65, generator=torch.Generator().manual_seed(seed))
+        doubled = {name: x.double() if name in FLOATS else x for name, x in inputs.items()}
+        exact = gradients(oracle_whole, doubled, grad.double())
+        for name, op in (("kernel", ops.mask_prob), ("broadcast", oracle_whole)):
+            found = gradients(op, inputs, grad)
+            errors[name].append([(a.double() - e).abs() for a, e in zip(found, exact)] + [exact[0].abs()])
+    kernel, broadcast = ([torch.cat(parts) for parts in zip(*errors[name])] for name in errors)
+    for ours, theirs in zip(kernel[:4], broadcast[:4]):
+        assert ours.mean() <= theirs.mean()
+    assert (kernel[0] / kernel[4]).max() <= 1.25 * (broadcast[0] / broadcast[4]).max()
 
 
 def oracle_whole(pixel_embeddings, proposal_embeddings, margins, windows, image_index):
