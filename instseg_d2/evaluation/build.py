@@ -1,7 +1,9 @@
 """Which evaluator a data set wants."""
 
 import importlib.util
+import logging
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
@@ -13,11 +15,15 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
+from PIL import Image
 
 from ..data import DatasetError
+from .panoptic_quality import PanopticQualityEvaluator
 from .proposal_recall import ProposalRecallEvaluator
 
 __all__ = ["build_evaluator"]
+
+logger = logging.getLogger(__name__)
 
 
 def _coco(cfg: CfgNode, name: str, output_dir: str) -> DatasetEvaluator:
@@ -39,15 +45,25 @@ def _lvis(cfg: CfgNode, name: str, output_dir: str) -> LVISEvaluator:
     return LVISEvaluator(name, output_dir=output_dir, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE)
 
 
+def _read_labels(file: str, dtype) -> np.ndarray:
+    """A semantic map; Detectron2's own reader asks for what NumPy 2 refuses."""
+    return np.asarray(Image.open(file)).astype(dtype)
+
+
 def _sem_seg(cfg: CfgNode, name: str, output_dir: str) -> SemSegEvaluator:
-    return SemSegEvaluator(name, output_dir=output_dir)
+    return SemSegEvaluator(name, output_dir=output_dir, sem_seg_loading_fn=_read_labels)
 
 
 def _panoptic(cfg: CfgNode, name: str, output_dir: str) -> DatasetEvaluators:
-    if importlib.util.find_spec("panopticapi") is None:
-        raise DatasetError(f"evaluating {name} needs the package panopticapi of the COCO authors.")
-    panoptic = COCOPanopticEvaluator(name, output_dir)
-    return DatasetEvaluators([_coco(cfg, name, output_dir), _sem_seg(cfg, name, output_dir), panoptic])
+    parts = [_coco(cfg, name, output_dir), _sem_seg(cfg, name, output_dir)]
+    if importlib.util.find_spec("panopticapi") is not None:
+        return DatasetEvaluators([*parts, COCOPanopticEvaluator(name, output_dir)])
+    logger.info(
+        "panopticapi is not installed: instseg_d2 computes the panoptic quality of %s itself, by the same definition "
+        "(the COCO authors' package: pip install git+https://github.com/cocodataset/panopticapi.git).",
+        name,
+    )
+    return DatasetEvaluators([*parts, PanopticQualityEvaluator(name)])
 
 
 def _pascal_voc(cfg: CfgNode, name: str, output_dir: str) -> PascalVOCDetectionEvaluator:

@@ -22,7 +22,7 @@ _SIZES = {
     "l": "large objects (over 96 x 96 pixels)",
 }
 _SIZE_METRIC = re.compile(r"A[PR]([sml])(@\d+)?")  # APs, ARs@100
-_CLASS_METRIC = re.compile(r"A[PR](?:@\d+)?-(.+)")  # AP-person, AR@100-person
+_CLASS_METRIC = re.compile(r"(?:A[PR](?:@\d+)?|IoU)-(.+)")  # AP-person, AR@100-person, IoU-sky
 
 
 class _DetectionCounter(DatasetEvaluator):

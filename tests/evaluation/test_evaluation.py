@@ -125,9 +125,7 @@ def test_choice_by_metadata(tmp_path, dataset):
     MetadataCatalog.pop("toy_stuff")
 
 
-@pytest.mark.parametrize(
-    ("kind", "package"), [("lvis", "lvis"), ("coco_panoptic_seg", "panopticapi"), ("keypoints", "evaluator_type keypo")]
-)
+@pytest.mark.parametrize(("kind", "package"), [("lvis", "lvis"), ("keypoints", "evaluator_type keypo")])
 def test_what_is_missing_is_named(tmp_path, monkeypatch, kind, package):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     MetadataCatalog.get("toy_kind").set(evaluator_type=kind)
