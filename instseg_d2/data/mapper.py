@@ -111,6 +111,10 @@ class InstanceDatasetMapper:
         sample["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if self.is_train and sem_seg_file:
             labels = detection_utils.read_image(sem_seg_file, "L")[:, :, 0]
+            if labels.shape != size:
+                raise DatasetError(
+                    f"{sem_seg_file} has {labels.shape[1]} x {labels.shape[0]} pixels, its image {size[1]} x {size[0]}."
+                )
             sample["sem_seg"] = transform_semantic(labels, transforms)
         if has_truth:
             try:

@@ -8,6 +8,7 @@ from typing import Optional
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
@@ -73,6 +74,10 @@ def _fit_classes(cfg: CfgNode, names: list[str], source: str) -> None:
     changed = [f"{key} was {count}{notes[key]}" for key, count in before.items() if count != _get(cfg, key)]
     if changed:
         logger.info("Number of classes: %d, as in %s (%s).", len(names), source, ", ".join(changed))
+    stuff, head = MetadataCatalog.get(source).get("stuff_classes"), cfg.MODEL.SEM_SEG_HEAD
+    if stuff and head.NUM_CLASSES != len(stuff):
+        logger.info("Number of semantic classes: %d, as in %s (was %d).", len(stuff), source, head.NUM_CLASSES)
+        head.NUM_CLASSES = len(stuff)
 
 
 def _get(cfg: CfgNode, key: str):

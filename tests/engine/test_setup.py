@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from instseg_d2.checkpoint import CheckpointError, InstSegCheckpointer
@@ -94,6 +95,15 @@ def test_registered_data_sets_count_too(tmp_path, data):
     setup(parse(tmp_path, data))
     cfg = setup(parse(tmp_path, [], "DATASETS.TRAIN", "('custom_train',)", "DATASETS.TEST", "('custom_val',)"))
     assert set(class_counts(cfg).values()) == {3}
+
+
+def test_semantic_classes_of_registered_data_sets(tmp_path, data):
+    setup(parse(tmp_path, data))
+    MetadataCatalog.get("custom_train").stuff_classes = ["things", "sky", "sea"]
+    cfg = setup(parse(tmp_path, [], "DATASETS.TRAIN", "('custom_train',)", "DATASETS.TEST", "()"))
+    assert (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.FCOS.NUM_CLASSES) == (3, 3)
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "Number of semantic classes: 3, as in custom_train (was 54)." in log
 
 
 def test_training_data_alone_is_not_evaluated_on_other_data(tmp_path, data):
