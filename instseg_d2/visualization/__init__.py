@@ -2,7 +2,7 @@
 
 from .ground_truth import draw_annotations
 from .html import write_index
-from .overlay import class_name, draw_instances, instance_color
+from .overlay import class_name, draw_instances, draw_panoptic, instance_color
 from .panels import colorize, overlay_heatmap, titled_grid
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "colorize",
     "draw_annotations",
     "draw_instances",
+    "draw_panoptic",
     "instance_color",
     "overlay_heatmap",
     "titled_grid",

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from detectron2.structures import BitMasks, Instances
 
-__all__ = ["class_name", "draw_instances", "instance_color"]
+__all__ = ["class_name", "draw_instances", "draw_panoptic", "instance_color"]
 
 GOLDEN_ANGLE = 137.508  # degrees: successive hues stay far apart however many instances there are
 FONT = cv2.FONT_HERSHEY_SIMPLEX
+FIRST_STUFF_COLOR = 1000  # the colours of stuff classes are apart from those of the first instances
 CROWDED = 15  # with more instances than this, a tag much wider than its object is left out
 
 
@@ -75,7 +76,40 @@ def draw_instances(
     return draw_layers(image_rgb, kept_masks, xyxy, [tags[index] for index in kept], alpha=alpha, boxes=boxes)
 
 
-def draw_layers(image_rgb, masks, xyxy, tags: Sequence[str], *, alpha: float = 0.5, boxes: bool = True) -> np.ndarray:
+def draw_panoptic(
+    image_rgb: np.ndarray,
+    segment_ids: torch.Tensor,
+    segments: Sequence[dict],
+    class_names: Optional[Sequence[str]] = None,
+    stuff_names: Optional[Sequence[str]] = None,
+    *,
+    score_threshold: float = 0.0,
+    alpha: float = 0.5,
+) -> np.ndarray:
+    """
+    A copy of the image with the segments of a panoptic map drawn on it, stuff in one colour a class.
+
+    Args:
+        image_rgb: (H, W, 3) uint8, RGB.
+        segment_ids: (H, W), 0 where there is none.
+        segments: dicts with id, category_id (contiguous), isthing and, of things, score.
+        class_names, stuff_names: name of every contiguous class index of things and of stuff.
+        score_threshold: things with a lower score are left out.
+    """
+    ids = np.asarray(segment_ids)
+    things = [x for x in segments if x["isthing"] and x["score"] >= score_threshold]
+    stuff = [x for x in segments if not x["isthing"]]
+    tags = [f"{class_name(class_names, x['category_id'])} {x['score']:.0%}" for x in things]
+    tags += [class_name(stuff_names, x["category_id"]) for x in stuff]
+    colors = [instance_color(index) for index in range(len(things))]
+    colors += [instance_color(FIRST_STUFF_COLOR + x["category_id"]) for x in stuff]
+    masks = [ids == x["id"] for x in (*things, *stuff)]
+    return draw_layers(image_rgb, masks, None, tags, alpha=alpha, boxes=False, colors=colors)
+
+
+def draw_layers(
+    image_rgb, masks, xyxy, tags: Sequence[str], *, alpha: float = 0.5, boxes: bool = True, colors=None
+) -> np.ndarray:
     """
     :func:`draw_instances` for plain arrays.
 
@@ -83,6 +117,7 @@ def draw_layers(image_rgb, masks, xyxy, tags: Sequence[str], *, alpha: float = 0
         masks: M arrays (H, W), bool or uint8 0 and 1, or None.
         xyxy: (M, 4) boxes in pixels, or None: the boxes of the masks.
         tags: M texts; an empty one is not drawn.
+        colors: M RGB triples; default: ``instance_color``.
     """
     image = np.array(image_rgb, order="C")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
@@ -99,15 +134,16 @@ def draw_layers(image_rgb, masks, xyxy, tags: Sequence[str], *, alpha: float = 0
     extents = [cv2.boundingRect(mask) for mask in masks] if masks is not None else None
     rects = _rectangles(xyxy, extents, image.shape[:2])
     width = max(1, round(min(image.shape[:2]) / 500))
+    colors = [instance_color(index) for index in range(count)] if colors is None else colors
     drawn = [index for index in range(count) if rects[index] is not None]
     for index in sorted(drawn, key=lambda i: -(rects[i][2] - rects[i][0]) * (rects[i][3] - rects[i][1])):
-        color = instance_color(index)
+        color = colors[index]
         if masks is not None and extents[index][2]:
             _blend_mask(image, masks[index], extents[index], color, alpha, width)
         if boxes:
             x0, y0, x1, y1 = rects[index]
             cv2.rectangle(image, (x0, y0), (x1 - 1, y1 - 1), color, width, cv2.LINE_8)
-    _draw_tags(image, rects, tags)
+    _draw_tags(image, rects, tags, colors)
     return image
 
 
@@ -139,7 +175,7 @@ def _blend_mask(image, mask, extent, color, alpha: float, width: int) -> None:
     cv2.drawContours(region, outline, -1, color, width, cv2.LINE_AA)
 
 
-def _draw_tags(image, rects, tags) -> None:
+def _draw_tags(image, rects, tags, colors) -> None:
     """The tags, best score first, where they cover no earlier tag; text dark or light by the tag's brightness."""
     height, width = image.shape[:2]
     text_height = min(max(min(height, width) / 42, 8.0), 40.0)  # of a capital letter and its surroundings, pixels
@@ -157,7 +193,7 @@ def _draw_tags(image, rects, tags) -> None:
             continue
         x, y = place
         taken[y : y + h, x : x + w] = True
-        color = instance_color(index)
+        color = colors[index]
         bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
         cv2.rectangle(image, (x, y), (x + w - 1, y + h - 1), color, cv2.FILLED)
         ink = (20, 20, 20) if bright else (255, 255, 255)
