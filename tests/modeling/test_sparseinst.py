@@ -102,7 +102,8 @@ def test_forward(name, groups):
     for key, value in zip(("class_logits", "objectness_logits", "mask_logits"), expected):
         torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-3)
     assert found["mask_logits"].shape == (2, 10, 16, 24)
-    assert found["activation_maps"].shape == (2, 10, 8, 12)
+    assert found["activation_maps"].shape == (2, 10, max(groups, 1), 8, 12)
+    assert found["activation_maps"].sum((-2, -1)).allclose(torch.ones(1))
 
 
 def test_coordinates_by_hand():
@@ -417,5 +418,12 @@ def test_explain_shows_map_and_mask_of_the_best():
     (panels,) = model.explain(batch, max_instances=3)
     assert [title.split(": ")[1] for title, _ in panels] == ["activation map", "mask"] * 3
     assert all(picture.shape == (90, 120, 3) and picture.dtype.name == "uint8" for _, picture in panels)
-    best = float(model(batch)[0]["instances"].scores.max())
-    assert panels[0][0].startswith(f"#1, {best:.0%}")
+    scores = model(batch)[0]["instances"].scores
+    assert panels[0][0].startswith(f"#1, {float(scores.max()):.0%}")
+
+    # A map that is alike everywhere lays one colour on a plain image.
+    branch = model.decoder.instance_branch
+    image = torch.full((3, 64, 96), 100, dtype=torch.uint8)
+    torch.nn.init.zeros_(branch.iam_conv.weight)
+    (panels,) = model.explain([{"image": image}], max_instances=1)
+    assert len({tuple(pixel) for pixel in panels[0][1].reshape(-1, 3)}) == 1

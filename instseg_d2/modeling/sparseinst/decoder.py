@@ -157,7 +157,7 @@ class IAMDecoder(nn.Module):
 
         Returns:
             class_logits (B, N, K), objectness_logits (B, N), mask_logits (B, N, sH, sW) in float32 for scale factor s,
-            and activation_maps (B, N, H, W), the mean over the groups.
+            and activation_maps (B, N, max(G, 1), H, W).
         """
         batch, _, height, width = features.shape
         x = torch.cat([coordinate_channels(features), features], dim=1)
@@ -166,7 +166,7 @@ class IAMDecoder(nn.Module):
         with torch.autocast(features.device.type, enabled=False):  # the product may be beyond float16
             masks = torch.bmm(kernels.float(), mask_features.flatten(2).float()).view(batch, -1, height, width)
         masks = F.interpolate(masks, scale_factor=self.scale_factor, mode="bilinear", align_corners=False)
-        maps = maps.view(batch, -1, self.instance_branch.num_masks, height, width).mean(1)
+        maps = maps.view(batch, -1, self.instance_branch.num_masks, height, width).transpose(1, 2)
         return {
             "class_logits": class_logits,
             "objectness_logits": objectness[..., 0],

@@ -21,7 +21,7 @@ def explain_image(image: np.ndarray, detections, activation_maps: torch.Tensor, 
     Args:
         image: (H, W, 3) uint8, RGB, network input size.
         detections: Instances with scores and pred_masks (D, h, w) probabilities on the padded canvas.
-        activation_maps: (D, H/8, W/8) of the same detections.
+        activation_maps: (D, G, H/8, W/8) of the same detections; the mean over the G groups is drawn.
         canvas: (H, W) of the padded input.
 
     Returns:
@@ -30,7 +30,7 @@ def explain_image(image: np.ndarray, detections, activation_maps: torch.Tensor, 
     panels = []
     for rank, i in enumerate(detections.scores.argsort(descending=True)[:max_instances].tolist()):
         title = f"#{rank + 1}, {float(detections.scores[i]):.0%}"
-        activation = _on_image(activation_maps[i], canvas, image.shape[:2])
+        activation = _on_image(activation_maps[i].mean(0), canvas, image.shape[:2])
         mask = _on_image(detections.pred_masks[i], canvas, image.shape[:2])
         panels.append((f"{title}: activation map", overlay_heatmap(image, activation, 0.7)))
         panels.append((f"{title}: mask", overlay_heatmap(image, mask, 0.6, 0, 1)))
