@@ -4,7 +4,6 @@ import contextlib
 import difflib
 import functools
 import operator
-import os
 
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as _detectron2_defaults
@@ -12,6 +11,7 @@ from detectron2.config import get_cfg as _detectron2_defaults
 from .backbones import add_backbone_config
 from .blendmask import add_blendmask_config
 from .common import add_common_config
+from .detectron2_files import add_project_config, find_config_file
 from .embedmask import add_embedmask_config
 from .fcos import add_fcos_config
 from .heads import add_heads_config
@@ -99,6 +99,7 @@ def _merge(cfg: CfgNode, values: dict) -> None:
 
 def _merge_file(cfg: CfgNode, path: str) -> None:
     values = cfg.load_yaml_with_base(path, allow_unsafe=False)
+    add_project_config(cfg, values)
     if values.get("VERSION", cfg.VERSION) == cfg.VERSION:
         _merge(cfg, values)
     else:  # of another Detectron2, which converts it or says why not
@@ -108,6 +109,7 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
 def _merge_overrides(cfg: CfgNode, opts) -> None:
     """Each value has the type of the default, whatever the file has put in its place."""
     typed = get_cfg()
+    add_project_config(typed, cfg)
     for key, value in zip(opts[::2], opts[1::2]):
         *path, name = key.split(".")
         _merge(typed, functools.reduce(lambda inner, part: {part: inner}, [name, *reversed(path)], value))
@@ -122,7 +124,7 @@ def load_config(config_file: str = "", opts=()) -> CfgNode:
     Real numbers may be written without a point, in both.
 
     Args:
-        config_file: path of a YAML file; empty: the defaults.
+        config_file: path of a YAML file, or its name in Detectron2's model zoo; empty: the defaults.
         opts: alternating keys and values, as on the command line.
 
     Raises:
@@ -130,8 +132,7 @@ def load_config(config_file: str = "", opts=()) -> CfgNode:
     """
     cfg = get_cfg()
     if config_file:
-        if not os.path.isfile(config_file):
-            raise ConfigError(f"{config_file}: there is no such config file.")
+        config_file = find_config_file(config_file)
         try:
             _merge_file(cfg, config_file)
         except Exception as error:
@@ -148,4 +149,6 @@ def load_config(config_file: str = "", opts=()) -> CfgNode:
 def set_num_classes(cfg: CfgNode, num_classes: int) -> None:
     """Set the number of foreground classes under every key that holds it, in place."""
     opts = [item for key in CLASS_COUNT_KEYS for item in (key, num_classes)]
+    if "POINT_HEAD" in cfg.MODEL:  # PointRend's, see add_project_config
+        opts += ["MODEL.POINT_HEAD.NUM_CLASSES", num_classes]
     cfg.merge_from_list([*opts, CLASS_COUNT_WITH_BACKGROUND_KEY, num_classes + 1])

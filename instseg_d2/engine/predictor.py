@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from ..checkpoint import InstSegCheckpointer, read_extra
 from ..config import CLASS_COUNT_KEYS, ConfigError, get_cfg, load_config, set_num_classes
+from ..config.detectron2_files import add_project_config
 from ..data.images import read_image
 from ..modeling import InstanceSegmenter
 from ..visualization.overlay import class_name
@@ -207,7 +208,9 @@ class Predictor(ImagePredictor):
         if not config_file:
             cfg = get_cfg()
             try:
-                cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
+                values = CfgNode.load_cfg(text)
+                add_project_config(cfg, values)
+                cfg.merge_from_other_cfg(values)
             except Exception as error:
                 raise ConfigError(f"{path}: its config does not fit this version ({error}).") from error
             cfg.merge_from_list(list(opts))

@@ -1,0 +1,51 @@
+"""Detectron2's own config files, used like those of this package."""
+
+import os
+from collections.abc import Mapping
+
+from detectron2.config import CfgNode
+
+
+def find_config_file(path: str) -> str:
+    """
+    The path of a config file that may also be named as in Detectron2's model zoo, for instance
+    ``COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml``.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    from . import ConfigError
+
+    if os.path.isfile(path):
+        return path
+    try:
+        from detectron2 import model_zoo
+
+        return model_zoo.get_config_file(path)
+    except (ImportError, RuntimeError):  # no pkg_resources; no such file
+        raise ConfigError(f"{path}: there is no such config file, nor one in Detectron2's model zoo.") from None
+
+
+def add_project_config(cfg: CfgNode, values: Mapping) -> None:
+    """
+    Add the keys of Detectron2's project PointRend where ``values``, the content of a config file, set one of them.
+
+    Raises:
+        ConfigError: this Detectron2 comes without its projects.
+    """
+    from . import ConfigError
+
+    model = values.get("MODEL") if isinstance(values, Mapping) else None
+    model = model if isinstance(model, Mapping) else {}
+    head = model.get("ROI_MASK_HEAD")
+    in_head = isinstance(head, Mapping) and "POINT_HEAD_ON" in head
+    if not (in_head or "POINT_HEAD" in model or "IMPLICIT_POINTREND" in model) or "POINT_HEAD" in cfg.MODEL:
+        return
+    try:
+        from detectron2.projects.point_rend import add_pointrend_config
+    except ImportError as error:
+        raise ConfigError(
+            "MODEL.POINT_HEAD belongs to Detectron2's project PointRend, which the Detectron2 installed here lacks: "
+            "install one that holds detectron2.projects.point_rend"
+        ) from error
+    add_pointrend_config(cfg)
