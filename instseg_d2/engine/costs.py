@@ -1,0 +1,81 @@
+"""What a model costs on one image: parameters, multiply-adds, memory."""
+
+import itertools
+import json
+import math
+import os
+import tempfile
+import warnings
+
+import torch
+from detectron2.utils.analysis import FlopCountAnalysis
+from fvcore.nn.jit_handles import get_shape
+from torch import nn
+
+from ..modeling import InstanceSegmenter
+
+__all__ = ["count_parameters", "gflops", "peak_memory"]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers that are parameters, frozen ones too; statistics of norms and other buffers are not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+class _Network(nn.Module):
+    """A method of this package up to its results in input pixels; any other model as a whole."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, samples):
+        if isinstance(self.model, InstanceSegmenter):
+            return self.model.infer(self.model.preprocess(samples))
+        return self.model(samples)
+
+
+def _deform_conv_flops(inputs, outputs) -> int:
+    """As of a convolution of the same shape: inputs are (x, weight, offset, ...)."""
+    return math.prod(get_shape(outputs[0])) * math.prod(get_shape(inputs[1])[1:])
+
+
+@torch.no_grad()
+def gflops(model: nn.Module, sample: dict) -> float:
+    """
+    1e9 multiply-adds of the network on an input record, counted by fvcore: convolutions, matrix products, norms and
+    resizes; not the drawing of masks at the original size, nor NMS, RoIAlign and the operators of this package.
+    """
+    analysis = FlopCountAnalysis(_Network(model), [sample])
+    analysis.set_op_handle("torchvision::deform_conv2d", _deform_conv_flops)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    return analysis.total() / 1e9
+
+
+def _cpu_peak(run) -> int:
+    """The largest sum of live allocations that PyTorch makes while ``run()`` runs."""
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+            run()
+        path = os.path.join(folder, "trace.json")
+        profiler.export_chrome_trace(path)
+        with open(path, encoding="utf-8") as file:
+            events = [event for event in json.load(file)["traceEvents"] if event.get("name") == "[memory]"]
+    events.sort(key=lambda event: event["ts"])
+    return max(itertools.accumulate(event["args"]["Bytes"] for event in events), default=0)
+
+
+@torch.no_grad()
+def peak_memory(model: nn.Module, sample: dict) -> int:
+    """Bytes that inference of one input record takes at most beside the weights, masks of full size included."""
+    device = next(model.parameters()).device
+    model([sample])  # fills caches
+    if device.type != "cuda":
+        return _cpu_peak(lambda: model([sample]))
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    model([sample])
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before

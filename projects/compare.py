@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""Compare models on the same data: one table (Markdown and JSON) and one page of pictures side by side."""
+
+import argparse
+import os
+import sys
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Example: %(prog)s --configs configs/quick/*_shapes.yaml --data shapes --train --iterations 2000",
+    )
+    parser.add_argument(
+        "--configs", nargs="+", required=True, metavar="FILE", help="YAML files, or names in Detectron2's model zoo"
+    )
+    parser.add_argument("--data", required=True, help="NAME of the data sets NAME_train and NAME_val, or a test set")
+    models = parser.add_mutually_exclusive_group(required=True)
+    models.add_argument("--weights", nargs="+", metavar="FILE", help="trained checkpoints, one for each config")
+    models.add_argument("--train", action="store_true", help="train every model first, all for as many iterations")
+    parser.add_argument("--iterations", type=int, help="of each training (default: those of the first config)")
+    parser.add_argument("--resume", action="store_true", help="go on with the trainings in the output folder")
+    parser.add_argument("--output", default="output/comparison", help="folder (default %(default)s)")
+    parser.add_argument("--images", type=int, default=6, help="in the pictures (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=20, help="measurements of latency (default %(default)s)")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.5, help="of objects in the pictures (default %(default)s)"
+    )
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides KEY VALUE ... for every model")
+    return parser.parse_args(arguments)
+
+
+def main(args) -> None:
+    from instseg_d2.config import ConfigError, load_config
+    from instseg_d2.engine.comparison import compare, contender_names, find_data, join
+    from instseg_d2.engine.log import setup_logging
+
+    if args.weights and len(args.weights) != len(args.configs):
+        raise ConfigError(f"--weights names {len(args.weights)} files for {len(args.configs)} configs")
+    if args.images < 1 or args.repeats < 1 or (args.iterations is not None and args.iterations < 1):
+        raise ConfigError("--images, --repeats and --iterations must be at least 1")
+    data = find_data(args.data)
+    names = contender_names(args.configs)
+    configs = [load_config(file, args.opts) for file in args.configs]  # mistakes show before hours of training
+    iterations = args.iterations or configs[0].SOLVER.MAX_ITER
+    contenders = [
+        join(
+            name,
+            config,
+            data,
+            os.path.join(args.output, name),
+            weights=weights,
+            iterations=iterations,
+            resume=args.resume,
+            opts=args.opts,
+        )
+        for name, config, weights in zip(names, args.configs, args.weights or [None] * len(names))
+    ]
+    setup_logging(args.output)
+    compare(
+        contenders,
+        data[1],
+        args.output,
+        num_images=args.images,
+        repeats=args.repeats,
+        score_threshold=args.score_threshold,
+    )
+
+
+if __name__ == "__main__":
+    from instseg_d2.engine import run_script
+
+    sys.exit(run_script(main, parse()))
