@@ -21,6 +21,8 @@ __all__ = [
     "write_checkpoint_file",
 ]
 
+# What a checkpoint of this package says beside its weights: a text, and lists.
+INFORMATION = ("cfg", "class_names", "category_ids", "stuff_names")
 # What NumPy arrays and plain containers need, under the module names of Python 2 and 3 and of NumPy 1 and 2.
 _SAFE_PICKLE_NAMES = {
     "numpy": {"dtype", "ndarray"},
@@ -102,10 +104,7 @@ def _read_safetensors(path: str) -> dict:
             data = {"model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{path} is no safetensors file or is damaged: {error}.") from error
-    if "cfg" in info:
-        data["cfg"] = info["cfg"]
-    if "class_names" in info:
-        data["class_names"] = json.loads(info["class_names"])
+    data.update({key: info[key] if key == "cfg" else json.loads(info[key]) for key in INFORMATION if key in info})
     return data
 
 
@@ -205,9 +204,10 @@ def write_checkpoint_file(path: str, write: Callable) -> None:
         raise
 
 
-def save_safetensors(path: str, state_dict: dict, cfg: Optional[str] = None, class_names=None) -> None:
+def save_safetensors(path: str, state_dict: dict, cfg: Optional[str] = None, **lists) -> None:
     """
-    Save weights, and optionally the config (YAML text) and the class names, as a safetensors file.
+    Save weights as a safetensors file, and optionally what a checkpoint of this package says beside them: the config
+    (YAML text) and the lists ``class_names``, ``category_ids`` and ``stuff_names``.
 
     Raises:
         CheckpointError: no space left.
@@ -217,8 +217,7 @@ def save_safetensors(path: str, state_dict: dict, cfg: Optional[str] = None, cla
     info = {}
     if cfg is not None:
         info["cfg"] = cfg
-    if class_names is not None:
-        info["class_names"] = json.dumps(list(class_names))
+    info.update({key: json.dumps(list(values)) for key, values in lists.items() if values is not None})
     # The format wants every tensor dense and in memory of its own.
     tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state_dict.items()}
     write_checkpoint_file(path, lambda file: file.write(save(tensors, metadata=info)))

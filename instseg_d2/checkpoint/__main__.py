@@ -1,0 +1,59 @@
+"""``python -m instseg_d2.checkpoint SOURCE TARGET``: a weight file in another format, under this package's names."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+
+from .authors import convert_state_dict
+from .formats import INFORMATION, CheckpointError, read_weights, save_safetensors, write_checkpoint_file
+
+
+def convert_file(source: str, target: str) -> int:
+    """
+    Write the weights of ``source`` (this package's, an author's, Detectron2's; .pth, .pkl or .safetensors) to
+    ``target``, .safetensors or .pth, with config and class names where they are known; optimiser and hooks stay behind.
+
+    Returns:
+        how many tensors were written.
+
+    Raises:
+        CheckpointError: a file that cannot be read or written, another ending, or weights whose names make sense beside
+            a model alone.
+    """
+    if not target.endswith((".safetensors", ".pth")):
+        raise CheckpointError(f"{target}: name a file that ends in .safetensors or .pth.")
+    data = read_weights(source)
+    if data.get("matching_heuristics"):
+        raise CheckpointError(f"{source} is no whole model: its names are matched to one when it is loaded.")
+    state = {name: torch.as_tensor(value) for name, value in data["model"].items()}
+    if all(name.startswith("module.") for name in state):
+        state = {name[len("module.") :]: value for name, value in state.items()}
+    state = convert_state_dict(state)
+    information = {key: data[key] for key in INFORMATION if key in data}
+    if target.endswith(".safetensors"):
+        save_safetensors(target, state, **information)
+    else:
+        write_checkpoint_file(target, lambda file: torch.save({"model": state, **information}, file))
+    return len(state)
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Convert a file; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m instseg_d2.checkpoint", description=__doc__.split(": ", 1)[1])
+    parser.add_argument("source", help="weights to read: .pth, .pkl or .safetensors")
+    parser.add_argument("target", help="file to write: .safetensors or .pth")
+    args = parser.parse_args(arguments)
+    try:
+        count = convert_file(args.source, args.target)
+    except (CheckpointError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(f"{args.target}: {count} tensors\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
