@@ -7,12 +7,15 @@ N images, M objects of the batch, P positive locations, K proposals or their can
 from typing import Optional
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from ... import ops
 from ..losses.lovasz import lovasz_hinge
 from ..proposal_generator.fcos_inference import decode
 from .targets import GroundTruth, box_ious, choose_locations
 from .window_masks import cells_of_windows, training_windows
+
+CELLS_AT_ONCE = 2**19  # of whole maps in the mask loss: sorting takes about 100 bytes a cell
 
 
 def probability_logits(log_probabilities: torch.Tensor, least: float) -> torch.Tensor:
@@ -28,6 +31,36 @@ def probability_logits(log_probabilities: torch.Tensor, least: float) -> torch.T
         log_p = log_p.exp().clamp(min=least).log()
     # The greatest float32 below 1 is 1 - 2^-24.
     return log_p - (1 - log_p.exp()).clamp(min=2.0**-24).log()
+
+
+class _ObjectLosses(torch.autograd.Function):
+    """
+    The Lovasz hinge (section 3.4) of objects, whose gradient is computed with it: of all the steps between, nothing is
+    kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, log_probabilities, labels, owners, num_objects: int, least: float):
+        """
+        Args:
+            log_probabilities: (P,); labels: (P,) bool.
+            owners: int64 object of each, of any shape with P elements.
+
+        Returns:
+            (num_objects,); 0 for one without cells.
+        """
+        leaf = log_probabilities.detach().requires_grad_()
+        with torch.enable_grad():
+            losses = lovasz_hinge(probability_logits(leaf, least), labels, owners.reshape(-1), num_objects)
+            (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        ctx.save_for_backward(gradient, owners)
+        return losses.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        gradient, owners = ctx.saved_tensors
+        return (grad[owners] * gradient.view_as(owners)).flatten(), None, None, None, None
 
 
 def mean_of_objects(values: torch.Tensor, objects: torch.Tensor, num_objects: int):
@@ -111,11 +144,16 @@ class MaskCriterion:
         windows = training_windows(truth.boxes[objects], self.stride, self.box_padding, size)
         log_probabilities = ops.mask_prob(pixels, embeddings, margins, windows, truth.images[objects])
         targets = truth.cells(self.stride)[objects]
-        if windows is None:
-            labels = targets.flatten()
-            owners = torch.arange(len(labels), device=labels.device) // (size[0] * size[1])
-        else:
+        if windows is not None:
             owners, _, y, x = cells_of_windows(windows, 0, len(log_probabilities))
             labels = targets[owners, y, x]
-        logits = probability_logits(log_probabilities, self.least_probability)
-        return lovasz_hinge(logits, labels, owners, len(embeddings))
+            return _ObjectLosses.apply(log_probabilities, labels, owners, len(embeddings), self.least_probability)
+
+        num_cells = size[0] * size[1]
+        step = max(1, CELLS_AT_ONCE // num_cells)
+        losses = [log_probabilities.new_zeros(0)]
+        for values, labels in zip(log_probabilities.split(step * num_cells), targets.split(step)):
+            owners = torch.arange(len(labels), device=labels.device)[:, None].expand(-1, num_cells)
+            least = self.least_probability
+            losses.append(_ObjectLosses.apply(values, labels.flatten(), owners, len(labels), least))
+        return torch.cat(losses)
