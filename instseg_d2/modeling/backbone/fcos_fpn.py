@@ -1,4 +1,4 @@
-"""FPN with the extra levels of FCOS: P6 and P7 come from P5."""
+"""FPN with the extra levels of FCOS: P6 and P7 come from P5, or those above another last level from that."""
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -12,13 +12,13 @@ from .resnet import build_resnet
 
 
 class LastLevelP6(nn.Module):
-    """One 3x3 stride-2 convolution from P5 to P6."""
+    """One 3x3 stride-2 convolution from P5, or another last level ``in_feature``, to the next one."""
 
     num_levels = 1
-    in_feature = "p5"
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, in_feature: str):
         super().__init__()
+        self.in_feature = in_feature
         self.p6 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         weight_init.c2_xavier_fill(self.p6)
 
@@ -45,15 +45,18 @@ class FPNWithBottomUp(FPN):
 
 
 def build_fcos_fpn(cfg, bottom_up) -> FPN:
-    """The FPN over a bottom-up network, with MODEL.FCOS.TOP_LEVELS levels above P5."""
+    """The FPN over a bottom-up network, with MODEL.FCOS.TOP_LEVELS levels above its last one, such as P5."""
     channels = cfg.MODEL.FPN.OUT_CHANNELS
     top_levels = cfg.MODEL.FCOS.TOP_LEVELS
     if top_levels not in (0, 1, 2):
         raise ConfigError(f"MODEL.FCOS.TOP_LEVELS is {top_levels}; it must be 0, 1 (P6) or 2 (P6 and P7).")
-    top_block = {0: None, 1: LastLevelP6, 2: LastLevelP6P7}[top_levels]
-    if top_block is not None:
-        top_block = top_block(channels) if top_levels == 1 else top_block(channels, channels, "p5")
-    wants_bottom_up = any(name in bottom_up.output_shape() for name in cfg.MODEL.BASIS_MODULE.IN_FEATURES)
+    shapes = bottom_up.output_shape()
+    strides = [shapes[name].stride for name in cfg.MODEL.FPN.IN_FEATURES]
+    last = f"p{max(strides).bit_length() - 1}"
+    top_block = None
+    if top_levels:
+        top_block = LastLevelP6(channels, last) if top_levels == 1 else LastLevelP6P7(channels, channels, last)
+    wants_bottom_up = any(name in shapes for name in cfg.MODEL.BASIS_MODULE.IN_FEATURES)
     return (FPNWithBottomUp if wants_bottom_up else FPN)(
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
