@@ -13,7 +13,7 @@ from PIL import Image
 from instseg_d2.checkpoint import CheckpointError
 from instseg_d2.config import ConfigError
 from instseg_d2.engine.predictor import Predictor, to_rgb
-from tests.bright_spots import CLASS_NAMES, save_checkpoint, spots_config, spots_image
+from tests.bright_spots import CLASS_NAMES, BrightSpots, save_checkpoint, spots_config, spots_image
 
 
 @pytest.fixture
@@ -169,6 +169,13 @@ def test_names_and_ids_come_from_the_checkpoint_or_the_data_set(tmp_path, checkp
         assert predictor.category_id(1) == 90
     other = Predictor(cfg, nameless, class_names=["a", "b"])
     assert (other.class_name(1), other.category_id(1)) == ("b", 1)
+
+
+def test_a_class_agnostic_model_finds_objects(checkpoint, monkeypatch):
+    monkeypatch.setattr(BrightSpots, "class_agnostic", True, raising=False)
+    predictor = Predictor.from_checkpoint(checkpoint)
+    assert predictor.class_names == ["object"]
+    assert predictor.category_id(0) == 0
 
 
 def test_config_file_overrides_and_class_count(tmp_path, checkpoint):
