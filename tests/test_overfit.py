@@ -1,4 +1,10 @@
-"""The whole path learns: a quick recipe overfits eight images of shapes."""
+"""
+The whole path learns: a quick recipe overfits eight images of shapes.
+
+BlendMask is always tried; the other methods, which need five to ten minutes each, where INSTSEG_OVERFIT is set.
+"""
+
+import os
 
 import pytest
 import torch
@@ -9,18 +15,25 @@ from instseg_d2.data import class_names, register_coco
 from instseg_d2.data.shapes import make_shapes
 from instseg_d2.engine import Trainer
 
-# quick recipe, iterations, learning rate, mask AP reached
+patient = pytest.mark.skipif("INSTSEG_OVERFIT" not in os.environ, reason="INSTSEG_OVERFIT is not set")
+# quick recipe, iterations, learning rate, shorter side (None: the recipe's own sizes), result that reaches a goal
 RECIPES = [
-    ("blendmask_shapes", 450, 0.002, 80),
+    pytest.param("blendmask_shapes", 450, 0.002, 256, "segm/AP", 80, id="blendmask"),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "iterations", "rate", "goal"), RECIPES, ids=[x[0] for x in RECIPES])
-def test_overfitting_eight_images(tmp_path, request, recipe, iterations, rate, goal):
+@pytest.mark.parametrize(("recipe", "iterations", "rate", "side", "result", "goal"), RECIPES)
+def test_overfitting_eight_images(tmp_path, request, recipe, iterations, rate, side, result, goal):
     json_file = make_shapes(tmp_path / "shapes", "train", 8, seed=1)
     name = f"eight_shapes_{recipe}"
     register_coco(name, json_file, tmp_path / "shapes" / "images")
+    sizes = [
+        "INPUT.MIN_SIZE_TRAIN", (side,),
+        "INPUT.MAX_SIZE_TRAIN", side * 3 // 2,
+        "INPUT.MIN_SIZE_TEST", side,
+        "INPUT.MAX_SIZE_TEST", side * 3 // 2,
+    ] if side else []  # fmt: skip
     cfg = load_config(
         str(request.config.rootpath / f"configs/quick/{recipe}.yaml"),
         [
@@ -31,12 +44,9 @@ def test_overfitting_eight_images(tmp_path, request, recipe, iterations, rate, g
             "SOLVER.MAX_ITER", iterations,
             "SOLVER.WARMUP_ITERS", 20,
             "SOLVER.BASE_LR", rate,
-            "INPUT.MIN_SIZE_TRAIN", (256,),
-            "INPUT.MAX_SIZE_TRAIN", 384,
-            "INPUT.MIN_SIZE_TEST", 256,
-            "INPUT.MAX_SIZE_TEST", 384,
             "INPUT.RANDOM_FLIP", "none",
             "DATALOADER.NUM_WORKERS", 0,
+            *sizes,
         ],
     )  # fmt: skip
     set_num_classes(cfg, len(class_names(name)))
@@ -45,4 +55,5 @@ def test_overfitting_eight_images(tmp_path, request, recipe, iterations, rate, g
     trainer.resume_or_load(resume=False)
     trainer.train()
     assert len(DatasetCatalog.get(name)) == 8
-    assert trainer.results["segm"]["AP"] >= goal
+    task, metric = result.split("/")
+    assert trainer.results[task][metric] >= goal
