@@ -5,18 +5,16 @@ R mask resolution, feature map of H x W cells.
 
 import torch
 from detectron2.config import configurable
-from detectron2.layers import ShapeSpec
-from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY, BaseMaskRCNNHead
-from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
-from detectron2.structures import Instances
+from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
 from torch import nn
 
 from ...config import ConfigError
 from ...layers import assemble_boxes, get_norm
+from ..image_mask_head import ImageMaskHead, joined
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
-class AssembleMaskHead(BaseMaskRCNNHead):
+class AssembleMaskHead(ImageMaskHead):
     """
     Mask head that predicts k x k score maps once for the image and assembles them inside each box: InstanceFCN's
     assembling (arXiv 1603.08678, section 3.1) for boxes of any size, as FCIS merges its maps. Nothing is computed for
@@ -74,12 +72,8 @@ class AssembleMaskHead(BaseMaskRCNNHead):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        arguments = super().from_config(cfg, input_shape)
         head, node = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.ASSEMBLE_MASK_HEAD
-        if isinstance(input_shape, ShapeSpec):
-            raise ConfigError(
-                f'MODEL.ROI_MASK_HEAD.POOLER_TYPE is {head.POOLER_TYPE!r}; AssembleMaskHead needs "": it reads the '
-                "features of the whole image."
-            )
         if node.IN_FEATURE not in input_shape:
             raise ConfigError(
                 f"MODEL.ASSEMBLE_MASK_HEAD.IN_FEATURE is {node.IN_FEATURE!r}; it must be one of "
@@ -93,7 +87,7 @@ class AssembleMaskHead(BaseMaskRCNNHead):
                 raise ConfigError(f"MODEL.{key} is {value}; it must be at least 1.")
         shape = input_shape[node.IN_FEATURE]
         return {
-            **super().from_config(cfg, input_shape),
+            **arguments,
             "in_feature": node.IN_FEATURE,
             "in_channels": shape.channels,
             "stride": shape.stride,
@@ -106,42 +100,13 @@ class AssembleMaskHead(BaseMaskRCNNHead):
             "norm": head.NORM,
         }
 
-    def mask_logits(self, features: dict, boxes: list) -> torch.Tensor:
-        """
-        Args:
-            features: {name: (N, channels, H, W)}.
-            boxes: N Boxes in input pixels.
-
-        Returns:
-            (M, C, R, R) logits, image after image.
-        """
-        score_maps = self.score_maps(self.tower(features[self.in_feature]))
-        counts = torch.tensor([len(x) for x in boxes], device=score_maps.device)
-        batch_index = torch.arange(len(boxes), device=score_maps.device).repeat_interleave(
-            counts, output_size=sum(map(len, boxes))
-        )
+    def mask_logits(self, features, boxes) -> torch.Tensor:
+        """See `ImageMaskHead`."""
         return assemble_boxes(
-            score_maps,
-            torch.cat([x.tensor for x in boxes]),
-            batch_index,
+            self.score_maps(self.tower(features[self.in_feature])),
+            *joined(boxes),
             self.grid,
             self.resolution,
             self.spatial_scale,
             sampling_ratio=self.sampling_ratio,
         )
-
-    def forward(self, features: dict, instances: list[Instances]):
-        """
-        Args:
-            features: {name: (N, channels, H, W)}.
-            instances: of each image; foreground proposals in training, else with pred_boxes and pred_classes.
-
-        Returns:
-            In training {"loss_mask": scalar}; else the instances with pred_masks (D, 1, R, R), probabilities.
-        """
-        boxes = [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
-        logits = self.mask_logits(features, boxes)
-        if self.training:
-            return {"loss_mask": self.loss_weight * mask_rcnn_loss(logits, instances, self.vis_period)}
-        mask_rcnn_inference(logits, instances)
-        return instances

@@ -1,0 +1,86 @@
+"""
+The blender inside the boxes of any detector. M boxes, K bases, A attention size, R mask resolution, C channels.
+"""
+
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
+from torch import nn
+
+from ...config import ConfigError
+from ..image_mask_head import ImageMaskHead, box_pooler, joined
+from .basis_module import build_basis_module
+from .blender import Blender
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class BlendMaskHead(ImageMaskHead):
+    """
+    Mask head that blends the image's bases with the attention of each box (BlendMask, section 3.3).
+
+    The attention is one 3x3 convolution of the box's features pooled to A x A cells: K maps. Class-agnostic. Its keys
+    are those of MODEL.BLENDMASK and MODEL.BASIS_MODULE; MODEL.ROI_MASK_HEAD.POOLER_TYPE is "".
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        basis_module: nn.Module,
+        blender: Blender,
+        in_features: Sequence[str],
+        pooler: Optional[ROIPooler],
+        attention: Optional[nn.Module],
+        **kwargs,
+    ):
+        """
+        Args:
+            basis_module: features -> bases (N, K, H, W).
+            in_features: names of the maps that the attention reads.
+            pooler: of these maps, to A x A.
+            attention: (M, C, A, A) -> (M, K, A, A); None, as the pooler, where the blender uses none (fcis).
+            kwargs: loss_weight and vis_period of Detectron2's BaseMaskRCNNHead.
+        """
+        super().__init__(**kwargs)
+        self.basis_module = basis_module
+        self.blender = blender
+        self.in_features = list(in_features)
+        self.pooler = pooler
+        self.attention = attention
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        arguments = super().from_config(cfg, input_shape)
+        if cfg.MODEL.BASIS_MODULE.LOSS_ON:
+            raise ConfigError(
+                "MODEL.BASIS_MODULE.LOSS_ON must be False with BlendMaskHead: a mask head does not see the whole "
+                "ground truth of an image."
+            )
+        blender = Blender(cfg)
+        attention, pooler = None, None
+        if blender.num_attention_channels:
+            channels = next(iter(input_shape.values())).channels
+            attention = nn.Conv2d(channels, blender.num_bases, 3, padding=1)
+            nn.init.normal_(attention.weight, std=0.01)
+            nn.init.zeros_(attention.bias)
+            pooler = box_pooler(cfg, input_shape, blender.attention_size)
+        return {
+            **arguments,
+            "basis_module": build_basis_module(cfg, input_shape),
+            "blender": blender,
+            "in_features": list(input_shape),
+            "pooler": pooler,
+            "attention": attention,
+            "loss_weight": cfg.MODEL.BLENDMASK.INSTANCE_LOSS_WEIGHT,
+        }
+
+    def mask_logits(self, features, boxes) -> torch.Tensor:
+        """(M, 1, R, R); see `ImageMaskHead`."""
+        attention = None
+        if self.attention is not None:
+            attention = self.attention(self.pooler([features[name] for name in self.in_features], boxes)).flatten(1)
+        return self.blender(self.basis_module(features), *joined(boxes), attention).float()[:, None]

@@ -1,0 +1,227 @@
+"""
+EmbedMask's coupling of pixels and objects inside the boxes of any detector. M boxes, D dimensions, C channels, P cells
+a side of the pooled box features, R mask resolution.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
+from torch import nn
+
+from ... import ops
+from ...config import ConfigError
+from ...layers import ConvTower, crop_boxes
+from ..image_mask_head import ImageMaskHead, box_pooler, crop_targets, joined, rescaled
+from ..losses.lovasz import lovasz_hinge
+from .criterion import probability_logits
+from .pixel_embedding import PixelHead, add_position
+from .versions import mask_stride, value_of, version_of
+
+
+class BoxProposalHead(nn.Module):
+    """
+    For a box: the point of the embedding space that its object's pixels should be near to, and how near (EmbedMask,
+    eq. 3-5).
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        size: int,
+        embed_dim: int,
+        margin: str,
+        num_convs: int = 4,
+        norm: str = "GN",
+        prior_margin: float = 2.0,
+        fixed: bool = False,
+        divisor: float = 1.0,
+        margin_divisor: float = 32.0,
+        box_scale: float = 800.0,
+    ):
+        """
+        Args:
+            size: P; num_convs, norm: of the tower on the pooled features.
+            margin: "box", "scalar" or "dimension", see `Version`.
+            prior_margin: distance at which the initial probability is 0.5; fixed: the margin stays as it is there.
+            divisor, margin_divisor: of the tower before the linear layers.
+            box_scale: of the distances from a box's centre to its sides, pixels. "box" alone.
+        """
+        super().__init__()
+        self.initial_margin = -math.log(0.5) / prior_margin**2
+        self.input_scale = 3 / size  # the outputs then vary as those of the detector's 3x3 convolutions
+        self.divisor = divisor
+        self.margin_divisor = margin_divisor
+        self.box_scale = box_scale
+        self.tower = ConvTower(channels, num_convs, norm, 1)
+        self.embedding = nn.Linear(channels * size * size, embed_dim)
+        self.box_margin, self.margin = None, None
+        layers = [self.embedding]
+        if margin == "box" and not fixed:
+            self.box_margin = nn.Linear(4, 1)
+            nn.init.normal_(self.box_margin.weight, std=0.01)
+            nn.init.constant_(self.box_margin.bias, math.log(self.initial_margin))
+        elif not fixed:
+            self.margin = nn.Linear(channels * size * size, embed_dim if margin == "dimension" else 1)
+            layers.append(self.margin)
+        for layer in layers:
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+        if self.margin is not None:
+            nn.init.constant_(self.margin.bias, math.log(self.initial_margin))
+
+    def forward(self, pooled: torch.Tensor, boxes: torch.Tensor, position_scale: Optional[torch.Tensor]):
+        """
+        Args:
+            pooled: (M, C, P, P); boxes: (M, 4) pixels.
+            position_scale: (1,), or None for embeddings that do not know where they are.
+
+        Returns:
+            embeddings (M, D) and margins (M, 1) or (M, D), float32.
+        """
+        x = self.tower(pooled, 0).flatten(1) * self.input_scale
+        embeddings = self.embedding(x / self.divisor).float()
+        embeddings = add_position(embeddings, (boxes[:, :2] + boxes[:, 2:]).float() / 2, position_scale)
+        if self.box_margin is not None:
+            half = (boxes[:, 2:] - boxes[:, :2]).float() / (2 * self.box_scale)
+            log_margins = self.box_margin(torch.cat([half, half], dim=1))
+        elif self.margin is not None:
+            log_margins = self.margin(x / self.margin_divisor)
+        else:
+            return embeddings, embeddings.new_full((len(x), 1), self.initial_margin)
+        return embeddings, log_margins.float().exp()
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class EmbedMaskHead(ImageMaskHead):
+    """
+    Mask head that gives a pixel of the box to the object with probability exp(-margin * squared distance) of their
+    embeddings (EmbedMask, eq. 5): pixels are embedded once for the image, each box by its pooled features.
+
+    Every box is a proposal of its own, trained by the Lovasz hinge (section 3.4) inside the box. Class-agnostic. Its
+    keys are those of MODEL.EMBED_MASK and NUM_CONV, POOLER_RESOLUTION (R is twice as large, as in Mask R-CNN) and
+    POOLER_SAMPLING_RATIO of MODEL.ROI_MASK_HEAD, whose POOLER_TYPE is "".
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        pixel_head: PixelHead,
+        proposal_head: BoxProposalHead,
+        in_features: Sequence[str],
+        pooler: ROIPooler,
+        pixel_feature: str,
+        stride: int,
+        resolution: int = 28,
+        sampling_ratio: int = 0,
+        spatial: bool = True,
+        least_probability: float = 1e-9,
+        mask_threshold: float = 0.53,
+        **kwargs,
+    ):
+        """
+        Args:
+            in_features: names of the maps that the pooler reads.
+            pixel_feature: name of the map that pixels are embedded from; stride: pixels of a cell of the embedding.
+            sampling_ratio: of RoIAlign of the embedding.
+            spatial: the first two dimensions follow the location.
+            least_probability: smaller probabilities are raised to it in the loss.
+            mask_threshold: probability from which a pixel belongs to the mask.
+            kwargs: loss_weight and vis_period of Detectron2's BaseMaskRCNNHead.
+        """
+        super().__init__(**kwargs)
+        self.pixel_head = pixel_head
+        self.proposal_head = proposal_head
+        self.in_features = list(in_features)
+        self.pooler = pooler
+        self.pixel_feature = pixel_feature
+        self.spatial_scale = 1.0 / stride
+        self.resolution = resolution
+        self.sampling_ratio = sampling_ratio
+        self.position_scale = nn.Parameter(torch.ones(1)) if spatial else None
+        self.least_probability = least_probability
+        self.mask_threshold = mask_threshold
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        arguments = super().from_config(cfg, input_shape)
+        node, head, version = cfg.MODEL.EMBED_MASK, cfg.MODEL.ROI_MASK_HEAD, version_of(cfg)
+        threshold, embed_dim = value_of(cfg, "MASK_TH"), value_of(cfg, "EMBED_DIM")
+        pixel_feature = next((name for name, x in input_shape.items() if x.stride == node.FPN_STRIDES[0]), None)
+        if pixel_feature is None:
+            raise ConfigError(
+                f"MODEL.EMBED_MASK.FPN_STRIDES begins with {node.FPN_STRIDES[0]}; no map of "
+                f"MODEL.ROI_HEADS.IN_FEATURES has that stride: {', '.join(input_shape)}."
+            )
+        for key, value, good in (
+            ("EMBED_MASK.MASK_TH", threshold, 0 < threshold < 1),
+            ("EMBED_MASK.EMBED_DIM", embed_dim, embed_dim >= 2),
+            ("EMBED_MASK.BOX_TO_MARGIN_SCALE", node.BOX_TO_MARGIN_SCALE, node.BOX_TO_MARGIN_SCALE > 0),
+            ("ROI_MASK_HEAD.POOLER_RESOLUTION", head.POOLER_RESOLUTION, head.POOLER_RESOLUTION >= 1),
+        ):
+            if not good:
+                raise ConfigError(f"MODEL.{key} {value} cannot be used by EmbedMaskHead.")
+        channels = input_shape[pixel_feature].channels
+        proposal_head = BoxProposalHead(
+            channels=channels,
+            size=head.POOLER_RESOLUTION,
+            embed_dim=embed_dim,
+            margin=version.margin,
+            num_convs=head.NUM_CONV,
+            norm=node.NORM,
+            prior_margin=node.PRIOR_MARGIN,
+            fixed=node.FIX_MARGIN,
+            divisor=node.EMBED_REDUCE_FACTOR,
+            margin_divisor=node.MARGIN_REDUCE_FACTOR,
+            box_scale=node.BOX_TO_MARGIN_SCALE,
+        )
+        return {
+            **arguments,
+            "pixel_head": PixelHead(cfg, channels),
+            "proposal_head": proposal_head,
+            "in_features": list(input_shape),
+            "pooler": box_pooler(cfg, input_shape, head.POOLER_RESOLUTION),
+            "pixel_feature": pixel_feature,
+            "stride": mask_stride(cfg),
+            "resolution": 2 * head.POOLER_RESOLUTION,
+            "sampling_ratio": head.POOLER_SAMPLING_RATIO,
+            "spatial": version.spatial,
+            "least_probability": version.least_probability,
+            "mask_threshold": threshold,
+            "loss_weight": node.LOSS_MASK_ALPHA,
+        }
+
+    def log_probabilities(self, features, boxes) -> torch.Tensor:
+        """Of each cell in each box: (M, R, R) float32."""
+        pixels = self.pixel_head(features[self.pixel_feature], self.position_scale)
+        pooled = self.pooler([features[name] for name in self.in_features], boxes)
+        boxes, images = joined(boxes)
+        embeddings, margins = self.proposal_head(pooled, boxes, self.position_scale)
+        size = self.resolution
+        crops = crop_boxes(pixels, boxes, images, size, self.spatial_scale, sampling_ratio=self.sampling_ratio)
+        own = torch.arange(len(boxes), device=boxes.device)
+        return ops.mask_prob(crops, embeddings, margins, None, own).view(-1, size, size)
+
+    def forward(self, features, instances):
+        """See `ImageMaskHead`."""
+        log_probabilities = self.log_probabilities(features, self.boxes_of(instances))
+        if self.training:
+            return {"loss_mask": self.loss_weight * self._loss(log_probabilities, instances)}
+        masks = rescaled(log_probabilities.exp(), self.mask_threshold)[:, None]
+        for x, part in zip(instances, masks.split([len(x) for x in instances])):
+            x.pred_masks = part
+        return instances
+
+    def _loss(self, log_probabilities: torch.Tensor, instances) -> torch.Tensor:
+        """The Lovasz hinge of each box, the mean over all boxes; 0 without any."""
+        count = len(log_probabilities)
+        labels = crop_targets(instances, self.resolution)
+        owners = torch.arange(count, device=labels.device).repeat_interleave(self.resolution**2)
+        logits = probability_logits(log_probabilities.flatten(), self.least_probability)
+        return lovasz_hinge(logits, labels.flatten(), owners, count).sum() / max(count, 1)

@@ -1,0 +1,94 @@
+"""
+What mask heads share that read the maps of the whole image instead of pooled features. N images, M boxes, C classes
+(1 when class-agnostic), R mask resolution.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import BaseMaskRCNNHead
+from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
+from detectron2.structures import Boxes, Instances
+
+from ..config import ConfigError
+
+
+class ImageMaskHead(BaseMaskRCNNHead):
+    """
+    Base of mask heads for Detectron2's GeneralizedRCNN with MODEL.ROI_MASK_HEAD.POOLER_TYPE "": StandardROIHeads and
+    CascadeROIHeads then hand over the maps named by MODEL.ROI_HEADS.IN_FEATURES.
+
+    Subclasses write ``mask_logits``; the loss is Mask R-CNN's (arXiv 1703.06870, section 3).
+    """
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
+        if isinstance(input_shape, ShapeSpec):
+            raise ConfigError(
+                f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is {cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE!r}; {cls.__name__} needs "
+                '"": it reads the features of the whole image.'
+            )
+        return super().from_config(cfg, input_shape)
+
+    def mask_logits(self, features: dict[str, torch.Tensor], boxes: Sequence[Boxes]) -> torch.Tensor:
+        """
+        Args:
+            features: {name: (N, channels, H, W)}.
+            boxes: N Boxes in input pixels.
+
+        Returns:
+            (M, C, R, R) float32 logits, image after image.
+        """
+        raise NotImplementedError
+
+    def forward(self, features: dict[str, torch.Tensor], instances: list[Instances]):
+        """
+        Args:
+            features: {name: (N, channels, H, W)}.
+            instances: of each image; foreground proposals in training, else with pred_boxes and pred_classes.
+
+        Returns:
+            In training {"loss_mask": scalar}; else the instances with pred_masks (D, 1, R, R), probabilities.
+        """
+        logits = self.mask_logits(features, self.boxes_of(instances))
+        if self.training:
+            return {"loss_mask": self.loss_weight * mask_rcnn_loss(logits, instances, self.vis_period)}
+        mask_rcnn_inference(logits, instances)
+        return instances
+
+    def boxes_of(self, instances: Sequence[Instances]) -> list[Boxes]:
+        """The boxes that get masks: of the proposals in training, else of the detections."""
+        return [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
+
+
+def joined(boxes: Sequence[Boxes]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The boxes (M, 4) of all images and the image (M,), int64, of each."""
+    corners = torch.cat([x.tensor for x in boxes])
+    counts = torch.tensor([len(x) for x in boxes], device=corners.device)
+    images = torch.arange(len(boxes), device=corners.device)
+    return corners, images.repeat_interleave(counts, output_size=len(corners))
+
+
+def crop_targets(instances: Sequence[Instances], resolution: int) -> torch.Tensor:
+    """The objects' masks inside the proposals matched to them, from polygons or bitmasks: (M, R, R) bool."""
+    device = instances[0].proposal_boxes.device
+    crops = [
+        x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, resolution)
+        if len(x)
+        else torch.zeros((0, resolution, resolution), dtype=torch.bool)
+        for x in instances
+    ]
+    return torch.cat([x.to(device) for x in crops])
+
+
+def rescaled(probabilities: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Probabilities scaled so that Detectron2, which pastes a mask where it is 0.5, pastes it at the threshold."""
+    return (probabilities * (0.5 / threshold)).clamp(max=1)
+
+
+def box_pooler(cfg, input_shape: dict[str, ShapeSpec], size: int) -> ROIPooler:
+    """RoIAlign of size x size cells over the maps, at MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO."""
+    scales = [1.0 / shape.stride for shape in input_shape.values()]
+    return ROIPooler(size, scales, cfg.MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO, "ROIAlignV2")
