@@ -4,12 +4,13 @@ from .autoencoder import AE
 from .dct import DCT
 from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, RawMask, build_mask_embedding
 from .fitting import ensure_fitted, fit_embedding, held_out_split
-from .heads import ISTRHeads
+from .heads import RefinementHeads
 from .istr import ISTR
 from .mask_head import MaskEmbeddingHead
 from .masks import TrainingMasks
 from .pca import PCA
 from .reconstruction import reconstruction_ious
+from .roi_heads import ISTRHeads
 
 __all__ = [
     "AE",
@@ -21,6 +22,7 @@ __all__ = [
     "MaskEmbedding",
     "MaskEmbeddingHead",
     "RawMask",
+    "RefinementHeads",
     "TrainingMasks",
     "build_mask_embedding",
     "ensure_fitted",

@@ -15,7 +15,7 @@ from .autoencoder import AE
 from .embedding import MaskEmbedding
 from .masks import TrainingMasks
 
-__all__ = ["embedding_file", "ensure_fitted", "fit_embedding", "held_out_split"]
+__all__ = ["embedding_file", "ensure_fitted", "fit_embedding", "held_out_split", "require_fitted"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,3 +79,16 @@ def ensure_fitted(model: nn.Module, cfg: CfgNode) -> None:
         state = {key: value.cpu() for key, value in embedding.state_dict().items()}
     if comm.get_world_size() > 1:
         embedding.load_state_dict(comm.all_gather(state)[0])
+
+
+def require_fitted(embedding: MaskEmbedding) -> None:
+    """
+    Raises:
+        ConfigError: neither weights nor a fit have filled the embedding.
+    """
+    if not embedding.fitted:
+        raise ConfigError(
+            f"the {type(embedding).__name__} mask embedding has no values yet: train with instseg_d2.engine.Trainer, "
+            "which fits it, call instseg_d2.modeling.istr.ensure_fitted(model, cfg) before training, or set "
+            "MODEL.ISTR.MASK_ENCODING_METHOD to DCT, which needs no fit."
+        )

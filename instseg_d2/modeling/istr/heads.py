@@ -10,12 +10,13 @@ from typing import NamedTuple, Optional
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import nn
 
 from ...config import ConfigError
 from ...config.istr import istr_version
+from .autoencoder import AE
+from .embedding import MaskEmbedding
 from .head import (
     MASK_ROI_SIZE,
     ROI_ATTENTIONS,
@@ -47,8 +48,7 @@ class Predictions(NamedTuple):
     decoder_features: Optional[list[torch.Tensor]]
 
 
-@ROI_HEADS_REGISTRY.register()
-class ISTRHeads(nn.Module):
+class RefinementHeads(nn.Module):
     """The refinement heads and the poolers that they share."""
 
     @configurable
@@ -85,8 +85,7 @@ class ISTRHeads(nn.Module):
                     branch.requires_grad_(False)
 
     @classmethod
-    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec], code_dim: int, decoder_channels: int = 0):
-        """code_dim: D; decoder_channels: of the RoI feature that the decoder reads, 0 for none."""
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec], embedding: MaskEmbedding):
         node = cfg.MODEL.ISTR
         names = cfg.MODEL.ROI_HEADS.IN_FEATURES
         missing = [name for name in names if name not in input_shape]
@@ -105,7 +104,7 @@ class ISTRHeads(nn.Module):
         if node.HIDDEN_DIM % node.NHEADS:
             raise ConfigError("MODEL.ISTR.HIDDEN_DIM must be a multiple of MODEL.ISTR.NHEADS.")
         refined = istr_version(cfg) == 2
-        heads = [cls._head(cfg, code_dim, decoder_channels) for _ in range(node.NUM_HEADS)]
+        heads = [cls._head(cfg, embedding) for _ in range(node.NUM_HEADS)]
         init_heads(heads, node.PRIOR_PROB)
         return {
             "heads": heads,
@@ -117,7 +116,7 @@ class ISTRHeads(nn.Module):
         }
 
     @staticmethod
-    def _head(cfg, code_dim: int, decoder_channels: int) -> RefinementHead:
+    def _head(cfg, embedding: MaskEmbedding) -> RefinementHead:
         node = cfg.MODEL.ISTR
         channels = node.HIDDEN_DIM
         if node.ROI_ATTENTION == "dynamic":
@@ -125,9 +124,9 @@ class ISTRHeads(nn.Module):
         else:
             roi_attention = MultiHeadRoIAttention(channels, node.NHEADS)
         if istr_version(cfg) == 1:
-            mask_branch = VectorMaskBranch(channels, node.NUM_MASK, code_dim)
+            mask_branch = VectorMaskBranch(channels, node.NUM_MASK, embedding.dim)
         else:
-            mask_branch = RoIMaskBranch(channels, code_dim, decoder_channels)
+            mask_branch = RoIMaskBranch(channels, embedding.dim, 32 * isinstance(embedding, AE))
         return RefinementHead(
             roi_attention=roi_attention,
             mask_branch=mask_branch,

@@ -10,8 +10,10 @@ from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY, BaseMaskRCNNHe
 from detectron2.structures import Instances
 
 from ...config import ConfigError
+from ..image_mask_head import crop_targets
 from ..losses.dice import paired_dice
 from .embedding import MaskEmbedding, build_mask_embedding
+from .fitting import require_fitted
 from .head import MASK_ROI_SIZE, RoIMaskBranch
 
 
@@ -38,6 +40,7 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
         self.mask_embedding = mask_embedding
         self.code_weight = code_weight
         self.dice_weight = dice_weight
+        self._embedding_checked = False
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -67,10 +70,7 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
         """
         with torch.autocast(codes.device.type, enabled=False):
             codes = codes.float()
-            size = self.mask_embedding.size
-            crops = [x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, size) for x in instances if len(x)]
-            crops = [codes.new_zeros((0, size, size)), *(x.to(codes.device).float() for x in crops)]
-            crops = torch.cat(crops)
+            crops = crop_targets(instances, self.mask_embedding.size).float()
             error = F.smooth_l1_loss(codes, self.mask_embedding.encode(crops), reduction="none").mean(1)
             masks = self.mask_embedding.decode(codes)
             dice = 1 - paired_dice(masks.flatten(1), crops.flatten(1), eps=1e-5)
@@ -85,6 +85,9 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
         Returns:
             In training {"loss_mask": scalar}; else the instances with pred_masks (D, 1, S, S).
         """
+        if self.training and not self._embedding_checked:  # once: it reads from the device
+            require_fitted(self.mask_embedding)
+            self._embedding_checked = True
         codes = self.branch(None, features)[0]
         if self.training:
             return {"loss_mask": self.loss_weight * self.losses(codes, instances)}

@@ -3,6 +3,7 @@
 from .criterion import SparseInstCriterion
 from .decoder import SPARSE_INST_DECODER_REGISTRY, BaseIAMDecoder, GroupIAMDecoder, GroupIAMSoftDecoder
 from .encoder import SPARSE_INST_ENCODER_REGISTRY, InstanceContextEncoder
+from .roi_heads import SparseInstHeads
 from .sparseinst import SparseInst
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "InstanceContextEncoder",
     "SparseInst",
     "SparseInstCriterion",
+    "SparseInstHeads",
 ]

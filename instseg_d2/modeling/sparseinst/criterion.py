@@ -69,6 +69,28 @@ class SparseInstCriterion:
         self.items = tuple(items)
         self.binarise = binarise
 
+    @classmethod
+    def from_config(cls, cfg) -> "SparseInstCriterion":
+        """The criterion of MODEL.SPARSE_INST."""
+        loss, matcher = cfg.MODEL.SPARSE_INST.LOSS, cfg.MODEL.SPARSE_INST.MATCHER
+        for key, name, known in (
+            ("LOSS.NAME", loss.NAME, "SparseInstCriterion"),
+            ("MATCHER.NAME", matcher.NAME, "SparseInstMatcher"),
+        ):
+            if name != known:
+                raise ConfigError(f"MODEL.SPARSE_INST.{key} is {name}; there is {known} alone.")
+        return cls(
+            alpha=matcher.ALPHA,
+            beta=matcher.BETA,
+            weights={
+                "loss_ce": loss.CLASS_WEIGHT,
+                "loss_mask": loss.MASK_PIXEL_WEIGHT,
+                "loss_dice": loss.MASK_DICE_WEIGHT,
+                "loss_objectness": loss.OBJECTNESS_WEIGHT,
+            },
+            items=loss.ITEMS,
+        )
+
     @torch.no_grad()
     def match(self, class_logits, mask_logits, gt_classes: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]):
         """

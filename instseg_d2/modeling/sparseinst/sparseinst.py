@@ -9,7 +9,6 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
 
-from ...config import ConfigError
 from ..backbone import build_backbone
 from ..meta_arch import InstanceSegmenter
 from ..postprocessing import boxes_of_masks, resize_in_chunks
@@ -34,6 +33,39 @@ def class_scores(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
 def best_slots(scores: torch.Tensor, count: int) -> torch.Tensor:
     """The `count` slots of the highest scores (D,), in the order of the slots."""
     return scores.topk(count).indices.sort().values
+
+
+def detections(
+    outputs: dict[str, torch.Tensor],
+    image_sizes: Sequence[tuple],
+    score_threshold: float,
+    mask_threshold: float,
+    max_detections: int,
+) -> list[Instances]:
+    """
+    The best slots of every image, from the decoder's predictions.
+
+    Args:
+        image_sizes: (H, W) without padding.
+        score_threshold: on sqrt(class * objectness), strictly above, before rescoring.
+        mask_threshold: of the rescoring.
+
+    Returns:
+        scores, pred_classes, slots (D,) and pred_masks (D, h, w), probabilities on the padded canvas.
+    """
+    results = []
+    best = class_scores(outputs).max(-1)
+    for size, score, classes, masks in zip(image_sizes, *best, outputs["mask_logits"]):
+        slots = (score > score_threshold).nonzero()[:, 0]
+        result = Instances(size)
+        result.pred_masks = masks[slots].float().sigmoid()
+        result.scores = rescored(score[slots], result.pred_masks, mask_threshold)
+        result.pred_classes = classes[slots]
+        result.slots = slots
+        if len(result) > max_detections:
+            result = result[best_slots(result.scores, max_detections)]
+        results.append(result)
+    return results
 
 
 @META_ARCH_REGISTRY.register()
@@ -74,30 +106,11 @@ class SparseInst(InstanceSegmenter):
         node = cfg.MODEL.SPARSE_INST
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
-        encoder = build_sparse_inst_encoder(cfg, shapes)
-        loss = node.LOSS
-        for key, name, known in (
-            ("LOSS.NAME", loss.NAME, "SparseInstCriterion"),
-            ("MATCHER.NAME", node.MATCHER.NAME, "SparseInstMatcher"),
-        ):
-            if name != known:
-                raise ConfigError(f"MODEL.SPARSE_INST.{key} is {name}; there is {known} alone.")
-        criterion = SparseInstCriterion(
-            alpha=node.MATCHER.ALPHA,
-            beta=node.MATCHER.BETA,
-            weights={
-                "loss_ce": loss.CLASS_WEIGHT,
-                "loss_mask": loss.MASK_PIXEL_WEIGHT,
-                "loss_dice": loss.MASK_DICE_WEIGHT,
-                "loss_objectness": loss.OBJECTNESS_WEIGHT,
-            },
-            items=loss.ITEMS,
-        )
         return {
             "backbone": backbone,
-            "encoder": encoder,
+            "encoder": build_sparse_inst_encoder(cfg, shapes),
             "decoder": build_sparse_inst_decoder(cfg),
-            "criterion": criterion,
+            "criterion": SparseInstCriterion.from_config(cfg),
             "mask_stride": shapes[node.ENCODER.IN_FEATURES[0]].stride / node.DECODER.SCALE_FACTOR,
             "score_threshold": node.CLS_THRESHOLD,
             "max_detections": node.MAX_DETECTIONS,
@@ -126,19 +139,7 @@ class SparseInst(InstanceSegmenter):
 
     def detections(self, outputs: dict[str, torch.Tensor], image_sizes: Sequence[tuple]) -> list[Instances]:
         """What `infer` returns, from the decoder's predictions."""
-        results = []
-        best = class_scores(outputs).max(-1)
-        for size, score, classes, masks in zip(image_sizes, *best, outputs["mask_logits"]):
-            slots = (score > self.score_threshold).nonzero()[:, 0]
-            result = Instances(size)
-            result.pred_masks = masks[slots].float().sigmoid()
-            result.scores = rescored(score[slots], result.pred_masks, self.mask_threshold)
-            result.pred_classes = classes[slots]
-            result.slots = slots
-            if len(result) > self.max_detections:
-                result = result[best_slots(result.scores, self.max_detections)]
-            results.append(result)
-        return results
+        return detections(outputs, image_sizes, self.score_threshold, self.mask_threshold, self.max_detections)
 
     def postprocess(self, results: Sequence[Instances], batched_inputs: Sequence[dict]) -> list[dict]:
         """

@@ -1,0 +1,95 @@
+"""
+From queries to detections, for the meta-architecture and for Detectron2's GeneralizedRCNN alike. B images, N queries an
+image, C channels, D detections an image, S the side of a decoded mask.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import nn
+from torchvision.ops import box_convert
+
+from ...config.istr import istr_version
+from .embedding import MaskEmbedding
+from .heads import RefinementHeads, Stage
+
+
+class Detections(NamedTuple):
+    """
+    The best pairs of query and class: queries, classes and scores (B, D), best first; what each head did; and a
+    function (stage, queries (B, n)) -> boxes (B, n, 4) and masks (B, n, 1, S, S) after it.
+    """
+
+    queries: torch.Tensor
+    classes: torch.Tensor
+    scores: torch.Tensor
+    stages: list[Stage]
+    masks_of: Callable
+
+
+def paste_threshold(cfg) -> float:
+    """The value from which a pixel belongs to a mask: 0.5 in version 1, 0.45 in version 2."""
+    return 0.5 if istr_version(cfg) == 1 else 0.45
+
+
+def whole_image_boxes(num_queries: int) -> nn.Embedding:
+    """Learned boxes (N, 4): centre, width and height, relative to the image; at first the whole image."""
+    return nn.Embedding.from_pretrained(torch.tensor([[0.5, 0.5, 1.0, 1.0]]).repeat(num_queries, 1), freeze=False)
+
+
+def first_queries(maps: Sequence[torch.Tensor], image_sizes, boxes: nn.Embedding, queries: nn.Embedding):
+    """
+    What the first head gets.
+
+    Args:
+        maps: (B, C, H_l, W_l) of the pyramid; image_sizes: (H, W) of the unpadded images.
+        boxes: see `whole_image_boxes`; queries: (N, C).
+
+    Returns:
+        boxes (B, N, 4) x1, y1, x2, y2 in pixels of the unpadded images; queries (B, N, C), the sum of the levels' means
+        over the padded image plus an embedding.
+    """
+    scale = boxes.weight.new_tensor([[w, h, w, h] for h, w in image_sizes])
+    pixels = box_convert(boxes.weight * scale[:, None], "cxcywh", "xyxy")
+    return pixels, sum(x.mean((2, 3)) for x in maps)[:, None] + queries.weight
+
+
+def detect(heads: RefinementHeads, features, boxes, queries, embedding: MaskEmbedding, limit: int) -> Detections:
+    """
+    Args:
+        features, boxes, queries: of `RefinementHeads.forward`.
+        limit: D, if there are so many pairs.
+    """
+    maps = heads.maps(features)
+    rows = heads.pooler.rows(maps)
+    stages = list(heads.refine(maps, rows, boxes, queries))
+    # Only the heads whose classes count classify; masks are made later, of what is kept.
+    logits = [stage.head.classify(stage.queries).float() for stage in stages[-heads.averaged_heads :]]
+    probabilities = torch.stack(logits).mean(0).sigmoid()
+    scores, index = probabilities.flatten(1).topk(min(limit, probabilities[0].numel()))
+    num_classes = probabilities.shape[-1]
+
+    def masks_of(stage: Stage, query: torch.Tensor):
+        image = torch.arange(len(query), device=query.device)[:, None]
+        boxes = stage.boxes[image, query]
+        codes, feature = heads.mask_codes(stage.head, maps, rows, boxes, stage.queries[image, query])
+        masks = embedding.decode(codes.flatten(0, 1), feature)
+        return boxes, masks.unflatten(0, query.shape)[:, :, None]
+
+    return Detections(index // num_classes, index % num_classes, scores, stages, masks_of)
+
+
+def to_instances(found: Detections, image_sizes: Sequence[tuple]) -> list[Instances]:
+    """Detections in input pixels, with pred_masks (D, 1, S, S) inside the unclipped boxes."""
+    results = []
+    masks = found.masks_of(found.stages[-1], found.queries)
+    for size, *fields in zip(image_sizes, *masks, found.classes, found.scores):
+        result = Instances(size)
+        result.pred_boxes = Boxes(fields[0])
+        result.pred_masks = fields[1]
+        result.pred_classes = fields[2]
+        result.scores = fields[3]
+        results.append(result)
+    return results

@@ -1,0 +1,93 @@
+"""ISTR inside Detectron2's GeneralizedRCNN."""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.structures import ImageList, Instances
+from torch import nn
+
+from ..image_mask_head import rescaled
+from ..proposal_free import ProposalFreeROIHeads
+from .criterion import ISTRCriterion
+from .detection import detect, first_queries, paste_threshold, to_instances, whole_image_boxes
+from .embedding import MaskEmbedding, build_mask_embedding
+from .fitting import require_fitted
+from .heads import RefinementHeads
+
+
+@ROI_HEADS_REGISTRY.register()
+class ISTRHeads(ProposalFreeROIHeads, RefinementHeads):
+    """
+    ISTR's refinement heads with their queries, mask embedding and losses; the queries replace the proposals, which are
+    ignored.
+
+    Its keys are those of MODEL.ISTR but for the number of classes, which is MODEL.ROI_HEADS.NUM_CLASSES. Where
+    MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO is 0, Detectron2's default, it is ISTR's 2.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        mask_embedding: MaskEmbedding,
+        criterion: ISTRCriterion,
+        num_queries: int = 300,
+        channels: int = 256,
+        max_detections: int = 100,
+        mask_threshold: float = 0.5,
+        **kwargs,
+    ):
+        """
+        Args:
+            num_queries: queries an image; channels: of a query.
+            max_detections: the best pairs of query and class that are kept of each image.
+            mask_threshold: value from which a pixel belongs to a mask.
+            kwargs: of `RefinementHeads`.
+        """
+        super().__init__(**kwargs)
+        self.mask_embedding = mask_embedding
+        self.criterion = criterion
+        self.max_detections = max_detections
+        self.mask_threshold = mask_threshold
+        self.query_embedding = nn.Embedding(num_queries, channels)
+        self.initial_boxes = whole_image_boxes(num_queries)
+        self._embedding_checked = False
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.ISTR.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO = cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO or 2
+        embedding = build_mask_embedding(cfg)
+        return {
+            **super().from_config(cfg, input_shape, embedding),
+            "mask_embedding": embedding,
+            "criterion": ISTRCriterion.from_config(cfg),
+            "num_queries": cfg.MODEL.ISTR.NUM_PROPOSALS,
+            "channels": cfg.MODEL.ISTR.HIDDEN_DIM,
+            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "mask_threshold": paste_threshold(cfg),
+        }
+
+    def _start(self, images: ImageList, features):
+        return first_queries(self.maps(features), images.image_sizes, self.initial_boxes, self.query_embedding)
+
+    def losses(self, images: ImageList, features: dict[str, torch.Tensor], targets: Sequence[Instances]) -> dict:
+        """loss_ce, loss_bbox, loss_giou, loss_feat and loss_dice of each head."""
+        if not self._embedding_checked:  # once: it reads from the device
+            require_fitted(self.mask_embedding)
+            self._embedding_checked = True
+        predictions = RefinementHeads.forward(self, features, *self._start(images, features))
+        return self.criterion(predictions, targets, self.mask_embedding)
+
+    @torch.no_grad()
+    def infer(self, images: ImageList, features: dict[str, torch.Tensor]) -> list[Instances]:
+        """Detections, best first, with pred_masks (D, 1, S, S) inside the unclipped boxes."""
+        found = detect(self, features, *self._start(images, features), self.mask_embedding, self.max_detections)
+        results = to_instances(found, images.image_sizes)
+        for x in results:
+            x.pred_masks = rescaled(x.pred_masks, self.mask_threshold)
+        return results

@@ -1,0 +1,38 @@
+"""What ROI heads share that find objects by themselves. N images."""
+
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
+from detectron2.structures import ImageList, Instances
+
+from ..config import ConfigError
+
+
+class ProposalFreeROIHeads:
+    """
+    Detectron2's contract of ROI heads over ``losses(images, features, targets)`` and ``infer(images, features)``: the
+    proposals of GeneralizedRCNN are ignored. A module's first base.
+    """
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        proposals: Sequence[Instances],
+        targets: Optional[Sequence[Instances]] = None,
+    ):
+        """
+        Args:
+            features: name -> (N, C, H, W).
+            proposals: handed back in training.
+            targets: of each image, in training.
+
+        Returns:
+            in training the proposals and a dict of scalar losses; else N Instances and {}.
+        """
+        if not self.training:
+            return self.infer(images, features), {}
+        if not all(x.has("gt_masks") for x in targets):
+            raise ConfigError(f"{type(self).__name__} trains on masks: set MODEL.MASK_ON to True.")
+        return proposals, self.losses(images, features, targets)

@@ -1,0 +1,140 @@
+"""SparseInst inside Detectron2's GeneralizedRCNN. B images, D detections, h x w the masks' size."""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances, ROIMasks
+from torch import nn
+
+from ..postprocessing import boxes_of_masks, resize_in_chunks
+from ..proposal_free import ProposalFreeROIHeads
+from .criterion import SparseInstCriterion
+from .decoder import build_sparse_inst_decoder
+from .encoder import build_sparse_inst_encoder
+from .sparseinst import detections
+
+
+class CanvasMasks(ROIMasks):
+    """
+    Masks of the whole image where Detectron2 expects masks of boxes: its postprocessing then resizes them to the output
+    instead of pasting them.
+    """
+
+    def __init__(self, tensor: torch.Tensor, canvas: tuple, crop: tuple, threshold: float):
+        """
+        Args:
+            tensor: (D, h, w) probabilities that cover the canvas.
+            canvas: (H, W) of the padded input; crop: (H, W) of the input without padding.
+            threshold: pixels strictly above it belong to the mask.
+        """
+        super().__init__(tensor)
+        self.canvas = canvas
+        self.crop = crop
+        self.threshold = threshold
+
+    def _like(self, tensor: torch.Tensor) -> "CanvasMasks":
+        return CanvasMasks(tensor, self.canvas, self.crop, self.threshold)
+
+    def to(self, *args, **kwargs) -> "CanvasMasks":
+        return self._like(self.tensor.to(*args, **kwargs))
+
+    def __getitem__(self, item) -> "CanvasMasks":
+        return self._like(super().__getitem__(item).tensor)
+
+    def resized(self, size: tuple) -> torch.Tensor:
+        """(D, *size) bool."""
+        return resize_in_chunks(self.tensor, self.canvas, self.crop, size, self.threshold)
+
+    def to_bitmasks(self, boxes, height: int, width: int, threshold: float = 0.5) -> BitMasks:
+        """Of the output's height and width; boxes and threshold, which are for masks of boxes, change nothing."""
+        return BitMasks(self.resized((height, width)))
+
+
+def without_pyramid(names: Sequence[str], features: dict) -> dict:
+    """What is called res3 where only the pyramid's p3 is there, and the same for all names."""
+    pyramid = {name: name.replace("res", "p") for name in names if name not in features}
+    return {**features, **{name: features[other] for name, other in pyramid.items() if other in features}}
+
+
+@ROI_HEADS_REGISTRY.register()
+class SparseInstHeads(ProposalFreeROIHeads, nn.Module):
+    """
+    SparseInst's encoder, decoder and losses; proposals are ignored.
+
+    Its keys are those of MODEL.SPARSE_INST but for the number of classes, which is MODEL.ROI_HEADS.NUM_CLASSES. Over a
+    feature pyramid the encoder's res3, res4 and res5 are p3, p4 and p5.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        criterion: SparseInstCriterion,
+        in_features: Sequence[str],
+        mask_stride: float,
+        score_threshold: float = 0.005,
+        mask_threshold: float = 0.45,
+        max_detections: int = 100,
+    ):
+        """
+        Args:
+            encoder, decoder, mask_stride, score_threshold, max_detections: see `SparseInst`.
+            in_features: the names of the encoder's maps.
+            mask_threshold: probability above which a pixel belongs to a mask.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.criterion = criterion
+        self.in_features = list(in_features)
+        self.mask_stride = mask_stride
+        self.score_threshold = score_threshold
+        self.mask_threshold = mask_threshold
+        self.max_detections = max_detections
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
+        cfg = cfg.clone()
+        cfg.defrost()
+        node = cfg.MODEL.SPARSE_INST
+        node.DECODER.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        names = node.ENCODER.IN_FEATURES
+        shapes = without_pyramid(names, input_shape)
+        return {
+            "encoder": build_sparse_inst_encoder(cfg, shapes),
+            "decoder": build_sparse_inst_decoder(cfg),
+            "criterion": SparseInstCriterion.from_config(cfg),
+            "in_features": names,
+            "mask_stride": shapes[names[0]].stride / node.DECODER.SCALE_FACTOR,
+            "score_threshold": node.CLS_THRESHOLD,
+            "mask_threshold": node.MASK_THRESHOLD,
+            "max_detections": node.MAX_DETECTIONS,
+        }
+
+    def _outputs(self, features: dict[str, torch.Tensor]):
+        """The decoder's predictions, and the (H, W) of the padded input that the masks cover."""
+        outputs = self.decoder(self.encoder(without_pyramid(self.in_features, features)))
+        return outputs, tuple(round(side * self.mask_stride) for side in outputs["mask_logits"].shape[-2:])
+
+    def losses(self, images: ImageList, features: dict[str, torch.Tensor], targets: Sequence[Instances]) -> dict:
+        """loss_ce, loss_mask, loss_dice and loss_objectness."""
+        outputs, canvas = self._outputs(features)
+        return self.criterion(outputs, targets, canvas)
+
+    @torch.no_grad()
+    def infer(self, images: ImageList, features: dict[str, torch.Tensor]) -> list[Instances]:
+        """Detections in input pixels: scores, pred_classes, pred_masks (`CanvasMasks`) and their tight pred_boxes."""
+        outputs, canvas = self._outputs(features)
+        results = detections(
+            outputs, images.image_sizes, self.score_threshold, self.mask_threshold, self.max_detections
+        )
+        for x in results:
+            x.pred_masks = CanvasMasks(x.pred_masks, canvas, x.image_size, self.mask_threshold)
+            x.pred_boxes = Boxes(boxes_of_masks(x.pred_masks.resized(x.image_size)))
+            x.remove("slots")
+        return results
