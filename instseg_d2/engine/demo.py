@@ -26,7 +26,7 @@ from ..config import ConfigError
 from ..data.images import read_image
 from ..files import write_bytes
 from ..visualization.html import write_index
-from ..visualization.overlay import draw_instances
+from ..visualization.overlay import draw_instances, draw_panoptic
 from ..visualization.panels import titled_grid
 from .predictor import Predictor
 from .video import read_video, write_video
@@ -189,12 +189,17 @@ class _Run:
     def detect(self, image: np.ndarray, record: dict, name: str, load_seconds: float):
         """Run the network on one image; returns the drawn image and the number of objects by class name."""
         start = time.perf_counter()
-        instances = self.predictor.predict([record], self.score_threshold)[0]
+        output = self.predictor.outputs([record], self.score_threshold)[0]
+        instances = output["instances"]
         network = time.perf_counter()
         if len(instances):
             self.best_score = max(self.best_score or 0.0, float(instances.scores.max()))
         instances = instances[instances.scores >= self.score_threshold]
-        drawn = draw_instances(image, instances, self.predictor.class_names)
+        names = self.predictor.class_names, self.predictor.stuff_names
+        if "panoptic_seg" in output:
+            drawn = draw_panoptic(image, *output["panoptic_seg"], *names, score_threshold=self.score_threshold)
+        else:
+            drawn = draw_instances(image, instances, names[0])
         self.done += 1
         self.seconds["load"].append(load_seconds)
         self.seconds["network"].append(network - start)

@@ -31,10 +31,16 @@ def build(cfg: CfgNode) -> torch.nn.Module:
 
 
 def class_information(dataset_name: str) -> dict:
-    """``class_names`` and, where the data set has ids of its own, ``category_ids``, by contiguous class index."""
+    """
+    ``class_names`` and, where the data set has them, its own ``category_ids``, by contiguous class index, and the
+    ``stuff_names`` of its semantic labels.
+    """
     names = class_names(dataset_name)
     ids = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
     information = {"class_names": names}
     if ids:
         information["category_ids"] = [int(dataset_id) for dataset_id in sorted(ids, key=ids.get)]
+    stuff_names = MetadataCatalog.get(dataset_name).get("stuff_classes")
+    if stuff_names:
+        information["stuff_names"] = list(stuff_names)
     return information

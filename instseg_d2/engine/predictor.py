@@ -66,13 +66,14 @@ class ImagePredictor:
     the attributes and writes ``predict``.
 
     Attributes:
-        class_names: list or None.
+        class_names: list or None; stuff_names: of the semantic labels of a panoptic model, or None.
         category_ids: {contiguous class index: id of the data set}, for the classes that have one.
         input_format: "BGR" or "RGB", the channels that ``predict`` wants.
         resize: Detectron2's augmentation of test time.
     """
 
     class_names: Optional[list] = None
+    stuff_names: Optional[list] = None
     category_ids: dict
     input_format: str
     resize: T.Augmentation
@@ -103,6 +104,10 @@ class ImagePredictor:
                 the model allows it; the best one of an image always stays.
         """
         raise NotImplementedError
+
+    def outputs(self, inputs: Sequence[dict], score_threshold: float = 0.0) -> list[dict]:
+        """As :meth:`predict`, as {"instances": Instances}; from a panoptic model also "panoptic_seg", on the CPU."""
+        return [{"instances": instances} for instances in self.predict(inputs, score_threshold)]
 
     def __call__(self, image: ImageLike, channel_order: str = "BGR") -> Instances:
         """
@@ -174,11 +179,14 @@ class Predictor(ImagePredictor):
             if class_names is None:
                 information = _checkpoint_info(weights)
                 class_names, category_ids = information.get("class_names"), information.get("category_ids")
+                self.stuff_names = information.get("stuff_names")
         else:
             logger.warning("No weights given: the model is random.")
         self.class_names, self.category_ids = _known_classes(self.cfg, class_names)
         if category_ids is not None:
             self.category_ids = dict(enumerate(category_ids))
+        if self.stuff_names is None:
+            self.stuff_names = _known_stuff(self.cfg)
         if optimize:
             self.model = optimize_for_inference(self.model)
             if self.cfg.MODEL.DEVICE == "cpu":
@@ -227,6 +235,16 @@ class Predictor(ImagePredictor):
                 outputs = self.model(list(inputs))
             return [output["instances"].to("cpu") for output in outputs]
 
+    def outputs(self, inputs: Sequence[dict], score_threshold: float = 0.0) -> list[dict]:
+        if getattr(self.model, "sem_seg_head", None) is None:
+            return super().outputs(inputs, score_threshold)
+        with torch.no_grad():
+            results = self.model(list(inputs))
+        return [
+            {"instances": x["instances"].to("cpu"), "panoptic_seg": (x["panoptic_seg"][0].cpu(), x["panoptic_seg"][1])}
+            for x in results
+        ]
+
     def explain(self, image: ImageLike, max_instances: int = 4, channel_order: str = "BGR") -> list:
         if not hasattr(self.model, "explain"):
             return []
@@ -256,6 +274,15 @@ def _known_classes(cfg: CfgNode, class_names: Optional[Sequence[str]]):
             ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
             return known, {index: dataset_id for dataset_id, index in ids.items()}
     return (list(class_names) if class_names else None), {}
+
+
+def _known_stuff(cfg: CfgNode) -> Optional[list]:
+    """The names of the semantic classes, from the config's data sets as far as they fit and are known."""
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        names = MetadataCatalog.get(name).get("stuff_classes", []) if name in MetadataCatalog else []
+        if len(names) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+            return list(names)
+    return None
 
 
 def _value(cfg: CfgNode, key: str):
