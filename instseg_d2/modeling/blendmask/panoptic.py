@@ -1,5 +1,5 @@
 """
-The panoptic part of BlendMask (section 4.6): a semantic head for stuff beside the instances, and both in one map.
+The panoptic part of BlendMask: a semantic head for stuff beside the instances, and both in one map.
 
 N images; H, W: height and width in pixels. Class 0 of the semantic head is every thing, its others are stuff.
 """
