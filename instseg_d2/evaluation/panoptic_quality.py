@@ -1,6 +1,6 @@
 """
-Panoptic quality (Kirillov et al., Panoptic Segmentation, arXiv 1801.00868, equations 1 and 2) of COCO-format panoptic sets,
-for where panopticapi is not installed. H, W: height and width in pixels; id 0 is void.
+Panoptic quality (Kirillov et al., arXiv 1801.00868, equations 1 and 2) of COCO-format panoptic sets, for where
+panopticapi is not installed. H, W: height and width in pixels; id 0 is void.
 """
 
 import json
