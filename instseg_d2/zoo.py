@@ -109,8 +109,14 @@ ENTRIES = (
     Entry("InstanceFCN/VGG16_k5_coco", 17.5, other="COCO val2014 AR 16.6, 31.7, 39.2"),
     Entry("InstanceFCN/VGG16_k5_classified", 137.4, other="VOC 2012 mask AP50 61.5, AP70 43.0 (classifier of MNC)"),
     Entry("InstanceFCN/R_50_k5", 34.1),
+    Entry("MaskRCNN-heads/blend_mask_rcnn_R_50_FPN_1x", 43.2),
+    Entry("MaskRCNN-heads/blend_fcos_mask_rcnn_R_50_FPN_1x", 48.7),
+    Entry("MaskRCNN-heads/blend_cascade_mask_rcnn_R_50_FPN_1x", 70.8),
+    Entry("MaskRCNN-heads/embed_mask_rcnn_R_50_FPN_1x", 48.1),
     Entry("MaskRCNN-heads/assemble_mask_rcnn_R_50_FPN_1x", 44.1),
     Entry("MaskRCNN-heads/mask_embedding_rcnn_R_50_FPN_1x", 47.0),
+    Entry("MaskRCNN-heads/istr_rcnn_R_50_FPN_1x", 138.9),
+    Entry("MaskRCNN-heads/sparse_inst_rcnn_R_50_1x", 32.8),
 )
 
 
