@@ -1,21 +1,17 @@
 """Detectron2's own models train, are evaluated and look at images through the scripts of this package."""
 
-import importlib.util
 import json
-import logging
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 from instseg_d2.config import ConfigError, load_config, set_num_classes
-from instseg_d2.data import make_shapes, register_coco
 from instseg_d2.engine import argument_parser
+from tests.scripts import ROOT, load_script, registered_shapes, restore_logging  # noqa: F401 (a fixture)
 
-PROJECTS = Path(__file__).parents[1] / "projects"
-CONFIG = str(PROJECTS.parent / "configs" / "quick" / "maskrcnn_shapes.yaml")
+CONFIG = str(ROOT / "configs" / "quick" / "maskrcnn_shapes.yaml")
 DATA = "few_shapes_of_detectron2_models"
 SMALL = [
     "MODEL.DEVICE", "cpu",
@@ -38,28 +34,10 @@ MODEL:
 """
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(f"{name}_script", PROJECTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def _restore_logging():
-    root = logging.getLogger()
-    before = list(root.handlers)
-    yield
-    root.handlers[:] = before
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shapes")
-    register_coco(DATA, make_shapes(folder, "train", 4, 3), folder / "images")
-    yield folder / "images"
-    DatasetCatalog.remove(DATA)
-    MetadataCatalog.pop(DATA)
+    with registered_shapes(tmp_path_factory.mktemp("shapes"), **{DATA: 3}) as folders:
+        yield folders[DATA]
 
 
 def point_rend(folder):
@@ -70,7 +48,7 @@ def point_rend(folder):
 
 def train_and_look(config, images, tmp_path):
     """Train two steps, evaluate the file, run the demo with the file alone; the results of both."""
-    train_net, out = script("train_net"), tmp_path / "run"
+    train_net, out = load_script("train_net"), tmp_path / "run"
     train_net.main(argument_parser().parse_args(["--config-file", config, *SMALL, "OUTPUT_DIR", str(out)]))
     trained = json.loads((out / "inference" / "results.json").read_text())
     final, again = str(out / "model_final.pth"), tmp_path / "again"
@@ -79,7 +57,7 @@ def train_and_look(config, images, tmp_path):
     assert json.loads((again / "inference" / "results.json").read_text()) == trained
     assert {"AP", "AP50", "APs"} <= set(trained["segm"])
     words = ["--weights", final, "--input", str(images), "--output", str(tmp_path / "demo"), "--score-threshold", "0"]
-    assert script("demo").run(words) == 0
+    assert load_script("demo").run(words) == 0
     state = torch.load(final)
     losses = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
     return state, losses[0], json.loads((tmp_path / "demo" / "results.json").read_text())

@@ -91,9 +91,10 @@ def contender_names(configs: Sequence[str]) -> list[str]:
 
 
 def _budget(cfg, iterations: int) -> list[str]:
-    """Overrides that train for so many iterations, with the steps of the schedule in proportion."""
+    """Overrides that train for so many iterations: the schedule in proportion, a tenth of warm-up at most."""
     steps = tuple(round(step * iterations / cfg.SOLVER.MAX_ITER) for step in cfg.SOLVER.STEPS)
-    return ["SOLVER.MAX_ITER", str(iterations), "SOLVER.STEPS", str(steps)]
+    warm_up = min(cfg.SOLVER.WARMUP_ITERS, iterations // 10)
+    return ["SOLVER.MAX_ITER", str(iterations), "SOLVER.STEPS", str(steps), "SOLVER.WARMUP_ITERS", str(warm_up)]
 
 
 def join(

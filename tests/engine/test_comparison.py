@@ -1,20 +1,16 @@
 """The comparison as a user calls it: two methods on a few drawn shapes, trained, and once more from their files."""
 
-import importlib.util
 import json
-import logging
-from pathlib import Path
 
 import cv2
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from instseg_d2.config import ConfigError, load_config
-from instseg_d2.data import DatasetError, make_shapes, register_coco
+from instseg_d2.data import DatasetError
 from instseg_d2.engine import comparison
+from tests.scripts import ROOT, load_script, registered_shapes, restore_logging  # noqa: F401 (a fixture)
 
-ROOT = Path(__file__).parents[2]
 DATA = "few_shapes_of_comparison"
 CONFIGS = [str(ROOT / f"configs/quick/{name}_shapes.yaml") for name in ("sparseinst", "maskrcnn")]
 SMALL = [
@@ -32,29 +28,13 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("compare_script", ROOT / "projects" / "compare.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def _restore_logging():
-    root = logging.getLogger()
-    before = list(root.handlers)
-    yield
-    root.handlers[:] = before
+    return load_script("compare")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shapes")
-    for split, seed in (("train", 3), ("val", 4)):
-        register_coco(f"{DATA}_{split}", make_shapes(folder / split, split, 4, seed), folder / split / "images")
-    yield DATA
-    for split in ("train", "val"):
-        DatasetCatalog.remove(f"{DATA}_{split}")
-        MetadataCatalog.pop(f"{DATA}_{split}")
+    with registered_shapes(tmp_path_factory.mktemp("shapes"), **{f"{DATA}_train": 3, f"{DATA}_val": 4}):
+        yield DATA
 
 
 def test_two_methods(script, data, tmp_path):
@@ -104,7 +84,8 @@ def test_names():
 
 def test_the_budget_keeps_the_schedule():
     cfg = load_config("", ["SOLVER.MAX_ITER", 900, "SOLVER.STEPS", (600, 800)])
-    assert comparison._budget(cfg, 90) == ["SOLVER.MAX_ITER", "90", "SOLVER.STEPS", "(60, 80)"]
+    cfg.merge_from_list(comparison._budget(cfg, 90))
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == (90, (60, 80), 9)
 
 
 def test_mistakes(script, data, tmp_path):
