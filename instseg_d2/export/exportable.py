@@ -76,10 +76,12 @@ def exportable(model: nn.Module, format: str) -> ExportableSparseInst:
     The model as one graph.
 
     Raises:
-        ConfigError: there is no such graph for this method, or not in this format.
+        ConfigError: there is no such graph for this method, or not in this format or on this device.
     """
     if not isinstance(model, SparseInst):
         raise ConfigError(f"{type(model).__name__} cannot be exported yet: only SparseInst can.")
+    if model.device.type != "cpu":
+        raise ConfigError(f"models are exported on the CPU: set MODEL.DEVICE to cpu; it is {model.device}.")
     if format == "onnx" and any("Deform" in type(module).__name__ for module in model.modules()):
         raise ConfigError(
             "deformable convolutions cannot be exported to ONNX: use --format pt2, or a config without them."

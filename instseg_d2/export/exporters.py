@@ -81,7 +81,9 @@ def trace(module, size, batch: int, dynamic: bool, dtype: torch.dtype) -> torch.
 
 
 def _write_pt2(program, path: str, text: str, dynamic: bool) -> None:
-    torch.export.save(program, path, extra_files={METADATA: text})
+    with warnings.catch_warnings():  # it warns of weights that share memory
+        warnings.simplefilter("ignore")
+        torch.export.save(program, path, extra_files={METADATA: text})
 
 
 def _write_onnx(program, path: str, text: str, dynamic: bool) -> None:

@@ -149,6 +149,7 @@ def test_free_batch_and_size_equal_the_predictor(dynamic, predictor, files):
     assert described["size"] is None
 
 
+@pytest.mark.filterwarnings("error:No complete tensor")
 @pytest.mark.parametrize(
     ("format", "decoder", "dtype"),
     [
@@ -278,6 +279,9 @@ def test_scripts(tmp_path, weights, folder, monkeypatch, capsys):
 def test_errors_are_one_sentence(tmp_path, predictor, weights, folder, monkeypatch, capsys):
     with pytest.raises(ConfigError, match="BlendMask cannot be exported yet: only SparseInst can"):
         export(Predictor(tiny.tiny_config(), ""), str(tmp_path / "a.onnx"), "onnx")
+    elsewhere = Predictor(load_config("", [*TINY, "MODEL.DEVICE", "meta"]), "", optimize=False)
+    with pytest.raises(ConfigError, match="models are exported on the CPU"):
+        export(elsewhere, str(tmp_path / "a.pt2"), "pt2")
     with pytest.raises(ConfigError, match="must be one of onnx, pt2; got tflite"):
         export(predictor, str(tmp_path / "a.tflite"), "tflite")
     with pytest.raises(ConfigError, match="batch must be at least 1"):
