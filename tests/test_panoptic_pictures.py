@@ -45,6 +45,19 @@ def test_segments_have_their_colours():
     assert np.array_equal(draw_panoptic(image, torch.zeros(40, 60), []), image)
 
 
+def test_tags_lie_on_their_segments():
+    """An L-shaped ground around another: the middle of its box is not its own."""
+    ids = torch.full((200, 300), 1, dtype=torch.int32)
+    ids[:150, 60:] = 2
+    segments = [{"id": i, "isthing": False, "category_id": i} for i in (1, 2)]
+    drawn = draw_panoptic(np.zeros((200, 300, 3), np.uint8), ids, segments, None, ["", "L", "inner"], alpha=0.2)
+    for segment in (1, 2):
+        tag = (drawn == instance_color(FIRST_STUFF_COLOR + segment)).all(2)
+        rows, columns = np.nonzero(cv2.erode(tag.astype(np.uint8), np.ones((4, 4))))  # no outline
+        assert len(rows) > 10
+        assert (ids.numpy()[rows, columns] == segment).mean() > 0.9
+
+
 @pytest.fixture
 def weights(tmp_path):
     """A checkpoint of a panoptic BlendMask that finds objects and stuff everywhere."""

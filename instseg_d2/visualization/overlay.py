@@ -104,7 +104,16 @@ def draw_panoptic(
     colors = [instance_color(index) for index in range(len(things))]
     colors += [instance_color(FIRST_STUFF_COLOR + x["category_id"]) for x in stuff]
     masks = [ids == x["id"] for x in (*things, *stuff)]
-    return draw_layers(image_rgb, masks, None, tags, alpha=alpha, boxes=False, colors=colors)
+    places = np.array([_inner_line(mask) for mask in masks]).reshape(-1, 4)
+    return draw_layers(image_rgb, masks, places, tags, alpha=alpha, boxes=False, colors=colors)
+
+
+def _inner_line(mask: np.ndarray) -> tuple:
+    """The line x0, y, x1, y + 1 across the largest disc inside a mask: where the tag of a large segment belongs."""
+    distance = cv2.distanceTransform(np.pad(mask.view(np.uint8), 1), cv2.DIST_L2, 3)
+    y, x = np.unravel_index(distance.argmax(), distance.shape)
+    radius = distance[y, x]
+    return x - 1 - radius, y - 1, x - 1 + radius, y
 
 
 def draw_layers(
