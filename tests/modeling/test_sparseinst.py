@@ -341,6 +341,8 @@ RESIZES = [
     ((20, 24), (80, 96), (77, 90), (31, 200)),
     ((24, 16), (96, 64), (96, 64), (7, 9)),
     ((8, 10), (36, 45), (30, 37), (50, 61)),
+    ((8, 16), (32, 64), (32, 33), (40, 41)),
+    ((16, 8), (64, 32), (33, 32), (33, 32)),
 ]
 
 
@@ -352,7 +354,9 @@ def test_resized_masks(monkeypatch, cells, canvas, crop, size):
     generator = torch.Generator().manual_seed(0)
     sparse = torch.rand(40, *cells, generator=generator) * (torch.rand(40, *cells, generator=generator) > 0.9)
     solid = F.interpolate(torch.rand(20, 1, 3, 3, generator=generator), cells, mode="bicubic")[:, 0].clamp(0, 1)
-    masks = torch.cat([sparse, solid, torch.zeros(1, *cells)])
+    corner = torch.zeros(1, *cells)
+    corner[0, -1, -1] = 1  # in the padding, where there is much of it
+    masks = torch.cat([sparse, solid, corner, torch.zeros(1, *cells)])
     whole = F.interpolate(masks[None], canvas, mode="bilinear", align_corners=False)[..., : crop[0], : crop[1]]
     whole = F.interpolate(whole, size, mode="bilinear", align_corners=False)[0]
     clear = (whole - 0.45).abs() > 1e-5  # rounding may decide the others

@@ -81,7 +81,7 @@ def _resize_part(result: torch.Tensor, mask: torch.Tensor, box, scale: int, crop
     size = (part.shape[1] * scale, part.shape[0] * scale)
     part = torch.from_numpy(cv2.resize(part.contiguous().numpy(), size, interpolation=cv2.INTER_LINEAR))
     x1, y1 = x1 * scale, y1 * scale
-    part = part[: crop[0] - y1, : crop[1] - x1]
+    part = part[: max(crop[0] - y1, 0), : max(crop[1] - x1, 0)]  # empty: all of it lies in the padding
     if part.numel() == 0:
         return
     if tuple(result.shape) != tuple(crop):
