@@ -182,9 +182,12 @@ class Predictor(ImagePredictor):
                 self.stuff_names = information.get("stuff_names")
         else:
             logger.warning("No weights given: the model is random.")
-        self.class_names, self.category_ids = _known_classes(self.cfg, class_names)
-        if category_ids is not None:
-            self.category_ids = dict(enumerate(category_ids))
+        if getattr(self.model, "class_agnostic", False):
+            self.class_names, self.category_ids = ["object"], {}
+        else:
+            self.class_names, self.category_ids = _known_classes(self.cfg, class_names)
+            if category_ids is not None:
+                self.category_ids = dict(enumerate(category_ids))
         if self.stuff_names is None:
             self.stuff_names = _known_stuff(self.cfg)
         if optimize:
