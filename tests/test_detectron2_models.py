@@ -1,5 +1,6 @@
 """Detectron2's own models train, are evaluated and look at images through the scripts of this package."""
 
+import importlib.util
 import json
 import sys
 
@@ -9,6 +10,8 @@ from detectron2.data import MetadataCatalog
 
 from instseg_d2.config import ConfigError, load_config, set_num_classes
 from instseg_d2.engine import argument_parser
+from instseg_d2.engine.model import build
+from instseg_d2.layers import DeformConv
 from tests.scripts import ROOT, load_script, registered_shapes, restore_logging  # noqa: F401 (a fixture)
 
 CONFIG = str(ROOT / "configs" / "quick" / "maskrcnn_shapes.yaml")
@@ -94,6 +97,20 @@ def test_point_rend_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "detectron2.projects.point_rend", None)
     with pytest.raises(ConfigError, match=r"MODEL\.POINT_HEAD belongs to Detectron2's project PointRend, which"):
         load_config(point_rend(tmp_path))
+
+
+def test_deformable_convolutions():
+    """Detectron2's own need its compiled library; torchvision's do not."""
+    opts = ["MODEL.DEVICE", "meta", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", 50]
+    cfg = load_config("Misc/mask_rcnn_R_50_FPN_3x_dconv_c3-c5.yaml", opts)
+    if importlib.util.find_spec("detectron2._C") is None:
+        with pytest.raises(ConfigError, match=r"needs an operator of Detectron2's compiled library.*is not avail"):
+            build(cfg)
+    cfg.merge_from_list(["MODEL.BACKBONE.NAME", "build_fcos_resnet_fpn_backbone", "MODEL.FCOS.TOP_LEVELS", 1])
+    with torch.device("meta"):
+        model = build(cfg)
+    found = [name for name, module in model.backbone.named_modules() if isinstance(module, DeformConv)]
+    assert len(found) == 4 + 6 + 3
 
 
 def test_names_of_the_model_zoo():

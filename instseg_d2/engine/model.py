@@ -20,12 +20,21 @@ def build(cfg: CfgNode) -> torch.nn.Module:
     The model of ``cfg.MODEL.META_ARCHITECTURE`` on ``cfg.MODEL.DEVICE``.
 
     Raises:
-        ConfigError: the config names a part that is registered nowhere, or values that do not fit together.
+        ConfigError: the config names a part that is registered nowhere or needs one that is not compiled, or values
+            that do not fit together.
     """
     try:
         model = build_model(cfg)
     except KeyError as error:  # how fvcore's registries say that a name is unknown
         raise ConfigError(f"the config names an unknown part of a model: {error.args[0]}") from error
+    except ImportError as error:
+        if "detectron2._C" not in str(error):
+            raise
+        raise ConfigError(
+            "the config needs an operator of Detectron2's compiled library, which is not built here "
+            f"({str(error).split('. ')[0]}); a ResNet-FPN whose deformable convolutions are torchvision's "
+            "is MODEL.BACKBONE.NAME build_fcos_resnet_fpn_backbone."
+        ) from error
     logger.debug("Model:\n%s", model)
     return model
 
