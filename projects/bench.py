@@ -20,7 +20,13 @@ from instseg_d2.ops.benchmark import format_table, op_table
 
 CONFIGS = [
     os.path.join(os.path.dirname(__file__), os.pardir, "configs", *name)
-    for name in (("BlendMask", "R_50_1x.yaml"), ("SparseInst", "sparse_inst_r50_giam.yaml"))
+    for name in (
+        ("BlendMask", "R_50_1x.yaml"),
+        ("SparseInst", "sparse_inst_r50_giam.yaml"),
+        ("EmbedMask", "v3_R_50_1x.yaml"),
+        ("InstanceFCN", "VGG16_k5.yaml"),
+        ("ISTR", "ISTR-R50-3x.yaml"),
+    )
 ]
 BATCH = 2  # images of the timed training step
 
@@ -49,8 +55,8 @@ def random_model(config_file: str, device: str):
 
 
 def test_size(cfg) -> tuple:
-    """(H, W) of a 3 : 4 image resized as at test time."""
-    height = cfg.INPUT.MIN_SIZE_TEST
+    """(H, W) of a 3 : 4 image resized as at test time; of one like VOC's where that leaves it as it is."""
+    height = cfg.INPUT.MIN_SIZE_TEST or 375
     return height, min(cfg.INPUT.MAX_SIZE_TEST, round(height * 4 / 3))
 
 
