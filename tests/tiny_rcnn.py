@@ -45,7 +45,6 @@ CASCADE = ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AG
 FCOS = [
     "MODEL.PROPOSAL_GENERATOR.NAME", "FCOS",
     "MODEL.BACKBONE.NAME", "build_fcos_resnet_fpn_backbone",
-    "MODEL.FCOS.YIELD_PROPOSAL", True,
     "MODEL.FCOS.NUM_CLS_CONVS", 1,
     "MODEL.FCOS.NUM_BOX_CONVS", 1,
 ]  # fmt: skip

@@ -71,16 +71,13 @@ def joined(boxes: Sequence[Boxes]) -> tuple[torch.Tensor, torch.Tensor]:
     return corners, images.repeat_interleave(counts, output_size=len(corners))
 
 
-def crop_targets(instances: Sequence[Instances], resolution: int) -> torch.Tensor:
-    """The objects' masks inside the proposals matched to them, from polygons or bitmasks: (M, R, R) bool."""
-    device = instances[0].proposal_boxes.device
-    crops = [
-        x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, resolution)
-        if len(x)
-        else torch.zeros((0, resolution, resolution), dtype=torch.bool)
-        for x in instances
-    ]
-    return torch.cat([x.to(device) for x in crops])
+def crop_targets(instances: Sequence[Instances], resolution: int, boxes: str = "proposal_boxes") -> torch.Tensor:
+    """The objects' masks inside the boxes of that field, from polygons or bitmasks: (M, R, R) bool."""
+    crops = [torch.zeros((0, resolution, resolution), dtype=torch.bool, device=instances[0].get(boxes).device)]
+    for x in instances:
+        if len(x):
+            crops.append(x.gt_masks.crop_and_resize(x.get(boxes).tensor, resolution).to(crops[0].device))
+    return torch.cat(crops)
 
 
 def rescaled(probabilities: torch.Tensor, threshold: float) -> torch.Tensor:

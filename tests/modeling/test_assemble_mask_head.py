@@ -6,46 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2 import model_zoo
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torchvision.ops import roi_align
 
-import instseg_d2.modeling  # noqa: F401 (registers)
-from instseg_d2.config import ConfigError, get_cfg, load_config, set_num_classes
+from instseg_d2.config import ConfigError, get_cfg, load_config
 from instseg_d2.layers import assemble_boxes, crop_nearest
 from instseg_d2.modeling.instancefcn.mask_head import AssembleMaskHead
 from tests.tiny import random_batch
+from tests.tiny_rcnn import ZOO, tiny_rcnn
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "MaskRCNN-heads"
-ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
 HEAD = ["MODEL.ROI_MASK_HEAD.NAME", "AssembleMaskHead", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""]
-TINY = [
-    "MODEL.DEVICE", "cpu",
-    "MODEL.WEIGHTS", "",
-    "MODEL.BACKBONE.FREEZE_AT", 0,
-    "MODEL.RESNETS.DEPTH", 18,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
-    "MODEL.FPN.OUT_CHANNELS", 32,
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN", 50,
-    "MODEL.RPN.POST_NMS_TOPK_TEST", 20,
-    "MODEL.ROI_BOX_HEAD.FC_DIM", 32,
-    "MODEL.ROI_MASK_HEAD.NUM_CONV", 1,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM", 16,
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
-    "TEST.DETECTIONS_PER_IMAGE", 10,
-]  # fmt: skip
 
 
 def tiny_mask_rcnn(*opts, num_classes=3):
-    """Detectron2's own config with names overridden, made small."""
-    torch.manual_seed(0)
-    cfg = get_cfg()
-    cfg.merge_from_file(model_zoo.get_config_file(ZOO))
-    cfg.merge_from_list([*HEAD, *TINY])
-    set_num_classes(cfg, num_classes)
-    cfg.merge_from_list(list(opts))
-    return build_model(cfg)
+    return tiny_rcnn(*HEAD, *opts, num_classes=num_classes)
 
 
 def boxes_in_images(count=7, images=2, seed=0):

@@ -1,19 +1,23 @@
 """Mask heads by name in Detectron2's Mask R-CNN, Cascade R-CNN and over FCOS; BlendMask's and EmbedMask's by hand."""
 
 import copy
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.engine import DefaultPredictor
+from detectron2.engine import DefaultPredictor, DefaultTrainer
+from detectron2.evaluation import COCOEvaluator
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torchvision.ops import roi_align
 
 from instseg_d2.config import ConfigError
+from instseg_d2.data import register_coco
+from instseg_d2.data.shapes import make_shapes
 from instseg_d2.modeling.blendmask import BlendMaskHead
 from instseg_d2.modeling.embedmask import EmbedMaskHead
 from instseg_d2.modeling.image_mask_head import joined
@@ -91,6 +95,41 @@ def test_default_predictor(head):
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 1.1
     found = DefaultPredictor(cfg)(np.zeros((50, 70, 3), np.uint8))["instances"]
     assert found.pred_masks.shape == (0, 50, 70)
+
+
+class Detectron2Trainer(DefaultTrainer):
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        return COCOEvaluator(dataset_name, output_dir=cfg.OUTPUT_DIR)
+
+
+@pytest.mark.parametrize("head", [BLEND, EMBED], ids=["blend", "embed"])
+def test_detectron2s_own_trainer_and_evaluator(tmp_path, head):
+    json_file = make_shapes(tmp_path, "train", 2, seed=1)
+    name = f"two_shapes_{head[1]}"
+    register_coco(name, json_file, tmp_path / "images")
+    cfg = tiny_rcnn_config(
+        *head,
+        "DATASETS.TRAIN", (name,),
+        "DATASETS.TEST", (name,),
+        "DATALOADER.NUM_WORKERS", 0,
+        "INPUT.MASK_FORMAT", "bitmask",
+        "INPUT.MIN_SIZE_TRAIN", (96,),
+        "INPUT.MIN_SIZE_TEST", 96,
+        "SOLVER.IMS_PER_BATCH", 2,
+        "SOLVER.MAX_ITER", 1,
+        "OUTPUT_DIR", str(tmp_path),
+        num_classes=6,
+    )  # fmt: skip
+    trainer = Detectron2Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    recorded = {key: value for key, (value, _) in trainer.storage.latest().items()}
+    assert recorded["loss_mask"] > 0
+    assert 0 <= recorded["segm/AP"] <= 100
+    detections = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert detections
+    assert all("segmentation" in x for x in detections)
 
 
 def proposals_of(counts, num_classes=3):

@@ -3,30 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2 import model_zoo
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
-import instseg_d2.modeling  # noqa: F401 (registers)
-from instseg_d2.config import ConfigError, get_cfg, set_num_classes
+from instseg_d2.config import ConfigError
 from instseg_d2.modeling.istr.mask_head import MaskEmbeddingHead
 from tests.tiny import random_batch
+from tests.tiny_rcnn import tiny_rcnn_config
 
-ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
-TINY = [
-    "MODEL.DEVICE", "cpu",
-    "MODEL.WEIGHTS", "",
-    "MODEL.BACKBONE.FREEZE_AT", 0,
-    "MODEL.RESNETS.DEPTH", 18,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
-    "MODEL.FPN.OUT_CHANNELS", 16,
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN", 30,
-    "MODEL.RPN.POST_NMS_TOPK_TEST", 10,
-    "MODEL.ROI_BOX_HEAD.FC_DIM", 16,
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
-    "TEST.DETECTIONS_PER_IMAGE", 5,
+HEAD = [
     "MODEL.ROI_MASK_HEAD.NAME", "MaskEmbeddingHead",
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 28,
     "MODEL.ISTR.MASK_FEAT_DIM", 20,
@@ -34,11 +21,7 @@ TINY = [
 
 
 def tiny_config(*opts):
-    cfg = get_cfg()
-    cfg.merge_from_file(model_zoo.get_config_file(ZOO))
-    cfg.merge_from_list([*TINY, *opts])
-    set_num_classes(cfg, 3)
-    return cfg
+    return tiny_rcnn_config(*HEAD, *opts)
 
 
 @pytest.mark.parametrize("method", ["DCT", "AE"])

@@ -7,17 +7,12 @@ import torch
 from detectron2.structures import Instances, PolygonMasks
 from detectron2.structures.masks import polygons_to_bitmask
 
+from ..image_mask_head import crop_targets
+
 
 def crop_mask_targets(gt_instances: Sequence[Instances], resolution: int) -> torch.Tensor:
     """Each object's mask inside its box, from polygons or bitmasks: (M, R, R) bool."""
-    device = gt_instances[0].gt_boxes.device
-    crops = [
-        x.gt_masks.crop_and_resize(x.gt_boxes.tensor, resolution)
-        if len(x)
-        else torch.zeros((0, resolution, resolution), dtype=torch.bool)
-        for x in gt_instances
-    ]
-    return torch.cat([x.to(device) for x in crops])
+    return crop_targets(gt_instances, resolution, "gt_boxes")
 
 
 def semantic_target(instances: Instances, stride: int, device) -> torch.Tensor:

@@ -135,7 +135,8 @@ class FCOS(nn.Module):
             "box_quality": node.BOX_QUALITY,
             "limits_train": limits["TRAIN"],
             "limits_test": limits["TEST"],
-            "yield_proposals": node.YIELD_PROPOSAL,
+            # Detectron2's ROI heads always train on proposals.
+            "yield_proposals": node.YIELD_PROPOSAL or cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN",
             "yield_box_features": node.YIELD_BOX_FEATURES,
         }
 
