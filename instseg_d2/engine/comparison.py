@@ -156,7 +156,8 @@ def join(
 def _row(contender: Contender, sample: dict, latency: float) -> dict:
     """One line of the table: column -> value, None where there is none."""
     results = contender.results
-    task = next((task for task in ("segm", "bbox") if task in results), "")
+    # A model of masks that found nothing has results of boxes alone.
+    task = "segm" if "segm" in results or contender.predictor.cfg.MODEL.MASK_ON else "bbox"
     values = results.get(task, {})
     metrics = {key: values.get(key) for key in AP_COLUMNS}
     metrics[RECALL_COLUMN] = results.get("proposals", {}).get(RECALL_COLUMN)
