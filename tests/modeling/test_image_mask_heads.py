@@ -144,8 +144,8 @@ def detections_at(proposals):
     return [Instances(x.image_size, pred_boxes=x.proposal_boxes, pred_classes=x.gt_classes) for x in proposals]
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "nearest"])
-def test_blending_by_hand(interpolation):
+@pytest.mark.parametrize(("interpolation", "convs"), [("bilinear", 0), ("nearest", 0), ("bilinear", 2)])
+def test_blending_by_hand(interpolation, convs):
     """Attention from the pooled box, basis after basis and cell after cell; Mask R-CNN's loss."""
     torch.manual_seed(0)
     cfg = tiny_rcnn_config(
@@ -154,6 +154,7 @@ def test_blending_by_hand(interpolation):
         "MODEL.BLENDMASK.ATTN_SIZE", 5,
         "MODEL.BLENDMASK.BOTTOM_RESOLUTION", 12,
         "MODEL.BLENDMASK.TOP_INTERP", interpolation,
+        "MODEL.BLEND_MASK_HEAD.ATTN_CONVS", convs,
         "MODEL.BLENDMASK.INSTANCE_LOSS_WEIGHT", 0.5,
     )  # fmt: skip
     head = BlendMaskHead(cfg, SHAPES)
@@ -167,6 +168,9 @@ def test_blending_by_hand(interpolation):
         for box in x.proposal_boxes.tensor:
             roi = torch.cat([torch.tensor([float(image)]), box])[None]
             pooled = roi_align(features["p3"], roi, 5, 1 / 8, sampling_ratio=-1, aligned=True)
+            for block in head.tower.blocks if convs else ():
+                pooled = F.conv2d(pooled, block.conv.weight, block.conv.bias, padding=1)
+                pooled = F.relu(F.group_norm(pooled, 32, block.norm.weight, block.norm.bias))
             attention = F.conv2d(pooled, head.attention.weight, head.attention.bias, padding=1)
             corners = {"align_corners": False} if interpolation == "bilinear" else {}
             attention = F.interpolate(attention, (12, 12), mode=interpolation, **corners)[0]

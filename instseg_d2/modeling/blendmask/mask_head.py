@@ -12,6 +12,7 @@ from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
 from torch import nn
 
 from ...config import ConfigError
+from ...layers import ConvTower
 from ..image_mask_head import ImageMaskHead, box_pooler, joined
 from .basis_module import build_basis_module
 from .blender import Blender
@@ -22,8 +23,9 @@ class BlendMaskHead(ImageMaskHead):
     """
     Mask head that blends the image's bases with the attention of each box (BlendMask, section 3.3).
 
-    The attention is one 3x3 convolution of the box's features pooled to A x A cells: K maps. Class-agnostic. Its keys
-    are those of MODEL.BLENDMASK and MODEL.BASIS_MODULE; MODEL.ROI_MASK_HEAD.POOLER_TYPE is "".
+    The attention is one 3x3 convolution of the box's features pooled to A x A cells: K maps; a tower may come before
+    (MODEL.BLEND_MASK_HEAD.ATTN_CONVS). Class-agnostic. The other keys are those of MODEL.BLENDMASK and
+    MODEL.BASIS_MODULE; MODEL.ROI_MASK_HEAD.POOLER_TYPE is "".
     """
 
     @configurable
@@ -35,6 +37,7 @@ class BlendMaskHead(ImageMaskHead):
         in_features: Sequence[str],
         pooler: Optional[ROIPooler],
         attention: Optional[nn.Module],
+        tower: Optional[ConvTower] = None,
         **kwargs,
     ):
         """
@@ -43,6 +46,7 @@ class BlendMaskHead(ImageMaskHead):
             in_features: names of the maps that the attention reads.
             pooler: of these maps, to A x A.
             attention: (M, C, A, A) -> (M, K, A, A); None, as the pooler, where the blender uses none (fcis).
+            tower: on the pooled features.
             kwargs: loss_weight and vis_period of Detectron2's BaseMaskRCNNHead.
         """
         super().__init__(**kwargs)
@@ -51,6 +55,7 @@ class BlendMaskHead(ImageMaskHead):
         self.in_features = list(in_features)
         self.pooler = pooler
         self.attention = attention
+        self.tower = tower
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -61,13 +66,15 @@ class BlendMaskHead(ImageMaskHead):
                 "ground truth of an image."
             )
         blender = Blender(cfg)
-        attention, pooler = None, None
+        attention, pooler, tower = None, None, None
         if blender.num_attention_channels:
             channels = next(iter(input_shape.values())).channels
             attention = nn.Conv2d(channels, blender.num_bases, 3, padding=1)
             nn.init.normal_(attention.weight, std=0.01)
             nn.init.zeros_(attention.bias)
             pooler = box_pooler(cfg, input_shape, blender.attention_size)
+            num_convs = cfg.MODEL.BLEND_MASK_HEAD.ATTN_CONVS
+            tower = ConvTower(channels, num_convs, "GN", 1) if num_convs else None
         return {
             **arguments,
             "basis_module": build_basis_module(cfg, input_shape),
@@ -75,6 +82,7 @@ class BlendMaskHead(ImageMaskHead):
             "in_features": list(input_shape),
             "pooler": pooler,
             "attention": attention,
+            "tower": tower,
             "loss_weight": cfg.MODEL.BLENDMASK.INSTANCE_LOSS_WEIGHT,
         }
 
@@ -82,5 +90,6 @@ class BlendMaskHead(ImageMaskHead):
         """(M, 1, R, R); see `ImageMaskHead`."""
         attention = None
         if self.attention is not None:
-            attention = self.attention(self.pooler([features[name] for name in self.in_features], boxes)).flatten(1)
+            pooled = self.pooler([features[name] for name in self.in_features], boxes)
+            attention = self.attention(pooled if self.tower is None else self.tower(pooled, 0)).flatten(1)
         return self.blender(self.basis_module(features), *joined(boxes), attention).float()[:, None]
