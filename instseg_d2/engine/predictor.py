@@ -172,6 +172,8 @@ class Predictor(ImagePredictor):
             self.cfg.MODEL.DEVICE = "cpu"
         self.input_format = self.cfg.INPUT.FORMAT
         weights = self.cfg.MODEL.WEIGHTS if weights is None else weights
+        if weights and "TIMM" in self.cfg.MODEL:
+            self.cfg.MODEL.TIMM.PRETRAINED = False  # the checkpoint has the backbone
         self.model = build(self.cfg).eval()
         category_ids = None
         if weights:

@@ -38,10 +38,13 @@ class Parity:
     mask_iou: float = 1.0
     pytorch_ms: float = float("nan")
     exported_ms: float = float("nan")
+    error: str = ""  # of a file that cannot be run
 
     @property
     def failure(self) -> str:
         """Why the file is not the model, in one sentence; empty: it is."""
+        if self.error:
+            return self.error
         if not self.scores or not self.masks:
             return (
                 f"nothing was compared: of {self.images} images no slot has a score above 0 and a mask; "
@@ -127,7 +130,13 @@ def compare(predictor: Predictor, exported: ExportedPredictor, files: Sequence[s
         mirrored = {**record, "image": record["image"].flip(2)}
         records = [(record, mirrored)[i % 2] for i in range(count)]
         expected = reference(predictor, records, exported.canvas(record["image"]))
-        for one, *found in zip(expected, *exported.run(records)):
+        try:
+            results = exported.run(records)
+        except Exception as error:  # the runtimes raise all kinds
+            size = " x ".join(map(str, record["image"].shape[-2:]))
+            parity.error = f"it fails on {count} images of {size} pixels ({str(error).splitlines()[0]})"
+            return parity
+        for one, *found in zip(expected, *results):
             parity.add(one, found, exported.metadata["class_score_threshold"])
     _time(parity, predictor, exported, images[-1], repeats)
     return parity

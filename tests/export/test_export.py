@@ -1,5 +1,6 @@
 """Exported SparseInst models against PyTorch's predictor, the gate that compares them, the scripts, the errors."""
 
+import copy
 import importlib.util
 import json
 import logging
@@ -16,8 +17,8 @@ from PIL import Image
 
 from instseg_d2.config import ConfigError, load_config
 from instseg_d2.engine import Predictor
-from instseg_d2.export import ExportedPredictor, Parity, compare, export, export_verified
-from instseg_d2.modeling.sparseinst.encoder import adaptive_average
+from instseg_d2.export import ExportedPredictor, Parity, ParityError, compare, export, export_verified
+from instseg_d2.layers import adaptive_average, exportable_pools
 from tests import tiny
 from tests.modeling.test_sparseinst import TINY
 
@@ -243,6 +244,26 @@ def test_pooling_of_traced_graphs(monkeypatch, shape):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     for size in (1, 2, 3, 6):
         torch.testing.assert_close(adaptive_average(x, size), F.adaptive_avg_pool2d(x, size))
+
+
+def test_pools_inside_a_backbone_keep_their_sizes_free():
+    """As in PVTv2's linear attention: traced at one size, run at another."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(7))).eval()
+    plain = copy.deepcopy(net)
+    exportable_pools(net)
+    free = {2: torch.export.Dim("height", min=8, max=512), 3: torch.export.Dim("width", min=8, max=512)}
+    program = torch.export.export(net, (torch.rand(1, 3, 20, 33),), dynamic_shapes=(free,))
+    assert not any("adaptive" in str(node.target) for node in program.graph.nodes)
+    x = torch.rand(1, 3, 41, 17)
+    torch.testing.assert_close(net(x), plain(x))
+    torch.testing.assert_close(program.module()(x), plain(x))
+
+
+def test_a_file_that_fails_is_told_of(predictor, files, monkeypatch, tmp_path):
+    monkeypatch.setattr(ExportedPredictor, "run", lambda *_: 1 / 0)
+    with pytest.raises(ParityError, match=r"it fails on 1 images of \d+ x \d+ pixels \(division by zero\)"):
+        export_verified(predictor, str(tmp_path / "x.pt2"), "pt2", files)
+    assert not (tmp_path / "x.pt2").exists()
 
 
 def test_scripts(tmp_path, weights, folder, monkeypatch, capsys):

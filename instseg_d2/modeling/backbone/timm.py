@@ -10,6 +10,7 @@ from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
 from ...config import ConfigError
+from ...layers import exportable_pools
 from .timm_norms import fold_norms, freeze_norms
 
 NORMS = ("FrozenBN", "BN", "")
@@ -110,6 +111,7 @@ class TimmBackbone(Backbone):
                 if isinstance(layer, nn.BatchNorm2d) and not pretrained:
                     nn.init.ones_(layer.weight)
             self.net = freeze_norms(self.net)
+        exportable_pools(self.net)
         self._freeze(freeze_at)
 
     def _freeze(self, freeze_at: int) -> None:

@@ -13,6 +13,7 @@ from detectron2.utils.registry import Registry
 from torch import nn
 
 from ...config import ConfigError
+from ...layers import adaptive_average
 
 SPARSE_INST_ENCODER_REGISTRY = Registry("SPARSE_INST_ENCODER")
 SPARSE_INST_ENCODER_REGISTRY.__doc__ = """
@@ -26,27 +27,6 @@ def build_sparse_inst_encoder(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Modu
     # The authors' default names a module that exists nowhere; it means the encoder of the paper.
     name = "InstanceContextEncoder" if name == "FPNPPMEncoder" else name
     return SPARSE_INST_ENCODER_REGISTRY.get(name)(cfg, input_shape)
-
-
-def adaptive_average(x: torch.Tensor, size: int) -> torch.Tensor:
-    """
-    `adaptive_avg_pool2d` to (size, size): (N, C, H, W) -> (N, C, size, size).
-
-    While a graph is traced it is the same sum written as two matrix products, since ONNX has no such pooling for
-    heights and widths known only at run time.
-    """
-    if not torch.compiler.is_compiling():
-        return F.adaptive_avg_pool2d(x, size)
-    rows, columns = (_cell_weights(x.shape[dim], size, x) for dim in (2, 3))
-    return rows @ x @ columns.T
-
-
-def _cell_weights(length: int, size: int, like: torch.Tensor) -> torch.Tensor:
-    """(size, length): row i averages the cells floor(i length / size) ... ceil((i + 1) length / size) - 1."""
-    cells = torch.arange(length, device=like.device)
-    index = torch.arange(size, device=like.device)[:, None]
-    start, stop = index * length // size, ((index + 1) * length + size - 1) // size
-    return ((cells >= start) & (cells < stop)).to(like.dtype) / (stop - start).to(like.dtype)
 
 
 class PyramidPooling(nn.Module):

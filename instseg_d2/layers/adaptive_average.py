@@ -1,0 +1,46 @@
+"""Adaptive average pooling that can be exported with free heights and widths."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def adaptive_average(x: torch.Tensor, size: int) -> torch.Tensor:
+    """
+    `adaptive_avg_pool2d` to (size, size): (N, C, H, W) -> (N, C, size, size).
+
+    While a graph is traced it is the same sum written as two matrix products, since ONNX has no such pooling for
+    heights and widths known only at run time.
+    """
+    if not torch.compiler.is_compiling():
+        return F.adaptive_avg_pool2d(x, size)
+    rows, columns = (_cell_weights(x.shape[dim], size, x) for dim in (2, 3))
+    return rows @ x @ columns.T
+
+
+def _cell_weights(length: int, size: int, like: torch.Tensor) -> torch.Tensor:
+    """(size, length): row i averages the cells floor(i length / size) ... ceil((i + 1) length / size) - 1."""
+    cells = torch.arange(length, device=like.device)
+    index = torch.arange(size, device=like.device)[:, None]
+    start, stop = index * length // size, ((index + 1) * length + size - 1) // size
+    return ((cells >= start) & (cells < stop)).to(like.dtype) / (stop - start).to(like.dtype)
+
+
+class AdaptiveAverage(nn.Module):
+    """`adaptive_average` to (size, size) as a module, in the place of `nn.AdaptiveAvgPool2d`."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C, size, size)."""
+        return adaptive_average(x, self.size)
+
+
+def exportable_pools(module: nn.Module) -> None:
+    """Every square `nn.AdaptiveAvgPool2d` inside becomes an `AdaptiveAverage`, in place; one to 1 x 1 may stay."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d) and isinstance(child.output_size, int) and child.output_size > 1:
+                setattr(parent, name, AdaptiveAverage(child.output_size))
