@@ -8,9 +8,9 @@ from detectron2.structures import ImageList
 from torch import nn
 
 from ..config import ConfigError
-from ..modeling.postprocessing import resized
+from ..modeling.postprocessing import rescored, resized
 from ..modeling.sparseinst import SparseInst
-from ..modeling.sparseinst.sparseinst import class_scores, rescored
+from ..modeling.sparseinst.sparseinst import class_scores
 
 __all__ = ["INPUTS", "OUTPUTS", "ExportableSparseInst", "exportable"]
 

@@ -14,8 +14,7 @@ from torchvision.ops import nms
 
 from ... import ops
 from ...config import ConfigError
-from ..postprocessing import boxes_of_masks
-from ..sparseinst.sparseinst import rescored
+from ..postprocessing import boxes_of_masks, rescored
 from .windows import inside_image, window_corners
 
 SCORES = ("objectness", "product")

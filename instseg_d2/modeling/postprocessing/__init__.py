@@ -1,5 +1,5 @@
 """From network resolution to the requested image size, for methods whose masks cover the whole image."""
 
-from .masks import boxes_of_masks, resize_in_chunks, resized
+from .masks import boxes_of_masks, rescored, resize_in_chunks, resized
 
-__all__ = ["boxes_of_masks", "resize_in_chunks", "resized"]
+__all__ = ["boxes_of_masks", "rescored", "resize_in_chunks", "resized"]

@@ -10,6 +10,12 @@ import torch.nn.functional as F
 CHUNK_PIXELS = 1 << 24
 
 
+def rescored(scores: torch.Tensor, masks: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Scores (..., N) times the mean probability inside the masks (..., N, h, w) above the threshold; 0 if empty."""
+    inside = (masks > threshold).to(masks.dtype)
+    return scores * (masks * inside).sum((-2, -1)) / (inside.sum((-2, -1)) + 1e-6)
+
+
 def boxes_of_masks(masks: torch.Tensor) -> torch.Tensor:
     """
     Tight boxes of boolean masks (D, H, W): (D, 4) float32 x1, y1, x2, y2, the last two one beyond the last pixel;

@@ -11,17 +11,11 @@ from detectron2.structures import Boxes, ImageList, Instances
 
 from ..backbone import build_backbone
 from ..meta_arch import InstanceSegmenter
-from ..postprocessing import boxes_of_masks, resize_in_chunks
+from ..postprocessing import boxes_of_masks, rescored, resize_in_chunks
 from .criterion import SparseInstCriterion
 from .decoder import build_sparse_inst_decoder
 from .encoder import build_sparse_inst_encoder
 from .explain import explain_image
-
-
-def rescored(scores: torch.Tensor, masks: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Scores (..., N) times the mean probability inside the masks (..., N, h, w) above the threshold; 0 if empty."""
-    inside = (masks > threshold).to(masks.dtype)
-    return scores * (masks * inside).sum((-2, -1)) / (inside.sum((-2, -1)) + 1e-6)
 
 
 def class_scores(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
