@@ -19,6 +19,8 @@ patient = pytest.mark.skipif("INSTSEG_OVERFIT" not in os.environ, reason="INSTSE
 # quick recipe, iterations, learning rate, shorter side (None: the recipe's own sizes), result that reaches a goal
 RECIPES = [
     pytest.param("blendmask_shapes", 450, 0.002, 256, "segm/AP", 80, id="blendmask"),
+    pytest.param("sparseinst_shapes", 600, 0.001, 320, "segm/AP", 80, id="sparseinst", marks=patient),
+    pytest.param("embedmask_shapes", 560, 0.001, 384, "segm/AP", 75, id="embedmask", marks=patient),
 ]
 
 
