@@ -37,7 +37,7 @@ AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 RECALL_COLUMN = "AR@100"  # of masks, whatever their class: the one measure that class-agnostic models have, too
 NOTE = """
 AP of masks in percent, over {images} images of {data}. AR@100: average recall of the best 100 masks of an image,
-whatever their class. GFLOPs: multiply-adds of the network on one image (fvcore). Latency: median of one image from
+whatever their class. GFLOPs: multiply-adds of the network on one image. Latency: median of one image from
 pixels to masks of full size, all models in turns ({where}). Memory: what that takes at most beside the weights.
 """
 

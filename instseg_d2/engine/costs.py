@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import math
 import os
 import tempfile
@@ -11,10 +12,13 @@ import torch
 from detectron2.utils.analysis import FlopCountAnalysis
 from fvcore.nn.jit_handles import get_shape
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..modeling import InstanceSegmenter
 
 __all__ = ["count_parameters", "gflops", "peak_memory"]
+
+logger = logging.getLogger(__name__)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -45,11 +49,21 @@ def gflops(model: nn.Module, sample: dict) -> float:
     """
     1e9 multiply-adds of the network on an input record, counted by fvcore: convolutions, matrix products, norms and
     resizes; not the drawing of masks at the original size, nor NMS, RoIAlign and the operators of this package.
+
+    A model that PyTorch cannot trace, as fvcore needs it, is counted by PyTorch's own counter: convolutions and matrix
+    products alone.
     """
-    analysis = FlopCountAnalysis(_Network(model), [sample])
+    network = _Network(model)
+    analysis = FlopCountAnalysis(network, [sample])
     analysis.set_op_handle("torchvision::deform_conv2d", _deform_conv_flops)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-    return analysis.total() / 1e9
+    try:
+        return analysis.total() / 1e9
+    except (RuntimeError, TypeError) as error:
+        logger.debug("%s cannot be traced: %s", type(model).__name__, error)
+    with FlopCounterMode(display=False) as counter:
+        network([sample])
+    return counter.get_total_flops() / 2e9  # it counts a multiplication and an addition as two
 
 
 def _cpu_peak(run) -> int:
