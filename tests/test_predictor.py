@@ -171,6 +171,22 @@ def test_names_and_ids_come_from_the_checkpoint_or_the_data_set(tmp_path, checkp
     assert (other.class_name(1), other.category_id(1)) == ("b", 1)
 
 
+def test_overrides_may_be_whole_numbers(checkpoint):
+    predictor = Predictor.from_checkpoint(checkpoint, opts=["MODEL.FCOS.INFERENCE_TH_TEST", "0"])
+    assert predictor.cfg.MODEL.FCOS.INFERENCE_TH_TEST == 0.0
+
+
+def test_semantic_classes_follow_the_checkpoint(tmp_path):
+    path = tmp_path / "spots.pth"
+    content = torch.load(save_checkpoint(path, spots_config(), CLASS_NAMES), weights_only=False)
+    torch.save({**content, "stuff_names": ["things", "sky", "sea"]}, path)
+    file = tmp_path / "config.yaml"
+    file.write_text("MODEL:\n  META_ARCHITECTURE: BrightSpots\n")
+    predictor = Predictor.from_checkpoint(str(path), str(file))
+    assert predictor.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 3
+    assert predictor.stuff_names == ["things", "sky", "sea"]
+
+
 def test_a_class_agnostic_model_finds_objects(checkpoint, monkeypatch):
     monkeypatch.setattr(BrightSpots, "class_agnostic", True, raising=False)
     predictor = Predictor.from_checkpoint(checkpoint)

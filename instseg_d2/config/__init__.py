@@ -26,6 +26,7 @@ __all__ = [
     "add_instseg_config",
     "get_cfg",
     "load_config",
+    "merge_overrides",
     "set_num_classes",
 ]
 
@@ -137,13 +138,26 @@ def load_config(config_file: str = "", opts=()) -> CfgNode:
             _merge_file(cfg, config_file)
         except Exception as error:
             raise _explain(cfg, error, config_file) from error
+    merge_overrides(cfg, opts)
+    return cfg
+
+
+def merge_overrides(cfg: CfgNode, opts) -> None:
+    """
+    Put overrides into a config, in place; real numbers may be written without a point.
+
+    Args:
+        opts: alternating keys and values, as on the command line.
+
+    Raises:
+        ConfigError: a key or value does not fit; it names the nearest key.
+    """
     if len(opts) % 2:
         raise ConfigError(f"overrides come in pairs KEY VALUE; got {len(opts)} words: {' '.join(map(str, opts))}")
     try:
         _merge_overrides(cfg, opts)
     except Exception as error:
         raise _explain(cfg, error, "command line") from error
-    return cfg
 
 
 def set_num_classes(cfg: CfgNode, num_classes: int) -> None:

@@ -92,7 +92,8 @@ def contender_names(configs: Sequence[str]) -> list[str]:
 
 def _budget(cfg, iterations: int) -> list[str]:
     """Overrides that train for so many iterations: the schedule in proportion, a tenth of warm-up at most."""
-    steps = tuple(round(step * iterations / cfg.SOLVER.MAX_ITER) for step in cfg.SOLVER.STEPS)
+    steps = {int(step * iterations / cfg.SOLVER.MAX_ITER) for step in cfg.SOLVER.STEPS}
+    steps = tuple(sorted(steps - {0}))  # a schedule wants them apart and before its end
     warm_up = min(cfg.SOLVER.WARMUP_ITERS, iterations // 10)
     return ["SOLVER.MAX_ITER", str(iterations), "SOLVER.STEPS", str(steps), "SOLVER.WARMUP_ITERS", str(warm_up)]
 

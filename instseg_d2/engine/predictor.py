@@ -14,7 +14,7 @@ from detectron2.structures import Instances
 from PIL import Image, ImageOps
 
 from ..checkpoint import InstSegCheckpointer, read_extra
-from ..config import CLASS_COUNT_KEYS, ConfigError, get_cfg, load_config, set_num_classes
+from ..config import CLASS_COUNT_KEYS, ConfigError, get_cfg, load_config, merge_overrides, set_num_classes
 from ..config.detectron2_files import add_project_config
 from ..data.images import read_image
 from ..modeling import InstanceSegmenter
@@ -217,8 +217,13 @@ class Predictor(ImagePredictor):
         text = information.get("cfg")
         if not config_file and text is None:
             raise ConfigError(f"{path} carries no config: name the YAML file it was trained with (--config-file).")
-        cfg = load_config(config_file, opts)
-        if not config_file:
+        if config_file:
+            cfg = load_config(config_file, opts)
+            if information.get("class_names"):
+                set_num_classes(cfg, len(information["class_names"]))
+            if information.get("stuff_names"):
+                cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(information["stuff_names"])
+        else:
             cfg = get_cfg()
             try:
                 values = CfgNode.load_cfg(text)
@@ -226,9 +231,7 @@ class Predictor(ImagePredictor):
                 cfg.merge_from_other_cfg(values)
             except Exception as error:
                 raise ConfigError(f"{path}: its config does not fit this version ({error}).") from error
-            cfg.merge_from_list(list(opts))
-        elif information.get("class_names"):
-            set_num_classes(cfg, len(information["class_names"]))
+            merge_overrides(cfg, opts)
         return cls(cfg, path, optimize=optimize)
 
     def predict(self, inputs: Sequence[dict], score_threshold: float = 0.0) -> list[Instances]:

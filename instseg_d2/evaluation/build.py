@@ -54,7 +54,10 @@ def _sem_seg(cfg: CfgNode, name: str, output_dir: str) -> SemSegEvaluator:
     return SemSegEvaluator(name, output_dir=output_dir, sem_seg_loading_fn=_read_labels)
 
 
-def _panoptic(cfg: CfgNode, name: str, output_dir: str) -> DatasetEvaluators:
+def _panoptic(cfg: CfgNode, name: str, output_dir: str) -> DatasetEvaluator:
+    combined = cfg.MODEL.META_ARCHITECTURE == "BlendMask" and cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED
+    if not combined and cfg.MODEL.META_ARCHITECTURE != "PanopticFPN":  # instances alone
+        return _coco(cfg, name, output_dir)
     parts = [_coco(cfg, name, output_dir), _sem_seg(cfg, name, output_dir)]
     if importlib.util.find_spec("panopticapi") is not None:
         return DatasetEvaluators([*parts, COCOPanopticEvaluator(name, output_dir)])

@@ -18,7 +18,7 @@ from detectron2.structures import ImageList
 from ..data.images import read_image
 from ..engine.predictor import Predictor
 from ..modeling.sparseinst.sparseinst import class_scores
-from .runtime import ExportedPredictor
+from .runtime import ExportedPredictor, first_line
 
 __all__ = ["Parity", "compare"]
 
@@ -134,7 +134,7 @@ def compare(predictor: Predictor, exported: ExportedPredictor, files: Sequence[s
             results = exported.run(records)
         except Exception as error:  # the runtimes raise all kinds
             size = " x ".join(map(str, record["image"].shape[-2:]))
-            parity.error = f"it fails on {count} images of {size} pixels ({str(error).splitlines()[0]})"
+            parity.error = f"it fails on {count} images of {size} pixels ({first_line(error)})"
             return parity
         for one, *found in zip(expected, *results):
             parity.add(one, found, exported.metadata["class_score_threshold"])

@@ -82,6 +82,11 @@ class Pt2Program:
 PROGRAMS = {".onnx": OnnxProgram, ".pt2": Pt2Program}
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 class ExportedPredictor(ImagePredictor):
     """
     An exported model ready to look at images, with the interface of `instseg_d2.engine.Predictor`.
@@ -111,7 +116,7 @@ class ExportedPredictor(ImagePredictor):
         except ConfigError:
             raise
         except Exception as error:  # the runtimes raise all kinds
-            raise ConfigError(f"{path}: cannot be loaded ({str(error).splitlines()[0]})") from error
+            raise ConfigError(f"{path}: cannot be loaded ({first_line(error)})") from error
         if not self.program.text:
             raise ConfigError(f"{path}: carries no metadata of instseg_d2; export it with projects/export.py.")
         self.metadata = json.loads(self.program.text)

@@ -42,5 +42,7 @@ def exportable_pools(module: nn.Module) -> None:
     """Every square `nn.AdaptiveAvgPool2d` inside becomes an `AdaptiveAverage`, in place; one to 1 x 1 may stay."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, nn.AdaptiveAvgPool2d) and isinstance(child.output_size, int) and child.output_size > 1:
-                setattr(parent, name, AdaptiveAverage(child.output_size))
+            if isinstance(child, nn.AdaptiveAvgPool2d):
+                sides = {child.output_size} if isinstance(child.output_size, int) else set(child.output_size)
+                if len(sides) == 1 and not sides & {1, None}:
+                    setattr(parent, name, AdaptiveAverage(*sides))

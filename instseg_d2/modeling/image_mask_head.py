@@ -80,9 +80,9 @@ def crop_targets(instances: Sequence[Instances], resolution: int, boxes: str = "
     return torch.cat(crops)
 
 
-def rescaled(probabilities: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Probabilities scaled so that Detectron2, which pastes a mask where it is 0.5, pastes it at the threshold."""
-    return (probabilities * (0.5 / threshold)).clamp(max=1)
+def rescaled(masks: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Masks scaled so that Detectron2, which pastes a mask where it is 0.5, pastes it at the threshold."""
+    return masks * (0.5 / threshold)
 
 
 def box_pooler(cfg, input_shape: dict[str, ShapeSpec], size: int) -> ROIPooler:

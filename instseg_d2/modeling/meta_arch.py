@@ -5,10 +5,28 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import BitMasks, ImageList, Instances
 from torch import nn
 
 from ..config import ConfigError
+
+
+def with_masks(instances: Sequence[Instances], owner: nn.Module) -> list[Instances]:
+    """
+    Ground truth that has masks; an image without objects, to which Detectron2's mapper gives none, gets an empty field.
+
+    Raises:
+        ConfigError: objects without masks; it names the class of their ``owner``.
+    """
+    if not all(x.has("gt_masks") for x in instances if len(x)):
+        raise ConfigError(f"{type(owner).__name__} trains on masks: set MODEL.MASK_ON to True.")
+    completed = []
+    for x in instances:
+        if not x.has("gt_masks"):
+            x = Instances(x.image_size, **x.get_fields())
+            x.gt_masks = BitMasks(torch.zeros((0, *x.image_size), dtype=torch.bool, device=x.gt_boxes.device))
+        completed.append(x)
+    return completed
 
 
 class InstanceSegmenter(nn.Module):
@@ -81,9 +99,7 @@ class InstanceSegmenter(nn.Module):
             ConfigError: a method that makes masks gets samples without.
         """
         instances = [x["instances"].to(self.device) for x in batched_inputs]
-        if self.makes_masks and not all(x.has("gt_masks") for x in instances):
-            raise ConfigError(f"{type(self).__name__} trains on masks: set MODEL.MASK_ON to True.")
-        return instances
+        return with_masks(instances, self) if self.makes_masks else instances
 
     def forward(self, batched_inputs: Sequence[dict]):
         """

@@ -6,7 +6,7 @@ from typing import Optional
 import torch
 from detectron2.structures import ImageList, Instances
 
-from ..config import ConfigError
+from .meta_arch import with_masks
 
 
 class ProposalFreeROIHeads:
@@ -33,6 +33,4 @@ class ProposalFreeROIHeads:
         """
         if not self.training:
             return self.infer(images, features), {}
-        if not all(x.has("gt_masks") for x in targets):
-            raise ConfigError(f"{type(self).__name__} trains on masks: set MODEL.MASK_ON to True.")
-        return proposals, self.losses(images, features, targets)
+        return proposals, self.losses(images, features, with_masks(targets, self))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluators
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
 from detectron2.structures import BitMasks, Instances
 
 from instseg_d2.config import get_cfg
@@ -219,9 +219,15 @@ class Oracle(torch.nn.Module):
         return {"instances": found, "sem_seg": logits, "panoptic_seg": (torch.from_numpy(small), kept)}
 
 
-def run(dataset, folder, faults):
+def panoptic_config():
     cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE = "PanopticFPN"
     cfg.DATALOADER.NUM_WORKERS = 0
+    return cfg
+
+
+def run(dataset, folder, faults):
+    cfg = panoptic_config()
     loader = build_test_loader(cfg, NAME)
     return evaluate(Oracle(dataset, faults), loader, build_evaluator(cfg, NAME, str(folder)), NAME)
 
@@ -239,15 +245,22 @@ def test_the_truth_is_perfect(dataset, tmp_path, no_panopticapi, caplog):
 
 def test_the_same_as_detectron2s_evaluator(dataset, tmp_path, panopticapi):
     """Detectron2's evaluator is chosen where it can work; ours counts what its one does."""
-    evaluators = build_evaluator(get_cfg(), NAME, str(tmp_path))
+    evaluators = build_evaluator(panoptic_config(), NAME, str(tmp_path))
     assert isinstance(evaluators, DatasetEvaluators)
     theirs = run(dataset, tmp_path, faults=True)["panoptic_seg"]
     assert (tmp_path / "predictions.json").is_file()  # it was Detectron2's
     assert 5 < theirs["PQ"] < 95
-    cfg = get_cfg()
-    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg = panoptic_config()
     ours = evaluate(Oracle(dataset, True), build_test_loader(cfg, NAME), PanopticQualityEvaluator(NAME), NAME)
     assert ours["panoptic_seg"] == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize("meta_architecture", ["GeneralizedRCNN", "SparseInst", "BlendMask"])
+def test_models_of_instances_are_measured_by_them(dataset, tmp_path, meta_architecture):
+    cfg = panoptic_config()
+    cfg.MODEL.META_ARCHITECTURE = meta_architecture
+    cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED = False
+    assert type(build_evaluator(cfg, NAME, str(tmp_path))) is COCOEvaluator
 
 
 def test_a_model_through_the_trainer(dataset, tmp_path, no_panopticapi):

@@ -63,7 +63,7 @@ def test_proposals_carry_box_features():
 
 
 def test_in_training_no_proposals_unless_asked_for():
-    model = tiny_model()
+    model = tiny_model("MODEL.META_ARCHITECTURE", "FCOSDetector")
     batch = random_batch([2])
     images = model.preprocess(batch)
     proposals, losses = model.proposal_generator(images, model.backbone(images.tensor), model.gt_instances(batch))

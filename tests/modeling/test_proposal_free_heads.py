@@ -51,6 +51,20 @@ def test_trains_and_infers_by_name(opts, losses, generator):
         assert found.pred_masks.dtype == torch.bool
 
 
+@pytest.mark.parametrize("opts", [ISTR, SPARSE], ids=["istr", "sparse"])
+def test_images_without_objects_need_no_masks(opts):
+    """Detectron2's mapper gives gt_masks to images with objects alone."""
+    results = []
+    for strip in (False, True):
+        model, batch = tiny_rcnn(*opts, *NO_PROPOSALS), random_batch([0, 2], height=90, width=130)
+        if strip:
+            batch[0]["instances"].remove("gt_masks")
+        with EventStorage():
+            results.append(model(batch))
+        assert batch[0]["instances"].has("gt_masks") != strip
+    torch.testing.assert_close(results[0], results[1])
+
+
 @pytest.mark.parametrize("num_classes", [1, 2, 7])
 @pytest.mark.parametrize("opts", [ISTR, SPARSE], ids=["istr", "sparse"])
 def test_classes_are_those_of_the_roi_heads(opts, num_classes):

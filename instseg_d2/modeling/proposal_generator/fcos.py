@@ -135,8 +135,8 @@ class FCOS(nn.Module):
             "box_quality": node.BOX_QUALITY,
             "limits_train": limits["TRAIN"],
             "limits_test": limits["TEST"],
-            # Detectron2's ROI heads always train on proposals.
-            "yield_proposals": node.YIELD_PROPOSAL or cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN",
+            # The ROI heads of Detectron2's detectors always train on proposals; FCOS alone has none to feed.
+            "yield_proposals": node.YIELD_PROPOSAL or cfg.MODEL.META_ARCHITECTURE != "FCOSDetector",
             "yield_box_features": node.YIELD_BOX_FEATURES,
         }
 
