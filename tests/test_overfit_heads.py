@@ -1,6 +1,6 @@
 """
 Each head inside a small Mask R-CNN overfits eight images of shapes: five to ten minutes each, where INSTSEG_OVERFIT is
-set.
+set. The goal of 70 is not shown yet: BlendMaskHead alone was trained, with other settings, and came to 45.7.
 """
 
 import os
