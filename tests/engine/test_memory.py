@@ -9,25 +9,27 @@ import pytest
 from instseg_d2.engine.memory import keep_freed_memory
 
 CODE = """
-import resource, sys
+import resource, statistics, sys
 import torch
 from instseg_d2.engine.memory import keep_freed_memory
 assert keep_freed_memory(sys.argv[1] == "keep")
-torch.zeros(25 * 2**20)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
+faults = []
+for _ in range(15):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.zeros(25 * 2**20)  # 100 MiB
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(statistics.median(faults))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_page_faults():
-    faults = {
-        way: int(subprocess.run([sys.executable, "-c", CODE, way], capture_output=True, text=True, check=True).stdout)
+    """The median of 15 allocations: the first few may take new memory, depending on where the heap begins."""
+    keep, back = (
+        float(subprocess.run([sys.executable, "-c", CODE, way], capture_output=True, text=True, check=True).stdout)
         for way in ("keep", "return")
-    }
-    assert faults["keep"] * 4 < faults["return"]
+    )
+    assert keep * 4 < back
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
