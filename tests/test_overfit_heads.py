@@ -6,28 +6,16 @@ set. The goal of 70 is not shown yet: BlendMaskHead alone was trained, with othe
 import os
 
 import pytest
-import torch
 
-from instseg_d2.config import load_config, set_num_classes
-from instseg_d2.data import class_names, register_coco
-from instseg_d2.data.shapes import make_shapes
-from instseg_d2.engine import Trainer
+from tests.overfitting import overfit
 
 SETTINGS = [
-    "MODEL.DEVICE", "cpu",
     "MODEL.BASIS_MODULE.NORM", "BN",
     "MODEL.BASIS_MODULE.CONVS_DIM", 64,
     "MODEL.BASIS_MODULE.NUM_CONVS", 1,
     "MODEL.EMBED_MASK.MASK_NUM_CONVS", 1,
     "MODEL.ROI_MASK_HEAD.NUM_CONV", 1,
-    "SOLVER.WARMUP_ITERS", 20,
     "SOLVER.WEIGHT_DECAY", 0.0001,
-    "INPUT.MIN_SIZE_TRAIN", (224,),
-    "INPUT.MAX_SIZE_TRAIN", 336,
-    "INPUT.MIN_SIZE_TEST", 224,
-    "INPUT.MAX_SIZE_TEST", 336,
-    "INPUT.RANDOM_FLIP", "none",
-    "DATALOADER.NUM_WORKERS", 0,
 ]  # fmt: skip
 WHOLE_IMAGE = ["MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""]
 # iterations, learning rate, overrides
@@ -75,33 +63,10 @@ HEADS = {
 }  # fmt: skip
 
 
-def overfit(folder, root, iterations, rate, opts):
-    """Mask AP of the small Mask R-CNN with overrides, on the eight images that it was trained on."""
-    json_file = make_shapes(folder / "shapes", "train", 8, seed=1)
-    name = f"eight_shapes_{folder.name}"
-    register_coco(name, json_file, folder / "shapes" / "images")
-    cfg = load_config(
-        str(root / "configs/quick/maskrcnn_shapes.yaml"),
-        [
-            *SETTINGS,
-            "DATASETS.TRAIN", (name,),
-            "DATASETS.TEST", (name,),
-            "OUTPUT_DIR", str(folder / "output"),
-            "SOLVER.MAX_ITER", iterations,
-            "SOLVER.BASE_LR", rate,
-            *opts,
-        ],
-    )  # fmt: skip
-    set_num_classes(cfg, len(class_names(name)))
-    torch.manual_seed(0)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=False)
-    trainer.train()
-    return trainer.results["segm"]["AP"]
-
-
 @pytest.mark.slow
 @pytest.mark.skipif("INSTSEG_OVERFIT" not in os.environ, reason="INSTSEG_OVERFIT is not set")
 @pytest.mark.parametrize("head", HEADS)
 def test_overfitting_eight_images(tmp_path, request, head):
-    assert overfit(tmp_path, request.config.rootpath, *HEADS[head]) >= 70
+    iterations, rate, opts = HEADS[head]
+    config_file = request.config.rootpath / "configs/quick/maskrcnn_shapes.yaml"
+    assert overfit(tmp_path, config_file, 224, iterations, rate, [*SETTINGS, *opts]) >= 70

@@ -38,7 +38,7 @@ def add_fcos_config(cfg: CfgNode) -> None:
     node.POST_NMS_TOPK_TRAIN = 100
     node.POST_NMS_TOPK_TEST = 100
     node.NMS_TH = 0.6
-    node.YIELD_PROPOSAL = False  # in training too, as always in GeneralizedRCNN
+    node.YIELD_PROPOSAL = False  # in training too, as always but in FCOSDetector
     node.YIELD_BOX_FEATURES = False
     cfg.MODEL.FCOS = node
 

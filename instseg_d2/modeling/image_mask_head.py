@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.poolers import ROIPooler, convert_boxes_to_pooler_format
 from detectron2.modeling.roi_heads import BaseMaskRCNNHead
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
 from detectron2.structures import Boxes, Instances
@@ -65,10 +65,8 @@ class ImageMaskHead(BaseMaskRCNNHead):
 
 def joined(boxes: Sequence[Boxes]) -> tuple[torch.Tensor, torch.Tensor]:
     """The boxes (M, 4) of all images and the image (M,), int64, of each."""
-    corners = torch.cat([x.tensor for x in boxes])
-    counts = torch.tensor([len(x) for x in boxes], device=corners.device)
-    images = torch.arange(len(boxes), device=corners.device)
-    return corners, images.repeat_interleave(counts, output_size=len(corners))
+    rows = convert_boxes_to_pooler_format(list(boxes))
+    return rows[:, 1:], rows[:, 0].long()
 
 
 def crop_targets(instances: Sequence[Instances], resolution: int, boxes: str = "proposal_boxes") -> torch.Tensor:
@@ -78,6 +76,13 @@ def crop_targets(instances: Sequence[Instances], resolution: int, boxes: str = "
         if len(x):
             crops.append(x.gt_masks.crop_and_resize(x.get(boxes).tensor, resolution).to(crops[0].device))
     return torch.cat(crops)
+
+
+def add_masks(instances: list[Instances], masks: torch.Tensor) -> list[Instances]:
+    """The instances, of which each image gets its part of the masks (M, 1, R, R) as pred_masks."""
+    for x, part in zip(instances, masks.split([len(x) for x in instances])):
+        x.pred_masks = part
+    return instances
 
 
 def rescaled(masks: torch.Tensor, threshold: float) -> torch.Tensor:

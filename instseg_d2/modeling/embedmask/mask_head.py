@@ -16,7 +16,7 @@ from torch import nn
 from ... import ops
 from ...config import ConfigError
 from ...layers import ConvTower, crop_boxes
-from ..image_mask_head import ImageMaskHead, box_pooler, crop_targets, joined, rescaled
+from ..image_mask_head import ImageMaskHead, add_masks, box_pooler, crop_targets, joined, rescaled
 from ..losses.lovasz import lovasz_hinge
 from .criterion import probability_logits
 from .pixel_embedding import PixelHead, add_position
@@ -213,10 +213,7 @@ class EmbedMaskHead(ImageMaskHead):
         log_probabilities = self.log_probabilities(features, self.boxes_of(instances))
         if self.training:
             return {"loss_mask": self.loss_weight * self._loss(log_probabilities, instances)}
-        masks = rescaled(log_probabilities.exp(), self.mask_threshold)[:, None]
-        for x, part in zip(instances, masks.split([len(x) for x in instances])):
-            x.pred_masks = part
-        return instances
+        return add_masks(instances, rescaled(log_probabilities.exp(), self.mask_threshold)[:, None])
 
     def _loss(self, log_probabilities: torch.Tensor, instances) -> torch.Tensor:
         """The Lovasz hinge of each box, the mean over all boxes; 0 without any."""

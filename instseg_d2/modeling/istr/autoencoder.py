@@ -68,6 +68,8 @@ class AE(MaskEmbedding):
     the decoder learns on, with a feature of the RoI added at 28 x 28.
     """
 
+    roi_channels = 32  # as after ROI_LAYER
+
     @configurable
     def __init__(self, *, dim: int, size: int = SIZE, freeze_encoder_bn: bool = True):
         """

@@ -25,6 +25,9 @@ MASK_EMBEDDING_REGISTRY.__doc__ = "Subclasses of MaskEmbedding, called with (cfg
 class MaskEmbedding(nn.Module):
     """Codes of masks; subclasses define ``_encode`` and ``decode``, and ``fitted``, ``fit`` and files if they learn."""
 
+    roi_channels = 0  # of the RoI features that ``decode`` reads beside the codes
+    known_fitted = False  # set by `require_fitted`
+
     def __init__(self, *, dim: int, size: int):
         """
         Args:
@@ -63,7 +66,7 @@ class MaskEmbedding(nn.Module):
         raise NotImplementedError
 
     def decode(self, codes: torch.Tensor, roi_features: Optional[torch.Tensor] = None) -> torch.Tensor:
-        """codes (M, l) -> masks (M, s, s), about 0 outside and 1 inside; ``roi_features`` are for `AE` alone."""
+        """codes (M, l), roi_features (M, roi_channels, h, w) or None -> masks (M, s, s), about 0 outside, 1 inside."""
         raise NotImplementedError
 
     def fit(self, mask_batches: Iterable, **settings) -> None:

@@ -83,12 +83,17 @@ def ensure_fitted(model: nn.Module, cfg: CfgNode) -> None:
 
 def require_fitted(embedding: MaskEmbedding) -> None:
     """
+    Check once that the embedding has values: that reads from the device.
+
     Raises:
         ConfigError: neither weights nor a fit have filled the embedding.
     """
+    if embedding.known_fitted:
+        return
     if not embedding.fitted:
         raise ConfigError(
             f"the {type(embedding).__name__} mask embedding has no values yet: train with instseg_d2.engine.Trainer, "
             "which fits it, call instseg_d2.modeling.istr.ensure_fitted(model, cfg) before training, or set "
             "MODEL.ISTR.MASK_ENCODING_METHOD to DCT, which needs no fit."
         )
+    embedding.known_fitted = True

@@ -15,7 +15,6 @@ from torch import nn
 
 from ...config import ConfigError
 from ...config.istr import istr_version
-from .autoencoder import AE
 from .embedding import MaskEmbedding
 from .head import (
     MASK_ROI_SIZE,
@@ -126,7 +125,7 @@ class RefinementHeads(nn.Module):
         if istr_version(cfg) == 1:
             mask_branch = VectorMaskBranch(channels, node.NUM_MASK, embedding.dim)
         else:
-            mask_branch = RoIMaskBranch(channels, embedding.dim, 32 * isinstance(embedding, AE))
+            mask_branch = RoIMaskBranch(channels, embedding.dim, embedding.roi_channels)
         return RefinementHead(
             roi_attention=roi_attention,
             mask_branch=mask_branch,

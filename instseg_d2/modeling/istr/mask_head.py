@@ -10,7 +10,7 @@ from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY, BaseMaskRCNNHe
 from detectron2.structures import Instances
 
 from ...config import ConfigError
-from ..image_mask_head import crop_targets
+from ..image_mask_head import add_masks, crop_targets
 from ..losses.dice import paired_dice
 from .embedding import MaskEmbedding, build_mask_embedding
 from .fitting import require_fitted
@@ -40,7 +40,6 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
         self.mask_embedding = mask_embedding
         self.code_weight = code_weight
         self.dice_weight = dice_weight
-        self._embedding_checked = False
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -85,13 +84,8 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
         Returns:
             In training {"loss_mask": scalar}; else the instances with pred_masks (D, 1, S, S).
         """
-        if self.training and not self._embedding_checked:  # once: it reads from the device
-            require_fitted(self.mask_embedding)
-            self._embedding_checked = True
         codes = self.branch(None, features)[0]
         if self.training:
+            require_fitted(self.mask_embedding)
             return {"loss_mask": self.loss_weight * self.losses(codes, instances)}
-        masks = self.mask_embedding.decode(codes)[:, None]
-        for x, part in zip(instances, masks.split([len(x) for x in instances])):
-            x.pred_masks = part
-        return instances
+        return add_masks(instances, self.mask_embedding.decode(codes)[:, None])

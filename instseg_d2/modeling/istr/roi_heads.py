@@ -53,7 +53,6 @@ class ISTRHeads(ProposalFreeROIHeads, RefinementHeads):
         self.mask_threshold = mask_threshold
         self.query_embedding = nn.Embedding(num_queries, channels)
         self.initial_boxes = whole_image_boxes(num_queries)
-        self._embedding_checked = False
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -77,9 +76,7 @@ class ISTRHeads(ProposalFreeROIHeads, RefinementHeads):
 
     def losses(self, images: ImageList, features: dict[str, torch.Tensor], targets: Sequence[Instances]) -> dict:
         """loss_ce, loss_bbox, loss_giou, loss_feat and loss_dice of each head."""
-        if not self._embedding_checked:  # once: it reads from the device
-            require_fitted(self.mask_embedding)
-            self._embedding_checked = True
+        require_fitted(self.mask_embedding)
         predictions = RefinementHeads.forward(self, features, *self._start(images, features))
         return self.criterion(predictions, targets, self.mask_embedding)
 
