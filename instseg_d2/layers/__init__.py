@@ -2,6 +2,7 @@
 
 from .adaptive_average import adaptive_average, exportable_pools
 from .assemble_boxes import assemble_boxes, crop_boxes, crop_nearest
+from .convolved_linear import ConvolvedLinear
 from .deform_conv import DeformConv, SelfOffsetDeformConv, make_block_deformable
 from .locations import LocationGrid, conv_at_rows, flatten_levels
 from .norm import get_norm
@@ -9,6 +10,7 @@ from .tower import ConvTower
 
 __all__ = [
     "ConvTower",
+    "ConvolvedLinear",
     "DeformConv",
     "LocationGrid",
     "SelfOffsetDeformConv",

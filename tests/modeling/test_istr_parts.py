@@ -12,6 +12,7 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from torch import nn
 
 from instseg_d2.config import ConfigError, load_config
+from instseg_d2.layers import ConvolvedLinear
 from instseg_d2.modeling.istr.criterion import class_cost, code_cost
 from instseg_d2.modeling.istr.head import (
     DynamicAttention,
@@ -53,6 +54,16 @@ def test_pooler_is_roi_align_on_the_level_of_the_box(resolution, ratio):
         torch.autograd.grad((found * weights).sum(), maps), torch.autograd.grad((expected * weights).sum(), maps)
     ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_linear_layers_as_convolutions(rows):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(6, 9), torch.randn(rows, 6)
+    found = ConvolvedLinear(layer)(x)
+    assert found.shape == (rows, 9)
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, x @ layer.weight.T + layer.bias)
 
 
 def test_pooler_by_hand_and_with_boxes_that_are_no_numbers():

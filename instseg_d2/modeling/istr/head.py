@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...layers import ConvolvedLinear
+
 ROI_ATTENTIONS = ("dynamic", "multihead")
 MASK_ROI_SIZE = 28  # of the crop that the RoI mask branch reads
 
@@ -54,6 +56,12 @@ class DynamicAttention(nn.Module):
         x = F.elu(self.norm1(torch.bmm(rois.to(first.dtype), first.view(-1, channels, dim))), inplace=True)
         x = F.elu(self.norm2(torch.bmm(x.to(second.dtype), second.view(-1, dim, channels))), inplace=True)
         return F.elu(self.norm3(self.out_layer(x.flatten(1))), inplace=True)
+
+    def fold(self) -> None:
+        """Compute the large layers the fast way of a CPU, in place, for inference alone."""
+        if self.out_layer.weight.device.type == "cpu":
+            self.dynamic_layer = ConvolvedLinear(self.dynamic_layer)
+            self.out_layer = ConvolvedLinear(self.out_layer)
 
 
 class MultiHeadRoIAttention(nn.Module):
