@@ -29,6 +29,9 @@ def test_figures_are_those_that_the_recipe_names(name):
         on_test_dev = "test-dev" in comments
         mask, box = (None if value is None else float(value) for value in published.groups())
         assert (entry.test_dev if on_test_dev else entry.val) == (mask, box)
+    elif "Published" not in comments:
+        assert entry.val == entry.test_dev == (None, None)
+        assert not entry.other
     for figure in re.findall(r"\d\d\.\d", " ".join(re.findall(r"Published: (?:AR|PQ).*", comments))):
         assert figure in entry.other
 

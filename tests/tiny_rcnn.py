@@ -47,6 +47,7 @@ FCOS = [
     "MODEL.BACKBONE.NAME", "build_fcos_resnet_fpn_backbone",
     "MODEL.FCOS.NUM_CLS_CONVS", 1,
     "MODEL.FCOS.NUM_BOX_CONVS", 1,
+    "MODEL.FCOS.INFERENCE_TH_TEST", 0.001,  # untrained, it is sure of nothing
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 def add_fcos_config(cfg: CfgNode) -> None:
     """Add MODEL.FCOS and the keys of its backbones, in place."""
     node = CfgNode()
-    node.NUM_CLASSES = 80  # foreground classes
+    node.NUM_CLASSES = 80  # foreground classes; in GeneralizedRCNN they are those of MODEL.ROI_HEADS
     node.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
     node.FPN_STRIDES = [8, 16, 32, 64, 128]
     node.SIZES_OF_INTEREST = [64, 128, 256, 512]  # upper ends of the levels' ranges of max(l, t, r, b), pixels

@@ -80,14 +80,12 @@ def find_data(data: str) -> tuple[Optional[str], str]:
 
 
 def contender_names(configs: Sequence[str]) -> list[str]:
-    """The files' names; with their folder where two are alike."""
+    """The files' names; with their folder where two are alike, and a number where the files are the same."""
     stems = [os.path.splitext(os.path.basename(config))[0] for config in configs]
     counts = Counter(stems)
     folders = [os.path.basename(os.path.dirname(os.path.abspath(config))) for config in configs]
     names = [f"{folder}/{stem}" if counts[stem] > 1 else stem for folder, stem in zip(folders, stems)]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"the same config is given twice: {', '.join(names)}.")
-    return names
+    return [f"{name}-{names[:i].count(name) + 1}" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
 def _budget(cfg, iterations: int) -> list[str]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from detectron2.engine import DefaultPredictor, DefaultTrainer
 from detectron2.evaluation import COCOEvaluator
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torchvision.ops import roi_align
@@ -63,7 +64,7 @@ def test_trains_and_infers_by_name(head, detector, losses):
         model.zero_grad()
     for output, size in zip(model.eval()(random_batch([1, 0])), ((96, 128), (96, 128))):
         found = output["instances"]
-        assert len(found) > 0 or detector is FCOS  # untrained, it is sure of nothing
+        assert len(found) > 0
         assert found.pred_masks.shape == (len(found), *size)
         assert found.pred_masks.dtype == torch.bool
 
@@ -95,6 +96,16 @@ def test_default_predictor(head):
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 1.1
     found = DefaultPredictor(cfg)(np.zeros((50, 70, 3), np.uint8))["instances"]
     assert found.pred_masks.shape == (0, 50, 70)
+
+
+def test_fcos_takes_the_classes_of_the_roi_heads():
+    cfg = tiny_rcnn_config(*BLEND, *FCOS, "MODEL.FCOS.YIELD_BOX_FEATURES", True, num_classes=5)
+    cfg.MODEL.FCOS.NUM_CLASSES = 80
+    cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = False
+    model = build_model(cfg)
+    assert model.proposal_generator.head.class_logits.out_channels == 5
+    with EventStorage():
+        assert torch.isfinite(sum(model(random_batch([2, 1], num_classes=5)).values()))
 
 
 class Detectron2Trainer(DefaultTrainer):
@@ -295,6 +306,9 @@ def test_boxes_of_images():
         (EMBED, ["MODEL.EMBED_MASK.VERSION", "v2", "MODEL.EMBED_MASK.EMBED_DIM", 1], r"EMBED_MASK\.EMBED_DIM 1"),
         (EMBED, ["MODEL.EMBED_MASK.BOX_TO_MARGIN_SCALE", -1.0], r"BOX_TO_MARGIN_SCALE -1\.0"),
         (EMBED, ["MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 0], r"ROI_MASK_HEAD\.POOLER_RESOLUTION 0"),
+        (EMBED, ["MODEL.EMBED_MASK.VERSION", "v3", "MODEL.EMBED_MASK.BOX_TO_MARGIN_BLOCK", True], "True in v1 and"),
+        (BLEND, ["MODEL.BLENDMASK.POOLER_SCALES", (0.125,)], r"POOLER_SCALES is \(0\.125,\); .* stride 8 .* 0\.25"),
+        (BLEND, [*FCOS, "MODEL.FCOS.YIELD_BOX_FEATURES", True], r"ROI_HEADS\.PROPOSAL_APPEND_GT False"),
     ],
 )
 def test_wrong_values_name_the_key(head, opts, match):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from instseg_d2.config import ConfigError
@@ -64,6 +64,17 @@ def test_losses_by_hand():
         dice = 2 * (mask * crop).sum() / ((mask**2).sum() + (crop**2).sum() + 1e-5)
         expected += F.smooth_l1_loss(code, embedding.encode(crop[None])[0]) + 5 * (1 - dice)
     torch.testing.assert_close(found, expected / 3)
+
+
+def test_masks_are_pasted_at_the_threshold():
+    """Detectron2 pastes a mask where it is at least 0.5, version 2 of ISTR where it is 0.45."""
+    torch.manual_seed(0)
+    head = MaskEmbeddingHead(tiny_config("MODEL.ISTR.MASK_ENCODING_METHOD", "DCT"), ShapeSpec(channels=8)).eval()
+    features = torch.randn(2, 8, 28, 28)
+    (found,) = head(features, [Instances((96, 128), pred_boxes=Boxes(torch.ones(2, 4)))])
+    masks = head.mask_embedding.decode(head.branch(None, features)[0])
+    assert ((masks > 0.45) == (found.pred_masks[:, 0] > 0.5)).all()
+    torch.testing.assert_close(found.pred_masks[:, 0] * 0.45, masks * 0.5)
 
 
 def test_the_pooled_features_have_to_fit():

@@ -69,6 +69,12 @@ class BasisModule(nn.Module):
             raise ConfigError(
                 f"MODEL.BASIS_MODULE.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}."
             )
+        stride = input_shape[node.IN_FEATURES[0]].stride
+        if any(scale * stride != 2 for scale in cfg.MODEL.BLENDMASK.POOLER_SCALES):  # bases are twice as fine
+            raise ConfigError(
+                f"MODEL.BLENDMASK.POOLER_SCALES is {cfg.MODEL.BLENDMASK.POOLER_SCALES}; bases from "
+                f"{node.IN_FEATURES[0]} of stride {stride} have scale {2 / stride:g}."
+            )
         return {
             "in_features": node.IN_FEATURES,
             "common_stride": node.COMMON_STRIDE,

@@ -101,6 +101,18 @@ def value_of(cfg, key: str) -> Union[int, float, bool]:
     return _BY_VERSION[key][_version_name(cfg)] if value is None else value
 
 
+def check_margin(cfg) -> None:
+    """
+    Raises:
+        ConfigError: MODEL.EMBED_MASK.BOX_TO_MARGIN_BLOCK contradicts the version.
+    """
+    from_box = version_of(cfg).margin == "box"
+    if value_of(cfg, "BOX_TO_MARGIN_BLOCK") != from_box:
+        raise ConfigError(
+            f"MODEL.EMBED_MASK.BOX_TO_MARGIN_BLOCK is {not from_box}; it is True in v1 and False in v2 and v3."
+        )
+
+
 def mask_stride(cfg) -> int:
     """Input pixels of a cell of the pixel embeddings: the finest stride divided by MASK_SCALE_FACTOR."""
     node = cfg.MODEL.EMBED_MASK
@@ -140,11 +152,7 @@ def fcos_arguments(cfg, input_shape) -> dict:
         raise ConfigError(f"MODEL.EMBED_MASK.MASK_TH is {node.MASK_TH}; it is a probability from 0.0001 to 1.")
     if value_of(cfg, "EMBED_DIM") < 2:
         raise ConfigError(f"MODEL.EMBED_MASK.EMBED_DIM is {node.EMBED_DIM}; it must be at least 2.")
-    from_box = version_of(cfg).margin == "box"
-    if value_of(cfg, "BOX_TO_MARGIN_BLOCK") != from_box:
-        raise ConfigError(
-            f"MODEL.EMBED_MASK.BOX_TO_MARGIN_BLOCK is {not from_box}; it is True in v1 and False in v2 and v3."
-        )
+    check_margin(cfg)
     if len(node.FPN_INTEREST_SPLIT) != len(node.FPN_STRIDES) - 1 or list(node.FPN_STRIDES) != sorted(node.FPN_STRIDES):
         raise ConfigError(
             f"MODEL.EMBED_MASK: {len(node.FPN_STRIDES)} FPN_STRIDES, finest first, need one less "

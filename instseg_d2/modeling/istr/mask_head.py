@@ -10,8 +10,9 @@ from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY, BaseMaskRCNNHe
 from detectron2.structures import Instances
 
 from ...config import ConfigError
-from ..image_mask_head import add_masks, crop_targets
+from ..image_mask_head import add_masks, crop_targets, rescaled
 from ..losses.dice import paired_dice
+from .detection import paste_threshold
 from .embedding import MaskEmbedding, build_mask_embedding
 from .fitting import require_fitted
 from .head import MASK_ROI_SIZE, RoIMaskBranch
@@ -28,11 +29,19 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
 
     @configurable
     def __init__(
-        self, *, branch: RoIMaskBranch, mask_embedding: MaskEmbedding, code_weight=1.0, dice_weight=5.0, **kwargs
+        self,
+        *,
+        branch: RoIMaskBranch,
+        mask_embedding: MaskEmbedding,
+        code_weight: float = 1.0,
+        dice_weight: float = 5.0,
+        mask_threshold: float = 0.45,
+        **kwargs,
     ):
         """
         Args:
             code_weight, dice_weight: of smooth L1 on the codes and of dice on the decoded masks.
+            mask_threshold: value from which a pixel belongs to the mask.
             kwargs: loss_weight and vis_period of Detectron2's BaseMaskRCNNHead.
         """
         super().__init__(**kwargs)
@@ -40,6 +49,7 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
         self.mask_embedding = mask_embedding
         self.code_weight = code_weight
         self.dice_weight = dice_weight
+        self.mask_threshold = mask_threshold
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -54,6 +64,7 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
             **super().from_config(cfg, input_shape),
             "branch": RoIMaskBranch(input_shape.channels, embedding.dim),
             "mask_embedding": embedding,
+            "mask_threshold": paste_threshold(cfg),
             "code_weight": cfg.MODEL.ISTR.FEAT_WEIGHT,
             "dice_weight": 5.0 if cfg.MODEL.ISTR.MASK_WEIGHT is None else cfg.MODEL.ISTR.MASK_WEIGHT,
         }
@@ -88,4 +99,4 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
         if self.training:
             require_fitted(self.mask_embedding)
             return {"loss_mask": self.loss_weight * self.losses(codes, instances)}
-        return add_masks(instances, self.mask_embedding.decode(codes)[:, None])
+        return add_masks(instances, rescaled(self.mask_embedding.decode(codes)[:, None], self.mask_threshold))

@@ -111,6 +111,12 @@ class FCOS(nn.Module):
             raise ConfigError(
                 f"MODEL.FCOS.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}."
             )
+        in_detector = cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN")
+        if in_detector and node.YIELD_BOX_FEATURES and cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT:
+            raise ConfigError(
+                "MODEL.FCOS.YIELD_BOX_FEATURES needs MODEL.ROI_HEADS.PROPOSAL_APPEND_GT False: the ground-truth boxes "
+                "that Detectron2 adds to the proposals have no features."
+            )
         limits = {
             mode: DetectionLimits(
                 score_threshold=node[f"INFERENCE_TH_{mode}"],

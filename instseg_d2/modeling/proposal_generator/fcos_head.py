@@ -80,13 +80,15 @@ class FCOSHead(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape: Sequence[ShapeSpec]):
         node = cfg.MODEL.FCOS
+        detectors = ("GeneralizedRCNN", "PanopticFPN")  # of Detectron2, where the ROI heads say how many classes
+        classes_of = cfg.MODEL.ROI_HEADS if cfg.MODEL.META_ARCHITECTURE in detectors else node
         channels = {shape.channels for shape in input_shape}
         if len(channels) != 1:
             raise ConfigError(f"MODEL.FCOS.IN_FEATURES must have one width; they have {sorted(channels)} channels.")
         return {
             "channels": channels.pop(),
             "strides": node.FPN_STRIDES,
-            "num_classes": node.NUM_CLASSES,
+            "num_classes": classes_of.NUM_CLASSES,
             "num_shared_convs": node.NUM_SHARE_CONVS,
             "num_class_convs": node.NUM_CLS_CONVS,
             "num_box_convs": node.NUM_BOX_CONVS,
