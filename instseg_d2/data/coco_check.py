@@ -10,6 +10,7 @@ import logging
 import math
 import os
 from collections import Counter
+from typing import Optional
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -17,19 +18,34 @@ import pycocotools.mask as mask_util
 from .files import DatasetError, ImageError
 from .images import image_size
 
-__all__ = ["check_coco", "read_coco", "rle_counts"]
+__all__ = [
+    "NEEDED_KEYS",
+    "box_of_mask",
+    "check_coco",
+    "load_coco",
+    "number_annotations",
+    "read_coco",
+    "repair_annotation",
+    "rle_counts",
+    "shoelace",
+]
 
 logger = logging.getLogger(__name__)
 
+NEEDED_KEYS = {
+    "categories": ("id", "name"),
+    "images": ("id", "file_name"),
+    "annotations": ("image_id", "category_id"),
+}
 _REPAIRED = ("area", "iscrowd", "bbox", "ignore", "segmentation")
 
 
-def read_coco(json_file: str, image_root: str) -> dict:
+def load_coco(json_file: str, image_root: str) -> dict:
     """
-    The content of a COCO instances file whose frame (images, annotations, categories) is sound.
+    The content of a JSON file that has the lists of a COCO instances file: images, annotations, categories.
 
     Raises:
-        DatasetError: the file or the image folder is missing, it is no JSON or no COCO file, or ids repeat.
+        DatasetError: the file or the image folder is missing, it is no JSON or no COCO file.
     """
     if not os.path.isfile(json_file):
         raise DatasetError(f"{json_file}: there is no such annotation file.")
@@ -47,11 +63,18 @@ def read_coco(json_file: str, image_root: str) -> dict:
             f"{json_file} is no COCO file: it lacks the list{'s' * (len(missing) > 1)} "
             f"{', '.join(missing)} (needed: images, annotations, categories)."
         )
-    for key, needed in (
-        ("categories", ("id", "name")),
-        ("images", ("id", "file_name")),
-        ("annotations", ("image_id", "category_id")),
-    ):
+    return content
+
+
+def read_coco(json_file: str, image_root: str) -> dict:
+    """
+    The content of a COCO instances file whose frame (images, annotations, categories) is sound.
+
+    Raises:
+        DatasetError: as of `load_coco`; an entry lacks a key, or ids repeat.
+    """
+    content = load_coco(json_file, image_root)
+    for key, needed in NEEDED_KEYS.items():
         for number, entry in enumerate(content[key]):
             absent = [k for k in needed if not isinstance(entry, dict) or k not in entry]
             if absent:
@@ -91,7 +114,8 @@ def rle_counts(rle: dict) -> list:
     return runs
 
 
-def _shoelace(polygon) -> float:
+def shoelace(polygon) -> float:
+    """Area of a polygon x1, y1, x2, y2, ... in square pixels."""
     x, y = np.asarray(polygon[0::2], dtype=float), np.asarray(polygon[1::2], dtype=float)
     return abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))) / 2
 
@@ -113,10 +137,10 @@ def _polygon_fault(annotation, area_known, width, height):
         return "polygon outside the image"
     annotation["segmentation"] = polygons
     if not area_known:
-        if not any(_shoelace(p) > 0 for p in polygons):
+        if not any(shoelace(p) > 0 for p in polygons):
             return "polygon without area"
         rle = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
-        annotation["area"] = float(mask_util.area(rle)) or sum(map(_shoelace, polygons))
+        annotation["area"] = float(mask_util.area(rle)) or sum(map(shoelace, polygons))
     return None
 
 
@@ -142,7 +166,8 @@ def _mask_fault(annotation, width, height):
     return None
 
 
-def _box_of_mask(segmentation, width, height):
+def box_of_mask(segmentation, width, height) -> list:
+    """[x, y, width, height] in pixels around polygons or an RLE."""
     if isinstance(segmentation, list):
         points = np.concatenate([np.reshape(p, (-1, 2)) for p in segmentation])
         low, high = points.min(0).clip(0), np.minimum(points.max(0), (width, height))
@@ -158,7 +183,7 @@ def _box_fault(annotation, width, height):
     if not box:
         if not annotation.get("segmentation"):
             return "annotation with neither box nor mask"
-        box = annotation["bbox"] = _box_of_mask(annotation["segmentation"], width, height)
+        box = annotation["bbox"] = box_of_mask(annotation["segmentation"], width, height)
     try:
         x, y, w, h = (float(v) for v in box)
     except (TypeError, ValueError):
@@ -170,6 +195,43 @@ def _box_fault(annotation, width, height):
     if not annotation.get("area"):
         annotation["area"] = w * h
     return None
+
+
+def repair_annotation(annotation: dict, size: tuple, with_masks: bool) -> tuple[Optional[str], bool]:
+    """
+    Fill in area, iscrowd and bbox of an annotation and leave only real polygons in it, in place.
+
+    Args:
+        size: (width, height) of its image; with_masks: the file has masks, so that this one needs one.
+
+    Returns:
+        what makes the annotation unusable, or None; whether anything was changed.
+    """
+    before = [annotation.get(key) for key in _REPAIRED]
+    fault = None
+    if annotation.get("segmentation"):
+        fault = _mask_fault(annotation, *size)
+    elif with_masks:
+        fault = "annotation without a mask"
+    fault = fault or _box_fault(annotation, *size)
+    if fault is None:
+        annotation["iscrowd"] = int(bool(annotation.pop("ignore", 0) or annotation.get("iscrowd", 0)))
+    return fault, before != [annotation.get(key) for key in _REPAIRED]
+
+
+def number_annotations(annotations: list) -> bool:
+    """
+    Number the annotations from 1, in place, unless their ids are positive integers that differ.
+
+    Returns:
+        whether their ids were so already.
+    """
+    identifiers = [annotation.get("id") for annotation in annotations]
+    sound = all(isinstance(i, int) and i > 0 for i in identifiers) and len(set(identifiers)) == len(identifiers)
+    if not sound:
+        for number, annotation in enumerate(annotations, start=1):
+            annotation["id"] = number
+    return sound
 
 
 def _fill_image_sizes(content, json_file, image_root) -> bool:
@@ -217,20 +279,12 @@ def check_coco(json_file: str, image_root: str):
             value = annotation[key]
             if not isinstance(value, (int, str)) or value not in known:
                 raise DatasetError(f"{json_file}: {name} has {key} {value!r}, which the file does not list.")
-        before = [annotation.get(key) for key in _REPAIRED]
-        width, height = sizes[annotation["image_id"]]
-        fault = None
-        if annotation.get("segmentation"):
-            fault = _mask_fault(annotation, width, height)
-        elif with_masks:
-            fault = "annotation without a mask"
-        fault = fault or _box_fault(annotation, width, height)
+        fault, repaired = repair_annotation(annotation, sizes[annotation["image_id"]], with_masks)
         if fault:
             faults[fault] += 1
             first = first or f"{name} of image {annotation['image_id']}: {fault}"
             continue
-        annotation["iscrowd"] = int(bool(annotation.pop("ignore", 0) or annotation.get("iscrowd", 0)))
-        changed = changed or before != [annotation.get(key) for key in _REPAIRED]
+        changed = changed or repaired
         kept.append(annotation)
 
     if faults:
@@ -241,9 +295,6 @@ def check_coco(json_file: str, image_root: str):
         )
         if not kept:
             raise DatasetError(f"{json_file}: none of its annotations can be used: {counts} (first: {first}).")
-    identifiers = [annotation.get("id") for annotation in kept]
-    sound = all(isinstance(i, int) and i > 0 for i in identifiers) and len(set(identifiers)) == len(identifiers)
-    for number, annotation in enumerate(kept, start=1):
-        annotation["id"] = annotation["id"] if sound else number
+    sound = number_annotations(kept)
     content["annotations"] = kept
     return content, changed or bool(faults) or not sound

@@ -1,0 +1,165 @@
+"""``python -m instseg_d2.check_data``: every kind of fault is found, counted and mended; sound files pass."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from instseg_d2.check_data import main
+from instseg_d2.data.coco_check import check_coco
+from instseg_d2.data.coco_report import examine
+from instseg_d2.data.shapes import make_shapes
+
+SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
+
+
+def image(folder, name, size=(64, 48), color=0):
+    Image.new("RGB", size, (color, 9, 9)).save(folder / name)
+    return {"file_name": name, "width": size[0], "height": size[1]}
+
+
+def faults_of(report):
+    return {row.what: (row.count, row.remedy) for row in report.findings}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    return tmp_path
+
+
+def write(folder, content, name="train"):
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(content))
+    return str(path), str(folder / "images")
+
+
+def test_sound_file(tmp_path, capsys):
+    json_file = make_shapes(tmp_path, "train", 12, seed=0)
+    assert main([str(json_file), str(tmp_path / "images")]) == 0
+    text = capsys.readouterr().out
+    assert "12 images" in text
+    assert "6 categories" in text
+    assert not list(tmp_path.glob("*.clean.json"))
+
+
+def faulty(folder):
+    """A file with every fault once, and image 1 with two sound objects."""
+    images = folder / "images"
+    listed = [{"id": i, **image(images, f"{i}.png", color=i)} for i in (1, 2, 3)]
+    listed[1]["width"] = 60  # 2: another size
+    (images / "4.png").write_bytes((images / "1.png").read_bytes()[:60])
+    listed.append({"id": 4, "file_name": "4.png", "width": 64, "height": 48})
+    listed.append({"id": 5, "file_name": "5.png", "width": 64, "height": 48})  # no such file
+    listed.append({"id": 6, "file_name": "1.png", "width": 64, "height": 48})  # listed twice
+    shutil.copy(images / "1.png", images / "7.png")
+    listed.append({"id": 7, "file_name": "7.png"})  # same picture, no size
+    listed += [{"id": 1, "file_name": "3.png"}, {"file_name": "8.png"}]
+    base = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
+    objects = [
+        {**base, "segmentation": SQUARE},
+        {**base, "segmentation": SQUARE},  # again
+        {**base, "image_id": 6, "segmentation": [[1, 1, 9, 1, 9, 9]], "bbox": [1, 1, 8, 8], "area": 900},
+        {**base, "segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]], "bbox": [30, 30, 9, 9], "area": 64},
+        {**base, "segmentation": [[1, 1, 9, 1]]},
+        {**base, "segmentation": [[100, 1, 109, 1, 109, 9]]},
+        {**base, "segmentation": [[50, 20, 90, 20, 90, 40, 50, 40]], "bbox": [50, 20, 14, 20], "area": 800},
+        {**base, "segmentation": {"size": [9, 9], "counts": [40, 41]}},
+        {**base, "segmentation": SQUARE, "bbox": [10, 10, 0, 20]},
+        {**base, "segmentation": SQUARE, "category_id": 9},
+        {**base, "segmentation": SQUARE, "image_id": 99},
+        {**base, "segmentation": SQUARE, "image_id": 2},
+        {**base},
+        {"image_id": 7, "category_id": 1, "segmentation": SQUARE},
+        {"category_id": 1},
+    ]
+    for number, annotation in enumerate(objects):
+        annotation["id"] = number
+    categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}, {"id": 2, "name": "c"}, {"id": "x", "name": "d"}]
+    return {"images": listed, "annotations": objects, "categories": categories}
+
+
+def test_every_fault_is_found_and_mended(folder, capsys):
+    json_file, images = write(folder, faulty(folder))
+    report = examine(json_file, images)
+    assert faults_of(report) == {
+        "categories: id that another one has": (1, "dropped"),
+        "categories: id that is no integer": (1, "dropped"),
+        "categories: name that another one has": (1, "look"),
+        "categories: no object": (1, "note"),
+        "images: id that another one has": (1, "dropped"),
+        "images: no id": (1, "dropped"),
+        "images: file of another size than listed": (1, "dropped"),
+        "images: corrupt file": (1, "dropped"),
+        "images: missing file": (1, "dropped"),
+        "images: file listed twice": (1, "repaired"),
+        "images: no width and height": (1, "repaired"),
+        "images: same picture under two names": (1, "note"),
+        "images: no object": (1, "note"),
+        "annotations: no image_id": (1, "dropped"),
+        "annotations: object annotated twice": (2, "dropped"),
+        "annotations: area that the mask does not have": (1, "repaired"),
+        "annotations: box that the mask does not have": (1, "repaired"),
+        "annotations: polygon with under 3 points": (1, "dropped"),
+        "annotations: polygon outside the image": (1, "dropped"),
+        "annotations: polygon partly outside the image": (1, "note"),
+        "annotations: RLE of another size than the image": (1, "dropped"),
+        "annotations: unknown category": (1, "dropped"),
+        "annotations: unknown image": (1, "dropped"),
+        "annotations: of a dropped image": (1, "dropped"),
+        "annotations: annotation without a mask": (1, "dropped"),
+        "annotations: no area, box or crowd flag": (1, "repaired"),
+        "annotations: ids missing, repeated or below 1": (1, "repaired"),
+    }
+    before = Path(json_file).read_text()
+    assert main([json_file, images, "--fix"]) == 1
+    assert Path(json_file).read_text() == before
+    text = capsys.readouterr().out
+    assert "annotations: object annotated twice" in text
+    clean = str(folder / "train.clean.json")
+    content = json.loads(Path(clean).read_text())
+    assert [x["id"] for x in content["images"]] == [1, 3, 7]
+    assert [x["image_id"] for x in content["annotations"]] == [1, 1, 1, 1, 7]
+    triangle, square = content["annotations"][1:3]
+    assert triangle["area"] == 32
+    assert square["bbox"] == [1, 1, 8, 8]
+    assert main([clean, images]) == 1  # two categories of one name are left to look at
+    assert {row.remedy for row in examine(clean, images).findings} == {"look", "note"}
+    assert check_coco(clean, images)[1] is False
+
+
+def test_between_files(folder, capsys):
+    content = {
+        "images": [{"id": 1, **image(folder / "images", "1.png")}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": SQUARE, "bbox": [10, 10, 20, 20],
+                         "area": 400, "iscrowd": 0}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }  # fmt: skip
+    train, val = write(folder, content), write(folder, {**content, "categories": [{"id": 1, "name": "dog"}]}, "val")
+    assert main(list(train)) == 0
+    capsys.readouterr()
+    assert main([*train, *val]) == 1
+    text = capsys.readouterr().out.split("between the 2 files")[1]
+    assert "categories: other than in the first file" in text
+    assert "id 1 is cat" in text
+    assert "images: the same picture in two files" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "is no JSON file"),
+        ("[]", "is no COCO file"),
+        ('{"images": [], "annotations": [], "categories": []}', "none of its categories can be used"),
+    ],
+)
+def test_files_that_cannot_be_read(folder, capsys, content, message):
+    path = folder / "x.json"
+    path.write_text(content)
+    assert main([str(path), str(folder / "images")]) == 2
+    assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(path)])
+    assert "JSON IMAGES" in capsys.readouterr().err
