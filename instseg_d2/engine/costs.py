@@ -66,7 +66,7 @@ def gflops(model: nn.Module, sample: dict) -> float:
     return counter.get_total_flops() / 2e9  # it counts a multiplication and an addition as two
 
 
-def _cpu_peak(run) -> int:
+def cpu_peak(run) -> int:
     """The largest sum of live allocations that PyTorch makes while ``run()`` runs."""
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
@@ -86,7 +86,7 @@ def peak_memory(model: nn.Module, sample: dict) -> int:
     device = next(model.parameters()).device
     model([sample])  # fills caches
     if device.type != "cuda":
-        return _cpu_peak(lambda: model([sample]))
+        return cpu_peak(lambda: model([sample]))
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)

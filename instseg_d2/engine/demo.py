@@ -18,12 +18,12 @@ from typing import Optional
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from tqdm import tqdm
 
 from ..config import ConfigError
 from ..data.images import read_image
+from ..evaluation.coco import coco_results
 from ..files import write_bytes
 from ..visualization.html import write_index
 from ..visualization.overlay import draw_instances, draw_panoptic
@@ -239,7 +239,7 @@ def _free_stem(file: str, taken: set[str]) -> str:
 
 
 def _coco_results(instances: Instances, predictor: Predictor, image_id: int, name: str) -> list[dict]:
-    results = instances_to_coco_json(instances, image_id)
+    results = coco_results(instances, image_id)
     for result in results:
         index = result["category_id"]
         result["category_id"] = predictor.category_id(index)

@@ -7,7 +7,6 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
-    COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
@@ -18,6 +17,7 @@ from detectron2.evaluation import (
 from PIL import Image
 
 from ..data import DatasetError
+from .coco import CocoEvaluator
 from .panoptic_quality import PanopticQualityEvaluator
 from .proposal_recall import ProposalRecallEvaluator
 
@@ -31,7 +31,7 @@ def _coco(cfg: CfgNode, name: str, output_dir: str) -> DatasetEvaluator:
         return ProposalRecallEvaluator(name, output_dir)
     # The compiled COCOeval is part of Detectron2's own library, which may not be built.
     compiled = importlib.util.find_spec("detectron2._C") is not None
-    return COCOEvaluator(
+    return CocoEvaluator(
         name,
         output_dir=output_dir,
         max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,

@@ -10,7 +10,6 @@ import logging
 from pathlib import Path
 from typing import Optional
 
-import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
@@ -22,6 +21,7 @@ from tabulate import tabulate
 
 from ..data import DatasetError
 from ..files import written_whole
+from .coco import encoded_masks
 
 __all__ = ["ProposalRecallEvaluator", "match_greedily"]
 
@@ -32,7 +32,6 @@ THRESHOLDS = np.linspace(0.5, 0.95, 10)
 AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
 CLASS_LIMIT = 100  # proposals that the recall of single classes counts
 UNMATCHED = np.iinfo(np.int64).max
-MASKS_AT_ONCE = 50
 
 
 def match_greedily(ious: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
@@ -66,6 +65,8 @@ class ProposalRecallEvaluator(DatasetEvaluator):
     Every image is matched when it comes, and only counts are kept.
     """
 
+    reads_run_lengths = True
+
     def __init__(self, dataset_name: str, output_dir: Optional[str] = None, *, limits=(10, 100, 1000)):
         """
         Args:
@@ -94,7 +95,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         """
         Args:
             inputs: dicts with image_id.
-            outputs: dicts with "instances" that have scores (D,) and pred_masks (D, H, W) bool.
+            outputs: dicts with "instances" that have scores (D,) and pred_masks, (D, H, W) bool or run lengths.
 
         Raises:
             ValueError: instances without masks.
@@ -124,12 +125,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         if not instances.has("pred_masks"):
             raise ValueError("the recall of segment proposals needs a model that gives pred_masks.")
         order = np.argsort(-instances.scores.cpu().numpy(), kind="stable")[: self._limits[-1]]
-        encoded = []
-        for start in range(0, len(order), MASKS_AT_ONCE):
-            masks = instances.pred_masks[order[start : start + MASKS_AT_ONCE].tolist()].cpu().numpy().view(np.uint8)
-            columns = np.stack([cv2.transpose(mask) for mask in masks])  # pycocotools runs down the columns
-            encoded += mask_util.encode(columns.transpose(2, 1, 0))
-        return encoded
+        return encoded_masks(instances[order.tolist()]).codes
 
     def _count(self, ious, areas, classes):
         for number, (low, high) in enumerate(AREAS.values()):

@@ -1,5 +1,6 @@
 """Running an evaluation: progress, results, and a sentence where numbers are missing."""
 
+import contextlib
 import json
 import logging
 import math
@@ -11,6 +12,7 @@ from detectron2.utils import comm
 from tqdm import tqdm
 
 from ..files import write_bytes
+from ..modeling.meta_arch import InstanceSegmenter
 
 __all__ = ["evaluate", "write_results"]
 
@@ -90,6 +92,11 @@ def _explain_missing(task: str, metrics: dict, dataset_name: str) -> None:
     logger.info("%s: nan means that %s has nothing to measure: %s.", task, dataset_name, "; ".join(reasons))
 
 
+def _reads_run_lengths(evaluator: DatasetEvaluator) -> bool:
+    parts = evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
+    return all(getattr(part, "reads_run_lengths", False) for part in parts)
+
+
 def evaluate(model, loader, evaluator: DatasetEvaluator, dataset_name: str) -> dict:
     """
     Run a model over a data set with Detectron2's ``inference_on_dataset``, with a progress bar on a terminal.
@@ -97,8 +104,11 @@ def evaluate(model, loader, evaluator: DatasetEvaluator, dataset_name: str) -> d
     Returns:
         {task: {metric: value}}; empty on processes other than the main one.
     """
+    network = getattr(model, "module", model)
+    encoded = isinstance(network, InstanceSegmenter) and _reads_run_lengths(evaluator)
     evaluator = DatasetEvaluators([_DetectionCounter(dataset_name), evaluator])
-    results = inference_on_dataset(model, _WithProgress(loader, dataset_name), evaluator)
+    with network.masks_as_run_lengths() if encoded else contextlib.nullcontext():
+        results = inference_on_dataset(model, _WithProgress(loader, dataset_name), evaluator)
     for task, metrics in results.items():
         if isinstance(metrics, dict):
             _explain_missing(task, metrics, dataset_name)

@@ -1,5 +1,6 @@
 """What every meta-architecture of this package does alike: input, output, the way between. N images."""
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,9 @@ from detectron2.structures import BitMasks, ImageList, Instances
 from torch import nn
 
 from ..config import ConfigError
+from .postprocessing import RunLengthMasks
+
+MASK_PIXELS = 1 << 26  # of one byte that exist at a time where masks become run lengths
 
 
 def with_masks(instances: Sequence[Instances], owner: nn.Module) -> list[Instances]:
@@ -44,6 +48,7 @@ class InstanceSegmenter(nn.Module):
     """
 
     makes_masks = True
+    _run_lengths = False  # see `masks_as_run_lengths`
     class_agnostic = False  # True: every detection is of class 0, "object", whatever classes the data have
 
     def __init__(
@@ -114,7 +119,32 @@ class InstanceSegmenter(nn.Module):
         images = self.preprocess(batched_inputs)
         if self.training:
             return self.losses(images, batched_inputs)
-        return self.postprocess(self.infer(images), batched_inputs)
+        postprocess = self._postprocess_in_parts if self._run_lengths else self.postprocess
+        return postprocess(self.infer(images), batched_inputs)
+
+    @contextlib.contextmanager
+    def masks_as_run_lengths(self):
+        """Inside, inference gives pred_masks as `RunLengthMasks`: some masks of full size exist at a time, not all."""
+        self._run_lengths = True
+        try:
+            yield
+        finally:
+            self._run_lengths = False
+
+    def _postprocess_in_parts(self, results: Sequence[Instances], batched_inputs: Sequence[dict]) -> list[dict]:
+        """What `postprocess` returns, but with masks as run lengths."""
+        outputs = []
+        for result, x in zip(results, batched_inputs):
+            height, width = (x.get(key, size) for key, size in zip(("height", "width"), result.image_size))
+            step = max(1, MASK_PIXELS // (height * width))
+            parts = []
+            for start in range(0, max(len(result), 1), step):
+                (part,) = self.postprocess([result[start : start + step]], [x])
+                if part["instances"].has("pred_masks"):
+                    part["instances"].pred_masks = RunLengthMasks.encode(part["instances"].pred_masks)
+                parts.append(part)
+            outputs.append({key: Instances.cat([part[key] for part in parts]) for key in parts[0]})
+        return outputs
 
     def postprocess(self, results: Sequence[Instances], batched_inputs: Sequence[dict]) -> list[dict]:
         """

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluators
 from detectron2.structures import BitMasks, Instances
 
 from instseg_d2.config import get_cfg
@@ -21,6 +21,7 @@ from instseg_d2.data import build_test_loader, shapes_panoptic
 from instseg_d2.data.shapes import CATEGORY_IDS
 from instseg_d2.engine import Trainer
 from instseg_d2.evaluation import PanopticQualityEvaluator, build_evaluator, count_matches, evaluate
+from instseg_d2.evaluation.coco import CocoEvaluator
 from tests.tiny import tiny_config
 
 NAME, NUM_IMAGES = "tiny_panoptic_val", 6
@@ -260,7 +261,7 @@ def test_models_of_instances_are_measured_by_them(dataset, tmp_path, meta_archit
     cfg = panoptic_config()
     cfg.MODEL.META_ARCHITECTURE = meta_architecture
     cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED = False
-    assert type(build_evaluator(cfg, NAME, str(tmp_path))) is COCOEvaluator
+    assert type(build_evaluator(cfg, NAME, str(tmp_path))) is CocoEvaluator
 
 
 def test_a_model_through_the_trainer(dataset, tmp_path, no_panopticapi):

@@ -1,5 +1,6 @@
-"""From network resolution to the requested image size, for methods whose masks cover the whole image."""
+"""From network resolution to the requested image size, and to run lengths."""
 
 from .masks import boxes_of_masks, rescored, resize_in_chunks, resized
+from .run_lengths import RunLengthMasks
 
-__all__ = ["boxes_of_masks", "rescored", "resize_in_chunks", "resized"]
+__all__ = ["RunLengthMasks", "boxes_of_masks", "rescored", "resize_in_chunks", "resized"]

@@ -1,0 +1,78 @@
+"""Masks as COCO's run lengths: a few hundred bytes each, whatever the image. D masks, H x W pixels."""
+
+from collections.abc import Sequence
+from typing import Union
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+
+from .masks import boxes_of_masks
+
+
+def run_lengths(mask: np.ndarray, x: int, y: int, size: tuple) -> list[int]:
+    """
+    Run lengths down the columns, background first, of an image that is empty but for a part.
+
+    Args:
+        mask: (h, w) bool, the part; x, y: its first column and row in the image.
+        size: (H, W) of the image, pixels.
+    """
+    height, width = size
+    columns = np.zeros((mask.shape[1], mask.shape[0] + 2), dtype=bool)
+    columns[:, 1:-1] = mask.T
+    column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])  # alternately where a run of pixels begins and ends
+    changes = (column + x) * height + row + y
+    if mask.shape[0] == height:  # a run may go on at the top of the next column
+        joined = np.flatnonzero(changes[1:-1:2] == changes[2::2])
+        changes = np.delete(changes, [2 * joined + 1, 2 * joined + 2])
+    last = height * width
+    if not len(changes) or changes[-1] != last:
+        changes = np.append(changes, last)
+    return np.diff(changes, prepend=0).tolist()
+
+
+class RunLengthMasks:
+    """
+    Masks in the place of a tensor (D, H, W) as a field of Detectron2's Instances.
+
+    Args:
+        codes: COCO's compressed run lengths, {"size": [H, W], "counts": bytes} each.
+        size: (H, W).
+    """
+
+    def __init__(self, codes: Sequence[dict], size: tuple):
+        self.codes = list(codes)
+        self.size = tuple(size)
+
+    @classmethod
+    def encode(cls, masks: torch.Tensor) -> "RunLengthMasks":
+        """Of boolean masks (D, H, W): the same codes as pycocotools gives, from the pixels inside their boxes alone."""
+        size = tuple(masks.shape[-2:])
+        boxes = boxes_of_masks(masks).int().tolist()
+        masks = masks.cpu().numpy()
+        runs = [run_lengths(mask[y1:y2, x1:x2], x1, y1, size) for mask, (x1, y1, x2, y2) in zip(masks, boxes)]
+        return cls(mask_util.frPyObjects([{"size": size, "counts": x} for x in runs], *size) if runs else [], size)
+
+    def decode(self) -> torch.Tensor:
+        """(D, H, W) bool."""
+        masks = np.zeros((len(self), *self.size), dtype=bool)
+        for mask, code in zip(masks, self.codes):
+            mask[:] = mask_util.decode(code)
+        return torch.from_numpy(masks)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, item: Union[int, slice, Sequence, torch.Tensor]) -> "RunLengthMasks":
+        chosen = np.arange(len(self))[item.cpu().numpy() if isinstance(item, torch.Tensor) else item]
+        return RunLengthMasks([self.codes[i] for i in np.atleast_1d(chosen)], self.size)
+
+    def to(self, *args, **kwargs) -> "RunLengthMasks":
+        """Itself: run lengths are on no device."""
+        return self
+
+    @staticmethod
+    def cat(parts: Sequence["RunLengthMasks"]) -> "RunLengthMasks":
+        """The masks of all parts, one after the other; of at least one part."""
+        return RunLengthMasks([code for part in parts for code in part.codes], parts[0].size)
