@@ -8,13 +8,25 @@ from typing import Optional
 import torch
 
 from .authors import convert_state_dict
-from .formats import INFORMATION, CheckpointError, read_weights, save_safetensors, write_checkpoint_file
+from .formats import (
+    INFORMATION,
+    CheckpointError,
+    check_sha256,
+    read_weights,
+    save_safetensors,
+    split_query,
+    write_checkpoint_file,
+)
 
 
-def convert_file(source: str, target: str) -> int:
+def convert_file(source: str, target: str, trust: bool = False) -> int:
     """
     Write the weights of ``source`` (this package's, an author's, Detectron2's; .pth, .pkl or .safetensors) to
     ``target``, .safetensors or .pth, with config and class names where they are known; optimiser and hooks stay behind.
+
+    Args:
+        source: its path; ?sha256=DIGEST after it refuses any other file.
+        trust: let the source run the code that it holds beside weights.
 
     Returns:
         how many tensors were written.
@@ -25,7 +37,10 @@ def convert_file(source: str, target: str) -> int:
     """
     if not target.endswith((".safetensors", ".pth")):
         raise CheckpointError(f"{target}: name a file that ends in .safetensors or .pth.")
-    data = read_weights(source)
+    source, options = split_query(source)
+    if "sha256" in options:
+        check_sha256(source, options["sha256"])
+    data = read_weights(source, trust)
     if data.get("matching_heuristics"):
         raise CheckpointError(f"{source} is no whole model: its names are matched to one when it is loaded.")
     state = {name: torch.as_tensor(value) for name, value in data["model"].items()}
@@ -45,9 +60,15 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m instseg_d2.checkpoint", description=__doc__.split(": ", 1)[1])
     parser.add_argument("source", help="weights to read: .pth, .pkl or .safetensors")
     parser.add_argument("target", help="file to write: .safetensors or .pth")
+    parser.add_argument(
+        "--trust", action="store_true", help="read a file that may run code, from a source that you trust"
+    )
     args = parser.parse_args(arguments)
     try:
-        count = convert_file(args.source, args.target)
+        count = convert_file(args.source, args.target, args.trust)
+    except ModuleNotFoundError as error:  # what a trusted file refers to
+        sys.stderr.write(f"error: {args.source} needs the module {error.name}, which is not installed\n")
+        return 2
     except (CheckpointError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

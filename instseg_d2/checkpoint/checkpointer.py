@@ -10,7 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 
 from .authors import convert_classifier, convert_state_dict, is_classifier
-from .formats import CheckpointError, read_weights, write_checkpoint_file
+from .formats import CheckpointError, check_sha256, read_weights, split_query, write_checkpoint_file
 
 __all__ = ["InstSegCheckpointer"]
 
@@ -69,7 +69,7 @@ class InstSegCheckpointer(DetectionCheckpointer):
 
         Args:
             path: file or URL (``detectron2://``, ``https://``); ``?matching_heuristics=True`` at its end matches
-                names by their endings. Empty: nothing is loaded.
+                names by their endings, ``?sha256=DIGEST`` refuses any other file. Empty: nothing is loaded.
             strict: overrides ``for_test``.
 
         Returns:
@@ -84,12 +84,13 @@ class InstSegCheckpointer(DetectionCheckpointer):
             logger.log(level, "MODEL.WEIGHTS is empty: the model keeps its random initial weights.")
             return {}
         self._strict = self.for_test if strict is None else strict
-        self._source, _, query = path.partition("?")
-        self._heuristics = query == "matching_heuristics=True"
-        if query and not self._heuristics:
-            raise CheckpointError(f"{path}: the only query known is ?matching_heuristics=True.")
-        # Detectron2's load() parses the same query and keeps state that an error leaves behind.
-        return Checkpointer.load(self, self._local_path(self._source), checkpointables)
+        self._source, options = split_query(path)
+        self._heuristics = "matching_heuristics" in options
+        local = self._local_path(self._source)
+        if "sha256" in options:
+            check_sha256(local, options["sha256"])
+        # Detectron2's load() parses a query itself and keeps state that an error leaves behind.
+        return Checkpointer.load(self, local, checkpointables)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """Resume from the last checkpoint of ``save_dir`` if there is one and ``resume``; else load the weights."""

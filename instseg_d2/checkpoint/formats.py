@@ -1,6 +1,7 @@
 """Reading and writing weight files without running code that they might contain, and never half a file."""
 
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -14,10 +15,12 @@ from ..files import written_whole
 
 __all__ = [
     "CheckpointError",
+    "check_sha256",
     "read_checkpoint_info",
     "read_extra",
     "read_weights",
     "save_safetensors",
+    "split_query",
     "write_checkpoint_file",
 ]
 
@@ -53,14 +56,46 @@ class _ArrayUnpickler(pickle.Unpickler):
 def _refused(path: str, reason: str) -> CheckpointError:
     return CheckpointError(
         f"{path} is not loaded, because it holds more than weights and could run code: {reason}. "
-        "If you trust its source, save its state dict alone in a new file."
+        f"If you trust its source, `python -m instseg_d2.checkpoint --trust {path} clean.pth` writes its weights alone."
     )
 
 
-def _read_pickle(path: str) -> dict:
+def split_query(path: str) -> tuple[str, dict[str, str]]:
+    """
+    The path and what follows a question mark: ``matching_heuristics=True``, ``sha256=DIGEST``, joined by &.
+
+    Raises:
+        CheckpointError: anything else follows.
+    """
+    path, _, query = path.partition("?")
+    options = dict(part.partition("=")[::2] for part in query.split("&") if part)
+    known = {"matching_heuristics": "True", "sha256": "[0-9a-fA-F]{64}"}
+    for key, value in options.items():
+        if not re.fullmatch(known.get(key, "$^"), value):
+            raise CheckpointError(
+                f"{path}?{query}: ?matching_heuristics=True and ?sha256=64 HEXADECIMAL DIGITS are known after a path."
+            )
+    return path, options
+
+
+def check_sha256(path: str, digest: str) -> None:
+    """
+    Raises:
+        CheckpointError: the file has another SHA-256.
+    """
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    if found.hexdigest() != digest.lower():
+        raise CheckpointError(f"{path} is not loaded: its SHA-256 is {found.hexdigest()}, expected {digest.lower()}.")
+
+
+def _read_pickle(path: str, trust: bool = False) -> dict:
+    unpickler = pickle.Unpickler if trust else _ArrayUnpickler
     try:
         with open(path, "rb") as file:
-            data = _ArrayUnpickler(file, encoding="latin1").load()
+            data = unpickler(file, encoding="latin1").load()
     except pickle.UnpicklingError as error:
         if "refers to" in str(error):
             raise _refused(path, str(error)) from None
@@ -76,9 +111,9 @@ def _read_pickle(path: str) -> dict:
     return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
 
 
-def _read_torch(path: str, mmap: bool = False) -> dict:
+def _read_torch(path: str, mmap: bool = False, trust: bool = False) -> dict:
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        data = torch.load(path, map_location="cpu", weights_only=not trust, mmap=mmap)
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
         if name:
@@ -108,12 +143,13 @@ def _read_safetensors(path: str) -> dict:
     return data
 
 
-def read_weights(path: str) -> dict:
+def read_weights(path: str, trust: bool = False) -> dict:
     """
     Read a local weight file as data, on the CPU.
 
     Args:
         path: ``.pkl`` (Detectron2's zoo, Caffe2; NumPy arrays only), ``.safetensors``, anything else: PyTorch.
+        trust: let the file run whatever code it holds.
 
     Returns:
         A dict with "model" (name -> tensor or array) and what else the file holds; "matching_heuristics" marks files
@@ -125,11 +161,11 @@ def read_weights(path: str) -> dict:
     if not os.path.isfile(path):
         raise CheckpointError(f"{path}: there is no such weight file.")
     if path.endswith(".pkl"):
-        data = _read_pickle(path)
+        data = _read_pickle(path, trust)
     elif path.endswith(".safetensors"):
         data = _read_safetensors(path)
     else:
-        data = _read_torch(path)
+        data = _read_torch(path, trust=trust)
     model = data["model"]
     odd = next((k for k, v in model.items() if not hasattr(v, "shape")), None) if isinstance(model, dict) else "model"
     if odd is not None or not model:

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from .. import doctor
-from ..checkpoint import CheckpointError, read_checkpoint_info
+from ..checkpoint import CheckpointError, read_checkpoint_info, split_query
 from ..config import (
     CLASS_COUNT_KEYS,
     CLASS_COUNT_WITH_BACKGROUND_KEY,
@@ -112,8 +112,8 @@ def _fit_to_checkpoint(cfg: CfgNode) -> None:
     for other in others:
         check_same_classes(first, other)
     trained: Optional[list[str]] = None
-    if os.path.isfile(weights):
-        trained = read_checkpoint_info(weights)[1]
+    if os.path.isfile(split_query(weights)[0]):
+        trained = read_checkpoint_info(split_query(weights)[0])[1]
     if trained is not None and list(trained) != names:
         raise DatasetError(
             f"{weights} was trained on {len(trained)} classes ({_shown(trained)}), but {first} has {len(names)} "

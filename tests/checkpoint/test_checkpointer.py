@@ -1,6 +1,7 @@
 """Formats, safety, reports and atomic writing of checkpoints."""
 
 import errno
+import hashlib
 import logging
 import os
 import pickle
@@ -17,6 +18,7 @@ from instseg_d2.checkpoint import (
     read_extra,
     save_safetensors,
 )
+from instseg_d2.checkpoint.__main__ import main as convert
 
 
 def toy(classes=3, width=4):
@@ -144,6 +146,45 @@ def test_code_is_refused(tmp_path, suffix):
     with pytest.raises(CheckpointError, match=rf"w\.{suffix} is not loaded.*could run code.*mkdir"):
         load(toy(), path)
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "pth"])
+def test_trust_is_the_only_way_around(tmp_path, capsys, suffix):
+    """What a trusted file runs, it runs once: its weights are data from then on."""
+    path, trace, clean = tmp_path / f"w.{suffix}", tmp_path / "trace", tmp_path / "clean.pth"
+    data = {"__author__": Evil(trace), "model": weights(toy())}
+    if suffix == "pkl":
+        path.write_bytes(pickle.dumps({**data, "model": {k: v.numpy() for k, v in data["model"].items()}}))
+    else:
+        torch.save(data, path)
+    assert convert([str(path), str(clean)]) == 2
+    assert f"python -m instseg_d2.checkpoint --trust {path}" in capsys.readouterr().err
+    assert not trace.exists()
+    assert not clean.exists()
+    assert convert(["--trust", str(path), str(clean)]) == 0
+    assert trace.exists()
+    model = toy()
+    load(model, clean, for_test=True)
+    assert_same(model, data["model"])
+    path.write_bytes(b"cno_such_module\nThing\n.")
+    assert convert(["--trust", str(path), str(clean)]) == 2
+
+
+def test_sha256(tmp_path, capsys):
+    source, target = toy(), toy()
+    path = tmp_path / "w.pth"
+    torch.save(weights(source), path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    load(target, f"{path}?sha256={digest.upper()}", for_test=True)
+    assert_same(target, weights(source))
+    wrong = ("0" if digest[0] != "0" else "1") + digest[1:]
+    with pytest.raises(CheckpointError, match=f"w.pth is not loaded: its SHA-256 is {digest}, expected {wrong}"):
+        load(target, f"{path}?matching_heuristics=True&sha256={wrong}")
+    with pytest.raises(CheckpointError, match="64 HEXADECIMAL DIGITS"):
+        load(target, f"{path}?sha256=12")
+    assert convert([f"{path}?sha256={wrong}", str(tmp_path / "x.pth")]) == 2
+    assert "SHA-256" in capsys.readouterr().err
+    assert convert([f"{path}?sha256={digest}", str(tmp_path / "x.pth")]) == 0
 
 
 def test_eval_is_refused_in_pickles(tmp_path):
