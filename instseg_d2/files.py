@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["write_bytes", "written_whole"]
+__all__ = ["remove_unfinished", "write_bytes", "written_whole"]
 
 
 @contextlib.contextmanager
@@ -26,6 +27,13 @@ def written_whole(path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def remove_unfinished(folder) -> None:
+    """Remove the temporary files that killed processes left in a folder; nothing may be writing there."""
+    for path in Path(folder).glob(".*"):
+        if re.fullmatch(r"\..+-[a-z0-9_]{8}(\.\w+)?", path.name):
+            path.unlink()
 
 
 def write_bytes(path, data: bytes) -> None:

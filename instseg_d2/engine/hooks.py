@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.util
+import json
 import logging
 import math
 import os
@@ -176,3 +177,19 @@ def build_writers(folder: str, max_iter: int) -> list:
     else:
         logger.info("No TensorBoard files are written: tensorboard is not installed.")
     return writers
+
+
+def truncate_metrics(path: str, iteration: int) -> None:
+    """Cut ``metrics.json`` before the first line that is of this iteration or a later one, or only half written."""
+    if not os.path.isfile(path):
+        return
+    with open(path, "rb+") as file:
+        kept = 0
+        for line in file:
+            try:
+                if not line.endswith(b"\n") or json.loads(line)["iteration"] >= iteration:
+                    break
+            except (ValueError, KeyError, TypeError):
+                break
+            kept += len(line)
+        file.truncate(kept)

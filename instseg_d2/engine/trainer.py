@@ -1,6 +1,7 @@
 """One trainer for every method: a loop over Detectron2's hooks that resumes exactly."""
 
 import logging
+import math
 import os
 import time
 import weakref
@@ -19,9 +20,10 @@ from detectron2.utils.events import EventStorage
 from ..checkpoint import InstSegCheckpointer
 from ..data import build_test_loader, build_train_loader
 from ..evaluation import build_evaluator, evaluate, write_results
+from ..files import remove_unfinished, written_whole
 from ..modeling.istr import ensure_fitted
 from .distributed import share_buffers, sync_batchnorm_on_cpu
-from .hooks import EvaluationHook, PeriodicCheckpoint, ProgressBar, build_writers
+from .hooks import EvaluationHook, PeriodicCheckpoint, ProgressBar, build_writers, truncate_metrics
 from .inference import optimize_for_inference
 from .model import build, class_information
 from .precision import autocast_type
@@ -31,6 +33,8 @@ from .solver import build_optimizer
 __all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
+
+MAX_BAD_STEPS = 10  # steps in a row whose loss is not finite
 
 
 class Trainer(TrainerBase):
@@ -43,6 +47,9 @@ class Trainer(TrainerBase):
 
     A resumed run continues with the same iteration, optimiser, schedule, gradient scaler, random numbers and images
     as if it had not been interrupted (but for the statistics of TEST.PRECISE_BN, whose images are drawn anew).
+
+    A step whose loss is not finite changes nothing: it is skipped and logged, and its batch is kept in
+    bad_batch.pth (bad_batch_<process>.pth of several processes). Ten in a row end the training.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -73,6 +80,8 @@ class Trainer(TrainerBase):
             trainer=weakref.proxy(self),
         )
         self.results = None  # of the last evaluation
+        self._bad_steps = 0  # in a row
+        self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         self._rng_states = ()  # of all processes, to be restored when training starts
         self.register_hooks(self.build_hooks())
 
@@ -128,11 +137,15 @@ class Trainer(TrainerBase):
         Raises:
             CheckpointError: the checkpoint does not fit; see :class:`InstSegCheckpointer`.
         """
+        if comm.is_main_process():
+            remove_unfinished(self.cfg.OUTPUT_DIR)
         found = self.checkpointer.has_checkpoint()
         extra = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if resume and found:
             self.start_iter = extra["iteration"] + 1
             self._rng_states = extra.get("rng", ())
+            if comm.is_main_process():
+                truncate_metrics(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
             logger.info("Resuming %s after %d iterations.", self.cfg.OUTPUT_DIR, self.start_iter)
         elif resume:
             logger.info("Nothing to resume in %s: starting fresh.", self.cfg.OUTPUT_DIR)
@@ -146,7 +159,7 @@ class Trainer(TrainerBase):
         Train to ``SOLVER.MAX_ITER``.
 
         Raises:
-            FloatingPointError: a loss is not finite; the message names the images of the batch.
+            FloatingPointError: the loss was not finite ten times in a row.
         """
         if self.start_iter >= self.max_iter:
             logger.info(
@@ -180,38 +193,67 @@ class Trainer(TrainerBase):
         start = time.perf_counter()
         batch = next(self._batches)
         data_time = time.perf_counter() - start
+        for buffer, kept in self._buffers:
+            kept.copy_(buffer)
         with torch.autocast(self.device.type, dtype=self.autocast_type, enabled=self.autocast_type is not None):
             losses = self.model(batch)
             total = sum(losses.values())
         self.optimizer.zero_grad()
         self.grad_scaler.scale(total).backward()
         self.after_backward()
-        self._record(losses, batch, data_time)
+        values = self._mean_over_processes(losses)
+        if not all(map(math.isfinite, values.values())):
+            self._skip(values, losses, batch)
+            return
+        self._bad_steps = 0
+        self.storage.put_scalars(total_loss=sum(values.values()), data_time=data_time, **values)
         self.grad_scaler.unscale_(self.optimizer)  # clipping looks at the true gradients
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _record(self, losses: dict, batch: list, data_time: float) -> None:
-        """Store the mean of each loss over the processes; one copy from the device a step."""
+    @staticmethod
+    def _mean_over_processes(losses: dict) -> dict[str, float]:
+        """One copy from the device a step."""
         names = sorted(losses)
-        own = torch.stack([losses[name].detach().float() for name in names])
-        mean = own.clone()
+        mean = torch.stack([losses[name].detach().float() for name in names])
         if comm.get_world_size() > 1:
             dist.all_reduce(mean)
             mean /= comm.get_world_size()
-        values = dict(zip(names, mean.tolist()))
-        if not torch.isfinite(mean).all():
-            self._stop_on_bad_loss(values, own, batch)
-        self.storage.put_scalars(total_loss=sum(values.values()), data_time=data_time, **values)
+        return dict(zip(names, mean.tolist()))
 
-    def _stop_on_bad_loss(self, values: dict, own: torch.Tensor, batch: list) -> None:
-        files = [] if torch.isfinite(own).all() else [str(x.get("file_name", x.get("image_id", "?"))) for x in batch]
+    def _skip(self, values: dict, losses: dict, batch: list) -> None:
+        """Leave weights and statistics as they were before a step whose loss, in ``values``, is not finite."""
+        for buffer, kept in self._buffers:
+            buffer.copy_(kept)
+        files = []
+        if not all(torch.isfinite(loss).all() for loss in losses.values()):  # it is this process's
+            files = [str(x.get("file_name", x.get("image_id", "?"))) for x in batch]
+            self._keep_batch(values, batch)
         files = [name for names in comm.all_gather(files) for name in names]
-        losses = ", ".join(f"{name} = {value:.4g}" for name, value in values.items())
-        raise FloatingPointError(
-            f"a loss is not finite at iteration {self.iter} ({losses}) on the images {', '.join(files)}: look at their "
-            "annotations, lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS.ENABLED True."
+        self._bad_steps += 1
+        fault = (
+            f"a loss is not finite at iteration {self.iter} "
+            f"({', '.join(f'{name} = {value:.4g}' for name, value in values.items())}) on the images {', '.join(files)}"
         )
+        if self._bad_steps < MAX_BAD_STEPS:
+            logger.warning("%s: the step is skipped (%d in a row).", fault, self._bad_steps)
+            return
+        raise FloatingPointError(
+            f"{fault}, and was not in the {MAX_BAD_STEPS - 1} iterations before: look at their annotations, lower "
+            "SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS.ENABLED True."
+        )
+
+    def _keep_batch(self, values: dict, batch: list) -> None:
+        """Write images, boxes and classes of the batch to OUTPUT_DIR, as plain tensors."""
+        images = []
+        for sample in batch:
+            fields = sample["instances"].get_fields() if "instances" in sample else {}
+            kept = {key: sample[key] for key in ("file_name", "image_id", "image") if key in sample}
+            kept.update({"boxes": fields["gt_boxes"].tensor, "classes": fields["gt_classes"]} if fields else {})
+            images.append(kept)
+        name = f"bad_batch_{comm.get_rank()}.pth" if comm.get_world_size() > 1 else "bad_batch.pth"
+        with written_whole(os.path.join(self.cfg.OUTPUT_DIR, name)) as path:
+            torch.save({"iteration": self.iter, "losses": values, "images": images}, path)
 
     def evaluate(self) -> dict:
         """Evaluate the model as it is on ``DATASETS.TEST``; all processes take part."""

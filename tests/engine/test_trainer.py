@@ -1,5 +1,6 @@
 """The training loop with a toy model on a toy data set: resuming, checkpoints, the best one, failures."""
 
+import copy
 import json
 import logging
 import math
@@ -67,7 +68,8 @@ class ToyTrainer(Trainer):
         while True:
             generator = torch.Generator().manual_seed(seed + iteration)
             images = torch.randn(4, 3, 8, 8, generator=generator)
-            targets = [math.nan if iteration == cfg.TEST.get("NAN_AT", -1) else float(i) for i in range(4)]
+            bad = iteration in cfg.TEST.get("NAN_AT", ())
+            targets = [math.nan if bad else float(i) for i in range(4)]
             yield [{"image": x, "target": t, "file_name": f"{i}.jpg"} for i, (x, t) in enumerate(zip(images, targets))]
             iteration += 1
 
@@ -236,7 +238,7 @@ def test_progress_lines(tmp_path, caplog):
     caplog.set_level(logging.INFO, PROGRESS_LOGGER)
     train(toy_cfg(tmp_path / "done", max_iter=41, CHECKPOINT_PERIOD=100))
     cfg = toy_cfg(tmp_path / "failed", max_iter=41, CHECKPOINT_PERIOD=100)
-    cfg.TEST.NAN_AT = 22
+    cfg.TEST.NAN_AT = tuple(range(22, 32))
     with pytest.raises(FloatingPointError):
         train(cfg)
     lines = [r.getMessage() for r in caplog.records if r.name == PROGRESS_LOGGER]
@@ -249,14 +251,49 @@ def test_progress_lines(tmp_path, caplog):
     )
 
 
-def test_a_bad_loss_names_the_images(tmp_path, caplog):
+def test_steps_with_a_bad_loss_are_skipped(tmp_path, caplog):
+    """Weights, statistics and optimiser are those of a run without the step; the batch is kept."""
     cfg = toy_cfg(tmp_path)
-    cfg.TEST.NAN_AT = 3
-    with pytest.raises(FloatingPointError, match=r"iteration 3 \(loss_a = nan, loss_b = .*images 0\.jpg, 1\.jpg"):
+    cfg.TEST.NAN_AT = (3,)
+    before = []
+
+    class Watched(ToyTrainer):
+        def run_step(self):
+            def state():
+                return copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict()["state"]))
+
+            before.append(state())
+            super().run_step()
+            before.append(state())
+
+    train(cfg, trainer_class=Watched)
+
+    def same(number):
+        (a, b), (c, d) = before[2 * number], before[2 * number + 1]
+        tensors = zip((*a.values(), *(t for s in b.values() for t in s.values())),
+                      (*c.values(), *(t for s in d.values() for t in s.values())))  # fmt: skip
+        return all(torch.equal(x, y) for x, y in tensors if isinstance(x, torch.Tensor))
+
+    assert [same(number) for number in range(6)] == [False, False, False, True, False, False]
+    assert "iteration 3 (loss_a = nan, loss_b = " in caplog.text
+    assert "images 0.jpg, 1.jpg, 2.jpg, 3.jpg: the step is skipped (1 in a row)" in caplog.text
+    kept = torch.load(tmp_path / "bad_batch.pth")
+    assert kept["iteration"] == 3
+    assert [x["file_name"] for x in kept["images"]] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert kept["images"][0]["image"].shape == (3, 8, 8)
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert all(math.isfinite(row["total_loss"]) for row in metrics if "total_loss" in row)
+
+
+def test_ten_bad_losses_in_a_row_end_the_training(tmp_path, caplog):
+    cfg = toy_cfg(tmp_path, max_iter=30, CHECKPOINT_PERIOD=4)
+    cfg.TEST.NAN_AT = (2, 3, *range(5, 14), *range(15, 25))
+    with pytest.raises(FloatingPointError, match=r"iteration 24 .*images 0\.jpg.* in the 9 iterations before"):
         train(cfg)
-    assert "Training stopped at iteration 3" in caplog.text
-    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
-    state = torch.load(tmp_path / "model_0000001.pth")["model"]
+    assert "(9 in a row)" in caplog.text
+    assert "Training stopped at iteration 24" in caplog.text
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000023.pth"
+    state = torch.load(tmp_path / "model_0000023.pth")["model"]
     assert all(tensor.isfinite().all() for tensor in state.values())
 
 

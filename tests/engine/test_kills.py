@@ -1,0 +1,102 @@
+"""
+A run that is killed and resumed, again and again, ends as one that was not, bit by bit, and leaves no broken file.
+
+INSTSEG_KILLS sets how often it is killed (default 2).
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from instseg_d2.data import make_shapes
+from instseg_d2.files import remove_unfinished
+
+ROOT = Path(__file__).parents[2]
+KILLS = int(os.environ.get("INSTSEG_KILLS", 2))
+ITERATIONS = 8 + 4 * KILLS
+
+
+def start(folder, output):
+    command = [
+        sys.executable, str(ROOT / "projects/train_net.py"), "--resume",
+        "--config-file", str(ROOT / "configs/quick/blendmask_shapes.yaml"),
+        "--train-json", str(folder / "shapes/train.json"), "--train-images", str(folder / "shapes/images"),
+        "OUTPUT_DIR", str(output),
+        "MODEL.DEVICE", "cpu",
+        "SOLVER.MAX_ITER", str(ITERATIONS),
+        "SOLVER.WARMUP_ITERS", "3",
+        "SOLVER.CHECKPOINT_PERIOD", "2",
+        "SOLVER.IMS_PER_BATCH", "2",
+        "INPUT.MIN_SIZE_TRAIN", "(64, 96)",
+        "INPUT.MAX_SIZE_TRAIN", "128",
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def wait_for_training(process):
+    for line in process.stdout:
+        if "Training from iteration" in line:
+            return
+    raise AssertionError("the run ended before its training began")
+
+
+def finish(process):
+    text, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, text
+    return text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_killed_and_resumed(tmp_path):
+    make_shapes(tmp_path / "shapes", "train", 8, seed=3)
+    process = start(tmp_path, tmp_path / "whole")
+    wait_for_training(process)
+    begin = time.perf_counter()
+    finish(process)
+    step = (time.perf_counter() - begin) / ITERATIONS
+    generator, kills, broken = random.Random(0), 0, tmp_path / "broken"
+    while kills < KILLS:
+        process = start(tmp_path, broken)
+        wait_for_training(process)
+        time.sleep(generator.uniform(0, 8 * step))
+        if process.poll() is not None:  # through already: the moments were too late
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        for file in broken.glob("*.pth"):
+            assert "model" in torch.load(file), file
+        if (broken / "last_checkpoint").exists():
+            assert (broken / (broken / "last_checkpoint").read_text()).is_file()
+    assert kills >= min(KILLS, 2)
+    finish(start(tmp_path, broken))
+    a, b = (torch.load(folder / "model_final.pth") for folder in (tmp_path / "whole", broken))
+    assert a["model"].keys() == b["model"].keys()
+    assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
+    assert a["trainer"]["iteration"] == b["trainer"]["iteration"] == ITERATIONS - 1
+    states = (x["trainer"]["optimizer"]["state"] for x in (a, b))
+    for p, q in zip(*(state.values() for state in states)):
+        assert all(torch.equal(torch.as_tensor(p[key]), torch.as_tensor(q[key])) for key in p)
+    assert not [path.name for path in broken.iterdir() if path.name.startswith(".")]
+    rows = [json.loads(line) for line in (broken / "metrics.json").read_text().splitlines()]
+    iterations = [row["iteration"] for row in rows]
+    assert iterations == sorted(set(iterations))
+    print(f"killed {kills} times")
+
+
+def test_only_leftovers_are_removed(tmp_path):
+    for name in (".model_0000001-ab12_xyz.pth", ".last_checkpoint-abcdefgh", ".hidden", "model.pth", ".a-SHORT.pth"):
+        (tmp_path / name).write_text("")
+    remove_unfinished(tmp_path)
+    assert sorted(x.name for x in tmp_path.iterdir()) == [".a-SHORT.pth", ".hidden", "model.pth"]
