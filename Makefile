@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.instseg_d2_ready
 SOURCES := setup.py pyproject.toml requirements.txt projects/get_detectron2.py $(shell find csrc -type f)
 
-.PHONY: setup demo test bench lint
+.PHONY: setup demo test bench lint sanitize sanitize-cuda
 
 setup: $(READY)
 
@@ -34,3 +34,17 @@ bench: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The operators' tests with kernels that AddressSanitizer watches; for a GPU NVIDIA's compute-sanitizer.
+sanitize: setup
+	rm -rf build/sanitize
+	mkdir -p build/sanitize
+	cp -r setup.py pyproject.toml csrc instseg_d2 tests build/sanitize
+	rm -f build/sanitize/instseg_d2/*.so
+	cd build/sanitize && CFLAGS="-fsanitize=address -fno-omit-frame-pointer -g" LDFLAGS=-fsanitize=address \
+		$(abspath $(BIN))/python setup.py -q build_ext --inplace
+	cd build/sanitize && LD_PRELOAD=$$(c++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+		$(abspath $(BIN))/python -m pytest tests/ops --ignore tests/ops/test_build.py -k "not allocated and not memory"
+
+sanitize-cuda: setup
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest tests/ops -k cuda

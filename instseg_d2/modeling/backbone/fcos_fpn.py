@@ -1,30 +1,65 @@
 """FPN with the extra levels of FCOS: P6 and P7 come from P5, or those above another last level from that."""
 
+from collections.abc import Iterable
+
 import fvcore.nn.weight_init as weight_init
 import torch
+import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN
-from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from torch import nn
 
 from ...config import ConfigError
 from .resnet import build_resnet
 
 
+class HalvingConv(nn.Conv2d):
+    """
+    3x3 convolution of stride 2 and padding 1.
+
+    In a map of one column only the middle column of the kernel counts, and only that is computed: of the other two
+    oneDNN (3.10) leaves the bfloat16 gradient as it finds the memory.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 3, stride=2, padding=1)
+        weight_init.c2_xavier_fill(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C, ceil(H/2), ceil(W/2))."""
+        if x.shape[-1] > 1:
+            return super().forward(x)
+        return F.conv2d(x, self.weight[..., 1:2], self.bias, stride=2, padding=(1, 0))
+
+
 class LastLevelP6(nn.Module):
-    """One 3x3 stride-2 convolution from P5, or another last level ``in_feature``, to the next one."""
+    """One convolution from P5, or another last level ``in_feature``, to the next one."""
 
     num_levels = 1
 
     def __init__(self, channels: int, in_feature: str):
         super().__init__()
         self.in_feature = in_feature
-        self.p6 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-        weight_init.c2_xavier_fill(self.p6)
+        self.p6 = HalvingConv(channels)
 
     def forward(self, p5: torch.Tensor) -> list:
         """p5 (N, C, H, W) -> [(N, C, ceil(H/2), ceil(W/2))]."""
         return [self.p6(p5)]
+
+
+class LastLevelP6P7(LastLevelP6):
+    """The two levels above P5 or another last level ``in_feature``."""
+
+    num_levels = 2
+
+    def __init__(self, channels: int, in_feature: str):
+        super().__init__(channels, in_feature)
+        self.p7 = HalvingConv(channels)
+
+    def forward(self, p5: torch.Tensor) -> list:
+        """p5 (N, C, H, W) -> two maps, each of half the size of the one before."""
+        p6 = self.p6(p5)
+        return [p6, self.p7(F.relu(p6))]
 
 
 class FPNWithBottomUp(FPN):
@@ -55,7 +90,7 @@ def build_fcos_fpn(cfg, bottom_up) -> FPN:
     last = f"p{max(strides).bit_length() - 1}"
     top_block = None
     if top_levels:
-        top_block = LastLevelP6(channels, last) if top_levels == 1 else LastLevelP6P7(channels, channels, last)
+        top_block = (LastLevelP6 if top_levels == 1 else LastLevelP6P7)(channels, last)
     wants_bottom_up = any(name in shapes for name in cfg.MODEL.BASIS_MODULE.IN_FEATURES)
     return (FPNWithBottomUp if wants_bottom_up else FPN)(
         bottom_up=bottom_up,
@@ -65,6 +100,17 @@ def build_fcos_fpn(cfg, bottom_up) -> FPN:
         top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
+
+
+def freeze_unread_levels(fpn: FPN, names: Iterable[str]) -> None:
+    """Freeze what only serves other levels than these: distributed training wants a gradient of all that is trained."""
+    read = sorted(int(name[1:]) for name in names)
+    for level in (int(name[1:]) for name in fpn.output_shape() if name.startswith("p")):
+        unread = [f"fpn_output{level}"] * (level not in read) + [f"fpn_lateral{level}"] * (level < read[0])
+        for part in unread:
+            getattr(fpn, part, nn.Identity()).requires_grad_(False)
+    if fpn.top_block is not None and read[-1] <= int(fpn.top_block.in_feature[1:]):
+        fpn.top_block.requires_grad_(False)
 
 
 @BACKBONE_REGISTRY.register()

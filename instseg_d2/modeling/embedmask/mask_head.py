@@ -20,6 +20,7 @@ from ..image_mask_head import ImageMaskHead, add_masks, box_pooler, crop_targets
 from ..losses.lovasz import lovasz_hinge
 from .criterion import probability_logits
 from .pixel_embedding import PixelHead, add_position
+from .proposals import MAX_LOG_MARGIN
 from .versions import check_margin, mask_stride, value_of, version_of
 
 
@@ -94,7 +95,7 @@ class BoxProposalHead(nn.Module):
             log_margins = self.margin(x / self.margin_divisor)
         else:
             return embeddings, embeddings.new_full((len(x), 1), self.initial_margin)
-        return embeddings, log_margins.float().exp()
+        return embeddings, log_margins.float().clamp(max=MAX_LOG_MARGIN).exp()
 
 
 @ROI_MASK_HEAD_REGISTRY.register()

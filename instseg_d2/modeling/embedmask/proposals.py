@@ -15,6 +15,8 @@ from ..proposal_generator.fcos_head import HeadOutputs
 from .pixel_embedding import add_position, embedding_conv
 from .versions import value_of
 
+MAX_LOG_MARGIN = 40.0  # far beyond any that is learned: the product with a squared distance stays finite
+
 
 class ProposalHead(nn.Module):
     """
@@ -108,4 +110,4 @@ class ProposalHead(nn.Module):
         elif self.margin_scales is not None:
             scales = torch.cat(list(self.margin_scales))[level][:, None]
             log_margins = torch.cat([log_margins[:, :2] * scales, log_margins[:, 2:]], dim=1)
-        return embeddings, log_margins.exp()
+        return embeddings, log_margins.clamp(max=MAX_LOG_MARGIN).exp()

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.modeling import META_ARCH_REGISTRY, build_proposal_generator, build_roi_heads
+from detectron2.modeling import FPN, META_ARCH_REGISTRY, build_proposal_generator, build_roi_heads
 from detectron2.structures import ImageList, Instances
 from torch import nn
 
 from ...config import ConfigError
-from ..backbone import build_backbone
+from ..backbone import build_backbone, freeze_unread_levels
 from ..meta_arch import InstanceSegmenter
 from .explain import explain_image
 from .inference import as_proposals, best_segments, paste, rescaled
@@ -75,6 +75,8 @@ class InstanceFCN(InstanceSegmenter):
         node = cfg.MODEL.INSTANCE_FCN
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
+        if isinstance(backbone, FPN):
+            freeze_unread_levels(backbone, {node.IN_FEATURE, *(cfg.MODEL.ROI_HEADS.IN_FEATURES * node.CLASSIFY)})
         return {
             "backbone": backbone,
             "proposal_generator": build_proposal_generator(cfg, shapes),

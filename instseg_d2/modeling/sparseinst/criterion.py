@@ -124,7 +124,8 @@ class SparseInstCriterion:
         matches = self.match(class_logits, mask_logits, gt_classes, targets)
         image = torch.cat([torch.full_like(rows, i) for i, (rows, _) in enumerate(matches)])
         rows = torch.cat([rows for rows, _ in matches])
-        count = mean_over_workers(class_logits.new_tensor(float(sum(map(len, gt_instances))))).clamp(min=1)
+        counts = class_logits.new_tensor([float(sum(map(len, gt_instances))), float(len(rows))])
+        count, pairs = mean_over_workers(counts).clamp(min=1)
 
         losses = {}
         if "labels" in self.items:
@@ -136,13 +137,16 @@ class SparseInstCriterion:
             logits = mask_logits[image, rows].flatten(1)
             target = torch.cat([t[columns] for t, (_, columns) in zip(targets, matches)]).flatten(1)
             objectness = outputs["objectness_logits"].float()[image, rows]
-            losses.update(self._mask_losses(logits, target, objectness, count))
+            losses.update(self._mask_losses(logits, target, objectness, count, pairs))
         return {name: loss * self.weights[name] for name, loss in losses.items()}
 
-    def _mask_losses(self, logits, target, objectness, count) -> dict:
-        """logits, target: (P, h * w) of the matched pairs; objectness: (P,)."""
+    def _mask_losses(self, logits, target, objectness, count, pairs) -> dict:
+        """
+        logits, target: (P, h * w) of the matched pairs; objectness: (P,); count and pairs: objects and matched pairs,
+        means over the workers.
+        """
         probabilities = logits.sigmoid()
-        pixels = F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / max(logits.numel(), 1)
+        pixels = F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / (pairs * logits.shape[1])
         with torch.no_grad():
             inside, wanted = probabilities >= self.binarise, target > 0.5
             intersection = (inside & wanted).sum(1)
@@ -150,6 +154,5 @@ class SparseInstCriterion:
         return {
             "loss_mask": pixels,
             "loss_dice": (1 - paired_dice(probabilities, target)).sum() / count,
-            "loss_objectness": F.binary_cross_entropy_with_logits(objectness, iou, reduction="sum")
-            / max(len(objectness), 1),
+            "loss_objectness": F.binary_cross_entropy_with_logits(objectness, iou, reduction="sum") / pairs,
         }
