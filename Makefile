@@ -43,7 +43,8 @@ sanitize: setup
 	rm -f build/sanitize/instseg_d2/*.so
 	cd build/sanitize && CFLAGS="-fsanitize=address -fno-omit-frame-pointer -g" LDFLAGS=-fsanitize=address \
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
-	cd build/sanitize && LD_PRELOAD=$$(c++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 		$(abspath $(BIN))/python -m pytest tests/ops --ignore tests/ops/test_build.py -k "not allocated and not memory"
 
 sanitize-cuda: setup
