@@ -1,12 +1,17 @@
 """Every method on every hard case: training gives finite losses and gradients, inference sound detections."""
 
+import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
-from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
+from PIL import Image
 
+from instseg_d2.data import InstanceDatasetMapper
 from instseg_d2.modeling.postprocessing import boxes_of_masks
-from tests.methods import METHODS, small_model
+from instseg_d2.modeling.postprocessing.run_lengths import run_lengths
+from tests.methods import METHODS, small_config, small_model
 from tests.tiny import random_batch
 
 
@@ -168,3 +173,76 @@ def test_numbers_of_classes(method, num_classes):
         (output,) = model.eval()([{"image": record["image"]}])
     check_detections(output, (64, 64))
     assert (output["instances"].pred_classes < num_classes).all()
+
+
+def encoded(mask, compressed):
+    if compressed:
+        return mask_util.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+    return {"size": list(mask.shape), "counts": run_lengths(mask.numpy(), 0, 0, tuple(mask.shape))}
+
+
+GROUND_TRUTH = {
+    "only crowds": [("rle", 1), ("rle", 1)],
+    "crowd beside an object": [("counts", 1), ("polygon", 0)],
+    "polygons": [("polygon", 0), ("polygon", 0)],
+    "compressed run lengths": [("rle", 0)],
+    "run lengths": [("counts", 0), ("counts", 0)],
+    "every kind": [("polygon", 0), ("rle", 0), ("counts", 0)],
+    "no annotations": [],
+}
+
+
+@pytest.mark.parametrize("case", GROUND_TRUTH)
+def test_ground_truth_of_files(model, tmp_path, case):
+    """Annotations as they stand in files, through the mapper."""
+    Image.new("RGB", (90, 60), (200, 10, 50)).save(tmp_path / "x.png")
+    annotations = []
+    for i, (kind, crowd) in enumerate(GROUND_TRUTH[case]):
+        x, y = 5 + 25 * i, 8 + 5 * i
+        mask = torch.zeros(60, 90, dtype=torch.bool)
+        mask[y : y + 30, x : x + 20] = True
+        corners = [x, y, x + 20, y, x + 20, y + 30, x, y + 30]
+        segmentation = [list(map(float, corners))] if kind == "polygon" else encoded(mask, kind == "rle")
+        box = {"bbox": [x, y, 20, 30], "bbox_mode": BoxMode.XYWH_ABS}
+        annotations.append({**box, "category_id": 0, "segmentation": segmentation, "iscrowd": crowd})
+    record = {
+        "file_name": str(tmp_path / "x.png"),
+        "image_id": 1,
+        "height": 60,
+        "width": 90,
+        "annotations": annotations,
+    }
+    for mask_format in ("polygon", "bitmask"):
+        cfg = small_config("blendmask", "INPUT.MASK_FORMAT", mask_format, "INPUT.MIN_SIZE_TRAIN", (64,))
+        mapped = InstanceDatasetMapper(cfg, is_train=True)(record)
+        assert len(mapped["instances"]) == sum(not crowd for _, crowd in GROUND_TRUTH[case])
+        model.train().zero_grad()
+        check_training(model, [mapped, *random_batch([1], 64, 96)])
+
+
+KINDS = {
+    "grey": ("L", ".png", {}),
+    "transparent": ("RGBA", ".png", {}),
+    "palette": ("P", ".png", {}),
+    "16 bits": ("I;16", ".png", {}),
+    "CMYK": ("CMYK", ".jpg", {}),
+    "rotated by EXIF": ("RGB", ".jpg", {"exif": True}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_image_files(model, tmp_path, kind):
+    mode, suffix, options = KINDS[kind]
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
+    image = Image.fromarray(pixels.astype(np.uint16)[..., 0] * 256) if mode == "I;16" else Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[274] = 6  # turned by 90 degrees
+    image = image if mode == "I;16" else image.convert(mode)
+    image.save(tmp_path / f"x{suffix}", **({"exif": exif} if options else {}))
+    record = {"file_name": str(tmp_path / f"x{suffix}"), "image_id": 1}
+    cfg = small_config("blendmask", "INPUT.MIN_SIZE_TEST", 48)
+    mapped = InstanceDatasetMapper(cfg, is_train=False)(record)
+    size = (70, 40) if options else (40, 70)
+    with torch.no_grad():
+        (output,) = model.eval()([mapped])
+    check_detections(output, size)
