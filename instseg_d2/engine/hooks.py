@@ -12,6 +12,7 @@ from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from ..checkpoint import CheckpointError, InstSegCheckpointer, read_extra
@@ -19,9 +20,29 @@ from .distributed import share_buffers
 from .log import PROGRESS_LOGGER, is_terminal
 from .rng import get_rng_state, preserve_rng_state
 
-__all__ = ["EvaluationHook", "PeriodicCheckpoint", "ProgressBar", "ProgressLines", "build_writers"]
+__all__ = ["EvaluationHook", "FreezeNorms", "PeriodicCheckpoint", "ProgressBar", "ProgressLines", "build_writers"]
 
 logger = logging.getLogger(__name__)
+
+
+class FreezeNorms(HookBase):
+    """
+    From an iteration on, batch norms use their running statistics as at test time, so that the weights get used to
+    them: the statistics of a few images differ much from those of all. Register it on all processes.
+    """
+
+    def __init__(self, iteration: int):
+        self._iteration = iteration
+
+    def before_step(self):
+        if self.trainer.iter < self._iteration:
+            return
+        if self.trainer.iter == self._iteration:
+            share_buffers(self.trainer.model)
+            logger.info("From iteration %d on batch norms use their running statistics.", self._iteration)
+        for module in self.trainer.model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
 
 
 class PeriodicCheckpoint(HookBase):

@@ -23,7 +23,7 @@ from ..evaluation import build_evaluator, evaluate, write_results
 from ..files import remove_unfinished, written_whole
 from ..modeling.istr import ensure_fitted
 from .distributed import share_buffers, sync_batchnorm_on_cpu
-from .hooks import EvaluationHook, PeriodicCheckpoint, ProgressBar, build_writers, truncate_metrics
+from .hooks import EvaluationHook, FreezeNorms, PeriodicCheckpoint, ProgressBar, build_writers, truncate_metrics
 from .inference import optimize_for_inference
 from .model import build, class_information
 from .precision import autocast_type
@@ -111,10 +111,12 @@ class Trainer(TrainerBase):
         return build_evaluator(cfg, dataset_name, output_dir)
 
     def build_hooks(self) -> list:
-        """Timer, schedule, precise BN, checkpoints, evaluation, progress and writers, in this order."""
+        """Timer, schedule, frozen norms, precise BN, checkpoints, evaluation, progress and writers, in this order."""
         cfg = self.cfg
         bn = cfg.TEST.PRECISE_BN
         registered = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if cfg.SOLVER.FREEZE_NORMS_ITER >= 0:
+            registered.append(FreezeNorms(cfg.SOLVER.FREEZE_NORMS_ITER))
         if bn.ENABLED:
             loader = self.build_train_loader(cfg, seed=self.seed)
             registered.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, bn.NUM_ITER))

@@ -339,3 +339,23 @@ def test_a_real_run_resumes_exactly(tmp_path):
     assert_equal(a["trainer"], b["trainer"])
     DatasetCatalog.remove("toy_resume_shapes")
     MetadataCatalog.pop("toy_resume_shapes")
+
+
+def test_norms_freeze_late(tmp_path):
+    """The running statistics stop at that iteration, also over a resume; the weights go on."""
+    cfg = toy_cfg(tmp_path / "whole", FREEZE_NORMS_ITER=3)
+    means, weights = [], []
+
+    class Watched(ToyTrainer):
+        def run_step(self):
+            super().run_step()
+            means.append(self.model.norm.running_mean.clone())
+            weights.append(self.model.norm.weight.detach().clone())
+
+    whole = train(cfg, trainer_class=Watched)
+    changes = [not torch.equal(a, b) for a, b in zip(means[:-1], means[1:])]
+    assert changes == [True, True, False, False, False]
+    assert not any(torch.equal(a, b) for a, b in zip(weights[:-1], weights[1:]))
+    cfg.OUTPUT_DIR = str(tmp_path / "resumed")
+    train(cfg, stop_at=4)
+    assert_equal(train(cfg, resume=True).model.state_dict(), whole.model.state_dict())
