@@ -11,16 +11,19 @@ import pytest
 from tests.overfitting import overfit
 
 patient = pytest.mark.skipif("INSTSEG_OVERFIT" not in os.environ, reason="INSTSEG_OVERFIT is not set")
-# quick recipe, shorter side, iterations, learning rate, mask AP reached
+# quick recipe, shorter side, iterations, learning rate, overrides, result and what it reaches
 RECIPES = [
-    pytest.param("blendmask_shapes", 256, 450, 0.002, 80, id="blendmask"),
-    pytest.param("sparseinst_shapes", 320, 600, 0.001, 80, id="sparseinst", marks=patient),
-    pytest.param("embedmask_shapes", 384, 560, 0.001, 75, id="embedmask", marks=patient),
+    pytest.param("blendmask", 256, 450, 0.002, [], "segm/AP", 80),
+    pytest.param("sparseinst", 320, 600, 0.001, [], "segm/AP", 80, marks=patient),
+    pytest.param("embedmask", 384, 560, 0.001, [], "segm/AP", 75, marks=patient),
+    pytest.param("istr", 256, 1500, 0.0005, ["SOLVER.FREEZE_NORMS_ITER", 900], "segm/AP", 75, marks=patient),
+    pytest.param("instancefcn", None, 3400, 0.001, [], "proposals/AR@100", 75, marks=patient),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "side", "iterations", "rate", "goal"), RECIPES)
-def test_overfitting_eight_images(tmp_path, request, recipe, side, iterations, rate, goal):
-    config_file = request.config.rootpath / f"configs/quick/{recipe}.yaml"
-    assert overfit(tmp_path, config_file, side, iterations, rate) >= goal
+@pytest.mark.parametrize(("method", "side", "iterations", "rate", "opts", "result", "goal"), RECIPES)
+def test_overfitting_eight_images(tmp_path, request, method, side, iterations, rate, opts, result, goal):
+    config_file = request.config.rootpath / f"configs/quick/{method}_shapes.yaml"
+    task, metric = result.split("/")
+    assert overfit(tmp_path, config_file, side, iterations, rate, opts)[task][metric] >= goal

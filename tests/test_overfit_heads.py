@@ -1,6 +1,6 @@
 """
 Each head inside a small Mask R-CNN overfits eight images of shapes: five to ten minutes each, where INSTSEG_OVERFIT is
-set. The goal of 70 is not shown yet: BlendMaskHead alone was trained, with other settings, and came to 45.7.
+set.
 """
 
 import os
@@ -15,27 +15,28 @@ SETTINGS = [
     "MODEL.BASIS_MODULE.NUM_CONVS", 1,
     "MODEL.EMBED_MASK.MASK_NUM_CONVS", 1,
     "MODEL.ROI_MASK_HEAD.NUM_CONV", 1,
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION", 0.5,
     "SOLVER.WEIGHT_DECAY", 0.0001,
 ]  # fmt: skip
 WHOLE_IMAGE = ["MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""]
-# iterations, learning rate, overrides
+# shorter side, iterations, learning rate, overrides
 HEADS = {
-    "BlendMaskHead": (600, 0.002, [
+    "BlendMaskHead": (256, 900, 0.002, [
         "MODEL.ROI_MASK_HEAD.NAME", "BlendMaskHead", *WHOLE_IMAGE,
         "MODEL.BLEND_MASK_HEAD.ATTN_CONVS", 2,
     ]),
-    "EmbedMaskHead": (600, 0.002, ["MODEL.ROI_MASK_HEAD.NAME", "EmbedMaskHead", *WHOLE_IMAGE]),
-    "AssembleMaskHead": (600, 0.002, [
+    "EmbedMaskHead": (256, 900, 0.002, ["MODEL.ROI_MASK_HEAD.NAME", "EmbedMaskHead", *WHOLE_IMAGE]),
+    "AssembleMaskHead": (256, 900, 0.002, [
         "MODEL.ROI_MASK_HEAD.NAME", "AssembleMaskHead", *WHOLE_IMAGE,
         "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 28,
         "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True,
     ]),
-    "MaskEmbeddingHead": (600, 0.002, [
+    "MaskEmbeddingHead": (256, 800, 0.002, [
         "MODEL.ROI_MASK_HEAD.NAME", "MaskEmbeddingHead",
         "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 28,
         "MODEL.ISTR.MASK_ENCODING_METHOD", "DCT",
     ]),
-    "SparseInstHeads": (600, 0.001, [
+    "SparseInstHeads": (288, 700, 0.001, [
         "MODEL.ROI_HEADS.NAME", "SparseInstHeads",
         "MODEL.PROPOSAL_GENERATOR.NAME", "NoProposals",
         "MODEL.BACKBONE.NAME", "build_resnet_backbone",
@@ -49,7 +50,7 @@ HEADS = {
         "MODEL.SPARSE_INST.DECODER.MASK.DIM", 128,
         "MODEL.SPARSE_INST.DECODER.MASK.CONVS", 2,
     ]),
-    "ISTRHeads": (600, 0.0005, [
+    "ISTRHeads": (256, 1500, 0.0005, [
         "MODEL.ROI_HEADS.NAME", "ISTRHeads",
         "MODEL.PROPOSAL_GENERATOR.NAME", "NoProposals",
         "MODEL.ISTR.NUM_PROPOSALS", 40,
@@ -67,6 +68,6 @@ HEADS = {
 @pytest.mark.skipif("INSTSEG_OVERFIT" not in os.environ, reason="INSTSEG_OVERFIT is not set")
 @pytest.mark.parametrize("head", HEADS)
 def test_overfitting_eight_images(tmp_path, request, head):
-    iterations, rate, opts = HEADS[head]
+    side, iterations, rate, opts = HEADS[head]
     config_file = request.config.rootpath / "configs/quick/maskrcnn_shapes.yaml"
-    assert overfit(tmp_path, config_file, 224, iterations, rate, [*SETTINGS, *opts]) >= 70
+    assert overfit(tmp_path, config_file, side, iterations, rate, [*SETTINGS, *opts])["segm"]["AP"] >= 70
