@@ -25,8 +25,12 @@ HEADS = {
         "MODEL.ROI_MASK_HEAD.NAME", "BlendMaskHead", *WHOLE_IMAGE,
         "MODEL.BLEND_MASK_HEAD.ATTN_CONVS", 2,
     ]),
-    "EmbedMaskHead": (256, 900, 0.002, ["MODEL.ROI_MASK_HEAD.NAME", "EmbedMaskHead", *WHOLE_IMAGE]),
-    "AssembleMaskHead": (256, 900, 0.002, [
+    "EmbedMaskHead": (256, 700, 0.002, [
+        "MODEL.ROI_MASK_HEAD.NAME", "EmbedMaskHead", *WHOLE_IMAGE,
+        "SOLVER.FREEZE_NORMS_ITER", 450,
+    ]),
+    "AssembleMaskHead": (256, 800, 0.002, [
+        "SOLVER.FREEZE_NORMS_ITER", 500,
         "MODEL.ROI_MASK_HEAD.NAME", "AssembleMaskHead", *WHOLE_IMAGE,
         "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 28,
         "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", True,
@@ -36,7 +40,8 @@ HEADS = {
         "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 28,
         "MODEL.ISTR.MASK_ENCODING_METHOD", "DCT",
     ]),
-    "SparseInstHeads": (288, 700, 0.001, [
+    "SparseInstHeads": (288, 600, 0.001, [
+        "SOLVER.FREEZE_NORMS_ITER", 400,
         "MODEL.ROI_HEADS.NAME", "SparseInstHeads",
         "MODEL.PROPOSAL_GENERATOR.NAME", "NoProposals",
         "MODEL.BACKBONE.NAME", "build_resnet_backbone",
@@ -51,6 +56,7 @@ HEADS = {
         "MODEL.SPARSE_INST.DECODER.MASK.CONVS", 2,
     ]),
     "ISTRHeads": (256, 1500, 0.0005, [
+        "SOLVER.FREEZE_NORMS_ITER", 900,
         "MODEL.ROI_HEADS.NAME", "ISTRHeads",
         "MODEL.PROPOSAL_GENERATOR.NAME", "NoProposals",
         "MODEL.ISTR.NUM_PROPOSALS", 40,
