@@ -19,7 +19,7 @@ from torch import nn
 from ...config import ConfigError
 from ...layers import conv_at_rows, flatten_levels
 from ..losses import LTRB_LOSSES, ltrb_iou_loss, ltrb_ious, mean_over_workers
-from .fcos_head import FCOSHead, HeadOutputs
+from .fcos_head import FCOSHead, HeadOutputs, serves_roi_heads
 from .fcos_inference import DetectionLimits, detect
 from .fcos_targets import Assignment, assign
 
@@ -111,8 +111,7 @@ class FCOS(nn.Module):
             raise ConfigError(
                 f"MODEL.FCOS.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}."
             )
-        in_detector = cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN")
-        if in_detector and node.YIELD_BOX_FEATURES and cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT:
+        if serves_roi_heads(cfg) and node.YIELD_BOX_FEATURES and cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT:
             raise ConfigError(
                 "MODEL.FCOS.YIELD_BOX_FEATURES needs MODEL.ROI_HEADS.PROPOSAL_APPEND_GT False: the ground-truth boxes "
                 "that Detectron2 adds to the proposals have no features."

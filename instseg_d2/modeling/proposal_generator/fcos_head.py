@@ -14,6 +14,11 @@ from ...config import ConfigError
 from ...layers import ConvTower, LocationGrid, flatten_levels
 
 
+def serves_roi_heads(cfg) -> bool:
+    """Whether FCOS proposes for a detector of Detectron2, whose ROI heads say how many classes there are."""
+    return cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN")
+
+
 @dataclass
 class HeadOutputs:
     """
@@ -80,8 +85,7 @@ class FCOSHead(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape: Sequence[ShapeSpec]):
         node = cfg.MODEL.FCOS
-        detectors = ("GeneralizedRCNN", "PanopticFPN")  # of Detectron2, where the ROI heads say how many classes
-        classes_of = cfg.MODEL.ROI_HEADS if cfg.MODEL.META_ARCHITECTURE in detectors else node
+        classes_of = cfg.MODEL.ROI_HEADS if serves_roi_heads(cfg) else node
         channels = {shape.channels for shape in input_shape}
         if len(channels) != 1:
             raise ConfigError(f"MODEL.FCOS.IN_FEATURES must have one width; they have {sorted(channels)} channels.")
