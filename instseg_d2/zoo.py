@@ -33,19 +33,19 @@ class Entry(NamedTuple):
 METHODS = {
     "BlendMask": Method(
         "CVPR 2020, arXiv 2001.00309",
-        "model zoo of AdelaiDet (Hugging Face)",
+        "https://github.com/aim-uofa/AdelaiDet (model zoo)",
         "The paper, test-dev: mask AP 37.0 (R-50), 38.4 (R-101), 41.3 (R-101 deformable, best); real-time model 34.2 "
         "at 25 FPS on a GTX 1080 Ti.",
     ),
-    "FCOS": Method("ICCV 2019, arXiv 1904.01355", "model zoo of AdelaiDet (Hugging Face)"),
+    "FCOS": Method("ICCV 2019, arXiv 1904.01355", "https://github.com/aim-uofa/AdelaiDet (model zoo)"),
     "EmbedMask": Method(
         "arXiv 1912.01954, IJCAI 2021",
-        "third version: OneDrive folder of the authors",
+        "https://github.com/yinghdb/EmbedMask (OneDrive, third version)",
         "The paper of 2019 names mask AP 37.7 on test-dev for R-101. FPS of the authors on a V100, version not named: "
         "R-50 16.7, R-101 13.7, R-101 at 600 pixels 21.7.",
     ),
-    "SparseInst": Method("CVPR 2022, arXiv 2203.12827", "Google Drive, Baidu (README of SparseInst)"),
-    "ISTR": Method("arXiv 2105.00637, IEEE TIP 2024", "Google Drive, Baidu (README of ISTR)"),
+    "SparseInst": Method("CVPR 2022, arXiv 2203.12827", "https://github.com/hustvl/SparseInst (Google Drive, Baidu)"),
+    "ISTR": Method("arXiv 2105.00637, IEEE TIP 2024", "https://github.com/hujiecpp/ISTR (Google Drive, Baidu)"),
     "InstanceFCN": Method(
         "ECCV 2016, arXiv 1603.08678",
         "never released",

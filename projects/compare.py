@@ -15,10 +15,10 @@ def parse(arguments=None):
         "--configs", nargs="+", required=True, metavar="FILE", help="YAML files, or names in Detectron2's model zoo"
     )
     parser.add_argument("--data", required=True, help="NAME of the data sets NAME_train and NAME_val, or a test set")
-    models = parser.add_mutually_exclusive_group(required=True)
+    models = parser.add_mutually_exclusive_group()
     models.add_argument("--weights", nargs="+", metavar="FILE", help="trained checkpoints, one for each config")
-    models.add_argument("--train", action="store_true", help="train every model first, all for as many iterations")
-    parser.add_argument("--iterations", type=int, help="of each training (default: those of the first config)")
+    models.add_argument("--train", action="store_true", help="train every model, all on as many images (default)")
+    parser.add_argument("--iterations", type=int, help="of the first config's training (default: its own number)")
     parser.add_argument("--resume", action="store_true", help="go on with the trainings in the output folder")
     parser.add_argument("--output", default="output/comparison", help="folder (default %(default)s)")
     parser.add_argument("--images", type=int, default=6, help="in the pictures (default %(default)s)")
@@ -42,7 +42,7 @@ def main(args) -> None:
     data = find_data(args.data)
     names = contender_names(args.configs)
     configs = [load_config(file, args.opts) for file in args.configs]  # mistakes show before hours of training
-    iterations = args.iterations or configs[0].SOLVER.MAX_ITER
+    images = (args.iterations or configs[0].SOLVER.MAX_ITER) * configs[0].SOLVER.IMS_PER_BATCH
     contenders = [
         join(
             name,
@@ -50,7 +50,7 @@ def main(args) -> None:
             data,
             os.path.join(args.output, name),
             weights=weights,
-            iterations=iterations,
+            images=images,
             resume=args.resume,
             opts=args.opts,
         )

@@ -57,7 +57,7 @@ def test_the_table(capsys):
     assert "35.8 / 39.9" in rows["BlendMask/R_50_1x"][3]
     assert "FCOS/R_50_1x" in rows
     assert not any("ISTR" in line for line in lines)
-    assert any("Hugging Face" in line for line in lines)
+    assert any("github.com/aim-uofa/AdelaiDet" in line for line in lines)
     with pytest.raises(SystemExit):
         zoo.main(["--method", "yolact"])
     assert "yolact" in capsys.readouterr().err

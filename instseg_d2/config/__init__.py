@@ -14,7 +14,7 @@ from .common import add_common_config
 from .detectron2_files import add_project_config, find_config_file
 from .embedmask import add_embedmask_config
 from .fcos import add_fcos_config
-from .heads import add_heads_config
+from .heads import add_heads_config, complete_mask_head
 from .instancefcn import add_instancefcn_config
 from .istr import add_istr_config
 from .sparseinst import add_sparseinst_config
@@ -101,7 +101,9 @@ def _merge(cfg: CfgNode, values: dict) -> None:
 def _merge_file(cfg: CfgNode, path: str) -> None:
     values = cfg.load_yaml_with_base(path, allow_unsafe=False)
     add_project_config(cfg, values)
-    if values.get("VERSION", cfg.VERSION) == cfg.VERSION:
+    # Detectron2's first configs, of its version 1, do not say so, but call the weights by another name.
+    version = 1 if "WEIGHT" in (values.get("MODEL") or {}) else cfg.VERSION
+    if values.get("VERSION", version) == cfg.VERSION:
         _merge(cfg, values)
     else:  # of another Detectron2, which converts it or says why not
         cfg.merge_from_file(path, allow_unsafe=False)
@@ -122,7 +124,7 @@ def load_config(config_file: str = "", opts=()) -> CfgNode:
     """
     The config of a YAML file (its ``_BASE_`` files included, read as plain data) with overrides.
 
-    Real numbers may be written without a point, in both.
+    Real numbers may be written without a point, in both. A mask head of this package gets the pooler that it reads.
 
     Args:
         config_file: path of a YAML file, or its name in Detectron2's model zoo; empty: the defaults.
@@ -139,6 +141,7 @@ def load_config(config_file: str = "", opts=()) -> CfgNode:
         except Exception as error:
             raise _explain(cfg, error, config_file) from error
     merge_overrides(cfg, opts)
+    complete_mask_head(cfg)
     return cfg
 
 

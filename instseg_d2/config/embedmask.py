@@ -29,13 +29,14 @@ def add_embedmask_config(cfg: CfgNode) -> None:
     node.INFERENCE_TH = 0.05
     node.PRE_NMS_TOP_N = 1000  # of each level; TEST.DETECTIONS_PER_IMAGE are kept after NMS
     node.NMS_TH = 0.6
-    # The authors' boxes end at their last pixel, Detectron2's one beyond it. True for the authors' weights.
+    # The authors' boxes end at their last pixel, Detectron2's one beyond it. True for the authors' weights; a
+    # pixel is one of the original image.
     node.INCLUSIVE_BOXES = False
 
     # Embeddings and margins.
     node.EMBED_DIM = None  # 32, 8, 16
-    node.EMBED_REDUCE_FACTOR = 1  # divides the towers before the embeddings
-    node.MARGIN_REDUCE_FACTOR = 32  # divides the box tower before the margin
+    node.EMBED_REDUCE_FACTOR = 1.0  # divides the towers before the embeddings
+    node.MARGIN_REDUCE_FACTOR = 32.0  # divides the box tower before the margin
     node.PRIOR_MARGIN = 2.0  # delta: distance at which the initial probability is 0.5
     node.FIX_MARGIN = False  # -log(0.5) / PRIOR_MARGIN^2 everywhere instead of the predicted margin
     node.MASK_NUM_CONVS = 4

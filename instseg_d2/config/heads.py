@@ -16,3 +16,12 @@ def add_heads_config(cfg: CfgNode) -> None:
     node = CfgNode()
     node.ATTN_CONVS = 0  # 3x3 convolutions (GN, ReLU) of the pooled features before that to the attention
     cfg.MODEL.BLEND_MASK_HEAD = node
+
+
+def complete_mask_head(cfg: CfgNode) -> None:
+    """Give MODEL.ROI_MASK_HEAD the one pooler that the mask head it names can read, in place."""
+    head = cfg.MODEL.ROI_MASK_HEAD
+    if head.NAME in ("AssembleMaskHead", "BlendMaskHead", "EmbedMaskHead"):
+        head.POOLER_TYPE = ""  # the maps of the whole image
+    elif head.NAME == "MaskEmbeddingHead":
+        head.POOLER_RESOLUTION = 28

@@ -88,12 +88,16 @@ def contender_names(configs: Sequence[str]) -> list[str]:
     return [f"{name}-{names[:i].count(name) + 1}" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
-def _budget(cfg, iterations: int) -> list[str]:
-    """Overrides that train for so many iterations: the schedule in proportion, a tenth of warm-up at most."""
-    steps = {int(step * iterations / cfg.SOLVER.MAX_ITER) for step in cfg.SOLVER.STEPS}
-    steps = tuple(sorted(steps - {0}))  # a schedule wants them apart and before its end
-    warm_up = min(cfg.SOLVER.WARMUP_ITERS, iterations // 10)
-    return ["SOLVER.MAX_ITER", str(iterations), "SOLVER.STEPS", str(steps), "SOLVER.WARMUP_ITERS", str(warm_up)]
+def _budget(cfg, images: int) -> list[str]:
+    """Overrides that train on so many images: the schedule in proportion, a tenth of warm-up at most."""
+    solver = cfg.SOLVER
+    iterations = max(1, round(images / solver.IMS_PER_BATCH))
+    share = iterations / solver.MAX_ITER
+    steps = tuple(sorted({int(step * share) for step in solver.STEPS} - {0}))  # apart and before its end
+    values = {"MAX_ITER": iterations, "STEPS": steps, "WARMUP_ITERS": min(solver.WARMUP_ITERS, iterations // 10)}
+    if solver.FREEZE_NORMS_ITER > 0:
+        values["FREEZE_NORMS_ITER"] = int(solver.FREEZE_NORMS_ITER * share)
+    return [item for key, value in values.items() for item in (f"SOLVER.{key}", str(value))]
 
 
 def join(
@@ -103,7 +107,7 @@ def join(
     folder: str,
     *,
     weights: Optional[str] = None,
-    iterations: Optional[int] = None,
+    images: Optional[int] = None,
     resume: bool = False,
     opts: Sequence[str] = (),
 ) -> Contender:
@@ -114,7 +118,7 @@ def join(
         data: as of :func:`find_data`.
         folder: of its log, checkpoints and results.
         weights: checkpoint; None: train.
-        iterations: of the training; None: the config's own.
+        images: that it is trained on, repetitions counted; None: as the config says.
         resume: go on with the training in ``folder``.
         opts: config overrides KEY VALUE ...
 
@@ -131,8 +135,8 @@ def join(
     args.opts = [*opts, *sets]
     if weights is not None:
         args.opts += ["MODEL.WEIGHTS", weights]
-    elif iterations is not None:
-        args.opts += _budget(load_config(config, opts), iterations)
+    elif images is not None:
+        args.opts += _budget(load_config(config, opts), images)
     cfg = setup(args)
     if weights is None:
         start = time.perf_counter()

@@ -14,7 +14,15 @@ from detectron2.structures import Instances
 from PIL import Image, ImageOps
 
 from ..checkpoint import InstSegCheckpointer, read_extra, split_query
-from ..config import CLASS_COUNT_KEYS, ConfigError, get_cfg, load_config, merge_overrides, set_num_classes
+from ..config import (
+    CLASS_COUNT_KEYS,
+    CLASS_COUNT_WITH_BACKGROUND_KEY,
+    ConfigError,
+    get_cfg,
+    load_config,
+    merge_overrides,
+    set_num_classes,
+)
 from ..config.detectron2_files import add_project_config
 from ..data.images import read_image
 from ..modeling import InstanceSegmenter
@@ -274,7 +282,12 @@ def _checkpoint_info(path: str) -> dict:
 
 def _known_classes(cfg: CfgNode, class_names: Optional[Sequence[str]]):
     """Class names and {contiguous index: data set id}, from the config's data sets as far as they fit and are known."""
-    counts = [len(class_names)] if class_names else [_value(cfg, key) for key in CLASS_COUNT_KEYS]
+    if class_names:
+        counts = [len(class_names)]
+    elif cfg.MODEL.META_ARCHITECTURE == "EmbedMask":
+        counts = [_value(cfg, CLASS_COUNT_WITH_BACKGROUND_KEY) - 1]
+    else:
+        counts = [_value(cfg, key) for key in CLASS_COUNT_KEYS]
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         metadata = MetadataCatalog.get(name) if name in MetadataCatalog else None
         known = list(metadata.get("thing_classes", [])) if metadata else []

@@ -26,6 +26,11 @@ class ImageMaskHead(BaseMaskRCNNHead):
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         if isinstance(input_shape, ShapeSpec):
+            if not cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE:
+                raise ConfigError(
+                    f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}, which gives a mask head no features of the "
+                    f"whole image; {cls.__name__} works in StandardROIHeads and CascadeROIHeads."
+                )
             raise ConfigError(
                 f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is {cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE!r}; {cls.__name__} needs "
                 '"": it reads the features of the whole image.'

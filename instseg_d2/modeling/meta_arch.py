@@ -9,6 +9,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import BitMasks, ImageList, Instances
 from torch import nn
 
+from ..checkpoint.authors import convert_state_dict
 from ..config import ConfigError
 from .postprocessing import RunLengthMasks
 
@@ -60,6 +61,10 @@ class InstanceSegmenter(nn.Module):
         self.mask_threshold = mask_threshold
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        """As of any module; a state dict with its authors' names is one of ours, whoever reads the file."""
+        return super().load_state_dict(convert_state_dict(state_dict), *args, **kwargs)
 
     @property
     def device(self) -> torch.device:

@@ -6,6 +6,7 @@ from typing import Optional
 import torch
 from detectron2.structures import ImageList, Instances
 
+from ..config import ConfigError
 from .meta_arch import with_masks
 
 
@@ -34,3 +35,12 @@ class ProposalFreeROIHeads:
         if not self.training:
             return self.infer(images, features), {}
         return proposals, self.losses(images, features, with_masks(targets, self))
+
+    def forward_with_given_boxes(self, features: dict[str, torch.Tensor], instances: Sequence[Instances]):
+        """
+        Raises:
+            ConfigError: always; Detectron2's test-time augmentation asks for masks in boxes of other images.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} finds masks by itself, not in given boxes: set TEST.AUG.ENABLED False."
+        )

@@ -1,13 +1,16 @@
 """The authors' parameter lists load completely: nothing missing, nothing unexpected, shapes equal."""
 
+import logging
 import os
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
+from instseg_d2.checkpoint import InstSegCheckpointer, checkpointer
 from instseg_d2.checkpoint.authors import convert_state_dict
 from instseg_d2.config import load_config
 from tests.tiny import random_batch, tiny_model
@@ -36,20 +39,24 @@ LISTS = {
 
 
 def read_list(path):
-    """name -> empty tensor of that shape."""
-    parameters = {}
+    """name -> tensor of that shape, of random numbers between 0.5 and 1.5."""
+    parameters, generator = {}, torch.Generator().manual_seed(0)
     for line in path.read_text().splitlines():
         name, shape = re.fullmatch(r"(\S+) \((.*)\)", line).groups()
-        parameters[name] = torch.zeros([int(n) for n in shape.split(",") if n.strip()])
+        parameters[name] = torch.rand([int(n) for n in shape.split(",") if n.strip()], generator=generator) + 0.5
     return parameters
 
 
-@pytest.mark.parametrize(("names", "config"), LISTS.items())
-def test_official_lists_load_completely(names, config):
+def official_list(names):
     folder = os.environ.get("INSTSEG_OFFICIAL_PARAMETERS")
     if not folder:
         pytest.skip("INSTSEG_OFFICIAL_PARAMETERS names no folder of parameter lists")
-    official = read_list(Path(folder) / names)
+    return read_list(Path(folder) / names)
+
+
+@pytest.mark.parametrize(("names", "config"), LISTS.items())
+def test_official_lists_load_completely(names, config, monkeypatch, caplog):
+    official = official_list(names)
     cfg = load_config(str(CONFIGS / config), ["MODEL.DEVICE", "meta", "MODEL.WEIGHTS", ""])
     with torch.device("meta"):
         model = build_model(cfg)
@@ -62,6 +69,31 @@ def test_official_lists_load_completely(names, config):
     assert {k: v for k, v in converted.items() if k not in ignored} == {
         k: v for k, v in ours.items() if k not in ignored
     }
+
+    model.to_empty(device="cpu")
+    monkeypatch.setattr(checkpointer, "read_weights", lambda path: {"model": dict(official)})
+    monkeypatch.setattr(InstSegCheckpointer, "_local_path", lambda self, path: str(CONFIGS / config))
+    with caplog.at_level(logging.DEBUG, logger="instseg_d2"):
+        InstSegCheckpointer(model, for_test=True).load("official.pth")
+    text = " ".join(record.getMessage() for record in caplog.records)
+    counts = re.search(r"(\d+) of (\d+) weights loaded", text)
+    assert counts[1] == counts[2]
+    assert not any(word in text for word in ("missing", "not used", "another shape"))
+    state = model.state_dict()
+    for name, value in convert_state_dict(official).items():
+        assert torch.equal(state[name], value.to(state[name].dtype)), name  # counters of batches are whole
+
+
+def test_detectron2s_own_checkpointer_reads_the_authors_names(tmp_path):
+    """DefaultPredictor and DefaultTrainer use it."""
+    official = official_list("sparseinst_pvt_b1.txt")
+    torch.save({"model": official}, tmp_path / "official.pth")
+    cfg = load_config(str(CONFIGS / LISTS["sparseinst_pvt_b1.txt"]), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
+    model = build_model(cfg)
+    DetectionCheckpointer(model).load(str(tmp_path / "official.pth"))
+    state = model.state_dict()
+    for name, value in convert_state_dict(official).items():
+        assert torch.equal(state[name], value), name
 
 
 def test_conversion_by_hand():
@@ -99,6 +131,21 @@ def test_conversion_by_hand():
         "basis_module.semantic_head.2.weight",
         "backbone.bottom_up.stem.conv1.weight",
     ]
+
+
+@pytest.mark.parametrize(("norm", "places"), [(True, 3), (False, 2)])
+@pytest.mark.parametrize("missing", [None, 0, 1, 3])
+def test_blocks_keep_their_numbers_where_one_lacks_its_convolution(norm, places, missing):
+    head, ours = "proposal_generator.fcos_head.cls_tower", "proposal_generator.head.class_tower.blocks"
+    official, expected = {}, []
+    for block in range(4):
+        if block != missing:
+            official[f"{head}.{places * block}.weight"] = torch.zeros(4, 4, 3, 3)
+            expected.append(f"{ours}.{block}.conv.weight")
+        if norm:
+            official[f"{head}.{places * block + 1}.weight"] = torch.zeros(4)
+            expected.append(f"{ours}.{block}.norm.weight")
+    assert list(convert_state_dict(official)) == expected
 
 
 def test_own_checkpoints_stay_as_they_are():

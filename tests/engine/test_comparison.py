@@ -82,9 +82,14 @@ def test_names():
 
 
 def test_the_budget_keeps_the_schedule():
-    cfg = load_config("", ["SOLVER.MAX_ITER", 900, "SOLVER.STEPS", (600, 800)])
-    cfg.merge_from_list(comparison._budget(cfg, 90))
+    schedule = ["SOLVER.MAX_ITER", 900, "SOLVER.STEPS", (600, 800), "SOLVER.FREEZE_NORMS_ITER", 700]
+    cfg = load_config("", [*schedule, "SOLVER.IMS_PER_BATCH", 2])
+    cfg.merge_from_list(comparison._budget(cfg, 180))
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == (90, (60, 80), 9)
+    assert cfg.SOLVER.FREEZE_NORMS_ITER == 70
+    cfg = load_config("", ["SOLVER.MAX_ITER", 900, "SOLVER.IMS_PER_BATCH", 4])
+    cfg.merge_from_list(comparison._budget(cfg, 180))
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.FREEZE_NORMS_ITER) == (45, -1)
 
 
 def test_mistakes(script, data, tmp_path):
@@ -94,6 +99,6 @@ def test_mistakes(script, data, tmp_path):
     with pytest.raises(ConfigError, match="must be at least 1"):
         script.main(script.parse([*arguments, "--train", "--images", "0"]))
     with pytest.raises(SystemExit):
-        script.parse(arguments)
+        script.parse([*arguments, "--train", "--weights", "a.pth", "b.pth"])
     with pytest.raises(ConfigError, match=f"there is no training set {data}_val_train"):
         comparison.join("x", CONFIGS[0], (None, f"{data}_val"), str(tmp_path))

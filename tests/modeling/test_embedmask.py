@@ -6,8 +6,9 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import PolygonMasks
+from detectron2.utils.events import EventStorage
 
-from instseg_d2.config import load_config, set_num_classes
+from instseg_d2.config import ConfigError, load_config, set_num_classes
 from instseg_d2.engine.inference import optimize_for_inference
 from instseg_d2.modeling.embedmask.plain import plain_infer, plain_losses, plain_postprocess
 from tests.tiny import TINY, random_batch
@@ -107,6 +108,29 @@ def test_boxes_are_clipped_before_nms_and_scores_have_no_root():
     outputs = model.proposal_generator.outputs(model.backbone(images.tensor))
     products = outputs.class_logits.sigmoid() * outputs.quality_logits.sigmoid()[:, None]
     torch.testing.assert_close(result.scores[0], products[outputs.class_logits.sigmoid() > 0.05].max())
+
+
+def test_inclusive_boxes_lose_a_pixel_of_the_original_image():
+    (sample,) = random_batch([2], 96, 128)
+    sample.update(height=48, width=32)
+    given = sample["instances"].gt_boxes.tensor.clone()
+    (found,) = tiny_embedmask(INCLUSIVE_BOXES=True).gt_instances([sample])
+    torch.testing.assert_close(found.gt_boxes.tensor, given - torch.tensor([0.0, 0.0, 4.0, 2.0]))
+
+
+def test_levels_that_nothing_reads_are_not_trained():
+    model = tiny_embedmask(FPN_STRIDES=[8, 16, 32], FPN_INTEREST_SPLIT=[64, 128])
+    with EventStorage():
+        sum(model(random_batch([2])).values()).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    frozen = {name.rsplit(".", 1)[0] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"backbone.top_block.p6", "backbone.top_block.p7"}
+
+
+@pytest.mark.parametrize("key", ["PRIOR_MARGIN", "EMBED_REDUCE_FACTOR", "MARGIN_REDUCE_FACTOR"])
+def test_divisors_are_above_zero(key):
+    with pytest.raises(ConfigError, match=rf"MODEL\.EMBED_MASK\.{key} is 0.0; it must be above 0"):
+        tiny_embedmask(**{key: 0})
 
 
 def test_inclusive_boxes_end_one_output_pixel_later():

@@ -69,4 +69,7 @@ def test_unread_levels_are_frozen():
     assert frozen - {"bottom_up"} == {"fpn_lateral2", "fpn_output2", "fpn_output4", *top}
     fpn = build_backbone(tiny_config(*options))
     freeze_unread_levels(fpn, ["p2", "p3", "p4", "p5", "p6"])
-    assert all(p.requires_grad for p in fpn.parameters())
+    assert {n.rsplit(".", 1)[0] for n, p in fpn.named_parameters() if not p.requires_grad} == {"top_block.p7"}
+    fpn = build_backbone(tiny_config(*options))
+    freeze_unread_levels(fpn, ["p2", "p3", "p4", "p5", "p7"])
+    assert {n.rsplit(".", 1)[0] for n, p in fpn.named_parameters() if not p.requires_grad} == set()

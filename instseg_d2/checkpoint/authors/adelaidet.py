@@ -34,14 +34,14 @@ def _proto_net_tower(state_dict: StateDict) -> dict[str, str]:
     """ProtoNet's tower: N convolutions, an upsampling without parameters, one convolution, the 1x1 predictor."""
     pattern = re.compile(r"basis_module\.tower\.(\d+)\.(?:([01])\.)?(\w+)$")
     matches = [(key, match) for key in state_dict if (match := pattern.match(key))]
-    convs = sorted({int(match[1]) for _, match in matches if match[2]})
+    last = max((int(match[1]) for _, match in matches if match[2] is None), default=-1) - 1  # before the predictor
     names = {}
     for key, match in matches:
         index, part, name = int(match[1]), match[2], match[3]
         if part is None:
             names[key] = f"basis_module.predictor.{name}"
             continue
-        module = "upsampled_conv" if index == convs[-1] else f"tower.{index}"
+        module = "upsampled_conv" if index == last else f"tower.{index}"
         names[key] = f"basis_module.{module}.{'norm.' if part == '1' else ''}{name}"
     return names
 

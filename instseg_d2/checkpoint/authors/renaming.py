@@ -20,8 +20,8 @@ def tower_blocks(state_dict: StateDict, head: str, towers: dict[str, str]) -> di
     """
     Towers numbered as one Sequential: names there -> names in blocks.
 
-    Every block is a convolution (``i.weight`` of four dimensions, or ``i.conv`` with ``i.offset`` when deformable), a
-    norm if any (``j.weight``, or ``j.level.weight``) and a ReLU without parameters.
+    Every block is a convolution (``i.weight``, or ``i.conv`` with ``i.offset`` when deformable), a norm if any
+    (``j.weight``, or ``j.level.weight``) and a ReLU without parameters.
 
     Args:
         head: what stands before the towers' names; towers: their name of a tower -> ours.
@@ -34,12 +34,12 @@ def tower_blocks(state_dict: StateDict, head: str, towers: dict[str, str]) -> di
         if match and match[1] in towers:
             found.setdefault(match[1], {}).setdefault(int(match[2]), []).append((match[3], key))
     for tower, entries in found.items():
-        block = -1
-        for index in sorted(entries):
-            rest = dict(entries[index])
-            deformable = "conv.weight" in rest
-            is_conv = deformable or ("weight" in rest and state_dict[rest["weight"]].dim() == 4)
-            block += is_conv
+        # A block has three places with a norm, else two: the convolutions are then at 0, 3, 6 or 0, 2, 4.
+        places = 3 if any(index % 2 for index in entries) else 2
+        for index, parts in entries.items():
+            block, place = divmod(index, places)
+            rest = dict(parts)
+            is_conv, deformable = place == 0, "conv.weight" in rest
             prefix = f"{towers[tower]}.blocks.{block}."
             for name, key in rest.items():
                 if deformable:

@@ -102,15 +102,27 @@ def build_fcos_fpn(cfg, bottom_up) -> FPN:
     )
 
 
-def freeze_unread_levels(fpn: FPN, names: Iterable[str]) -> None:
-    """Freeze what only serves other levels than these: distributed training wants a gradient of all that is trained."""
-    read = sorted(int(name[1:]) for name in names)
+def freeze_unread_levels(backbone: nn.Module, names: Iterable[str]) -> None:
+    """
+    Freeze what only serves other levels of an FPN than these: distributed training wants a gradient of all that is
+    trained. Any other backbone stays as it is.
+
+    Args:
+        names: of the maps that are read; those that are no levels of the pyramid (res3) do not count.
+    """
+    read = sorted(int(name[1:]) for name in names if name.startswith("p"))
+    if not isinstance(backbone, FPN) or not read:
+        return
+    fpn = backbone
     for level in (int(name[1:]) for name in fpn.output_shape() if name.startswith("p")):
         unread = [f"fpn_output{level}"] * (level not in read) + [f"fpn_lateral{level}"] * (level < read[0])
         for part in unread:
             getattr(fpn, part, nn.Identity()).requires_grad_(False)
-    if fpn.top_block is not None and read[-1] <= int(fpn.top_block.in_feature[1:]):
-        fpn.top_block.requires_grad_(False)
+    if fpn.top_block is not None:  # its layers are called p6 and p7, whatever they come from
+        first = int(fpn.top_block.in_feature[1:]) + 1
+        for number, layer in enumerate(fpn.top_block.children()):
+            if first + number > read[-1]:
+                layer.requires_grad_(False)
 
 
 @BACKBONE_REGISTRY.register()

@@ -11,6 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_propos
 from detectron2.structures import ImageList, Instances
 from torch import nn
 
+from ..backbone import freeze_unread_levels
 from ..meta_arch import InstanceSegmenter
 from .basis_module import build_basis_module
 from .blender import Blender
@@ -61,6 +62,10 @@ class BlendMask(InstanceSegmenter):
     def from_config(cls, cfg):
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
+        proposal_generator = build_proposal_generator(cfg, shapes)
+        basis_module, sem_seg_head = build_basis_module(cfg, shapes), build_semantic_head(cfg, shapes)
+        semantic = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES if sem_seg_head is not None else []
+        freeze_unread_levels(backbone, [*proposal_generator.in_features, *basis_module.in_features, *semantic])
         blender = Blender(cfg)
         top_layer = None
         if blender.num_attention_channels:
@@ -70,12 +75,12 @@ class BlendMask(InstanceSegmenter):
             nn.init.zeros_(top_layer.bias)
         return {
             "backbone": backbone,
-            "proposal_generator": build_proposal_generator(cfg, shapes),
-            "basis_module": build_basis_module(cfg, shapes),
+            "proposal_generator": proposal_generator,
+            "basis_module": basis_module,
             "blender": blender,
             "top_layer": top_layer,
             "mask_loss_weight": cfg.MODEL.BLENDMASK.INSTANCE_LOSS_WEIGHT,
-            "sem_seg_head": build_semantic_head(cfg, shapes),
+            "sem_seg_head": sem_seg_head,
             "combination": Combination.from_config(cfg),
             **cls.shared_arguments(cfg),
         }

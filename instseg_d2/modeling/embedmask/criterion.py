@@ -4,6 +4,7 @@ The mask loss and the smooth loss of EmbedMask, in float32.
 N images, M objects of the batch, P positive locations, K proposals or their candidates, D dimensions.
 """
 
+from collections.abc import Sequence
 from typing import Optional
 
 import torch
@@ -13,9 +14,11 @@ from ... import ops
 from ..losses.lovasz import lovasz_hinge
 from ..proposal_generator.fcos_inference import decode
 from .targets import GroundTruth, box_ious, choose_locations
-from .window_masks import cells_of_windows, training_windows
+from .window_masks import cells_of_windows, training_windows, window_sides
 
-CELLS_AT_ONCE = 2**19  # of whole maps in the mask loss: sorting takes about 100 bytes a cell
+# Cells in a part of the mask loss: sorting takes about 100 bytes each. A GPU waits for the host once a part.
+CELLS_AT_ONCE = 2**19
+CELLS_AT_ONCE_ON_GPU = 2**22
 
 
 def probability_logits(log_probabilities: torch.Tensor, least: float) -> torch.Tensor:
@@ -40,27 +43,43 @@ class _ObjectLosses(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, log_probabilities, labels, owners, num_objects: int, least: float):
+    def forward(ctx, log_probabilities, labels, counts, least: float):
         """
         Args:
-            log_probabilities: (P,); labels: (P,) bool.
-            owners: int64 object of each, of any shape with P elements.
+            log_probabilities: (P,), object after object; labels: (P,) bool.
+            counts: (M,) int64 cells of each object.
 
         Returns:
-            (num_objects,); 0 for one without cells.
+            (M,); 0 for one without cells.
         """
         leaf = log_probabilities.detach().requires_grad_()
+        owners = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(leaf))
         with torch.enable_grad():
-            losses = lovasz_hinge(probability_logits(leaf, least), labels, owners.reshape(-1), num_objects)
+            losses = lovasz_hinge(probability_logits(leaf, least), labels, owners, len(counts))
             (gradient,) = torch.autograd.grad(losses.sum(), leaf)
-        ctx.save_for_backward(gradient, owners)
+        ctx.save_for_backward(gradient, counts)
         return losses.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        gradient, owners = ctx.saved_tensors
-        return (grad[owners] * gradient.view_as(owners)).flatten(), None, None, None, None
+        gradient, counts = ctx.saved_tensors
+        return grad.repeat_interleave(counts, output_size=len(gradient)) * gradient, None, None, None
+
+
+def parts_of_objects(cells: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """
+    First and last (excluded) of consecutive objects with at most ``most`` cells together, or of a larger one; without
+    objects one part without any, so that gradients still reach everything.
+    """
+    parts, room = [], 0
+    for index, count in enumerate(cells):
+        if count > room or not parts:
+            parts.append((index, index))
+            room = most
+        parts[-1] = (parts[-1][0], index + 1)
+        room -= count
+    return parts or [(0, 0)]
 
 
 def mean_of_objects(values: torch.Tensor, objects: torch.Tensor, num_objects: int):
@@ -140,20 +159,25 @@ class MaskCriterion:
 
     def _mask_losses(self, pixels, embeddings, margins, objects, truth: GroundTruth) -> torch.Tensor:
         """The Lovasz hinge (EmbedMask, section 3.4) of proposals of objects (K,): (K,); 0 for an empty window."""
-        size = tuple(pixels.shape[-2:])
-        windows = training_windows(truth.boxes[objects], self.stride, self.box_padding, size)
+        height, width = pixels.shape[-2:]
+        windows = training_windows(truth.boxes[objects], self.stride, self.box_padding, (height, width))
         log_probabilities = ops.mask_prob(pixels, embeddings, margins, windows, truth.images[objects])
         targets = truth.cells(self.stride)[objects]
-        if windows is not None:
-            owners, _, y, x = cells_of_windows(windows, 0, len(log_probabilities))
-            labels = targets[owners, y, x]
-            return _ObjectLosses.apply(log_probabilities, labels, owners, len(embeddings), self.least_probability)
-
-        num_cells = size[0] * size[1]
-        step = max(1, CELLS_AT_ONCE // num_cells)
-        losses = [log_probabilities.new_zeros(0)]
-        for values, labels in zip(log_probabilities.split(step * num_cells), targets.split(step)):
-            owners = torch.arange(len(labels), device=labels.device)[:, None].expand(-1, num_cells)
-            least = self.least_probability
-            losses.append(_ObjectLosses.apply(values, labels.flatten(), owners, len(labels), least))
+        if windows is None:
+            counts = torch.full_like(objects, height * width)
+            cells = [height * width] * len(objects)
+        else:
+            counts = window_sides(windows).prod(1)
+            cells = counts.tolist()
+        losses, start = [], 0
+        for first, last in parts_of_objects(cells, CELLS_AT_ONCE_ON_GPU if pixels.is_cuda else CELLS_AT_ONCE):
+            stop = start + sum(cells[first:last])
+            if windows is None:
+                labels = targets[first:last].flatten()
+            else:
+                window, _, y, x = cells_of_windows(windows[first:last], 0, stop - start)
+                labels = targets[first + window, y, x]
+            values = log_probabilities[start:stop]
+            losses.append(_ObjectLosses.apply(values, labels, counts[first:last], self.least_probability))
+            start = stop
         return torch.cat(losses)

@@ -13,6 +13,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
 from ... import ops
+from ..backbone import freeze_unread_levels
 from ..meta_arch import InstanceSegmenter
 from ..proposal_generator import FCOS
 from .criterion import MaskCriterion
@@ -24,6 +25,11 @@ from .versions import Version, fcos_arguments, mask_stride, value_of, version_of
 from .window_masks import WindowMasks, detection_windows
 
 LOSS_NAMES = {"loss_fcos_cls": "loss_cls", "loss_fcos_loc": "loss_reg", "loss_fcos_ctr": "loss_centerness"}
+
+
+def _last_pixel(boxes: torch.Tensor, size: tuple, of: tuple) -> torch.Tensor:
+    """(4,): what lies between inclusive and exclusive boxes in images resized from ``of`` (H, W) to ``size``."""
+    return boxes.new_tensor([0.0, 0.0, size[1] / of[1], size[0] / of[0]])
 
 
 @META_ARCH_REGISTRY.register()
@@ -65,6 +71,7 @@ class EmbedMask(InstanceSegmenter):
         version, stride = version_of(cfg), mask_stride(cfg)
         backbone = build_backbone(cfg)
         detector = fcos_arguments(cfg, backbone.output_shape())
+        freeze_unread_levels(backbone, detector["in_features"])
         channels = backbone.output_shape()[detector["in_features"][0]].channels
         criterion = MaskCriterion(
             averaged=version.averaged,
@@ -95,8 +102,9 @@ class EmbedMask(InstanceSegmenter):
 
     def gt_instances(self, batched_inputs: Sequence[dict]) -> list[Instances]:
         instances = super().gt_instances(batched_inputs)
-        for x in instances if self.inclusive else ():
-            x.gt_boxes = Boxes(x.gt_boxes.tensor - x.gt_boxes.tensor.new_tensor([0.0, 0.0, 1.0, 1.0]))
+        for x, sample in zip(instances, batched_inputs if self.inclusive else ()):
+            size = tuple(sample.get(key, side) for key, side in zip(("height", "width"), x.image_size))
+            x.gt_boxes = Boxes(x.gt_boxes.tensor - _last_pixel(x.gt_boxes.tensor, x.image_size, size))
         return instances
 
     def _outputs(self, images: ImageList):
@@ -170,9 +178,8 @@ class EmbedMask(InstanceSegmenter):
         if not self.inclusive:
             return result
         result = Instances(result.image_size, **result.get_fields())
-        (height, width), (out_height, out_width) = result.image_size, size
-        pixel = result.pred_boxes.tensor.new_tensor([0.0, 0.0, width / out_width, height / out_height])
-        result.pred_boxes = Boxes(result.pred_boxes.tensor + pixel)
+        boxes = result.pred_boxes.tensor
+        result.pred_boxes = Boxes(boxes + _last_pixel(boxes, result.image_size, size))
         return result
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ from ..losses.lovasz import lovasz_hinge
 from .criterion import probability_logits
 from .pixel_embedding import PixelHead, add_position
 from .proposals import MAX_LOG_MARGIN
-from .versions import check_margin, mask_stride, value_of, version_of
+from .versions import check_divisors, check_margin, mask_stride, value_of, version_of
 
 
 class BoxProposalHead(nn.Module):
@@ -154,6 +154,7 @@ class EmbedMaskHead(ImageMaskHead):
         arguments = super().from_config(cfg, input_shape)
         node, head, version = cfg.MODEL.EMBED_MASK, cfg.MODEL.ROI_MASK_HEAD, version_of(cfg)
         check_margin(cfg)
+        check_divisors(cfg)
         threshold, embed_dim = value_of(cfg, "MASK_TH"), value_of(cfg, "EMBED_DIM")
         pixel_feature = next((name for name, x in input_shape.items() if x.stride == node.FPN_STRIDES[0]), None)
         if pixel_feature is None:

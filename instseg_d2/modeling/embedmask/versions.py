@@ -113,6 +113,16 @@ def check_margin(cfg) -> None:
         )
 
 
+def check_divisors(cfg) -> None:
+    """
+    Raises:
+        ConfigError: a key of MODEL.EMBED_MASK that something is divided by is not above 0.
+    """
+    for key in ("PRIOR_MARGIN", "EMBED_REDUCE_FACTOR", "MARGIN_REDUCE_FACTOR"):
+        if not cfg.MODEL.EMBED_MASK[key] > 0:
+            raise ConfigError(f"MODEL.EMBED_MASK.{key} is {cfg.MODEL.EMBED_MASK[key]}; it must be above 0.")
+
+
 def mask_stride(cfg) -> int:
     """Input pixels of a cell of the pixel embeddings: the finest stride divided by MASK_SCALE_FACTOR."""
     node = cfg.MODEL.EMBED_MASK
@@ -153,6 +163,7 @@ def fcos_arguments(cfg, input_shape) -> dict:
     if value_of(cfg, "EMBED_DIM") < 2:
         raise ConfigError(f"MODEL.EMBED_MASK.EMBED_DIM is {node.EMBED_DIM}; it must be at least 2.")
     check_margin(cfg)
+    check_divisors(cfg)
     if len(node.FPN_INTEREST_SPLIT) != len(node.FPN_STRIDES) - 1 or list(node.FPN_STRIDES) != sorted(node.FPN_STRIDES):
         raise ConfigError(
             f"MODEL.EMBED_MASK: {len(node.FPN_STRIDES)} FPN_STRIDES, finest first, need one less "

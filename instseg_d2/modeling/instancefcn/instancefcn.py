@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.modeling import FPN, META_ARCH_REGISTRY, build_proposal_generator, build_roi_heads
+from detectron2.modeling import META_ARCH_REGISTRY, build_proposal_generator, build_roi_heads
 from detectron2.structures import ImageList, Instances
 from torch import nn
 
@@ -75,8 +75,7 @@ class InstanceFCN(InstanceSegmenter):
         node = cfg.MODEL.INSTANCE_FCN
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
-        if isinstance(backbone, FPN):
-            freeze_unread_levels(backbone, {node.IN_FEATURE, *(cfg.MODEL.ROI_HEADS.IN_FEATURES * node.CLASSIFY)})
+        freeze_unread_levels(backbone, {node.IN_FEATURE, *(cfg.MODEL.ROI_HEADS.IN_FEATURES * node.CLASSIFY)})
         return {
             "backbone": backbone,
             "proposal_generator": build_proposal_generator(cfg, shapes),

@@ -59,6 +59,11 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
                 f"MaskEmbeddingHead reads pooled features: set MODEL.ROI_MASK_HEAD.POOLER_TYPE ROIAlignV2 and "
                 f"POOLER_RESOLUTION {MASK_ROI_SIZE}."
             )
+        if cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":
+            raise ConfigError(
+                "MODEL.ROI_HEADS.NAME is Res5ROIHeads, which pools features of another size; MaskEmbeddingHead works "
+                "in StandardROIHeads and CascadeROIHeads."
+            )
         embedding = build_mask_embedding(cfg)
         return {
             **super().from_config(cfg, input_shape),

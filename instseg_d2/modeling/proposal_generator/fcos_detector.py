@@ -6,6 +6,7 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_proposal_generator
 from detectron2.structures import ImageList, Instances
 
+from ..backbone import freeze_unread_levels
 from ..meta_arch import InstanceSegmenter
 
 
@@ -28,9 +29,11 @@ class FCOSDetector(InstanceSegmenter):
     @classmethod
     def from_config(cls, cfg):
         backbone = build_backbone(cfg)
+        proposal_generator = build_proposal_generator(cfg, backbone.output_shape())
+        freeze_unread_levels(backbone, proposal_generator.in_features)
         return {
             "backbone": backbone,
-            "proposal_generator": build_proposal_generator(cfg, backbone.output_shape()),
+            "proposal_generator": proposal_generator,
             **cls.shared_arguments(cfg),
         }
 

@@ -1,0 +1,56 @@
+"""What a config needs beside the name of a head, and files of Detectron2's first version."""
+
+import pytest
+from detectron2.modeling import build_model
+
+from instseg_d2.config import ConfigError, load_config
+from tests.tiny_rcnn import TINY, ZOO, tiny_rcnn, tiny_rcnn_config
+
+
+@pytest.mark.parametrize("head", ["AssembleMaskHead", "BlendMaskHead", "EmbedMaskHead", "MaskEmbeddingHead"])
+def test_the_name_of_a_mask_head_is_enough(head):
+    cfg = load_config(ZOO, [*TINY, "MODEL.ROI_MASK_HEAD.NAME", head, "MODEL.ISTR.MASK_ENCODING_METHOD", "DCT"])
+    assert type(build_model(cfg).roi_heads.mask_head).__name__ == head
+
+
+def test_other_mask_heads_keep_their_pooler():
+    head = load_config(ZOO).MODEL.ROI_MASK_HEAD
+    assert (head.NAME, head.POOLER_TYPE, head.POOLER_RESOLUTION) == ("MaskRCNNConvUpsampleHead", "ROIAlignV2", 14)
+
+
+@pytest.mark.parametrize(
+    ("head", "pooler"), [("BlendMaskHead", ["POOLER_TYPE", ""]), ("MaskEmbeddingHead", ["POOLER_RESOLUTION", 28])]
+)
+def test_detectors_without_a_pyramid_are_named(head, pooler):
+    opts = [
+        "MODEL.ROI_MASK_HEAD.NAME", head,
+        f"MODEL.ROI_MASK_HEAD.{pooler[0]}", pooler[1],
+        "MODEL.ROI_HEADS.NAME", "Res5ROIHeads",
+        "MODEL.ROI_HEADS.IN_FEATURES", ["p4"],
+        "MODEL.ROI_BOX_HEAD.NAME", "",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=f"Res5ROIHeads.*{head} works in StandardROIHeads"):
+        build_model(tiny_rcnn_config(*opts))
+
+
+@pytest.mark.parametrize("heads", ["ISTRHeads", "SparseInstHeads"])
+def test_heads_that_find_masks_by_themselves_refuse_given_boxes(heads):
+    model = tiny_rcnn("MODEL.ROI_HEADS.NAME", heads, "MODEL.ISTR.MASK_ENCODING_METHOD", "DCT")
+    with pytest.raises(ConfigError, match=f"{heads} finds masks by itself.*TEST.AUG.ENABLED False"):
+        model.roi_heads.forward_with_given_boxes({}, [])
+
+
+@pytest.mark.parametrize("version", ["", "VERSION: 1\n"])
+def test_files_of_detectron2s_first_version(tmp_path, version):
+    (tmp_path / "base.yaml").write_text(f"{version}MODEL:\n  WEIGHT: some.pkl\n  ROI_HEADS:\n    NMS: 0.6\n")
+    (tmp_path / "x.yaml").write_text("_BASE_: base.yaml\nSOLVER:\n  MAX_ITER: 7\n")
+    for file in ("base.yaml", "x.yaml"):
+        cfg = load_config(str(tmp_path / file))
+        assert (cfg.MODEL.WEIGHTS, cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST) == ("some.pkl", 0.6)
+        assert cfg.VERSION == 2
+
+
+def test_a_word_of_the_first_version_does_not_make_a_file_one(tmp_path):
+    """Detectron2 guesses the version from single keys."""
+    (tmp_path / "x.yaml").write_text("MODEL:\n  WEIGHTS: some.pkl\nTEST:\n  AUG:\n    ENABLED: True\n")
+    assert load_config(str(tmp_path / "x.yaml")).MODEL.WEIGHTS == "some.pkl"
