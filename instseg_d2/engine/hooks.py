@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from ..checkpoint import CheckpointError, InstSegCheckpointer, read_extra
+from ..files import write_bytes
 from .distributed import share_buffers
 from .log import PROGRESS_LOGGER, is_terminal
 from .rng import get_rng_state, preserve_rng_state
@@ -214,3 +215,12 @@ def truncate_metrics(path: str, iteration: int) -> None:
                 break
             kept += len(line)
         file.truncate(kept)
+
+
+def set_aside(path: str) -> None:
+    """Keep the ``metrics.json`` of an earlier run beside, as ``metrics_earlier.json``: a new run writes its own."""
+    if os.path.isfile(path):
+        root, ending = os.path.splitext(path)
+        with open(path, "rb") as file:
+            write_bytes(f"{root}_earlier{ending}", file.read())
+        os.truncate(path, 0)  # the writer has it open

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import print_csv_format
 from detectron2.solver import build_lr_scheduler
+from detectron2.structures import PolygonMasks
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
@@ -23,7 +24,15 @@ from ..evaluation import build_evaluator, evaluate, write_results
 from ..files import remove_unfinished, written_whole
 from ..modeling.istr import ensure_fitted
 from .distributed import share_buffers, sync_batchnorm_on_cpu
-from .hooks import EvaluationHook, FreezeNorms, PeriodicCheckpoint, ProgressBar, build_writers, truncate_metrics
+from .hooks import (
+    EvaluationHook,
+    FreezeNorms,
+    PeriodicCheckpoint,
+    ProgressBar,
+    build_writers,
+    set_aside,
+    truncate_metrics,
+)
 from .inference import optimize_for_inference
 from .model import build, class_information
 from .precision import autocast_type
@@ -34,7 +43,8 @@ __all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
 
-MAX_BAD_STEPS = 10  # steps in a row whose loss is not finite
+MAX_BAD_STEPS = 10  # steps in a row whose loss or gradient is not finite
+GRADIENT_NORM = "gradient_norm"  # over the full model, before clipping
 
 
 class Trainer(TrainerBase):
@@ -48,7 +58,7 @@ class Trainer(TrainerBase):
     A resumed run continues with the same iteration, optimiser, schedule, gradient scaler, random numbers and images
     as if it had not been interrupted (but for the statistics of TEST.PRECISE_BN, whose images are drawn anew).
 
-    A step whose loss is not finite changes nothing: it is skipped and logged, and its batch is kept in
+    A step whose loss or gradient is not finite changes nothing: it is skipped and logged, and its batch is kept in
     bad_batch.pth (bad_batch_<process>.pth of several processes). Ten in a row end the training.
     """
 
@@ -153,6 +163,8 @@ class Trainer(TrainerBase):
             logger.info("Nothing to resume in %s: starting fresh.", self.cfg.OUTPUT_DIR)
         elif found:
             logger.info("Starting fresh over the run in %s; --resume would continue it.", self.cfg.OUTPUT_DIR)
+            if comm.is_main_process():
+                set_aside(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
         else:
             logger.info("Starting fresh in %s.", self.cfg.OUTPUT_DIR)
 
@@ -168,13 +180,12 @@ class Trainer(TrainerBase):
                 "All %d iterations are done: raise SOLVER.MAX_ITER to train on. Evaluating the final model.",
                 self.max_iter,
             )
-            self.evaluate()
-            return
-        ensure_fitted(self.model, self.cfg)
-        self._batches = iter(self.build_train_loader(self.cfg, self.start_iter, self.seed))
-        if len(self._rng_states) == comm.get_world_size():
-            set_rng_state(self._rng_states[comm.get_rank()])
-        logger.info("Training from iteration %d to %d.", self.start_iter, self.max_iter)
+        else:
+            ensure_fitted(self.model, self.cfg)
+            self._batches = iter(self.build_train_loader(self.cfg, self.start_iter, self.seed))
+            if len(self._rng_states) == comm.get_world_size():
+                set_rng_state(self._rng_states[comm.get_rank()])
+            logger.info("Training from iteration %d to %d.", self.start_iter, self.max_iter)
         self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage:
             self.before_train()
@@ -183,7 +194,7 @@ class Trainer(TrainerBase):
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                self.iter += 1  # tells the hooks that training is complete
+                self.iter = self.max_iter  # tells the hooks that training is complete
             except Exception as error:
                 logger.error("Training stopped at iteration %d: %s", self.iter, error)
                 raise
@@ -203,38 +214,48 @@ class Trainer(TrainerBase):
         self.optimizer.zero_grad()
         self.grad_scaler.scale(total).backward()
         self.after_backward()
-        values = self._mean_over_processes(losses)
+        values = self._mean_over_processes(self._watched(losses))
         if not all(map(math.isfinite, values.values())):
             self._skip(values, losses, batch)
             return
         self._bad_steps = 0
-        self.storage.put_scalars(total_loss=sum(values.values()), data_time=data_time, **values)
+        total = sum(values[name] for name in losses)
+        self.storage.put_scalars(total_loss=total, data_time=data_time, **values)
         self.grad_scaler.unscale_(self.optimizer)  # clipping looks at the true gradients
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
+    def _watched(self, losses: dict) -> dict:
+        """The losses and, where no gradient scaler looks at the gradients, their norm."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if self.grad_scaler.is_enabled() or not gradients:
+            return losses
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        return {**losses, GRADIENT_NORM: norm}
+
     @staticmethod
-    def _mean_over_processes(losses: dict) -> dict[str, float]:
+    def _mean_over_processes(scalars: dict) -> dict[str, float]:
         """One copy from the device a step."""
-        names = sorted(losses)
-        mean = torch.stack([losses[name].detach().float() for name in names])
+        names = sorted(scalars, key=lambda name: (name == GRADIENT_NORM, name))
+        mean = torch.stack([scalars[name].detach().float() for name in names])
         if comm.get_world_size() > 1:
             dist.all_reduce(mean)
             mean /= comm.get_world_size()
         return dict(zip(names, mean.tolist()))
 
     def _skip(self, values: dict, losses: dict, batch: list) -> None:
-        """Leave weights and statistics as they were before a step whose loss, in ``values``, is not finite."""
+        """Leave weights and statistics as they were before a step of which not all ``values`` are finite."""
         for buffer, kept in self._buffers:
             buffer.copy_(kept)
         files = []
-        if not all(torch.isfinite(loss).all() for loss in losses.values()):  # it is this process's
+        own = not all(torch.isfinite(loss).all() for loss in losses.values())
+        if own or all(math.isfinite(values[name]) for name in losses):  # this process's; or a gradient, of them all
             files = [str(x.get("file_name", x.get("image_id", "?"))) for x in batch]
             self._keep_batch(values, batch)
         files = [name for names in comm.all_gather(files) for name in names]
         self._bad_steps += 1
         fault = (
-            f"a loss is not finite at iteration {self.iter} "
+            f"a loss or gradient is not finite at iteration {self.iter} "
             f"({', '.join(f'{name} = {value:.4g}' for name, value in values.items())}) on the images {', '.join(files)}"
         )
         if self._bad_steps < MAX_BAD_STEPS:
@@ -246,12 +267,18 @@ class Trainer(TrainerBase):
         )
 
     def _keep_batch(self, values: dict, batch: list) -> None:
-        """Write images, boxes and classes of the batch to OUTPUT_DIR, as plain tensors."""
+        """Write images, boxes, classes and masks of the batch to OUTPUT_DIR, as plain tensors and numbers."""
         images = []
         for sample in batch:
             fields = sample["instances"].get_fields() if "instances" in sample else {}
-            kept = {key: sample[key] for key in ("file_name", "image_id", "image") if key in sample}
+            names = ("file_name", "image_id", "image", "basis_sem", "sem_seg")
+            kept = {key: sample[key] for key in names if key in sample}
             kept.update({"boxes": fields["gt_boxes"].tensor, "classes": fields["gt_classes"]} if fields else {})
+            masks = fields.get("gt_masks")
+            if isinstance(masks, PolygonMasks):
+                kept["polygons"] = [[part.tolist() for part in polygons] for polygons in masks.polygons]
+            elif masks is not None:
+                kept["masks"] = masks.tensor
             images.append(kept)
         name = f"bad_batch_{comm.get_rank()}.pth" if comm.get_world_size() > 1 else "bad_batch.pth"
         with written_whole(os.path.join(self.cfg.OUTPUT_DIR, name)) as path:

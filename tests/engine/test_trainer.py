@@ -14,7 +14,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, PolygonMasks
 from torch import nn
 
 from instseg_d2.checkpoint import read_extra
@@ -22,7 +22,7 @@ from instseg_d2.config import get_cfg
 from instseg_d2.data import make_shapes, register_coco
 from instseg_d2.engine import Trainer, precision
 from instseg_d2.engine.log import PROGRESS_LOGGER
-from tests.tiny import tiny_config
+from tests.tiny import random_batch, tiny_config
 
 DATA = "toy_trainer_images"
 
@@ -283,6 +283,84 @@ def test_steps_with_a_bad_loss_are_skipped(tmp_path, caplog):
     assert kept["images"][0]["image"].shape == (3, 8, 8)
     metrics = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert all(math.isfinite(row["total_loss"]) for row in metrics if "total_loss" in row)
+
+
+def test_steps_with_a_bad_gradient_are_skipped(tmp_path, caplog):
+    """Of finite losses: the root of 0 has an infinite slope."""
+    cfg = toy_cfg(tmp_path)
+
+    class Steep(ToyTrainer):
+        @classmethod
+        def build_model(cls, cfg):
+            model = super().build_model(cfg)
+            forward = model.forward
+
+            def steep(batch):
+                losses = forward(batch)
+                if model.training and steep.calls == 3:
+                    losses["loss_b"] = (losses["loss_b"] * 0).sqrt()
+                steep.calls += model.training
+                return losses
+
+            steep.calls = 0
+            model.forward = steep
+            return model
+
+    trainer = train(cfg, trainer_class=Steep)
+    assert "a loss or gradient is not finite at iteration 3 (loss_a = " in caplog.text
+    assert "on the images 0.jpg, 1.jpg, 2.jpg, 3.jpg" in caplog.text
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+    assert torch.load(tmp_path / "bad_batch.pth")["iteration"] == 3
+
+
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+def test_what_is_kept_of_a_bad_batch(tmp_path, mask_format):
+    (sample,) = random_batch([2], 24, 32)
+    if mask_format == "polygon":
+        polygons = [[np.array([1.0, 2.0, 9.0, 2.0, 9.0, 8.0])]] * 2
+        sample["instances"].gt_masks = PolygonMasks(polygons)
+    trainer = ToyTrainer(toy_cfg(tmp_path))
+    trainer.iter = 5
+    trainer._keep_batch({"loss": math.nan}, [{**sample, "basis_sem": torch.ones(6, 8), "file_name": "a.jpg"}])
+    kept = torch.load(tmp_path / "bad_batch.pth")
+    (image,) = kept["images"]
+    assert kept["iteration"] == 5
+    assert torch.equal(image["image"], sample["image"])
+    assert torch.equal(image["boxes"], sample["instances"].gt_boxes.tensor)
+    assert torch.equal(image["classes"], sample["instances"].gt_classes)
+    assert torch.equal(image["basis_sem"], torch.ones(6, 8))
+    if mask_format == "polygon":
+        assert image["polygons"] == [[[1.0, 2.0, 9.0, 2.0, 9.0, 8.0]]] * 2
+    else:
+        assert torch.equal(image["masks"], sample["instances"].gt_masks.tensor)
+
+
+def test_a_run_killed_in_its_last_evaluation(tmp_path):
+    """All iterations are done: the resumed run evaluates, keeps the best and writes the metric, but trains nothing."""
+    cfg = toy_cfg(tmp_path, test=True)
+    Metric.values = []  # the evaluation fails
+    with pytest.raises(ValueError, match="not enough values"):
+        train(cfg)
+    final = torch.load(tmp_path / "model_final.pth")["model"]
+    assert not (tmp_path / "model_best.pth").exists()
+    Metric.values = [7.0]
+    resumed = train(cfg, resume=True)
+    assert resumed.start_iter == 6
+    best = torch.load(tmp_path / "model_best.pth")
+    assert best["best"] == {"metric": "segm/AP", "value": 7.0, "iteration": 5}
+    assert all(torch.equal(best["model"][key], value) for key, value in final.items())
+    rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [row.get("segm/AP") for row in rows] == [None, 7.0]
+
+
+def test_a_fresh_run_has_metrics_of_its_own(tmp_path):
+    cfg = toy_cfg(tmp_path)
+    train(cfg)
+    first = (tmp_path / "metrics.json").read_text()
+    train(cfg, stop_at=5)
+    train(cfg, resume=True)
+    assert (tmp_path / "metrics_earlier.json").read_text() == first
+    assert [json.loads(line)["iteration"] for line in (tmp_path / "metrics.json").read_text().splitlines()] == [5]
 
 
 def test_ten_bad_losses_in_a_row_end_the_training(tmp_path, caplog):
