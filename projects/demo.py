@@ -13,6 +13,7 @@ def parse(arguments=None):
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--weights", help="checkpoint to run")
     model.add_argument("--model", help="exported model to run instead: .onnx or .pt2 of projects/export.py")
+    parser.add_argument("--trust", action="store_true", help="load a .pt2 file, which could run code of its source")
     parser.add_argument("--config-file", default="", help="YAML config; not needed where the checkpoint carries it")
     parser.add_argument(
         "--input", nargs="+", required=True, help="images, folders, globs, data sets, or one video file"
@@ -40,7 +41,7 @@ def main(args) -> None:
     if args.model and (args.config_file or args.opts):
         raise ConfigError("an exported model cannot be changed by a config: leave out --config-file and KEY VALUE")
     if args.model:
-        predictor = ExportedPredictor(args.model)
+        predictor = ExportedPredictor(args.model, args.trust)
     else:
         predictor = Predictor.from_checkpoint(args.weights, args.config_file, args.opts)
     args.worked = run_demo(

@@ -96,21 +96,28 @@ class ExportedPredictor(ImagePredictor):
 
     Args:
         path: .onnx or .pt2 file of `export`; it carries its metadata.
+        trust: also load a .pt2 file, whose reader in PyTorch runs whatever code the file holds.
 
     Attributes:
         program: (images, image_size, output_size) -> (scores, labels, masks), see `ExportableSparseInst`.
         metadata: see `exporters.metadata`; and those of `ImagePredictor`.
 
     Raises:
-        FileNotFoundError, ConfigError: no such file, another kind of file, or a package is missing.
+        FileNotFoundError, ConfigError: no such file, another kind of file, one that is not trusted, or a package is
+            missing.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, trust: bool = False):
         kind = PROGRAMS.get(os.path.splitext(path)[1].lower())
         if kind is None:
             raise ConfigError(f"{path}: an exported model is a file of {' or '.join(PROGRAMS)}.")
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{path}: there is no such file")
+        if kind is Pt2Program and not trust:
+            raise ConfigError(
+                f"{path} is not loaded, because PyTorch runs whatever code a .pt2 file holds: if you trust its source, "
+                "say so with --trust (trust=True); an .onnx file needs none."
+            )
         try:
             self.program = kind(path)
         except ConfigError:

@@ -37,7 +37,7 @@ def export_verified(predictor: Predictor, path: str, format: str, files: Sequenc
     """
     with written_whole(path) as temporary:
         information = export(predictor, str(temporary), format, **options)
-        parity = compare(predictor, ExportedPredictor(str(temporary)), files)
+        parity = compare(predictor, ExportedPredictor(str(temporary), trust=True), files)
         logger.info(
             "%.1f MB; %d images, %d scores and %d masks compared: worst score difference %.2g, worst mask IoU %.4f; "
             "PyTorch %.0f ms, exported %.0f ms",

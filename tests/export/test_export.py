@@ -2,10 +2,13 @@
 
 import copy
 import importlib.util
+import io
 import json
 import logging
+import os
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +123,7 @@ def dynamic(request, predictor, files, tmp_path_factory):
     """A file of free batch and size, loaded, and what its gate found."""
     path = str(tmp_path_factory.mktemp("dynamic") / f"model.{request.param}")
     parity = export_verified(predictor, path, request.param, files, dynamic=True)
-    return path, ExportedPredictor(path), parity
+    return path, ExportedPredictor(path, trust=True), parity
 
 
 def assert_same_instances(found, expected):
@@ -165,7 +168,7 @@ def test_fixed_batch_and_size(tmp_path, files, format, decoder, dtype):
     parity = export_verified(predictor, path, format, files, size=(72, 96), batch=2, dtype=dtype)
     assert parity.failure == ""
     assert parity.images == 6
-    exported = ExportedPredictor(path)
+    exported = ExportedPredictor(path, trust=True)
     record = exported.preprocess(files[1])  # 90 x 70: made smaller than the config says, to fit
     assert record["image"].shape == (3, 72, 56)
     results = exported.batch(files)
@@ -275,7 +278,7 @@ def test_scripts(tmp_path, weights, folder, monkeypatch, capsys):
     demo, results = script("demo"), []
     for argument, value in (("--model", str(path)), ("--weights", weights)):
         out = tmp_path / argument
-        words = [argument, value, "--input", str(folder), "--output", str(out), "--score-threshold", "0.2"]
+        words = [argument, value, "--trust", "--input", str(folder), "--output", str(out), "--score-threshold", "0.2"]
         assert demo.run(words) == 0
         assert sorted(file.name for file in out.iterdir()) == ["0.jpg", "1.jpg", "2.jpg", "index.html", "results.json"]
         found = json.loads((out / "results.json").read_text())
@@ -314,7 +317,7 @@ def test_errors_are_one_sentence(tmp_path, predictor, weights, folder, monkeypat
         ("a.pt2", ConfigError, "cannot be loaded"),
     ):
         with pytest.raises(kind, match=message):
-            ExportedPredictor(str(tmp_path / name))
+            ExportedPredictor(str(tmp_path / name), trust=True)
     common = ["--weights", weights, "--output", str(tmp_path / "c.onnx"), "--format"]
     for words, message in (
         ([*common, "pt2", "--images", str(folder)], "name a file that ends in .pt2"),
@@ -329,6 +332,34 @@ def test_errors_are_one_sentence(tmp_path, predictor, weights, folder, monkeypat
     words = ["--model", str(tmp_path / "a.pt2"), "--input", str(folder), "--output", str(tmp_path / "out")]
     assert script("demo").run([*words, "MODEL.DEVICE", "cpu"]) == 2
     assert "cannot be changed by a config" in capsys.readouterr().err
+
+
+class MakesFolder:
+    """What a malicious file holds: reading it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def test_code_in_a_pt2_file_does_not_run_unless_trusted(tmp_path, folder, capsys):
+    program = torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
+    torch.export.save(program, tmp_path / "good.pt2")
+    trace, evil = tmp_path / "trace", io.BytesIO()
+    torch.save(MakesFolder(trace), evil)
+    path = str(tmp_path / "evil.pt2")
+    with zipfile.ZipFile(tmp_path / "good.pt2") as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, evil.getvalue() if "sample_inputs" in name else source.read(name))
+    words = ["--model", path, "--input", str(folder), "--output", str(tmp_path / "out")]
+    assert script("demo").run(words) == 2
+    assert f"{path} is not loaded, because PyTorch runs whatever code a .pt2 file holds" in capsys.readouterr().err
+    assert not trace.exists()
+    with pytest.raises(ConfigError):
+        ExportedPredictor(path, trust=True)
+    assert trace.exists()  # which is why
 
 
 def test_what_onnx_cannot_do(tmp_path, weights, monkeypatch):
