@@ -10,7 +10,7 @@ from instseg_d2.config import load_config, set_num_classes
 METHODS = {
     "blendmask": ["MODEL.FCOS.INFERENCE_TH_TEST", 0.0],
     "embedmask": ["MODEL.EMBED_MASK.INFERENCE_TH", 0.0],
-    "instancefcn": [],
+    "instancefcn": ["MODEL.INSTANCE_FCN.SCALES_TEST", (64, 128)],  # of eight
     "istr": ["MODEL.ISTR.NUM_HEADS", 1],  # six untrained ones push all boxes out of the image
     "sparseinst": ["MODEL.SPARSE_INST.CLS_THRESHOLD", 0.0],
 }

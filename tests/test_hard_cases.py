@@ -1,5 +1,9 @@
 """Every method on every hard case: training gives finite losses and gradients, inference sound detections."""
 
+import contextlib
+import copy
+import math
+
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
@@ -8,7 +12,9 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMa
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
+from instseg_d2.config import ConfigError
 from instseg_d2.data import InstanceDatasetMapper
+from instseg_d2.modeling.meta_arch import finite
 from instseg_d2.modeling.postprocessing import boxes_of_masks
 from instseg_d2.modeling.postprocessing.run_lengths import run_lengths
 from tests.methods import METHODS, small_config, small_model
@@ -75,15 +81,19 @@ TRAINING = {
     ],
     "whole image": lambda: [sample(torch.ones(2, 96, 128, dtype=torch.bool))],
     "500 objects": lambda: [sample(rectangles(500, 96, 128, 5))],
-    "image of one pixel": lambda: [sample(torch.ones(1, 1, 1, dtype=torch.bool)), empty(1, 1)],
+    "one image of one pixel": lambda: [sample(torch.ones(1, 1, 1, dtype=torch.bool))],
+    "images of one pixel": lambda: [sample(torch.ones(1, 1, 1, dtype=torch.bool)), empty(1, 1)],
     "strip of 32 x 2000": lambda: [sample(rectangles(5, 32, 2000, 20))],
     "batch of different sizes": lambda: [*random_batch([2], 40, 130), *random_batch([1], 96, 64), empty(33, 47)],
     "polygons": as_polygons,
+    "neither height nor width": lambda: [
+        {key: value for key, value in x.items() if key not in ("height", "width")} for x in random_batch([2, 0])
+    ],
 }
 
 
-def check_training(model, batch, autocast=False):
-    with EventStorage(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+def check_training(model, batch, dtype=None):
+    with EventStorage(), torch.autocast("cpu", dtype, enabled=dtype is not None):
         losses = model(batch)
         total = sum(losses.values())
     for name, loss in losses.items():
@@ -101,31 +111,67 @@ def model(request):
     return small_model(request.param)
 
 
-@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("case", TRAINING)
-def test_training(model, case, autocast):
+def test_training(model, case, dtype):
     model.train().zero_grad()
-    check_training(model, TRAINING[case](), autocast)
+    check_training(model, TRAINING[case](), dtype)
+
+
+def test_a_training_sample_without_ground_truth_is_named(model):
+    (sample,) = random_batch([1])
+    del sample["instances"]
+    with pytest.raises(ConfigError, match=r"training sample a\.jpg has no 'instances'"):
+        model.train()([{**sample, "file_name": "a.jpg"}])
+
+
+@pytest.mark.parametrize("case", ["only empty images", "empty and full", "500 objects", "batch of different sizes"])
+def test_training_in_float16(model, case):
+    model.train().zero_grad()
+    check_training(model, TRAINING[case](), torch.float16)
+
+
+@contextlib.contextmanager
+def scaled(model, scale):
+    """Inside, the last weights are so many times as large; everything is as before after it."""
+    kept = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        for parameter in [p for p in model.parameters() if p.dim() > 1][-6:]:
+            parameter.mul_(scale)
+    try:
+        yield
+    finally:
+        model.load_state_dict(kept)
 
 
 @pytest.mark.parametrize("scale", [100.0, 1e4])
 def test_training_on_extreme_values(model, scale):
     """Logits far beyond those of a sigmoid, in bfloat16."""
     model.train().zero_grad()
-    with torch.no_grad():
-        kept = [p.clone() for p in model.parameters()]
-        for parameter in [p for p in model.parameters() if p.dim() > 1][-6:]:
-            parameter.mul_(scale)
-    try:
-        check_training(model, random_batch([2, 3]), autocast=True)
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(model.parameters(), kept):
-                parameter.copy_(value)
+    with scaled(model, scale):
+        check_training(model, random_batch([2, 3]), torch.bfloat16)
 
 
-def check_detections(output, size):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1.0, 100.0, 1e4])
+def test_inference_in_half_precision(model, dtype, scale):
+    """What overflows inside the network is left out."""
+    with scaled(model, scale), torch.no_grad(), torch.autocast("cpu", dtype):
+        (output,) = model.eval()([{"image": random_batch([2])[0]["image"]}])
+    check_detections(output, (96, 128), at_least=1 if scale == 1.0 else 0)
+
+
+def test_what_is_no_number_is_left_out():
+    result = Instances((8, 8), pred_boxes=Boxes(torch.ones(4, 4)), scores=torch.tensor([0.5, math.nan, 0.25, 0.125]))
+    result.pred_boxes.tensor[2, 3] = math.inf
+    assert finite(result).scores.tolist() == [0.5, 0.125]
+    result.remove("pred_boxes")
+    assert finite(result).scores.tolist() == [0.5, 0.25, 0.125]
+
+
+def check_detections(output, size, at_least=0):
     instances = output["instances"]
+    assert len(instances) >= at_least
     assert instances.image_size == size
     assert instances.pred_masks.shape == (len(instances), *size)
     assert instances.pred_masks.dtype == torch.bool
@@ -152,7 +198,7 @@ def test_inference(model, case):
     with torch.no_grad():
         outputs = model.eval()(batch)
     for output, size in zip(outputs, sizes):
-        check_detections(output, size)
+        check_detections(output, size, at_least=case == "different sizes")
 
 
 @pytest.mark.parametrize("value", [0, 255])
@@ -164,7 +210,7 @@ def test_images_of_one_colour_at_another_size(model, value):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("num_classes", [1, 2, 7, 80])
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 4, 7, 80])
 def test_numbers_of_classes(method, num_classes):
     model = small_model(method, num_classes=num_classes)
     record = sample(rectangles(2, 64, 64, 20), classes=torch.tensor([0, num_classes - 1]))
@@ -227,22 +273,36 @@ KINDS = {
     "16 bits": ("I;16", ".png", {}),
     "CMYK": ("CMYK", ".jpg", {}),
     "rotated by EXIF": ("RGB", ".jpg", {"exif": True}),
+    "12 megapixels": ("RGB", ".jpg", {"size": (3000, 4000)}),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_image_files(model, tmp_path, kind):
+    """Looked at and, with an object, trained on."""
     mode, suffix, options = KINDS[kind]
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
+    shape = options.get("size", (40, 70))
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     image = Image.fromarray(pixels.astype(np.uint16)[..., 0] * 256) if mode == "I;16" else Image.fromarray(pixels)
     exif = Image.Exif()
     exif[274] = 6  # turned by 90 degrees
     image = image if mode == "I;16" else image.convert(mode)
-    image.save(tmp_path / f"x{suffix}", **({"exif": exif} if options else {}))
+    image.save(tmp_path / f"x{suffix}", **({"exif": exif} if "exif" in options else {}))
     record = {"file_name": str(tmp_path / f"x{suffix}"), "image_id": 1}
-    cfg = small_config("blendmask", "INPUT.MIN_SIZE_TEST", 48)
-    mapped = InstanceDatasetMapper(cfg, is_train=False)(record)
-    size = (70, 40) if options else (40, 70)
+    cfg = small_config("blendmask", "INPUT.MIN_SIZE_TEST", 48, "INPUT.MIN_SIZE_TRAIN", (48,))
+    mapped = InstanceDatasetMapper(cfg, is_train=False)(dict(record))
+    size = shape[::-1] if "exif" in options else shape
     with torch.no_grad():
-        (output,) = model.eval()([mapped])
-    check_detections(output, size)
+        (found,) = model.eval().infer(model.preprocess([mapped]))
+        (output,) = model.postprocess([found[:3]], [mapped])
+    check_detections(output, size, at_least=1)
+    height, width = size
+    x, y = width / 4, height / 4
+    box = {"bbox": [x, y, width / 2, height / 2], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "iscrowd": 0}
+    box["segmentation"] = [[x, y, 3 * x, y, 3 * x, 3 * y, x, 3 * y]]
+    mapped = InstanceDatasetMapper(cfg, is_train=True)(
+        {**record, "height": height, "width": width, "annotations": [box]}
+    )
+    assert len(mapped["instances"]) == 1
+    model.train().zero_grad()
+    check_training(model, [mapped])

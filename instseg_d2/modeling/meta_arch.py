@@ -13,7 +13,8 @@ from ..checkpoint.authors import convert_state_dict
 from ..config import ConfigError
 from .postprocessing import RunLengthMasks
 
-MASK_PIXELS = 1 << 26  # of one byte that exist at a time where masks become run lengths
+# Of masks of full size that are made at a time: a byte each, 12 while Detectron2 pastes them on a GPU.
+MASK_PIXELS = 1 << 26
 
 
 def with_masks(instances: Sequence[Instances], owner: nn.Module) -> list[Instances]:
@@ -32,6 +33,38 @@ def with_masks(instances: Sequence[Instances], owner: nn.Module) -> list[Instanc
             x.gt_masks = BitMasks(torch.zeros((0, *x.image_size), dtype=torch.bool, device=x.gt_boxes.device))
         completed.append(x)
     return completed
+
+
+def finite(result: Instances) -> Instances:
+    """The detections whose score and box are numbers: half precision may overflow inside a network."""
+    keep = result.scores.isfinite()
+    if result.has("pred_boxes"):
+        keep = keep & result.pred_boxes.tensor.isfinite().all(1)
+    return result if keep.all() else result[keep]
+
+
+def pasted(result: Instances, height: int, width: int, threshold: float) -> Instances:
+    """
+    Detectron2's ``detector_postprocess``, some masks of full size at a time: boxes are scaled and clipped, empty ones
+    dropped, and each mask (D, 1, R, R) is pasted into its clipped box.
+    """
+    step = max(1, MASK_PIXELS // (height * width))
+    if len(result) <= step or not result.has("pred_masks"):
+        result = detector_postprocess(result, height, width, threshold)
+        if result.has("pred_masks"):
+            result.pred_masks = result.pred_masks.bool()  # an empty result comes back as uint8
+        return result
+    masks = torch.empty((len(result), height, width), dtype=torch.bool, device=result.scores.device)
+    parts, count = [], 0
+    for start in range(0, len(result), step):
+        part = detector_postprocess(result[start : start + step], height, width, threshold)
+        masks[count : count + len(part)] = part.pred_masks
+        count += len(part)
+        part.remove("pred_masks")
+        parts.append(part)
+    whole = Instances.cat(parts)
+    whole.pred_masks = masks[:count]
+    return whole
 
 
 class InstanceSegmenter(nn.Module):
@@ -76,12 +109,18 @@ class InstanceSegmenter(nn.Module):
         return self.backbone.size_divisibility
 
     def preprocess(self, batched_inputs: Sequence[dict]) -> ImageList:
-        """Normalised images, padded with zeros right and below to multiples of `size_divisibility`."""
+        """
+        Normalised images, padded with zeros right and below to multiples of `size_divisibility`; one alone in training
+        so far that its coarsest map has several cells, without which a batch norm has no deviation.
+        """
         images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
         images = [self.normalize(image) for image in images]
-        return ImageList.from_tensors(
-            images, self.size_divisibility, padding_constraints=self.backbone.padding_constraints
-        )
+        multiple = self.size_divisibility
+        if self.training and len(images) == 1:
+            stride = max(shape.stride for shape in self.backbone.output_shape().values())
+            if max(images[0].shape[-2:]) <= stride:
+                multiple = max(multiple, 2 * stride)
+        return ImageList.from_tensors(images, multiple, padding_constraints=self.backbone.padding_constraints)
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """(..., 3, H, W) 0-255 in the order of ``input_format`` -> float32 of mean 0 and deviation 1."""
@@ -106,8 +145,14 @@ class InstanceSegmenter(nn.Module):
         The ground truth of a training batch on the model's device.
 
         Raises:
-            ConfigError: a method that makes masks gets samples without.
+            ConfigError: a sample has no ground truth, or none of masks for a method that makes them.
         """
+        for x in batched_inputs:
+            if "instances" not in x:
+                raise ConfigError(
+                    f"the training sample {x.get('file_name', x.get('image_id', '?'))} has no 'instances': a mapper "
+                    "gives them also to an image without objects, of length 0."
+                )
         instances = [x["instances"].to(self.device) for x in batched_inputs]
         return with_masks(instances, self) if self.makes_masks else instances
 
@@ -125,7 +170,7 @@ class InstanceSegmenter(nn.Module):
         if self.training:
             return self.losses(images, batched_inputs)
         postprocess = self._postprocess_in_parts if self._run_lengths else self.postprocess
-        return postprocess(self.infer(images), batched_inputs)
+        return postprocess([finite(x) for x in self.infer(images)], batched_inputs)
 
     @contextlib.contextmanager
     def masks_as_run_lengths(self):
@@ -155,14 +200,10 @@ class InstanceSegmenter(nn.Module):
         """
         Results in input pixels -> results at the requested height and width.
 
-        Boxes are scaled and clipped, empty ones dropped, and each mask (D, 1, R, R) is pasted into its clipped box, one
-        chunk of bounded size at a time, by Detectron2.
+        See `pasted`; methods whose masks are no crops of boxes have their own.
         """
         outputs = []
         for result, x in zip(results, batched_inputs):
             height, width = (x.get(key, size) for key, size in zip(("height", "width"), result.image_size))
-            result = detector_postprocess(result, height, width, self.mask_threshold)
-            if result.has("pred_masks"):
-                result.pred_masks = result.pred_masks.bool()  # an empty result comes back as uint8
-            outputs.append({"instances": result})
+            outputs.append({"instances": pasted(result, height, width, self.mask_threshold)})
         return outputs

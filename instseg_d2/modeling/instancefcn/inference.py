@@ -159,4 +159,5 @@ def paste(segments: Instances, size: tuple) -> Instances:
     result.scores = segments.scores
     result.pred_classes = segments.pred_classes
     result.pred_masks = masks
-    return result[boxes.nonempty()]
+    found = boxes.nonempty()
+    return result if found.all() else result[found]  # a copy of all masks of full size only where it must be
