@@ -22,6 +22,7 @@ __all__ = [
     "CheckpointError",
     "check_sha256",
     "load_torch",
+    "local_file",
     "read_checkpoint_info",
     "read_extra",
     "read_weights",
@@ -78,6 +79,21 @@ def check_sha256(path: str, digest: str) -> None:
             found.update(block)
     if found.hexdigest() != digest.lower():
         raise CheckpointError(f"{path} is not loaded: its SHA-256 is {found.hexdigest()}, expected {digest.lower()}.")
+
+
+def local_file(path: str) -> str:
+    """
+    The path alone of a local file that may be followed by a query.
+
+    Raises:
+        CheckpointError: there is no such file, it has another SHA-256 than the query says, or the query is unknown.
+    """
+    path, options = split_query(path)
+    if not os.path.isfile(path):
+        raise CheckpointError(f"{path}: there is no such weight file.")
+    if "sha256" in options:
+        check_sha256(path, options["sha256"])
+    return path
 
 
 def _read_pickle(path: str, trust: bool = False) -> dict:
@@ -209,14 +225,16 @@ def read_extra(path: str) -> dict:
     """
     What a checkpoint of this package holds besides weights (cfg, class_names, iteration, ...), quickly.
 
+    Args:
+        path: of a local file; nothing is read of it before a ?sha256=DIGEST that follows is found right.
+
     Returns:
         A dict; empty for formats that never carry it.
 
     Raises:
-        CheckpointError: the file is missing or damaged.
+        CheckpointError: the file is missing, damaged, or not the one that the digest says.
     """
-    if not os.path.isfile(path):
-        raise CheckpointError(f"{path}: there is no such weight file.")
+    path = local_file(path)
     if path.endswith(".safetensors"):
         data = _read_safetensors(path)
     elif zipfile.is_zipfile(path):
@@ -228,13 +246,13 @@ def read_extra(path: str) -> dict:
 
 def read_checkpoint_info(path: str):
     """
-    The config and the class names that travel in a checkpoint of this package.
+    The config and the class names that travel in a checkpoint of this package; its path as for `read_extra`.
 
     Returns:
         (config as YAML text or None, class names or None)
 
     Raises:
-        CheckpointError: the file is missing or damaged.
+        CheckpointError: the file is missing, damaged, or not the one that the digest says.
     """
     extra = read_extra(path)
     return extra.get("cfg"), extra.get("class_names")
