@@ -41,6 +41,8 @@ class _Array:
         self.value = None
 
     def fill(self, data, dtype: _DType, shape: tuple, order: str, axes=None) -> None:
+        if not isinstance(dtype, _DType):
+            raise pickle.UnpicklingError("it refers to an array without a dtype")
         data = data.encode("latin1") if isinstance(data, str) else data  # of Python 2
         array = np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
         array = array if axes is None else array.transpose(axes)
@@ -81,7 +83,7 @@ def _scalar(dtype, data):
 def _encode(text, encoding="latin1"):
     if encoding not in ("latin1", "latin-1", "iso-8859-1"):
         raise pickle.UnpicklingError(f"it refers to the encoding {encoding}")
-    return text.encode("latin1")
+    return str.encode(text, "latin1")
 
 
 def _bytes(data=b"", encoding="latin1"):

@@ -137,6 +137,10 @@ ATTACKS = {
     "text array": pickle.dumps(np.array(["a"])),
     "dates": pickle.dumps(np.array(["2020-01-01"], "M8[D]")),
     "void": b"\x80\x02" + dtype("V8") + b".",
+    "dtype of its own": b"\x80\x02cnumpy.core.multiarray\nscalar\nccollections\nOrderedDict\n)R}"
+    + text("dtype")
+    + text("V8")
+    + b"sbU\x08AAAAAAAA\x86R.",
     "encoding": b"c_codecs\nencode\n" + text("a") + text("rot13") + b"\x86R.",
     "inner name": b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.fromkeys\x93.",
 }
