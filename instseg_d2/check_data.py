@@ -1,6 +1,7 @@
 """``python -m instseg_d2.check_data``: what is wrong with COCO instances files and their images, and clean copies."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,8 @@ from typing import Optional
 from tabulate import tabulate
 
 from .data.coco_report import NOTE, class_differences, examine, shared_pictures
-from .data.files import DatasetError, write_json
+from .data.files import DatasetError
+from .files import write_bytes
 
 HEADERS = ("what", "how many", "first", "in a clean copy")
 
@@ -18,7 +20,7 @@ def parse(arguments: Optional[Sequence[str]] = None):
     parser = argparse.ArgumentParser(
         prog="python -m instseg_d2.check_data",
         description="Find missing, corrupt and repeated images, wrong ids, boxes, masks and areas of COCO files.",
-        epilog="Exit status: 0 nothing to mend, 1 faults, 2 a file that cannot be read at all.",
+        epilog="Exit status: 0 nothing to mend, 1 faults, 2 a file that cannot be read at all or written.",
     )
     parser.add_argument(
         "files", nargs="+", metavar="JSON IMAGES", help="annotation file and image folder; more pairs: other splits"
@@ -51,7 +53,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     if args.fix:
         for file, report in reports.items():
             path = f"{os.path.splitext(file)[0]}.clean.json"
-            write_json(path, report.content)
+            try:
+                write_bytes(path, json.dumps(report.content).encode())
+            except OSError as error:
+                sys.stderr.write(f"{path} cannot be written ({error.strerror or error}).\n")
+                return 2
             sys.stdout.write(f"wrote {path}\n")
     return int(any(row.remedy != NOTE for findings in tables.values() for row in findings))
 

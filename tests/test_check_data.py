@@ -65,9 +65,8 @@ def faulty(folder):
         {**base, "segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]], "bbox": [30, 30, 9, 9], "area": 64},
         {**base, "segmentation": [[1, 1, 9, 1]]},
         {**base, "segmentation": [[100, 1, 109, 1, 109, 9]]},
-        {**base, "segmentation": [[50, 20, 90, 20, 90, 40, 50, 40]], "bbox": [50, 20, 14, 20], "area": 800},
+        {**base, "segmentation": [[50, 20, 90, 20, 90, 40, 50, 40]], "bbox": [50, 20, 14, 20], "area": 280},
         {**base, "segmentation": {"size": [9, 9], "counts": [40, 41]}},
-        {**base, "segmentation": SQUARE, "bbox": [10, 10, 0, 20]},
         {**base, "segmentation": SQUARE, "category_id": 9},
         {**base, "segmentation": SQUARE, "image_id": 99},
         {**base, "segmentation": SQUARE, "image_id": 2},
@@ -99,7 +98,7 @@ def test_every_fault_is_found_and_mended(folder, capsys):
         "images: same picture under two names": (1, "note"),
         "images: no object": (1, "note"),
         "annotations: no image_id": (1, "dropped"),
-        "annotations: object annotated twice": (2, "dropped"),
+        "annotations: object annotated twice": (1, "dropped"),
         "annotations: area that the mask does not have": (1, "repaired"),
         "annotations: box that the mask does not have": (1, "repaired"),
         "annotations: polygon with under 3 points": (1, "dropped"),
@@ -110,7 +109,7 @@ def test_every_fault_is_found_and_mended(folder, capsys):
         "annotations: unknown image": (1, "dropped"),
         "annotations: of a dropped image": (1, "dropped"),
         "annotations: annotation without a mask": (1, "dropped"),
-        "annotations: no area, box or crowd flag": (1, "repaired"),
+        "annotations: no usable area, box or crowd flag": (1, "repaired"),
         "annotations: ids missing, repeated or below 1": (1, "repaired"),
     }
     before = Path(json_file).read_text()
@@ -123,11 +122,167 @@ def test_every_fault_is_found_and_mended(folder, capsys):
     assert [x["id"] for x in content["images"]] == [1, 3, 7]
     assert [x["image_id"] for x in content["annotations"]] == [1, 1, 1, 1, 7]
     triangle, square = content["annotations"][1:3]
-    assert triangle["area"] == 32
+    assert triangle["area"] == 28  # pixels below the diagonal of 8 x 8
     assert square["bbox"] == [1, 1, 8, 8]
     assert main([clean, images]) == 1  # two categories of one name are left to look at
     assert {row.remedy for row in examine(clean, images).findings} == {"look", "note"}
     assert check_coco(clean, images)[1] is False
+
+
+BROKEN = {"size": [48, 64], "counts": [5, 5]}
+BAR = {"size": [48, 64], "counts": [48 * 10, 48 * 5, 48 * 49]}  # columns 10 to 14
+NO_PIXEL = {"size": [48, 64], "counts": [48 * 64]}
+NAN, INFINITY = float("nan"), float("inf")
+
+
+def with_object(folder, masks=True, categories=(), **values):
+    """A sound file, of one image, with an object whose values are changed: annotation 2."""
+    square = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
+    other = {**square, "bbox": [40, 20, 10, 5], "area": 50}
+    if masks:
+        square["segmentation"] = SQUARE
+        other["segmentation"] = [[40, 20, 50, 20, 50, 25, 40, 25]]
+    other.update(values)
+    content = {
+        "images": [{"id": 1, **image(folder / "images", "1.png")}],
+        "annotations": [{"id": 1, **square}, {"id": 2, **other}],
+        "categories": [{"id": 1, "name": "a"}, *categories],
+    }
+    return write(folder, content)
+
+
+def cleaned(json_file, images):
+    """Faults; the clean copy, in which nothing is left to mend."""
+    report = examine(json_file, images)
+    assert main([json_file, images, "--fix"]) == int(any(row.remedy != "note" for row in report.findings))
+    clean = json_file.replace(".json", ".clean.json")
+    content = json.loads(Path(clean).read_text())
+    assert {row.remedy for row in examine(clean, images).findings} <= {"note"}
+    assert main([clean, images, "--fix"]) == 0
+    assert json.loads(Path(clean.replace(".json", ".clean.json")).read_text()) == content
+    assert check_coco(clean, images) == (content, False)
+    return faults_of(report), content
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"segmentation": BROKEN}, "broken RLE"),
+        ({"segmentation": {"size": [48, 64], "counts": "zzzz"}}, "broken RLE"),
+        ({"segmentation": {"size": [48, 64], "counts": [10**400, 5]}}, "broken RLE"),
+        ({"segmentation": {"size": [48, 64], "counts": [INFINITY]}}, "mask that is neither polygon nor RLE"),
+        ({"segmentation": {"size": [9, 9], "counts": [40, 41]}}, "RLE of another size than the image"),
+        ({"segmentation": NO_PIXEL}, "RLE without a pixel"),
+        ({"segmentation": [[1, 1, 4, NAN, 8, 8]]}, "polygon with a coordinate that is no number"),
+        ({"segmentation": [[1, 1, 4, "4", 8, 8]]}, "polygon with a coordinate that is no number"),
+        ({"segmentation": [[1, 1, 4, 10**400, 8, 8]]}, "polygon with a coordinate that is no number"),
+        ({"segmentation": [[1, 1, 4, 1e9, 8, 8]]}, "polygon with a coordinate beyond 100000"),
+        ({"segmentation": [[1, 1, 5, 5, 9, 9]]}, "polygon without area"),
+        ({"segmentation": [[1, 1, 9, 1, 5, 1]], "area": 9}, "polygon without area"),
+        ({"segmentation": [[1, 1, 9, 1, 5, 1]], "bbox": [1, 1, 8, 0]}, "polygon without area"),
+        ({"iscrowd": "no"}, "crowd flag that is neither 0 nor 1"),
+        ({"masks": False, "bbox": [40, 20, 0, 5]}, "box without area"),
+        ({"masks": False, "bbox": [40, 20, NAN, 5]}, "box without area"),
+        ({"masks": False, "bbox": [70, 20, 9, 5]}, "box outside the image"),
+        ({"masks": False, "bbox": [40, 20, 10**400, 5]}, "box that is not 4 numbers"),
+        ({"masks": False, "bbox": ["40", "20", "10", "5"]}, "box that is not 4 numbers"),
+        ({"masks": False, "bbox": []}, "annotation with neither box nor mask"),
+    ],
+)
+def test_objects_that_are_dropped(folder, values, fault):
+    faults, content = cleaned(*with_object(folder, **values))
+    assert faults == {f"annotations: {fault}": (1, "dropped")}
+    assert [x["id"] for x in content["annotations"]] == [1]
+
+
+AREA, BOX = "area that the mask does not have", "box that the mask does not have"
+MISSING = "no usable area, box or crowd flag"
+OVER_BORDER = [[60, 40, 70, 40, 70, 60, 60, 60]]  # of its 10 x 20 pixels, 4 x 8 are in the image
+TWICE = [[40, 20, 50, 20, 50, 25, 40, 25]] * 2
+
+
+@pytest.mark.parametrize(
+    ("values", "faults", "box", "area"),
+    [
+        ({"area": 90}, [AREA], [40, 20, 10, 5], 50),
+        ({"segmentation": TWICE}, [], [40, 20, 10, 5], 50),
+        ({"segmentation": TWICE, "area": 100}, [AREA], [40, 20, 10, 5], 50),
+        ({"segmentation": OVER_BORDER, "bbox": [60, 40, 4, 8], "area": 32}, [], [60, 40, 4, 8], 32),
+        ({"segmentation": OVER_BORDER, "bbox": [60, 40, 4, 8], "area": 200}, [AREA], [60, 40, 4, 8], 32),
+        ({"segmentation": OVER_BORDER, "bbox": [60, 40, 10, 20], "area": 32}, [BOX], [60, 40, 4, 8], 32),
+        ({"segmentation": BAR, "bbox": [10, 0, 5, 48], "area": 10}, [AREA], [10, 0, 5, 48], 240),
+        ({"bbox": [40, 20, 0, 5]}, [MISSING], [40, 20, 10, 5], 50),
+        ({"bbox": [70, 20, 9, 5]}, [MISSING], [40, 20, 10, 5], 50),
+        ({"bbox": [40, 20, 10]}, [MISSING], [40, 20, 10, 5], 50),
+        ({"bbox": ["40", "20", "10", "5"]}, [MISSING], [40, 20, 10, 5], 50),
+        ({"segmentation": BAR, "bbox": [10**400] * 4, "area": None}, [MISSING], [10, 0, 5, 48], 240),
+        ({"area": -5}, [MISSING], [40, 20, 10, 5], 50),
+        ({"area": "x"}, [MISSING], [40, 20, 10, 5], 50),
+        ({"area": NAN}, [MISSING], [40, 20, 10, 5], 50),
+        ({"area": 10**400}, [MISSING], [40, 20, 10, 5], 50),
+        ({"iscrowd": "0"}, [MISSING], [40, 20, 10, 5], 50),
+        ({"masks": False, "area": 30}, [], [40, 20, 10, 5], 30),  # of a mask that is not in the file
+        ({"masks": False, "area": -5}, [MISSING], [40, 20, 10, 5], 50),
+        ({"masks": False, "area": "x"}, [MISSING], [40, 20, 10, 5], 50),
+        ({"masks": False, "area": 10**400}, [MISSING], [40, 20, 10, 5], 50),
+        ({"masks": False, "area": 1e9}, ["area larger than the box"], [40, 20, 10, 5], 50),
+        ({"masks": False, "bbox": [-9, -9, 99, 99]}, ["box partly outside the image"], [0, 0, 64, 48], 50),
+        (
+            {"masks": False, "bbox": [-10, 20, 30, 40], "area": 1200},
+            ["box partly outside the image", "area larger than the box"],
+            [0, 20, 20, 28],
+            560,
+        ),
+        ({"masks": False, "bbox": [-10, 20, 30, 40], "area": None}, [MISSING, "box partly outside the image"],
+         [0, 20, 20, 28], 560),
+    ],
+)  # fmt: skip
+def test_objects_that_are_mended(folder, values, faults, box, area):
+    found, content = cleaned(*with_object(folder, **values))
+    found.pop("annotations: polygon partly outside the image", None)
+    assert found == {f"annotations: {fault}": (1, "repaired") for fault in faults}
+    after = content["annotations"][1]
+    assert (after["bbox"], after["area"], after["iscrowd"]) == (box, area, 0)
+
+
+def test_copies_that_mending_makes_equal(folder):
+    """Two boxes that end at different places outside are the same box in the clean copy."""
+    json_file, _ = with_object(folder, masks=False, bbox=[50, 20, 90, 5])
+    content = json.loads(Path(json_file).read_text())
+    content["annotations"].append({**content["annotations"][1], "id": 3, "bbox": [50, 20, 60, 5]})
+    faults, content = cleaned(*write(folder, content))
+    assert faults["annotations: object annotated twice"] == (1, "dropped")
+    assert len(content["annotations"]) == 2
+
+
+def test_names_that_are_no_text(folder):
+    json_file, _ = with_object(folder, categories=[{"id": i, "name": x} for i, x in ((2, ["b"]), (3, None), (4, 7))])
+    content = json.loads(Path(json_file).read_text())
+    content["images"] += [{"id": 2, "file_name": 5}, {"id": 3, "file_name": None}, {"id": 4, "file_name": ["1.png"]}]
+    faults, content = cleaned(*write(folder, content))
+    assert faults == {
+        "categories: name that is no text": (2, "dropped"),
+        "categories: name that is a number": (1, "repaired"),
+        "categories: no object": (1, "note"),
+        "images: file_name that is no text": (3, "dropped"),
+    }
+    assert content["categories"] == [{"id": 1, "name": "a"}, {"id": 4, "name": "7"}]
+
+
+def test_sizes_that_cannot_be(folder):
+    json_file, _ = with_object(folder)
+    content = json.loads(Path(json_file).read_text())
+    content["images"][0]["width"] = 10**400
+    faults, content = cleaned(*write(folder, content))
+    assert faults == {"images: no width and height": (1, "repaired")}
+    assert content["images"][0]["width"] == 64
+
+
+def test_a_clean_copy_that_cannot_be_written(folder, capsys):
+    json_file, images = with_object(folder)
+    (folder / "train.clean.json").mkdir()
+    assert main([json_file, images, "--fix"]) == 2
+    assert f"{folder}/train.clean.json cannot be written" in capsys.readouterr().err
 
 
 def test_between_files(folder, capsys):

@@ -11,10 +11,9 @@ from .authors import convert_state_dict
 from .formats import (
     INFORMATION,
     CheckpointError,
-    check_sha256,
+    local_file,
     read_weights,
     save_safetensors,
-    split_query,
     write_checkpoint_file,
 )
 
@@ -37,9 +36,7 @@ def convert_file(source: str, target: str, trust: bool = False) -> int:
     """
     if not target.endswith((".safetensors", ".pth")):
         raise CheckpointError(f"{target}: name a file that ends in .safetensors or .pth.")
-    source, options = split_query(source)
-    if "sha256" in options:
-        check_sha256(source, options["sha256"])
+    source = local_file(source)
     data = read_weights(source, trust)
     if data.get("matching_heuristics"):
         raise CheckpointError(f"{source} is no whole model: its names are matched to one when it is loaded.")

@@ -1,21 +1,28 @@
 """Reading and writing weight files without running code that they might contain, and never half a file."""
 
 import errno
+import functools
 import hashlib
 import json
+import logging
 import os
 import pickle
 import re
+import tarfile
 import zipfile
 from typing import Callable, Optional
 
+import numpy as np
 import torch
 
 from ..files import written_whole
+from .pickles import ARRAY_CODES, load_arrays
 
 __all__ = [
     "CheckpointError",
     "check_sha256",
+    "load_torch",
+    "local_file",
     "read_checkpoint_info",
     "read_extra",
     "read_weights",
@@ -24,33 +31,16 @@ __all__ = [
     "write_checkpoint_file",
 ]
 
+logger = logging.getLogger(__name__)
+
 # What a checkpoint of this package says beside its weights: a text, and lists.
 INFORMATION = ("cfg", "class_names", "category_ids", "stuff_names")
-# What NumPy arrays and plain containers need, under the module names of Python 2 and 3 and of NumPy 1 and 2.
-_SAFE_PICKLE_NAMES = {
-    "numpy": {"dtype", "ndarray"},
-    "numpy.core.multiarray": {"_reconstruct", "scalar"},
-    "numpy._core.multiarray": {"_reconstruct", "scalar"},
-    "numpy.core.numeric": {"_frombuffer"},
-    "numpy._core.numeric": {"_frombuffer"},
-    "collections": {"OrderedDict"},
-    "_codecs": {"encode"},
-    "builtins": {"bytearray", "complex", "frozenset", "set", "slice"},
-    "__builtin__": {"bytearray", "complex", "frozenset", "set", "slice"},
-}
+# What damaged files raise in Python and PyTorch.
+_DAMAGES = (EOFError, ValueError, TypeError, LookupError, AttributeError, MemoryError, OverflowError, RuntimeError)
 
 
 class CheckpointError(ValueError):
     """A weight file that cannot be read, written or used for this model; the message names it and says why."""
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles NumPy arrays and builtin containers and refuses everything else."""
-
-    def find_class(self, module, name):
-        if name in _SAFE_PICKLE_NAMES.get(module, ()):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
 def _refused(path: str, reason: str) -> CheckpointError:
@@ -91,27 +81,68 @@ def check_sha256(path: str, digest: str) -> None:
         raise CheckpointError(f"{path} is not loaded: its SHA-256 is {found.hexdigest()}, expected {digest.lower()}.")
 
 
+def local_file(path: str) -> str:
+    """
+    The path alone of a local file that may be followed by a query.
+
+    Raises:
+        CheckpointError: there is no such file, it has another SHA-256 than the query says, or the query is unknown.
+    """
+    path, options = split_query(path)
+    if not os.path.isfile(path):
+        raise CheckpointError(f"{path}: there is no such weight file.")
+    if "sha256" in options:
+        check_sha256(path, options["sha256"])
+    return path
+
+
 def _read_pickle(path: str, trust: bool = False) -> dict:
-    unpickler = pickle.Unpickler if trust else _ArrayUnpickler
     try:
         with open(path, "rb") as file:
-            data = unpickler(file, encoding="latin1").load()
+            data = pickle.load(file, encoding="latin1") if trust else load_arrays(file)
     except pickle.UnpicklingError as error:
         if "refers to" in str(error):
             raise _refused(path, str(error)) from None
         raise CheckpointError(f"{path} is no pickle file or is damaged: {error}.") from error
-    except (EOFError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
-        raise CheckpointError(f"{path} is no pickle file or is damaged: {error}.") from error
+    except _DAMAGES as error:
+        raise CheckpointError(f"{path} is no pickle file or is damaged ({type(error).__name__}: {error}).") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__} where a dict of weights was expected.")
     if "model" in data and "__author__" in data:  # Detectron2's model zoo
         return data
     # Caffe2 and Detectron: detection models keep their weights under "blobs", ImageNet models at the top.
-    blobs = {name: value for name, value in data.get("blobs", data).items() if not name.endswith("_momentum")}
+    blobs = data.get("blobs", data)
+    if isinstance(blobs, dict):
+        blobs = {name: value for name, value in blobs.items() if not str(name).endswith("_momentum")}
     return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
 
 
-def _read_torch(path: str, mmap: bool = False, trust: bool = False) -> dict:
+@functools.lru_cache(maxsize=1)
+def _warn_of_old_torch() -> None:
+    """Once a process."""
+    if torch.__version__ < (2, 10):
+        logger.warning(
+            "PyTorch %s has the fault CVE-2026-24747: a crafted .pth file can break into it, even if only weights are "
+            "read; safetensors files or PyTorch 2.10 are safer.",
+            torch.__version__,
+        )
+
+
+def load_torch(path: str, mmap: bool = False, trust: bool = False) -> dict:
+    """
+    The dict of a PyTorch file, on the CPU.
+
+    Args:
+        mmap: leave the weights on the disk until they are used.
+        trust: let the file run whatever code it holds.
+
+    Raises:
+        CheckpointError: the file is damaged, holds no dict, or objects that could run code.
+    """
+    if not trust:
+        if tarfile.is_tarfile(path):  # PyTorch before 2.6 runs code of these all the same: CVE-2025-32434
+            raise _refused(path, "it is in PyTorch's first format, a tar file")
+        _warn_of_old_torch()
     try:
         data = torch.load(path, map_location="cpu", weights_only=not trust, mmap=mmap)
     except pickle.UnpicklingError as error:
@@ -119,10 +150,15 @@ def _read_torch(path: str, mmap: bool = False, trust: bool = False) -> dict:
         if name:
             raise _refused(path, f"it refers to {name[1]}") from None
         raise CheckpointError(f"{path} is no PyTorch checkpoint or is damaged.") from error
-    except (EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (*_DAMAGES, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is no PyTorch checkpoint or is damaged.") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__} where a dict of weights was expected.")
+    return data
+
+
+def _read_torch(path: str, mmap: bool = False, trust: bool = False) -> dict:
+    data = load_torch(path, mmap, trust)
     if "model_state" in data:  # pycls
         return {"model": data["model_state"], "__author__": "pycls", "matching_heuristics": True}
     if "model" in data:
@@ -137,10 +173,23 @@ def _read_safetensors(path: str) -> dict:
         with safe_open(path, framework="pt") as file:
             info = file.metadata() or {}
             data = {"model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
-    except SafetensorError as error:
+        data.update({key: info[key] if key == "cfg" else json.loads(info[key]) for key in INFORMATION if key in info})
+    except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is no safetensors file or is damaged: {error}.") from error
-    data.update({key: info[key] if key == "cfg" else json.loads(info[key]) for key in INFORMATION if key in info})
     return data
+
+
+def _weight(path: str, name: str, value):
+    """A tensor or an array of numbers; numbers of NumPy become arrays without dimensions."""
+    if not isinstance(name, str):
+        raise CheckpointError(f"{path} holds no state dict: the name {name!r} is no text.")
+    if isinstance(value, torch.Tensor):
+        return value
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise CheckpointError(f"{path} holds no state dict: {name} is no tensor.")
+    if value.dtype.str[1:] not in ARRAY_CODES:
+        raise CheckpointError(f"{path} holds no state dict: {name} is an array of {value.dtype}, not of numbers.")
+    return np.asarray(value)
 
 
 def read_weights(path: str, trust: bool = False) -> dict:
@@ -166,10 +215,9 @@ def read_weights(path: str, trust: bool = False) -> dict:
         data = _read_safetensors(path)
     else:
         data = _read_torch(path, trust=trust)
-    model = data["model"]
-    odd = next((k for k, v in model.items() if not hasattr(v, "shape")), None) if isinstance(model, dict) else "model"
-    if odd is not None or not model:
-        raise CheckpointError(f"{path} holds no state dict: {odd or 'it'} is no tensor.")
+    if not isinstance(data["model"], dict) or not data["model"]:
+        raise CheckpointError(f"{path} holds no state dict: it has no dict of names and tensors.")
+    data["model"] = {name: _weight(path, name, value) for name, value in data["model"].items()}
     return data
 
 
@@ -177,14 +225,16 @@ def read_extra(path: str) -> dict:
     """
     What a checkpoint of this package holds besides weights (cfg, class_names, iteration, ...), quickly.
 
+    Args:
+        path: of a local file; nothing is read of it before a ?sha256=DIGEST that follows is found right.
+
     Returns:
         A dict; empty for formats that never carry it.
 
     Raises:
-        CheckpointError: the file is missing or damaged.
+        CheckpointError: the file is missing, damaged, or not the one that the digest says.
     """
-    if not os.path.isfile(path):
-        raise CheckpointError(f"{path}: there is no such weight file.")
+    path = local_file(path)
     if path.endswith(".safetensors"):
         data = _read_safetensors(path)
     elif zipfile.is_zipfile(path):
@@ -196,13 +246,13 @@ def read_extra(path: str) -> dict:
 
 def read_checkpoint_info(path: str):
     """
-    The config and the class names that travel in a checkpoint of this package.
+    The config and the class names that travel in a checkpoint of this package; its path as for `read_extra`.
 
     Returns:
         (config as YAML text or None, class names or None)
 
     Raises:
-        CheckpointError: the file is missing or damaged.
+        CheckpointError: the file is missing, damaged, or not the one that the digest says.
     """
     extra = read_extra(path)
     return extra.get("cfg"), extra.get("class_names")

@@ -5,6 +5,7 @@ Faults that make the file ambiguous are errors; single annotations that cannot b
 what COCOeval needs and the file lacks (area, iscrowd, bbox, ids from 1) is filled in.
 """
 
+import codecs
 import json
 import logging
 import math
@@ -21,13 +22,16 @@ from .images import image_size
 __all__ = [
     "NEEDED_KEYS",
     "box_of_mask",
+    "category_name",
     "check_coco",
+    "clipped_box",
     "load_coco",
+    "mask_area",
     "number_annotations",
     "read_coco",
     "repair_annotation",
     "rle_counts",
-    "shoelace",
+    "sizes_known",
 ]
 
 logger = logging.getLogger(__name__)
@@ -37,6 +41,7 @@ NEEDED_KEYS = {
     "images": ("id", "file_name"),
     "annotations": ("image_id", "category_id"),
 }
+LARGEST_SIDE = 100_000  # pixels; what is larger is a mistake, and pycocotools' memory grows with it
 _REPAIRED = ("area", "iscrowd", "bbox", "ignore", "segmentation")
 
 
@@ -52,7 +57,7 @@ def load_coco(json_file: str, image_root: str) -> dict:
     if not os.path.isdir(image_root):
         raise DatasetError(f"{image_root}: there is no such image folder (for {json_file}).")
     try:
-        with open(json_file, encoding="utf-8") as file:
+        with open(json_file, encoding="utf-8-sig") as file:
             content = json.load(file)
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{json_file} is no JSON file ({error}).") from error
@@ -66,12 +71,19 @@ def load_coco(json_file: str, image_root: str) -> dict:
     return content
 
 
+def category_name(name) -> Optional[str]:
+    """The name of a category as text, which a number becomes; None for anything else."""
+    if isinstance(name, (int, float)) and not isinstance(name, bool):
+        return str(name)
+    return name if isinstance(name, str) else None
+
+
 def read_coco(json_file: str, image_root: str) -> dict:
     """
     The content of a COCO instances file whose frame (images, annotations, categories) is sound.
 
     Raises:
-        DatasetError: as of `load_coco`; an entry lacks a key, or ids repeat.
+        DatasetError: as of `load_coco`; an entry lacks a key, a file name or category name is no text, or ids repeat.
     """
     content = load_coco(json_file, image_root)
     for key, needed in NEEDED_KEYS.items():
@@ -79,6 +91,12 @@ def read_coco(json_file: str, image_root: str) -> dict:
             absent = [k for k in needed if not isinstance(entry, dict) or k not in entry]
             if absent:
                 raise DatasetError(f"{json_file}: entry {number} of {key} has no {absent[0]}.")
+    for image in content["images"]:
+        if not isinstance(image["file_name"], str):
+            raise DatasetError(f"{json_file}: the file_name {image['file_name']!r} among its images is no text.")
+    for category in content["categories"]:
+        if category_name(category["name"]) is None:
+            raise DatasetError(f"{json_file}: the name {category['name']!r} among its categories is no text.")
     for key, kinds in (("categories", int), ("images", (int, str))):
         if not content[key]:
             raise DatasetError(f"{json_file} lists no {key}.")
@@ -114,13 +132,28 @@ def rle_counts(rle: dict) -> list:
     return runs
 
 
-def shoelace(polygon) -> float:
-    """Area of a polygon x1, y1, x2, y2, ... in square pixels."""
-    x, y = np.asarray(polygon[0::2], dtype=float), np.asarray(polygon[1::2], dtype=float)
+def _shoelace(polygon, width, height) -> float:
+    """Area in square pixels of a polygon x1, y1, x2, y2, ... whose points are moved into the image."""
+    x, y = np.reshape(polygon, (-1, 2)).clip(0, (width, height)).T
     return abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))) / 2
 
 
-def _polygon_fault(annotation, area_known, width, height):
+def mask_area(segmentation, width, height) -> float:
+    """Pixels of an RLE or of polygons within the image; what polygons enclose where that is less than a pixel."""
+    if not isinstance(segmentation, list):
+        rle = segmentation
+        if isinstance(rle["counts"], list):
+            rle = mask_util.frPyObjects(rle, height, width)
+        return float(mask_util.area(rle))
+    area = float(mask_util.area(mask_util.merge(mask_util.frPyObjects(segmentation, height, width))))
+    return area or sum(_shoelace(polygon, width, height) for polygon in segmentation)
+
+
+def _is_area(value) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < 1e18
+
+
+def _polygon_fault(annotation, width, height):
     """What is wrong with the polygons of an annotation, or None. Leaves only real polygons; fills a missing area."""
     polygons = annotation["segmentation"]
     if not isinstance(polygons[0], list):  # one polygon without the list around it
@@ -131,29 +164,29 @@ def _polygon_fault(annotation, area_known, width, height):
     try:
         if not all(math.isfinite(sum(p)) for p in polygons):
             return "polygon with a coordinate that is no number"
-    except TypeError:
+    except (TypeError, OverflowError):
         return "polygon with a coordinate that is no number"
+    if any(max(p) > LARGEST_SIDE or min(p) < -LARGEST_SIDE for p in polygons):
+        return f"polygon with a coordinate beyond {LARGEST_SIDE}"
     if all(max(p[0::2]) <= 0 or min(p[0::2]) >= width or max(p[1::2]) <= 0 or min(p[1::2]) >= height for p in polygons):
         return "polygon outside the image"
     annotation["segmentation"] = polygons
-    if not area_known:
-        if not any(shoelace(p) > 0 for p in polygons):
+    if not _is_area(annotation.get("area")):
+        area = mask_area(polygons, width, height)
+        if not area:
             return "polygon without area"
-        rle = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
-        annotation["area"] = float(mask_util.area(rle)) or sum(map(shoelace, polygons))
+        annotation["area"] = area
     return None
 
 
 def _mask_fault(annotation, width, height):
     """What is wrong with the mask of an annotation, or None. Fills a missing area."""
     segmentation = annotation["segmentation"]
-    area = annotation.get("area")
-    area_known = isinstance(area, (int, float)) and area > 0
     if isinstance(segmentation, list):
-        return _polygon_fault(annotation, area_known, width, height)
+        return _polygon_fault(annotation, width, height)
     try:
         size, runs = list(segmentation["size"]), rle_counts(segmentation)
-    except (TypeError, KeyError, ValueError, IndexError):
+    except (TypeError, KeyError, ValueError, IndexError, OverflowError):
         return "mask that is neither polygon nor RLE"
     if size != [height, width]:
         return "RLE of another size than the image"
@@ -161,7 +194,7 @@ def _mask_fault(annotation, width, height):
         return "broken RLE"
     if not sum(runs[1::2]):
         return "RLE without a pixel"
-    if not area_known:
+    if not _is_area(annotation.get("area")):
         annotation["area"] = sum(runs[1::2])
     return None
 
@@ -177,24 +210,42 @@ def box_of_mask(segmentation, width, height) -> list:
     return [float(v) for v in mask_util.toBbox(segmentation)]
 
 
-def _box_fault(annotation, width, height):
-    """What is wrong with the box of an annotation whose mask is sound, or None. Fills a missing box or area."""
-    box = annotation.get("bbox")
+def clipped_box(box, width, height) -> list:
+    """The part of a box [x, y, width, height] that is in the image."""
+    x, y, w, h = box
+    left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
+    return [float(v) for v in (left, top, right - left, bottom - top)]
+
+
+def _fault_of_box(box, width, height):
+    """What is wrong with [x, y, width, height], or None."""
     if not box:
-        if not annotation.get("segmentation"):
-            return "annotation with neither box nor mask"
-        box = annotation["bbox"] = box_of_mask(annotation["segmentation"], width, height)
+        return "annotation with neither box nor mask"
     try:
-        x, y, w, h = (float(v) for v in box)
-    except (TypeError, ValueError):
+        x, y, w, h = (float(v) if isinstance(v, (int, float)) else None for v in box)
+        finite = math.isfinite(x + y + w + h)
+    except (TypeError, ValueError, OverflowError):
         return "box that is not 4 numbers"
-    if not (w > 0 and h > 0 and math.isfinite(x + y + w + h)):
+    if not (w > 0 and h > 0 and finite):
         return "box without area"
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         return "box outside the image"
-    if not annotation.get("area"):
-        annotation["area"] = w * h
     return None
+
+
+def _box_fault(annotation, width, height):
+    """
+    What is wrong with the box of an annotation whose mask is sound, or None. The mask gives a box that is missing or
+    faulty; the box gives a missing area.
+    """
+    fault = _fault_of_box(annotation.get("bbox"), width, height)
+    if fault and annotation.get("segmentation"):
+        annotation["bbox"] = box_of_mask(annotation["segmentation"], width, height)
+        fault = _fault_of_box(annotation["bbox"], width, height) and "polygon without area"
+    if fault is None and not _is_area(annotation.get("area")):
+        *_, w, h = clipped_box(annotation["bbox"], width, height)
+        annotation["area"] = w * h
+    return fault
 
 
 def repair_annotation(annotation: dict, size: tuple, with_masks: bool) -> tuple[Optional[str], bool]:
@@ -207,7 +258,7 @@ def repair_annotation(annotation: dict, size: tuple, with_masks: bool) -> tuple[
     Returns:
         what makes the annotation unusable, or None; whether anything was changed.
     """
-    before = [annotation.get(key) for key in _REPAIRED]
+    before = {key: annotation[key] for key in _REPAIRED if key in annotation}
     fault = None
     if annotation.get("segmentation"):
         fault = _mask_fault(annotation, *size)
@@ -215,31 +266,43 @@ def repair_annotation(annotation: dict, size: tuple, with_masks: bool) -> tuple[
         fault = "annotation without a mask"
     fault = fault or _box_fault(annotation, *size)
     if fault is None:
-        annotation["iscrowd"] = int(bool(annotation.pop("ignore", 0) or annotation.get("iscrowd", 0)))
-    return fault, before != [annotation.get(key) for key in _REPAIRED]
+        flags = annotation.pop("ignore", 0), annotation.get("iscrowd", 0)
+        try:
+            annotation["iscrowd"] = int(any(int(flag or 0) for flag in flags))
+        except (TypeError, ValueError, OverflowError):
+            fault = "crowd flag that is neither 0 nor 1"
+    return fault, before != {key: annotation[key] for key in _REPAIRED if key in annotation}
 
 
 def number_annotations(annotations: list) -> bool:
     """
-    Number the annotations from 1, in place, unless their ids are positive integers that differ.
+    Number the annotations from 1, in place, unless their ids are positive integers that differ (and that COCOeval's
+    real numbers can tell apart).
 
     Returns:
         whether their ids were so already.
     """
     identifiers = [annotation.get("id") for annotation in annotations]
-    sound = all(isinstance(i, int) and i > 0 for i in identifiers) and len(set(identifiers)) == len(identifiers)
+    sound = all(isinstance(i, int) and 0 < i < 1 << 53 for i in identifiers) and len(set(identifiers)) == len(
+        identifiers
+    )
     if not sound:
         for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number
     return sound
 
 
+def sizes_known(image: dict) -> bool:
+    """True if an image has a width and a height that can be."""
+    sides = (image.get("width"), image.get("height"))
+    return all(isinstance(side, int) and 0 < side <= LARGEST_SIDE for side in sides)
+
+
 def _fill_image_sizes(content, json_file, image_root) -> bool:
     """Width and height as positive integers; where they are missing, the image file is asked. True if any changed."""
     changed = False
     for image in content["images"]:
-        sides = [image.get(key) for key in ("width", "height")]
-        if all(isinstance(side, int) and side > 0 for side in sides):
+        if sizes_known(image):
             continue
         changed = True
         try:
@@ -251,14 +314,25 @@ def _fill_image_sizes(content, json_file, image_root) -> bool:
     return changed
 
 
+def _read_anew(content, json_file) -> bool:
+    """Category names as text. True if one was a number, or if the file starts with the mark of Windows' editors."""
+    changed = False
+    for category in content["categories"]:
+        if not isinstance(category["name"], str):
+            category["name"], changed = category_name(category["name"]), True
+    with open(json_file, "rb") as file:
+        return file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 or changed
+
+
 def check_coco(json_file: str, image_root: str):
     """
     Check a COCO instances file and repair what can be repaired.
 
     Dropped, with one warning for the file: annotations whose polygon has under three points, no area, or lies outside
-    the image, whose RLE is broken, empty or of another size, or whose box has no area or lies outside.
-    Filled in: width and height of images, area, iscrowd, bbox; annotation ids that are missing, repeated or below 1
-    (COCOeval takes id 0 for "not matched") are numbered anew; "ignore" becomes iscrowd.
+    the image, whose RLE is broken, empty or of another size, or that have no mask and whose box has no area or lies
+    outside. Filled in: width and height of images, area, iscrowd, bbox (a faulty one, too, from its mask); annotation
+    ids that are missing, repeated or below 1 (COCOeval takes id 0 for "not matched") are numbered anew; "ignore"
+    becomes iscrowd; category names that are numbers become text.
 
     Returns:
         (dict, bool): the content and whether it differs from the file.
@@ -267,7 +341,8 @@ def check_coco(json_file: str, image_root: str):
         DatasetError: see ``read_coco``; an annotation names an unknown image or category; none can be used.
     """
     content = read_coco(json_file, image_root)
-    changed = _fill_image_sizes(content, json_file, image_root)
+    changed = _read_anew(content, json_file)
+    changed = _fill_image_sizes(content, json_file, image_root) or changed
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
     with_masks = any(annotation.get("segmentation") for annotation in content["annotations"])

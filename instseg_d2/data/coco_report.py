@@ -8,16 +8,18 @@ from collections import Counter, defaultdict
 from typing import NamedTuple
 
 import numpy as np
-import pycocotools.mask as mask_util
 from tqdm import tqdm
 
 from .coco_check import (
     NEEDED_KEYS,
     box_of_mask,
+    category_name,
+    clipped_box,
     load_coco,
+    mask_area,
     number_annotations,
     repair_annotation,
-    shoelace,
+    sizes_known,
 )
 from .files import DatasetError, ImageError
 from .images import image_size, read_image
@@ -65,8 +67,24 @@ class _Findings:
         return [Finding(what, count, first, remedy) for (what, remedy), (count, first) in self._rows.items()]
 
 
+def _named(entry: dict, key: str, name: str, found: _Findings) -> bool:
+    """True if an image has the name of a file, or a category a name; a number becomes text, in place."""
+    if key == "images":
+        if not isinstance(entry["file_name"], str):
+            found.add("images: file_name that is no text", DROPPED, f"{name}: {entry['file_name']!r}")
+            return False
+        return True
+    text = category_name(entry["name"])
+    if text is None:
+        found.add("categories: name that is no text", DROPPED, f"{name}: {entry['name']!r}")
+    elif text != entry["name"]:
+        found.add("categories: name that is a number", REPAIRED, f"{name}: {text}")
+        entry["name"] = text
+    return text is not None
+
+
 def _entries(content: dict, key: str, found: _Findings) -> list:
-    """The entries of a list that have all needed keys and, for images and categories, an id of their own."""
+    """The entries of a list that have all needed keys and, for images and categories, an id of their own and a name."""
     kept, seen = [], set()
     kinds = {"categories": int, "images": (int, str)}.get(key)
     for number, entry in enumerate(content[key]):
@@ -76,6 +94,8 @@ def _entries(content: dict, key: str, found: _Findings) -> list:
             found.add(f"{key}: no {absent[0]}", DROPPED, name)
             continue
         if kinds is not None:
+            if not _named(entry, key, name, found):
+                continue
             if not isinstance(entry["id"], kinds):
                 found.add(f"{key}: id that is no integer", DROPPED, f"{name}: {entry['id']!r}")
                 continue
@@ -96,7 +116,7 @@ def _check_images(images: list, image_root: str, found: _Findings, progress: boo
     """The usable images; {id of a second entry of a file: id of the first}; {hash: file name}."""
     kept, same, by_name, pictures = [], {}, {}, {}
     for image in tqdm(images, desc="images", unit="", disable=not progress, leave=False):
-        name = str(image["file_name"])
+        name = image["file_name"]
         path = os.path.join(image_root, name)
         if name in by_name:
             found.add("images: file listed twice", REPAIRED, name)
@@ -106,7 +126,7 @@ def _check_images(images: list, image_root: str, found: _Findings, progress: boo
             found.add("images: missing file", DROPPED, name)
             continue
         size = (image.get("width"), image.get("height"))
-        known = all(isinstance(side, int) and side > 0 for side in size)
+        known = sizes_known(image)
         try:
             height, width = read_image(path, size=size if known else None).shape[:2]
         except ImageError as error:
@@ -127,28 +147,35 @@ def _check_images(images: list, image_root: str, found: _Findings, progress: boo
     return kept, same, pictures
 
 
-def _mask_area(segmentation, width: int, height: int) -> float:
-    """Pixels of an RLE; what polygons enclose."""
-    if isinstance(segmentation, list):
-        return sum(map(shoelace, segmentation))
-    if isinstance(segmentation["counts"], list):
-        segmentation = mask_util.frPyObjects(segmentation, height, width)
-    return float(mask_util.area(segmentation))
+def _differ(box: list, wanted: list) -> bool:
+    """True if two boxes [x, y, width, height] differ by more than the tolerance of the second."""
+    (x, y, w, h), (left, top, width, height) = box, wanted
+    far = max(abs(x - left), abs(y - top), abs(x + w - left - width), abs(y + h - top - height))
+    return far > max(2.0, BOX_TOLERANCE * max(width, height))
 
 
-def _compare_with_mask(annotation: dict, width: int, height: int, name: str, found: _Findings) -> None:
-    """Area and box against the mask, in place."""
-    segmentation = annotation["segmentation"]
-    area = _mask_area(segmentation, width, height)
+def _compare_with_image(annotation: dict, width: int, height: int, name: str, found: _Findings) -> None:
+    """A box without a mask against the image, and the area against the box, in place; masks have less area."""
+    box, wanted = annotation["bbox"], clipped_box(annotation["bbox"], width, height)
+    if _differ(box, wanted):
+        found.add("annotations: box partly outside the image", REPAIRED, f"{name}: {box}")
+        annotation["bbox"] = wanted
+    area = wanted[2] * wanted[3]
+    if annotation["area"] - area > max(4.0, AREA_TOLERANCE * area):
+        found.add("annotations: area larger than the box", REPAIRED, f"{name}: {annotation['area']:g}")
+        annotation["area"] = area
+
+
+def _compare_with_mask(annotation: dict, area: float, size: tuple, name: str, found: _Findings) -> None:
+    """Area and box against the mask, in place. area: of the mask; size: (width, height) of the image."""
+    segmentation, (width, height) = annotation["segmentation"], size
     if abs(area - annotation["area"]) > max(4.0, AREA_TOLERANCE * area):
         found.add("annotations: area that the mask does not have", REPAIRED, f"{name}: {annotation['area']:g}")
         annotation["area"] = area
-    box, wanted = np.array(annotation["bbox"], float), np.array(box_of_mask(segmentation, width, height))
-    box[2:] += box[:2]
-    wanted[2:] += wanted[:2]
-    if abs(box - wanted).max() > max(2.0, BOX_TOLERANCE * (wanted[2:] - wanted[:2]).max()):
-        found.add("annotations: box that the mask does not have", REPAIRED, f"{name}: {annotation['bbox']}")
-        annotation["bbox"] = [float(v) for v in (*wanted[:2], *(wanted[2:] - wanted[:2]))]
+    box, wanted = annotation["bbox"], box_of_mask(segmentation, width, height)
+    if _differ(box, wanted):
+        found.add("annotations: box that the mask does not have", REPAIRED, f"{name}: {box}")
+        annotation["bbox"] = wanted
     if isinstance(segmentation, list):
         points = np.concatenate([np.reshape(p, (-1, 2)) for p in segmentation])
         if (points < -1).any() or (points > (width + 1, height + 1)).any():
@@ -173,19 +200,25 @@ def _check_annotations(content: dict, all_images: dict, same: dict, found: _Find
         if image not in sizes:
             found.add("annotations: of a dropped image", DROPPED, name)
             continue
-        content_key = json.dumps([image, category, annotation.get("segmentation") or annotation.get("bbox")])
-        if content_key in seen:
-            found.add("annotations: object annotated twice", DROPPED, name)
-            continue
-        seen.add(content_key)
         fault, repaired = repair_annotation(annotation, sizes[image], with_masks)
+        area = None
+        if not fault and annotation.get("segmentation"):
+            area = mask_area(annotation["segmentation"], *sizes[image])
+            fault = None if area else "polygon without area"
         if fault:
             found.add(f"annotations: {fault}", DROPPED, f"{name} of image {image}")
             continue
         if repaired:
-            found.add("annotations: no area, box or crowd flag", REPAIRED, name)
-        if annotation.get("segmentation"):
-            _compare_with_mask(annotation, *sizes[image], name, found)
+            found.add("annotations: no usable area, box or crowd flag", REPAIRED, name)
+        if area is None:
+            _compare_with_image(annotation, *sizes[image], name, found)
+        else:
+            _compare_with_mask(annotation, area, sizes[image], name, found)
+        content_key = json.dumps([image, category, annotation.get("segmentation") or annotation["bbox"]])
+        if content_key in seen:  # as they are now: a clean copy has none of these
+            found.add("annotations: object annotated twice", DROPPED, name)
+            continue
+        seen.add(content_key)
         kept.append(annotation)
     if not number_annotations(kept):
         found.add("annotations: ids missing, repeated or below 1", REPAIRED, "numbered anew from 1")

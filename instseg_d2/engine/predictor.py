@@ -13,7 +13,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from PIL import Image, ImageOps
 
-from ..checkpoint import InstSegCheckpointer, read_extra, split_query
+from ..checkpoint import InstSegCheckpointer, read_extra
 from ..config import (
     CLASS_COUNT_KEYS,
     CLASS_COUNT_WITH_BACKGROUND_KEY,
@@ -277,7 +277,7 @@ def worthwhile(result: Instances, score_threshold: float) -> Instances:
 
 def _checkpoint_info(path: str) -> dict:
     """What a checkpoint says beside its weights (cfg, class_names, category_ids); nothing of one to be downloaded."""
-    return {} if "://" in path else read_extra(split_query(path)[0])
+    return {} if "://" in path else read_extra(path)
 
 
 def _known_classes(cfg: CfgNode, class_names: Optional[Sequence[str]]):

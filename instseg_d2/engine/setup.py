@@ -113,7 +113,7 @@ def _fit_to_checkpoint(cfg: CfgNode) -> None:
         check_same_classes(first, other)
     trained: Optional[list[str]] = None
     if os.path.isfile(split_query(weights)[0]):
-        trained = read_checkpoint_info(split_query(weights)[0])[1]
+        trained = read_checkpoint_info(weights)[1]
     if trained is not None and list(trained) != names:
         raise DatasetError(
             f"{weights} was trained on {len(trained)} classes ({_shown(trained)}), but {first} has {len(names)} "

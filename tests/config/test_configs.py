@@ -8,6 +8,7 @@ import torch
 from detectron2.modeling import build_model
 
 from instseg_d2.config import CLASS_COUNT_KEYS, ConfigError, get_cfg, load_config, set_num_classes
+from instseg_d2.engine import Predictor
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if not p.name.startswith("Base"))
@@ -150,7 +151,6 @@ def test_own_keys_are_all_read():
         ("MODEL:\n  FCOS:\n    NUM_CLASES: 3\n", r"NUM_CLASES.*Did you mean MODEL\.FCOS\.NUM_CLASSES"),
         ("MODEL:\n  FCOS:\n    POS_RADIUS: abc\n", "POS_RADIUS"),
         ("MODEL: [1, 2\n", "bad.yaml"),
-        ("!!python/object/apply:os.system ['true']\n", "bad.yaml"),
     ],
 )
 def test_bad_files(tmp_path, text, match):
@@ -159,6 +159,25 @@ def test_bad_files(tmp_path, text, match):
     with pytest.raises(ConfigError, match=match) as error:
         load_config(str(path))
     assert "bad.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["the file", "_BASE_", "VERSION 1", "checkpoint"])
+def test_yaml_runs_no_code(tmp_path, place):
+    """Each way by which text becomes a config; the payload would leave a folder behind."""
+    trace, path = tmp_path / "trace", tmp_path / "config.yaml"
+    payload = f"OUTPUT_DIR: !!python/object/apply:os.mkdir ['{trace}']\n"
+    if place == "checkpoint":
+        weights = tmp_path / "w.pth"
+        torch.save({"model": {"a": torch.zeros(1)}, "cfg": payload}, weights)
+        with pytest.raises(ConfigError, match=r"w\.pth: its config does not fit this version"):
+            Predictor.from_checkpoint(str(weights))
+    else:
+        (tmp_path / "base.yaml").write_text(payload)
+        text = {"the file": payload, "_BASE_": "_BASE_: base.yaml\n", "VERSION 1": f"VERSION: 1\n{payload}"}[place]
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=r"config\.yaml"):
+            load_config(str(path))
+    assert not trace.exists()
 
 
 def test_bad_overrides_and_missing_file():

@@ -67,6 +67,10 @@ def set_in(key, number, **values):
         (set_in("images", 0, id=3), "2 images share the id 3"),
         (set_in("categories", 0, id=2), "2 categories share the id 2"),
         (set_in("categories", 0, id="x"), "the id 'x' among its categories is no integer"),
+        (set_in("images", 1, file_name=5), "the file_name 5 among its images is no text"),
+        (set_in("images", 1, file_name=None), "the file_name None among its images is no text"),
+        (set_in("categories", 1, name=None), "the name None among its categories is no text"),
+        (set_in("categories", 1, name=["a"]), r"the name \['a'\] among its categories is no text"),
         (lambda c: c["images"][1].pop("file_name"), "entry 1 of images has no file_name"),
         (lambda c: c["annotations"][1].pop("category_id"), "entry 1 of annotations has no category_id"),
     ],
@@ -113,9 +117,10 @@ def test_no_coco_and_no_folder(registered, tmp_path, coco_files):
         ({"segmentation": {"size": [30, 40], "counts": "zzzz"}}, "broken RLE"),
         ({"segmentation": {"size": [40, 30], "counts": [600, 600]}}, "RLE of another size"),
         ({"segmentation": "abc"}, "mask that is neither polygon nor RLE"),
-        ({"bbox": [5, 5, 0, 9]}, "box without area"),
-        ({"bbox": [60, 5, 9, 9]}, "box outside the image"),
-        ({"bbox": [1, 2, 3]}, "box that is not 4 numbers"),
+        ({"segmentation": [[1, 1, 4, 10**400, 8, 8]]}, "polygon with a coordinate that is no number"),
+        ({"segmentation": [[1, 1, 4, 1e9, 8, 8]]}, "polygon with a coordinate beyond 100000"),
+        ({"segmentation": {"size": [30, 40], "counts": [float("inf")]}}, "mask that is neither polygon nor RLE"),
+        ({"iscrowd": "no"}, "crowd flag that is neither 0 nor 1"),
     ],
 )
 def test_unusable_annotations_are_dropped_with_one_warning(registered, coco_files, caplog, values, fault):
@@ -137,9 +142,60 @@ def test_unusable_annotations_are_dropped_with_one_warning(registered, coco_file
         assert coco.annToMask(annotation).any()
 
 
+@pytest.mark.parametrize("box", [[5, 5, 0, 9], [60, 5, 9, 9], [1, 2, 3], ["5", "5", "9", "9"], [10**400] * 4])
+@pytest.mark.parametrize("masks", [True, False])
+def test_a_faulty_box_is_that_of_the_mask(registered, coco_files, box, masks):
+    def change(content):
+        content["annotations"][0]["bbox"] = box
+        for annotation in content["annotations"]:
+            annotation.pop("segmentation" if not masks else "ignore", None)
+
+    dicts = DatasetCatalog.get(registered("boxes", *coco_files(change)))
+    assert [a["bbox"] for a in dicts[1]["annotations"]] == [[5, 5, 10, 10], [30, 0, 10, 30]][not masks :]
+
+
+@pytest.mark.parametrize("area", [-5, "x", None, float("nan"), 10**400])
+def test_areas_that_are_none(registered, coco_files, area):
+    """From the mask; without masks from the part of the box that is in the image."""
+    name = registered("areas", *coco_files(set_in("annotations", 0, area=area)))
+    DatasetCatalog.get(name)
+    assert COCO(MetadataCatalog.get(name).json_file).anns[1]["area"] == 100
+
+    def change(content):
+        content["annotations"][0].update(area=area, bbox=[35, 5, 10, 10])
+        for annotation in content["annotations"]:
+            annotation.pop("segmentation")
+
+    DatasetCatalog.get(registered("areas", *coco_files(change)))
+    assert COCO(MetadataCatalog.get(name).json_file).anns[1]["area"] == 50
+
+
+@pytest.mark.parametrize(("flag", "crowd"), [("0", 0), ("1", 1), (True, 1), (None, 0), (1.0, 1)])
+@pytest.mark.parametrize("key", ["iscrowd", "ignore"])
+def test_crowd_flags(registered, coco_files, key, flag, crowd):
+    name = registered("crowds", *coco_files(set_in("annotations", 0, **{key: flag})))
+    assert DatasetCatalog.get(name)[1]["annotations"][0]["iscrowd"] == crowd
+
+
+def test_the_mark_of_windows_editors(registered, coco_files):
+    json_file, images = coco_files()
+    json_file.write_bytes(b"\xef\xbb\xbf" + json_file.read_bytes())
+    name = registered("windows", json_file, images)
+    assert class_names(name) == ["early", "late"]
+    assert MetadataCatalog.get(name).json_file != str(json_file)
+    assert len(COCO(MetadataCatalog.get(name).json_file).anns) == 3
+
+
+def test_numbers_as_category_names(registered, coco_files):
+    name = registered("numbers", *coco_files(set_in("categories", 0, name=5)))
+    assert class_names(name) == ["early", "5"]
+    assert COCO(MetadataCatalog.get(name).json_file).cats[9]["name"] == "5"
+
+
 def test_nothing_left(registered, coco_files):
     def change(content):
         for annotation in content["annotations"]:
+            annotation.pop("segmentation")
             annotation["bbox"] = [0, 0, 0, 0]
 
     with pytest.raises(DatasetError, match="none of its annotations can be used: 3 x box without area"):
@@ -195,7 +251,7 @@ def test_boxes_without_any_mask_stay(registered, coco_files):
 
 
 def test_a_changed_file_is_read_again(registered, coco_files):
-    json_file, images = coco_files(set_in("annotations", 0, bbox=[0, 0, 0, 0]))
+    json_file, images = coco_files(set_in("annotations", 0, segmentation=[]))
     name = registered("changing", json_file, images)
     assert len(DatasetCatalog.get(name)[1]["annotations"]) == 1
     coco_files()
@@ -217,7 +273,7 @@ def test_perfect_predictions_score_100_on_a_corrected_file(registered, shapes_fo
     for annotation in content["annotations"]:
         annotation["id"] -= 1
         del annotation["area"], annotation["iscrowd"]
-    content["annotations"][0]["bbox"] = [0, 0, 0, 0]
+    content["annotations"][0]["segmentation"] = []
     path = tmp_path / "faulty.json"
     path.write_text(json.dumps(content))
     name = registered("evaluated", path, shapes_folder / "images")

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import pickle
 from collections.abc import Iterable
 from typing import Optional
 
@@ -11,6 +10,7 @@ from detectron2.config import configurable
 from torch import nn
 from tqdm import tqdm
 
+from ...checkpoint.formats import CheckpointError, load_torch
 from ...config import ConfigError
 from ...files import written_whole
 from ..losses.dice import paired_dice
@@ -184,11 +184,11 @@ class AE(MaskEmbedding):
         """
         require_file(path)
         try:
-            data = torch.load(path, map_location="cpu", weights_only=True)
+            data = load_torch(path)
             for name, prefix, module in self._parts():
                 state = {key.removeprefix("module.").removeprefix(prefix): x for key, x in data[name].items()}
                 module.load_state_dict(state)
-        except (KeyError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except (CheckpointError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise ConfigError(
                 f"MODEL.ISTR.PATH_COMPONENTS: {path} does not hold the state dicts E and D of an auto-encoder with "
                 f"{self.dim} numbers a code."
