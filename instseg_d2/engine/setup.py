@@ -145,9 +145,6 @@ def setup(args) -> CfgNode:
     Raises:
         ConfigError, DatasetError, CheckpointError: one sentence that says what to change.
     """
-    late = next((word for word in args.opts if word.startswith("--")), None)
-    if late is not None:
-        raise ConfigError(f"{late} stands among the config overrides; give it before the first KEY VALUE.")
     cfg = load_config(args.config_file, args.opts)
     rank = comm.get_rank()
     try:
