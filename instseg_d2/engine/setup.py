@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
@@ -123,7 +124,11 @@ def _fit_to_checkpoint(cfg: CfgNode) -> None:
 
 
 def _fit_device(cfg: CfgNode, num_gpus: int) -> None:
-    if torch.device(cfg.MODEL.DEVICE).type != "cuda":
+    try:
+        device = torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}; it should be cuda, cuda:N or cpu.") from error
+    if device.type != "cuda":
         if comm.get_world_size() > 1 and dist.get_backend() == "nccl":
             raise ConfigError(f"MODEL.DEVICE {cfg.MODEL.DEVICE} with several processes needs --num-gpus 0.")
         return
@@ -132,6 +137,21 @@ def _fit_device(cfg: CfgNode, num_gpus: int) -> None:
     elif not torch.cuda.is_available():
         logger.info("No GPU was found: MODEL.DEVICE is cpu.")
         cfg.MODEL.DEVICE = "cpu"
+    elif device.index is not None and device.index >= torch.cuda.device_count():
+        raise ConfigError(f"MODEL.DEVICE is {device}; the GPUs here end at cuda:{torch.cuda.device_count() - 1}.")
+
+
+def _check_scheduler(cfg: CfgNode) -> None:
+    """Build the schedule of a parameter that nobody needs, rather than fail when the model has been built."""
+    cfg = cfg.clone()
+    cfg.SOLVER.STEPS = [step for step in cfg.SOLVER.STEPS if step <= cfg.SOLVER.MAX_ITER]  # Detectron2 warns of others
+    try:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], cfg.SOLVER.BASE_LR)
+        build_lr_scheduler(cfg, optimizer)
+    except (AssertionError, ValueError, ArithmeticError) as error:
+        raise ConfigError(
+            f"SOLVER.LR_SCHEDULER_NAME {cfg.SOLVER.LR_SCHEDULER_NAME} cannot be used with these SOLVER values: {error}."
+        ) from error
 
 
 def setup(args) -> CfgNode:
@@ -158,6 +178,7 @@ def setup(args) -> CfgNode:
     if args.eval_only:
         _fit_to_checkpoint(cfg)
     else:
+        _check_scheduler(cfg)
         _fit_to_training_data(cfg)
     _fit_device(cfg, args.num_gpus)
     if cfg.MODEL.DEVICE == "cpu":

@@ -1,9 +1,11 @@
 """From arguments to a config: own data, class counts, device; and the sentences for bad input."""
 
+import errno
 import importlib.util
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +17,12 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from instseg_d2.checkpoint import CheckpointError, InstSegCheckpointer
-from instseg_d2.config import CLASS_COUNT_KEYS, ConfigError
+from instseg_d2.config import CLASS_COUNT_KEYS, ConfigError, get_cfg
 from instseg_d2.data import DatasetError
 from instseg_d2.engine import argument_parser, launch, run_script, setup
-from instseg_d2.engine.errors import sentence
+from instseg_d2.engine.errors import is_user_error, sentence
+from instseg_d2.engine.model import build
+from instseg_d2.files import written_whole
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,6 +158,45 @@ def test_sentences(tmp_path, arguments, opts, error, message):
         setup(parse(tmp_path, arguments, *opts))
 
 
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.DEVICE", "gpu"], r"MODEL\.DEVICE is gpu; it should be cuda, cuda:N or cpu\."),
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupCosine"], r"LR_SCHEDULER_NAME WarmupCosine .*Unknown LR scheduler"),
+        (["SOLVER.STEPS", "(9, 5)", "SOLVER.MAX_ITER", "20"], r"LR_SCHEDULER_NAME WarmupMultiStepLR cannot be used"),
+        (["SOLVER.WARMUP_METHOD", "cubic"], r"LR_SCHEDULER_NAME WarmupMultiStepLR .*cubic"),
+    ],
+)
+def test_values_that_no_training_can_use(tmp_path, data, opts, message):
+    with pytest.raises(ConfigError, match=message):
+        setup(parse(tmp_path, data, *opts))
+
+
+def test_the_schedule_is_not_warned_of_twice(tmp_path, data, caplog):
+    setup(parse(tmp_path, data, "SOLVER.MAX_ITER", "5"))
+    assert "SOLVER.STEPS" not in caplog.text  # the trainer will say it
+
+
+FPN = ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone",
+       "MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"], "MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"],
+       "MODEL.DEVICE", "cpu"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.FPN.NORM", "GN", "MODEL.FPN.OUT_CHANNELS", 48], r"num_channels.*\(.*\.py, line \d+\)\.$"),
+        (["MODEL.RESNETS.OUT_FEATURES", ["res9"]], r": .+ \(resnet\.py, line \d+\)\.$"),
+        (["MODEL.FPN.FUSE_TYPE", "x"], r"assert .*fuse_type.* \(fpn\.py, line \d+\)\.$"),
+    ],
+)
+def test_models_that_cannot_be_built(opts, message):
+    cfg = get_cfg()
+    cfg.merge_from_list([*FPN, *opts])
+    with pytest.raises(ConfigError, match=f"^the model of this config cannot be built: .*{message}"):
+        build(cfg)
+
+
 def test_output_folder_that_cannot_be_made(tmp_path, data):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(ConfigError, match=r"OUTPUT_DIR .*out cannot be written"):
@@ -224,6 +267,20 @@ def test_sentences_of_wrapped_errors():
     with pytest.raises(FileNotFoundError) as caught:
         Path("none.txt").read_text()
     assert sentence(caught.value) == "none.txt: No such file or directory"
+
+
+def test_a_full_disk_is_named(tmp_path):
+    full = errno.ENOSPC, os.strerror(errno.ENOSPC)
+    with pytest.raises(OSError, match="No space left") as caught, written_whole(tmp_path / "metrics.bin"):
+        raise OSError(*full)
+    assert is_user_error(caught.value)
+    assert sentence(caught.value) == f"{tmp_path}/metrics.bin: {full[1]}"
+    assert sentence(pickle.loads(pickle.dumps(caught.value))) == sentence(caught.value)  # from another process
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError) as caught, written_whole(tmp_path / "a.bin"):
+        (tmp_path / "other.bin").read_bytes()
+    assert sentence(caught.value) == f"{tmp_path}/other.bin: No such file or directory"  # its own name stays
+    assert sentence(OSError(*full)) == f"{full[1]}: make room where OUTPUT_DIR lies, or name another one"
 
 
 TINY = {
