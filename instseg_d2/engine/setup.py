@@ -22,7 +22,9 @@ from ..config import (
     load_config,
     set_num_classes,
 )
-from ..data import DatasetError, check_same_classes, class_names, register_coco
+from ..data import DatasetError, check_images, check_same_classes, class_names, register_coco
+from ..data.coco import require_registered
+from ..evaluation import check_evaluator
 from ..files import write_bytes
 from .log import setup_logging
 from .memory import tune_cpu
@@ -87,9 +89,20 @@ def _get(cfg: CfgNode, key: str):
     return cfg
 
 
+def _check_test_sets(cfg: CfgNode) -> None:
+    """What would stop the evaluation, which may be after the whole training."""
+    for name in cfg.DATASETS.TEST:
+        require_registered(name)
+        check_evaluator(name)
+        check_images(name, training=False)
+
+
 def _fit_to_training_data(cfg: CfgNode) -> None:
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN is empty: name a data set there or give --train-json and --train-images.")
+    for name in cfg.DATASETS.TRAIN:
+        check_images(name, training=True, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    _check_test_sets(cfg)
     first, *others = cfg.DATASETS.TRAIN
     names = class_names(first)
     for other in (*others, *cfg.DATASETS.TEST):
@@ -108,6 +121,7 @@ def _fit_to_checkpoint(cfg: CfgNode) -> None:
     weights = cfg.MODEL.WEIGHTS
     if not weights:
         raise CheckpointError("--eval-only needs weights: give MODEL.WEIGHTS FILE at the end of the command.")
+    _check_test_sets(cfg)
     first, *others = cfg.DATASETS.TEST
     names = class_names(first)
     for other in others:

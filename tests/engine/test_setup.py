@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from instseg_d2.checkpoint import CheckpointError, InstSegCheckpointer
@@ -119,6 +119,51 @@ def test_other_classes_in_validation(tmp_path, data):
     val = write_coco(tmp_path / "val", ["cup", "knife", "spoon"])
     with pytest.raises(DatasetError, match=r"custom_train and custom_val.*'fork'.*'knife'"):
         setup(parse(tmp_path, [*data[:5], val[0], *data[6:]]))
+
+
+def empty_image(folder, count):
+    """Make the last ``count`` images of a COCO file images without objects, which training does not read."""
+    content = json.loads((folder / "labels.json").read_text())
+    last = {image["id"] for image in content["images"][-count:]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] not in last]
+    (folder / "labels.json").write_text(json.dumps(content))
+
+
+def test_missing_images_are_counted_before_anything_is_built(tmp_path, data):
+    train, val = tmp_path / "train", tmp_path / "val"
+    (train / "0.png").unlink()
+    setup(parse(tmp_path, data))  # the loader skips one
+    (train / "1.png").unlink()
+    with pytest.raises(DatasetError, match=rf"^2 of 2 images of custom_train are missing in {train}, the first is 0"):
+        setup(parse(tmp_path, data))
+    write_coco(train, ["cup", "fork", "spoon"], images=4)
+    empty_image(train, 2)
+    (train / "2.png").unlink(), (train / "3.png").unlink()
+    setup(parse(tmp_path, data))
+    with pytest.raises(DatasetError, match=r"^2 of 4 images of custom_train are missing in .*, the first is 2\.png\.$"):
+        setup(parse(tmp_path, data, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"))
+    (val / "1.png").unlink()  # an evaluation skips none
+    with pytest.raises(DatasetError, match=rf"^1 of 2 images of custom_val are missing in {val}, the first is 1\.png"):
+        setup(parse(tmp_path, data))
+
+
+@pytest.mark.parametrize("name", ["coco_2017_train", "cityscapes_fine_instance_seg_train", "voc_2007_trainval"])
+def test_missing_builtin_data(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    hint = r"datasets/.*: No such file or directory; Detectron2 looks for its builtin .* DETECTRON2_DATASETS"
+    with pytest.raises(DatasetError, match=rf"^{name} cannot be loaded: {hint}"):
+        setup(parse(tmp_path, [], "DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", "()"))
+
+
+def test_an_evaluation_that_cannot_be_is_refused_before_training(tmp_path, data):
+    setup(parse(tmp_path, data))
+    MetadataCatalog.get("toy_poses").set(evaluator_type="poses", thing_classes=["cup", "fork", "spoon"])
+    DatasetCatalog.register("toy_poses", lambda: [{"file_name": str(tmp_path / "val" / "0.png")}])
+    opts = ["DATASETS.TRAIN", "('custom_train',)", "DATASETS.TEST", "('toy_poses',)"]
+    with pytest.raises(DatasetError, match="toy_poses has evaluator_type poses; known are"):
+        setup(parse(tmp_path, [], *opts))
+    DatasetCatalog.remove("toy_poses")
+    MetadataCatalog.pop("toy_poses")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
