@@ -11,7 +11,7 @@ SOURCES := setup.py pyproject.toml requirements.txt projects/get_detectron2.py $
 setup: $(READY)
 
 $(READY): $(SOURCES)
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
 	$(BIN)/python projects/get_detectron2.py
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-build-isolation --no-deps -e .

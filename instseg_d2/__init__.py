@@ -8,12 +8,15 @@ import sys
 
 __version__ = "0.1.0"
 
+_import_error = None  # what `python -m instseg_d2.doctor` reports
+
 try:
     import detectron2
 
     from . import data, modeling
 except Exception as error:
     # sys.argv[0] is "-m" only while `python -m instseg_d2.doctor` imports its package: the doctor says what is wrong.
+    _import_error = error
     if sys.argv[:1] != ["-m"]:
         if isinstance(error, ModuleNotFoundError) and error.name == "detectron2":
             raise ModuleNotFoundError(

@@ -24,14 +24,19 @@ class Row(NamedTuple):
         return self.needed and bool(self.advice)
 
 
+def _fault(error: Exception, name: str) -> str:
+    """Why the module ``name`` cannot be imported."""
+    if isinstance(error, ModuleNotFoundError):
+        return "not installed" if error.name == name.split(".")[0] else f"needs {error.name}"
+    return f"broken: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
+
+
 def _import(name: str):
     """(module, "") or (None, why not); a broken installation may raise anything."""
     try:
         return importlib.import_module(name), ""
-    except ModuleNotFoundError as error:
-        return None, "not installed" if error.name == name.split(".")[0] else f"needs {error.name}"
     except Exception as error:
-        return None, f"broken: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        return None, _fault(error, name)
 
 
 def _python() -> Row:
@@ -93,6 +98,24 @@ def _detectron2() -> Row:
     return Row("Detectron2", f"{version}, {os.path.dirname(module.__file__)} ({compiled})")
 
 
+def _opencv() -> Row:
+    row = _package("OpenCV", "cv2")
+    if row.advice and ".so" in row.found:  # opencv-python wants libraries that a server or container may lack
+        advice = "install the system's libgl1 and libglib2.0-0, or opencv-python-headless instead of opencv-python"
+        return row._replace(advice=advice)
+    return row
+
+
+def _this_package() -> Row:
+    package, fault = _import("instseg_d2")
+    error = getattr(package, "_import_error", None)
+    if error is not None:
+        fault = _fault(error, "instseg_d2")
+    if fault:
+        return Row("instseg_d2", fault, "repair what it names, see the rows above")
+    return Row("instseg_d2", f"{package.__version__}, {os.path.dirname(package.__file__)}")
+
+
 def _cuda() -> Row:
     torch, _ = _import("torch")
     if torch is None:
@@ -138,8 +161,12 @@ def diagnose() -> list:
         _detectron2(),
         _package("fvcore", "fvcore"),
         _package("pycocotools", "pycocotools"),
-        _package("OpenCV", "cv2"),
+        _opencv(),
         _package("NumPy", "numpy"),
+        _package("SciPy", "scipy"),
+        _package("tqdm", "tqdm"),
+        _package("safetensors", "safetensors"),
+        _this_package(),
         _cuda(),
         _extension(),
         _datasets(),

@@ -15,6 +15,9 @@ def written_whole(path) -> Iterator[Path]:
     """
     A temporary file beside ``path`` to write to; it takes the place of ``path`` when the block succeeds and vanishes
     when it fails, so that nobody ever meets half a file. The folder is made if missing.
+
+    Raises:
+        OSError: as the block raises it, with ``path`` as its filename where it has none (a full disk).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,6 +27,10 @@ def written_whole(path) -> Iterator[Path]:
         os.chmod(temporary, 0o644)
         yield Path(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
@@ -16,8 +17,8 @@ def test_here_nothing_needed_is_missing(capsys):
     assert doctor.main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
-        "Python", "torch", "torchvision", "Detectron2", "fvcore", "pycocotools", "OpenCV", "NumPy", "CUDA",
-        "Extension", "INSTSEG_DATASETS",
+        "Python", "torch", "torchvision", "Detectron2", "fvcore", "pycocotools", "OpenCV", "NumPy", "SciPy",
+        "tqdm", "safetensors", "instseg_d2", "CUDA", "Extension", "INSTSEG_DATASETS",
     ]  # fmt: skip
     assert all(line.endswith("OK") for line in lines if line.split()[0] not in ("Extension", "INSTSEG_DATASETS"))
 
@@ -41,6 +42,17 @@ def test_missing_and_broken_packages(monkeypatch, tmp_path):
     assert all(row.failed for row in rows)
 
 
+@pytest.mark.parametrize("library", ["libGL.so.1", "libgthread-2.0.so.0"])
+def test_opencv_without_a_system_library(monkeypatch, tmp_path, library):
+    message = f"{library}: cannot open shared object file: No such file or directory"
+    (tmp_path / "cv2.py").write_text(f"raise ImportError({message!r})")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    row = doctor._opencv()
+    assert library in row.found
+    assert "libgl1 and libglib2.0-0, or opencv-python-headless" in row.advice
+
+
 @pytest.mark.parametrize(("version", "advice"), [("2.3.1", "install torch 2.4 or newer"), ("2.10.0+cu130", "")])
 def test_old_torch(monkeypatch, version, advice):
     monkeypatch.setattr("torch.__version__", version)
@@ -58,6 +70,18 @@ def test_data_sets(monkeypatch, tmp_path):
     assert not doctor._datasets().failed
 
 
+def test_a_package_that_cannot_be_imported(tmp_path):
+    """Everything is installed, but SciPy is broken: the doctor says so, and that this package is unusable."""
+    (tmp_path / "scipy").mkdir()
+    (tmp_path / "scipy" / "__init__.py").write_text("raise ImportError('libopenblas.so: cannot open')")
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "instseg_d2.doctor"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+    failed = [line.split("  ")[0] for line in done.stdout.splitlines() if "libopenblas.so: cannot open" in line]
+    assert failed == ["SciPy", "instseg_d2"]
+
+
 def test_without_any_package(tmp_path):
     """A bare Python: the doctor still runs, the package says in one sentence what it needs."""
     venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
@@ -71,6 +95,7 @@ def test_without_any_package(tmp_path):
     assert (done.returncode, done.stderr) == (1, "")
     rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert "Detectron2 not installed run `python projects/get_detectron2.py`" in rows
+    assert "instseg_d2 needs detectron2 repair what it names, see the rows above" in rows
     done = run("-c", "import instseg_d2")
     assert done.stderr.splitlines()[-1].startswith(
         "ModuleNotFoundError: instseg_d2 needs Detectron2, which is not installed: run `python projects/get_detectron2"

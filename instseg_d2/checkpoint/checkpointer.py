@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections import Counter
 from typing import Optional
 
@@ -145,8 +146,21 @@ class InstSegCheckpointer(DetectionCheckpointer):
                 f"{next(iter(found.unexpected_keys), '-')}). Give the config that it was trained with."
             )
         if self._strict:
+            if missing or found.incorrect_shapes:
+                self._require_same_architecture(checkpoint)
             self._require_complete(missing, found.incorrect_shapes)
         return found
+
+    def _require_same_architecture(self, checkpoint: dict) -> None:
+        """By the config that checkpoints of this package carry."""
+        config = checkpoint.get("cfg")
+        named = re.search(r"^  META_ARCHITECTURE: (\w+)", config, re.M) if isinstance(config, str) else None
+        built = type(self.model).__name__
+        if named and named[1] != built:
+            raise CheckpointError(
+                f"{self._source} is a checkpoint of {named[1]}, but the config builds {built}: give the config that it "
+                "was trained with."
+            )
 
     def _require_complete(self, missing: list[str], mismatched: list[tuple]) -> None:
         if mismatched:

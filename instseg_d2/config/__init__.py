@@ -4,7 +4,9 @@ import contextlib
 import difflib
 import functools
 import operator
+import re
 
+import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as _detectron2_defaults
 
@@ -75,13 +77,47 @@ def _keys(node: CfgNode, prefix: str = ""):
 
 
 def _explain(cfg: CfgNode, error: Exception, source: str) -> ConfigError:
+    """One sentence on what a file or the command line has wrong; errors of yacs are known by their words."""
     message = str(error.args[0] if error.args else error)
+    if isinstance(error, OSError):  # a _BASE_, or the file itself
+        file = "" if error.filename in (None, source) else f"{error.filename}: "
+        return ConfigError(f"{source}: {file}{error.strerror or message}.")
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark  # names the file, which may be a _BASE_
+        return ConfigError(f"{mark.name}, line {mark.line + 1}: {error.problem}.")
+    if isinstance(error, (yaml.YAMLError, UnicodeDecodeError)):
+        return ConfigError(f"{source}: it or its _BASE_ is no YAML text ({' '.join(str(error).split())}).")
+    if isinstance(error, (TypeError, AttributeError)):
+        return ConfigError(f"{source}: it or its _BASE_ is no YAML mapping of config keys.")
     if isinstance(error, (KeyError, AssertionError)) and "Non-existent" in message:
         key = message.rsplit(" ", 1)[-1]
-        near = difflib.get_close_matches(key, list(_keys(cfg)), n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        return ConfigError(f"{source}: there is no config key {key}.{hint}")
+        return ConfigError(f"{source}: there is no config key {key}.{_nearest(cfg, key)}")
+    if message.startswith("Type mismatch"):
+        message = _explain_type(cfg, message)
     return ConfigError(f"{source}: {message}")
+
+
+def _nearest(cfg: CfgNode, key: str) -> str:
+    known = {name.lower(): name for name in _keys(cfg)}
+    near = difflib.get_close_matches(key.lower(), list(known), n=1, cutoff=0.5)
+    return f" Did you mean {known[near[0]]}?" if near else ""
+
+
+def _explain_type(cfg: CfgNode, message: str) -> str:
+    """Of yacs' "Type mismatch (<type> vs. <type>) with values (default vs. given) for config key: KEY"."""
+    key = message.rsplit(" ", 1)[-1]
+    default = functools.reduce(operator.getitem, key.split("."), cfg)
+    if isinstance(default, CfgNode):
+        return f"{key} is a section, not a value: set a key in it, as {key}.{next(iter(default))}."
+    given = message.rsplit(" vs. ", 1)[-1].rsplit(") for config key", 1)[0]
+    if "vs. <class 'detectron2.config.config.CfgNode'>" in message:
+        return f"{key} is a value, not a section: it has no key {given.split(':')[0]}."
+    if isinstance(default, (tuple, list)) and re.search(r"vs\. <class '(str|int|float)'>", message):
+        given = f'"{given}"' if "vs. <class 'str'>" in message else given
+        return (
+            f"{key} takes several values: write one as {f'({given},)' if isinstance(default, tuple) else f'[{given}]'}."
+        )
+    return message
 
 
 def _numbers_like(values, defaults):
@@ -153,8 +189,11 @@ def merge_overrides(cfg: CfgNode, opts) -> None:
         opts: alternating keys and values, as on the command line.
 
     Raises:
-        ConfigError: a key or value does not fit; it names the nearest key.
+        ConfigError: a key or value does not fit (it names the nearest key), or an option stands among them.
     """
+    late = next((word for word in opts if str(word).startswith("--")), None)
+    if late is not None:
+        raise ConfigError(f"{late} stands among the config overrides; give it before the first KEY VALUE.")
     if len(opts) % 2:
         raise ConfigError(f"overrides come in pairs KEY VALUE; got {len(opts)} words: {' '.join(map(str, opts))}")
     try:

@@ -6,6 +6,7 @@ from .files import DatasetError, ImageError, cache_folder
 from .images import read_image
 from .loader import build_test_loader, build_train_loader
 from .mapper import InstanceDatasetMapper
+from .presence import check_images
 from .shapes import make_shapes, register_shapes
 from .shapes_panoptic import make_shapes_panoptic, register_shapes_panoptic
 
@@ -17,6 +18,7 @@ __all__ = [
     "build_test_loader",
     "build_train_loader",
     "cache_folder",
+    "check_images",
     "check_same_classes",
     "class_names",
     "make_shapes",

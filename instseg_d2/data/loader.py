@@ -13,6 +13,7 @@ from ..config import ConfigError
 from .coco import require_registered
 from .files import DatasetError, ImageError
 from .mapper import InstanceDatasetMapper
+from .presence import loading
 from .samples import BatchIndices, TestSamples, TrainingSamples
 
 __all__ = ["TrainLoader", "build_test_loader", "build_train_loader"]
@@ -64,29 +65,40 @@ class TrainLoader:
     def __init__(self, samples: TrainingSamples, batches: BatchIndices, num_workers: int):
         self.seed = samples.seed
         self.bad_files = {}
-        self._tolerated = max(1, len(samples.dataset) // 100)
+        self._size = len(samples.dataset)
+        self._drawn = 0  # samples of this process so far
         self._loader = _torch_loader(samples, num_workers, batch_sampler=batches)
 
     def __iter__(self):
         for batch in _drawn(self._loader):
             for sample, errors in batch:
+                self._drawn += 1
                 self._count(errors)
                 if sample is None:
                     raise DatasetError(f"training stops: {errors[-1][1]}")
             yield [sample for sample, _ in batch]
+
+    def _tolerated(self) -> int:
+        """
+        1 % of the images, or 1. Of several processes each meets only its share in the first epoch, but all images in
+        the long run: until it has drawn half of them, it tolerates 2 % of its share or of what it has drawn.
+        """
+        seen = max(self._size // comm.get_world_size(), self._drawn)
+        return max(1, min(self._size, 2 * seen) // 100)
 
     def _count(self, errors) -> None:
         for file, message in errors:
             if not file or file in self.bad_files:
                 continue
             self.bad_files[file] = message
-            count = len(self.bad_files)
-            if count > self._tolerated:
+            count, tolerated = len(self.bad_files), self._tolerated()
+            if count > tolerated:
+                share = "1 %" if comm.get_world_size() == 1 else "about 1 %, in one process"
                 raise DatasetError(
-                    f"training stops: {count} images cannot be used and at most {self._tolerated} (1 %) may; the "
-                    f"last one: {message}"
+                    f"training stops: {count} images cannot be used and at most {tolerated} ({share}) may; the last "
+                    f"one: {message}"
                 )
-            logger.warning(f"skipped image {count} of at most {self._tolerated}: {message}")
+            logger.warning(f"skipped image {count} of at most {tolerated}: {message}")
 
 
 class TestLoader:
@@ -111,10 +123,8 @@ class TestLoader:
 def _dataset_dicts(names, filter_empty: bool) -> list:
     for name in names:
         require_registered(name)
-    try:
+    with loading(names):
         return get_detection_dataset_dicts(list(names), filter_empty=filter_empty)
-    except AssertionError as error:  # Detectron2's words for a set without images, or none with objects
-        raise DatasetError(f"{', '.join(names)}: {error}") from error
 
 
 def _group(record: dict) -> str:
@@ -152,7 +162,7 @@ def build_train_loader(cfg, mapper=None, start_iteration: int = 0, seed=None) ->
     Raises:
         ConfigError: no training set, a batch that does not divide among the processes, or an unknown sampler.
         DatasetError: the data set cannot be used; while iterating, when more than max(1, 1 %) of its images cannot
-            be read.
+            be read (of several processes each looks at what it draws).
     """
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN names no data set to train on.")

@@ -26,6 +26,8 @@ def sentence(error: BaseException) -> str:
     """The message of an error on one line."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _MENDABLE_ERRNO:  # of a writer that knows its open file alone
+        return f"{error.strerror}: make room where OUTPUT_DIR lies, or name another one"
     text = str(error).strip()
     if text.startswith("Caught ") and "Original Traceback" in text:  # a DataLoader worker adds its traceback
         text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]

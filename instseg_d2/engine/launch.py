@@ -130,12 +130,19 @@ def launch(main: Callable, args) -> None:
             port of this machine).
 
     Raises:
-        ConfigError: more GPUs asked for than there are; several machines without an address.
+        ConfigError: more GPUs asked for than there are; several machines without an address; another number of
+            processes asked for than torchrun or srun has started.
         Exception: what ``main`` raised in any process.
     """
     use_gpu = torch.cuda.is_available() and args.num_gpus > 0
     world = find_world(os.environ)
     if world is not None:
+        for option, asked in (("--num-gpus", args.num_gpus), ("--num-processes", args.num_processes)):
+            if 1 < asked != world.local_size:
+                raise ConfigError(
+                    f"{option} {asked}: torchrun or srun has started {world.local_size} on this machine; ask it for "
+                    f"{asked} (--nproc-per-node of torchrun, --ntasks-per-node of srun) or leave {option} out."
+                )
         _run(main, args, world, use_gpu)
         return
     count = _local_processes(args)

@@ -1,14 +1,17 @@
 """Building the model of a config, and what its checkpoints say of the classes."""
 
 import logging
+import os
+import traceback
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
+from ..checkpoint import CheckpointError
 from ..config import ConfigError
-from ..data import class_names
+from ..data import DatasetError, class_names
 
 __all__ = ["build", "class_information"]
 
@@ -35,8 +38,19 @@ def build(cfg: CfgNode) -> torch.nn.Module:
             f"({str(error).split('. ')[0]}); a ResNet-FPN whose deformable convolutions are torchvision's "
             "is MODEL.BACKBONE.NAME build_fcos_resnet_fpn_backbone."
         ) from error
+    except (ConfigError, CheckpointError, DatasetError):  # ValueErrors as well, and sentences already
+        raise
+    except (AssertionError, ValueError) as error:  # what Detectron2's and PyTorch's parts say of their arguments
+        raise ConfigError(f"the model of this config cannot be built: {_fault(error)}.") from error
     logger.debug("Model:\n%s", model)
     return model
+
+
+def _fault(error: Exception) -> str:
+    """What the error says, or the line of code that raised it; and where."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split()) or place.line
+    return f"{text} ({os.path.basename(place.filename)}, line {place.lineno})"
 
 
 def class_information(dataset_name: str) -> dict:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
@@ -21,7 +22,9 @@ from ..config import (
     load_config,
     set_num_classes,
 )
-from ..data import DatasetError, check_same_classes, class_names, register_coco
+from ..data import DatasetError, check_images, check_same_classes, class_names, register_coco
+from ..data.coco import require_registered
+from ..evaluation import check_evaluator
 from ..files import write_bytes
 from .log import setup_logging
 from .memory import tune_cpu
@@ -86,9 +89,20 @@ def _get(cfg: CfgNode, key: str):
     return cfg
 
 
+def _check_test_sets(cfg: CfgNode) -> None:
+    """What would stop the evaluation, which may be after the whole training."""
+    for name in cfg.DATASETS.TEST:
+        require_registered(name)
+        check_evaluator(name)
+        check_images(name, training=False)
+
+
 def _fit_to_training_data(cfg: CfgNode) -> None:
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN is empty: name a data set there or give --train-json and --train-images.")
+    for name in cfg.DATASETS.TRAIN:
+        check_images(name, training=True, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    _check_test_sets(cfg)
     first, *others = cfg.DATASETS.TRAIN
     names = class_names(first)
     for other in (*others, *cfg.DATASETS.TEST):
@@ -107,6 +121,7 @@ def _fit_to_checkpoint(cfg: CfgNode) -> None:
     weights = cfg.MODEL.WEIGHTS
     if not weights:
         raise CheckpointError("--eval-only needs weights: give MODEL.WEIGHTS FILE at the end of the command.")
+    _check_test_sets(cfg)
     first, *others = cfg.DATASETS.TEST
     names = class_names(first)
     for other in others:
@@ -123,7 +138,11 @@ def _fit_to_checkpoint(cfg: CfgNode) -> None:
 
 
 def _fit_device(cfg: CfgNode, num_gpus: int) -> None:
-    if torch.device(cfg.MODEL.DEVICE).type != "cuda":
+    try:
+        device = torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}; it should be cuda, cuda:N or cpu.") from error
+    if device.type != "cuda":
         if comm.get_world_size() > 1 and dist.get_backend() == "nccl":
             raise ConfigError(f"MODEL.DEVICE {cfg.MODEL.DEVICE} with several processes needs --num-gpus 0.")
         return
@@ -132,6 +151,21 @@ def _fit_device(cfg: CfgNode, num_gpus: int) -> None:
     elif not torch.cuda.is_available():
         logger.info("No GPU was found: MODEL.DEVICE is cpu.")
         cfg.MODEL.DEVICE = "cpu"
+    elif device.index is not None and device.index >= torch.cuda.device_count():
+        raise ConfigError(f"MODEL.DEVICE is {device}; the GPUs here end at cuda:{torch.cuda.device_count() - 1}.")
+
+
+def _check_scheduler(cfg: CfgNode) -> None:
+    """Build the schedule of a parameter that nobody needs, rather than fail when the model has been built."""
+    cfg = cfg.clone()
+    cfg.SOLVER.STEPS = [step for step in cfg.SOLVER.STEPS if step <= cfg.SOLVER.MAX_ITER]  # Detectron2 warns of others
+    try:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], cfg.SOLVER.BASE_LR)
+        build_lr_scheduler(cfg, optimizer)
+    except (AssertionError, ValueError, ArithmeticError) as error:
+        raise ConfigError(
+            f"SOLVER.LR_SCHEDULER_NAME {cfg.SOLVER.LR_SCHEDULER_NAME} cannot be used with these SOLVER values: {error}."
+        ) from error
 
 
 def setup(args) -> CfgNode:
@@ -145,9 +179,6 @@ def setup(args) -> CfgNode:
     Raises:
         ConfigError, DatasetError, CheckpointError: one sentence that says what to change.
     """
-    late = next((word for word in args.opts if word.startswith("--")), None)
-    if late is not None:
-        raise ConfigError(f"{late} stands among the config overrides; give it before the first KEY VALUE.")
     cfg = load_config(args.config_file, args.opts)
     rank = comm.get_rank()
     try:
@@ -161,6 +192,7 @@ def setup(args) -> CfgNode:
     if args.eval_only:
         _fit_to_checkpoint(cfg)
     else:
+        _check_scheduler(cfg)
         _fit_to_training_data(cfg)
     _fit_device(cfg, args.num_gpus)
     if cfg.MODEL.DEVICE == "cpu":

@@ -7,21 +7,21 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
-    LVISEvaluator,
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
 from PIL import Image
 
 from ..data import DatasetError
-from .coco import CocoEvaluator
+from .coco import CocoEvaluator, LvisEvaluator
 from .panoptic_quality import PanopticQualityEvaluator
 from .proposal_recall import ProposalRecallEvaluator
 
-__all__ = ["build_evaluator"]
+__all__ = ["build_evaluator", "check_evaluator"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +39,12 @@ def _coco(cfg: CfgNode, name: str, output_dir: str) -> DatasetEvaluator:
     )
 
 
-def _lvis(cfg: CfgNode, name: str, output_dir: str) -> LVISEvaluator:
-    if importlib.util.find_spec("lvis") is None:
-        raise DatasetError(f"evaluating {name} needs the package lvis: pip install lvis.")
-    return LVISEvaluator(name, output_dir=output_dir, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE)
+def _lvis(cfg: CfgNode, name: str, output_dir: str) -> LvisEvaluator:
+    return LvisEvaluator(name, output_dir=output_dir, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE)
+
+
+def _cityscapes(cfg: CfgNode, name: str, output_dir: str) -> CityscapesInstanceEvaluator:
+    return CityscapesInstanceEvaluator(name)
 
 
 def _read_labels(file: str, dtype) -> np.ndarray:
@@ -74,22 +76,19 @@ def _pascal_voc(cfg: CfgNode, name: str, output_dir: str) -> PascalVOCDetectionE
 
 
 _EVALUATORS = {
+    "cityscapes_instance": _cityscapes,
     "coco": _coco,
     "coco_panoptic_seg": _panoptic,
     "lvis": _lvis,
     "pascal_voc": _pascal_voc,
     "sem_seg": _sem_seg,
 }
+_PACKAGES = {"cityscapes_instance": "cityscapesscripts", "lvis": "lvis"}  # that they import
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+def check_evaluator(dataset_name: str) -> str:
     """
-    The evaluator for the ``evaluator_type`` in the data set's metadata: coco, lvis, coco_panoptic_seg, pascal_voc or
-    sem_seg. COCO's and LVIS's AP count up to ``TEST.DETECTIONS_PER_IMAGE`` detections an image. Proposals without
-    classes (InstanceFCN) are measured by their recall.
-
-    Args:
-        output_dir: where the evaluator leaves the predictions.
+    The ``evaluator_type`` in a data set's metadata.
 
     Raises:
         DatasetError: no or an unknown evaluator_type, or a package that the evaluator needs is missing.
@@ -99,4 +98,22 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
         raise DatasetError(
             f"the data set {dataset_name} has evaluator_type {kind}; known are {', '.join(sorted(_EVALUATORS))}."
         )
-    return _EVALUATORS[kind](cfg, dataset_name, output_dir)
+    package = _PACKAGES.get(kind)
+    if package and importlib.util.find_spec(package) is None:
+        raise DatasetError(f"evaluating {dataset_name} needs the package {package}: pip install {package}.")
+    return kind
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+    """
+    The evaluator for the ``evaluator_type`` in the data set's metadata: coco, lvis, cityscapes_instance,
+    coco_panoptic_seg, pascal_voc or sem_seg. COCO's and LVIS's AP count up to ``TEST.DETECTIONS_PER_IMAGE`` detections
+    an image. Proposals without classes (InstanceFCN) are measured by their recall.
+
+    Args:
+        output_dir: where the evaluator leaves the predictions.
+
+    Raises:
+        DatasetError: see :func:`check_evaluator`.
+    """
+    return _EVALUATORS[check_evaluator(dataset_name)](cfg, dataset_name, output_dir)

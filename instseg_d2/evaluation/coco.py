@@ -1,12 +1,12 @@
-"""COCO's evaluation with masks as run lengths."""
+"""COCO's and LVIS's evaluation with masks as run lengths."""
 
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, LVISEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 
 from ..modeling.postprocessing import RunLengthMasks
 
-__all__ = ["CocoEvaluator", "coco_results", "encoded_masks"]
+__all__ = ["CocoEvaluator", "LvisEvaluator", "coco_results", "encoded_masks"]
 
 
 def encoded_masks(instances: Instances) -> RunLengthMasks:
@@ -28,6 +28,16 @@ def coco_results(instances: Instances, image_id) -> list[dict]:
     return results
 
 
+def _prediction(sample: dict, output: dict) -> dict:
+    """What Detectron2's evaluators keep of an image."""
+    prediction = {"image_id": sample["image_id"]}
+    if "instances" in output:
+        prediction["instances"] = coco_results(output["instances"].to("cpu"), sample["image_id"])
+    if "proposals" in output:
+        prediction["proposals"] = output["proposals"].to("cpu")
+    return prediction
+
+
 class CocoEvaluator(COCOEvaluator):
     """Detectron2's evaluator; instances may also have `RunLengthMasks` as pred_masks."""
 
@@ -35,11 +45,15 @@ class CocoEvaluator(COCOEvaluator):
 
     def process(self, inputs, outputs):
         """See Detectron2's."""
-        for sample, output in zip(inputs, outputs):
-            prediction = {"image_id": sample["image_id"]}
-            if "instances" in output:
-                prediction["instances"] = coco_results(output["instances"].to(self._cpu_device), sample["image_id"])
-            if "proposals" in output:
-                prediction["proposals"] = output["proposals"].to(self._cpu_device)
-            if len(prediction) > 1:
-                self._predictions.append(prediction)
+        predictions = map(_prediction, inputs, outputs)
+        self._predictions += [prediction for prediction in predictions if len(prediction) > 1]
+
+
+class LvisEvaluator(LVISEvaluator):
+    """Detectron2's evaluator; instances may also have `RunLengthMasks` as pred_masks."""
+
+    reads_run_lengths = True
+
+    def process(self, inputs, outputs):
+        """See Detectron2's."""
+        self._predictions += map(_prediction, inputs, outputs)

@@ -278,6 +278,20 @@ def test_other_architecture(tmp_path, for_test):
         load(toy(), tmp_path / "vgg.pth", for_test=for_test)
 
 
+def test_a_method_that_shares_parts_is_named(tmp_path):
+    """The config in the file says whose weights they are; where all the model's are there, nothing is wrong."""
+    metadata = {"cfg": "MODEL:\n  DEVICE: cpu\n  META_ARCHITECTURE: EmbedMask\nVERSION: 2\n"}
+    InstSegCheckpointer(toy(), str(tmp_path), metadata=metadata).save("w")
+    path = tmp_path / "w.pth"
+    load(toy(), path, for_test=True)
+    larger = toy()
+    larger["mask_head"] = nn.Linear(2, 2)
+    load(larger, path)  # fine-tuning
+    message = r"w\.pth is a checkpoint of EmbedMask, but the config builds ModuleDict: give the config that it was tr"
+    with pytest.raises(CheckpointError, match=message):
+        load(larger, path, for_test=True)
+
+
 def test_weights_under_a_second_name_are_not_missing(tmp_path):
     model = toy()
     model["twin"] = model["neck"]

@@ -72,3 +72,48 @@ def test_files_of_other_versions_go_through_detectron2(tmp_path):
         load_config(as_file(tmp_path, "VERSION: 3\nSOLVER:\n  BASE_LR: 1.0\n"))
     old = as_file(tmp_path, "VERSION: 1\nMODEL:\n  WEIGHT: some.pkl\n")
     assert load_config(old).MODEL.WEIGHTS == "some.pkl"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("_BASE_: none.yaml", r"config\.yaml: .*none\.yaml: No such file or directory"),
+        ("MODEL:\n  FCOS: {a\nX: [", r"config\.yaml, line 3: expected ',' or '}'"),
+        ("MODEL: 1\n\tX: 2", r"config\.yaml, line 2: found character"),
+        ("X: !!python/object:os.system 1", r"config\.yaml, line 1: could not determine a constructor"),
+        ("_BASE_: broken.yaml", r"broken\.yaml, line 2: "),
+        ("\x07", r"config\.yaml: it or its _BASE_ is no YAML text \(unacceptable character"),
+        ("", r"config\.yaml: it or its _BASE_ is no YAML mapping of config keys"),
+        ("- a", r"config\.yaml: it or its _BASE_ is no YAML mapping of config keys"),
+        ("plain text", r"config\.yaml: it or its _BASE_ is no YAML mapping of config keys"),
+        ("_BASE_: empty.yaml", r"config\.yaml: it or its _BASE_ is no YAML mapping of config keys"),
+        ("MODEL:", r"config\.yaml: MODEL is a section, not a value: set a key in it, as MODEL\.\w+\.$"),
+        ("DATASETS:\n  TRAIN: a_train", r'config\.yaml: DATASETS\.TRAIN takes .* write one as \("a_train",\)\.$'),
+        ("SOLVER:\n  MAX_ITER:\n    X: 3", r"SOLVER\.MAX_ITER is a value, not a section: it has no key X\.$"),
+    ],
+)
+def test_broken_files_are_explained_in_a_line(tmp_path, text, message):
+    (tmp_path / "empty.yaml").touch()
+    (tmp_path / "broken.yaml").write_text("A: 1\nB: ]\n")
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(as_file(tmp_path, text))
+    assert len(str(caught.value).replace(str(tmp_path), "")) < 150
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.FCOS", "3"], r"MODEL\.FCOS is a section, not a value: set a key in it, as MODEL\.FCOS\.\w+\.$"),
+        (["solver.max_iter", "3"], r"no config key solver\. Did you mean SOLVER\?$"),
+        (["MODEL.fcos.NUM_CLASSES", "3"], r"no config key MODEL\.fcos\. Did you mean MODEL\.FCOS\?$"),
+        (["DATASETS.TRAIN", "shapes_train"], r'DATASETS\.TRAIN takes .* write one as \("shapes_train",\)\.$'),
+        (["MODEL.RESNETS.OUT_FEATURES", "res5"], r'MODEL\.RESNETS\.OUT_FEATURES takes .* write one as \["res5"\]\.$'),
+        (["SOLVER.STEPS", "100"], r"SOLVER\.STEPS takes several values: write one as \(100,\)\.$"),
+        (["SOLVER.MAX_ITER.X", "3"], r"SOLVER\.MAX_ITER is a value, not a section: it has no key X\.$"),
+        (["MODEL.DEVICE", "cpu", "--threshold", "0.3"], "^--threshold stands among the config overrides; give it befo"),
+    ],
+)
+def test_unusable_overrides_are_explained(opts, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("", opts)

@@ -4,6 +4,7 @@ import logging
 import pickle
 import random
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from detectron2.utils import comm
 
 from instseg_d2.config import ConfigError
 from instseg_d2.data import DatasetError, ImageError, build_test_loader, build_train_loader
+from instseg_d2.data.loader import TrainLoader
 from instseg_d2.data.samples import BatchIndices, seeded
 
 
@@ -249,6 +251,34 @@ def test_too_many_broken_images_stop_the_training(train_cfg, damaged, workers, c
     assert message.startswith("training stops: 2 images cannot be used and at most 1 (1 %) may")
     assert "cannot be read as an image" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("world_size", "share", "stops"),
+    [
+        (1, 0.009, False),
+        (1, 0.012, True),
+        (8, 0.005, False),  # in the long run each process meets all 20
+        (8, 0.04, True),
+    ],
+)
+def test_about_one_percent_of_all_images_is_tolerated(monkeypatch, world_size, share, stops):
+    """Process 0 of several draws its part of each of 12 epochs of 4000 images; too many stop it in the first."""
+    monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
+    size = 4000
+    generator = np.random.default_rng(2)
+    bad = set(generator.permutation(size)[: int(share * size)].tolist())
+    loader = TrainLoader(SimpleNamespace(seed=0, dataset=range(size)), [], 0)
+    epochs = [generator.permutation(size)[::world_size].tolist() for _ in range(12)]
+    batches = [[("sample", [(str(i), "broken")] if i in bad else [])] for epoch in epochs for i in epoch]
+    monkeypatch.setattr("instseg_d2.data.loader._drawn", lambda _: batches)
+    if stops:
+        with pytest.raises(
+            DatasetError, match=r"images cannot be used and at most \d+ \((1 %|about 1 %, in one process)\) may"
+        ):
+            take(loader, size // world_size)
+    else:
+        assert len(take(loader, len(batches))) == len(batches)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

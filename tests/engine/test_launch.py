@@ -77,6 +77,20 @@ def test_impossible_requests_are_named():
         launch(print, arguments(num_machines=2))
 
 
+@pytest.mark.parametrize("asked", [{"num_gpus": 8}, {"num_processes": 4}])
+def test_a_count_that_srun_or_torchrun_has_not_started(monkeypatch, asked):
+    for key, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setitem(launch.__globals__, "_run", lambda main, args, world, use_gpu: main(world.local_size))
+    with pytest.raises(ConfigError, match=rf"--num-\w+ {max(asked.values())}: torchrun or srun has started 1 on this"):
+        launch(print, arguments(**asked))
+    seen = []
+    launch(seen.append, arguments(num_gpus=1))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    launch(seen.append, arguments(num_gpus=2))
+    assert seen == [1, 2]
+
+
 # --- processes ---
 
 

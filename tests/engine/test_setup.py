@@ -1,9 +1,11 @@
 """From arguments to a config: own data, class counts, device; and the sentences for bad input."""
 
+import errno
 import importlib.util
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from instseg_d2.checkpoint import CheckpointError, InstSegCheckpointer
-from instseg_d2.config import CLASS_COUNT_KEYS, ConfigError
+from instseg_d2.config import CLASS_COUNT_KEYS, ConfigError, get_cfg
 from instseg_d2.data import DatasetError
 from instseg_d2.engine import argument_parser, launch, run_script, setup
-from instseg_d2.engine.errors import sentence
+from instseg_d2.engine.errors import is_user_error, sentence
+from instseg_d2.engine.model import build
+from instseg_d2.files import written_whole
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,6 +121,51 @@ def test_other_classes_in_validation(tmp_path, data):
         setup(parse(tmp_path, [*data[:5], val[0], *data[6:]]))
 
 
+def empty_image(folder, count):
+    """Make the last ``count`` images of a COCO file images without objects, which training does not read."""
+    content = json.loads((folder / "labels.json").read_text())
+    last = {image["id"] for image in content["images"][-count:]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] not in last]
+    (folder / "labels.json").write_text(json.dumps(content))
+
+
+def test_missing_images_are_counted_before_anything_is_built(tmp_path, data):
+    train, val = tmp_path / "train", tmp_path / "val"
+    (train / "0.png").unlink()
+    setup(parse(tmp_path, data))  # the loader skips one
+    (train / "1.png").unlink()
+    with pytest.raises(DatasetError, match=rf"^2 of 2 images of custom_train are missing in {train}, the first is 0"):
+        setup(parse(tmp_path, data))
+    write_coco(train, ["cup", "fork", "spoon"], images=4)
+    empty_image(train, 2)
+    (train / "2.png").unlink(), (train / "3.png").unlink()
+    setup(parse(tmp_path, data))
+    with pytest.raises(DatasetError, match=r"^2 of 4 images of custom_train are missing in .*, the first is 2\.png\.$"):
+        setup(parse(tmp_path, data, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"))
+    (val / "1.png").unlink()  # an evaluation skips none
+    with pytest.raises(DatasetError, match=rf"^1 of 2 images of custom_val are missing in {val}, the first is 1\.png"):
+        setup(parse(tmp_path, data))
+
+
+@pytest.mark.parametrize("name", ["coco_2017_train", "cityscapes_fine_instance_seg_train", "voc_2007_trainval"])
+def test_missing_builtin_data(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    hint = r"datasets/.*: No such file or directory; Detectron2 looks for its builtin .* DETECTRON2_DATASETS"
+    with pytest.raises(DatasetError, match=rf"^{name} cannot be loaded: {hint}"):
+        setup(parse(tmp_path, [], "DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", "()"))
+
+
+def test_an_evaluation_that_cannot_be_is_refused_before_training(tmp_path, data):
+    setup(parse(tmp_path, data))
+    MetadataCatalog.get("toy_poses").set(evaluator_type="poses", thing_classes=["cup", "fork", "spoon"])
+    DatasetCatalog.register("toy_poses", lambda: [{"file_name": str(tmp_path / "val" / "0.png")}])
+    opts = ["DATASETS.TRAIN", "('custom_train',)", "DATASETS.TEST", "('toy_poses',)"]
+    with pytest.raises(DatasetError, match="toy_poses has evaluator_type poses; known are"):
+        setup(parse(tmp_path, [], *opts))
+    DatasetCatalog.remove("toy_poses")
+    MetadataCatalog.pop("toy_poses")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 def test_device_falls_back(tmp_path, data):
     cfg = setup(parse(tmp_path, data))
@@ -152,6 +201,45 @@ def test_seed(tmp_path, data, seed):
 def test_sentences(tmp_path, arguments, opts, error, message):
     with pytest.raises(error, match=message):
         setup(parse(tmp_path, arguments, *opts))
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.DEVICE", "gpu"], r"MODEL\.DEVICE is gpu; it should be cuda, cuda:N or cpu\."),
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupCosine"], r"LR_SCHEDULER_NAME WarmupCosine .*Unknown LR scheduler"),
+        (["SOLVER.STEPS", "(9, 5)", "SOLVER.MAX_ITER", "20"], r"LR_SCHEDULER_NAME WarmupMultiStepLR cannot be used"),
+        (["SOLVER.WARMUP_METHOD", "cubic"], r"LR_SCHEDULER_NAME WarmupMultiStepLR .*cubic"),
+    ],
+)
+def test_values_that_no_training_can_use(tmp_path, data, opts, message):
+    with pytest.raises(ConfigError, match=message):
+        setup(parse(tmp_path, data, *opts))
+
+
+def test_the_schedule_is_not_warned_of_twice(tmp_path, data, caplog):
+    setup(parse(tmp_path, data, "SOLVER.MAX_ITER", "5"))
+    assert "SOLVER.STEPS" not in caplog.text  # the trainer will say it
+
+
+FPN = ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone",
+       "MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"], "MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"],
+       "MODEL.DEVICE", "cpu"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.FPN.NORM", "GN", "MODEL.FPN.OUT_CHANNELS", 48], r"num_channels.*\(.*\.py, line \d+\)\.$"),
+        (["MODEL.RESNETS.OUT_FEATURES", ["res9"]], r": .+ \(resnet\.py, line \d+\)\.$"),
+        (["MODEL.FPN.FUSE_TYPE", "x"], r"assert .*fuse_type.* \(fpn\.py, line \d+\)\.$"),
+    ],
+)
+def test_models_that_cannot_be_built(opts, message):
+    cfg = get_cfg()
+    cfg.merge_from_list([*FPN, *opts])
+    with pytest.raises(ConfigError, match=f"^the model of this config cannot be built: .*{message}"):
+        build(cfg)
 
 
 def test_output_folder_that_cannot_be_made(tmp_path, data):
@@ -224,6 +312,20 @@ def test_sentences_of_wrapped_errors():
     with pytest.raises(FileNotFoundError) as caught:
         Path("none.txt").read_text()
     assert sentence(caught.value) == "none.txt: No such file or directory"
+
+
+def test_a_full_disk_is_named(tmp_path):
+    full = errno.ENOSPC, os.strerror(errno.ENOSPC)
+    with pytest.raises(OSError, match="No space left") as caught, written_whole(tmp_path / "metrics.bin"):
+        raise OSError(*full)
+    assert is_user_error(caught.value)
+    assert sentence(caught.value) == f"{tmp_path}/metrics.bin: {full[1]}"
+    assert sentence(pickle.loads(pickle.dumps(caught.value))) == sentence(caught.value)  # from another process
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError) as caught, written_whole(tmp_path / "a.bin"):
+        (tmp_path / "other.bin").read_bytes()
+    assert sentence(caught.value) == f"{tmp_path}/other.bin: No such file or directory"  # its own name stays
+    assert sentence(OSError(*full)) == f"{full[1]}: make room where OUTPUT_DIR lies, or name another one"
 
 
 TINY = {

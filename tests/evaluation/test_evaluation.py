@@ -8,12 +8,21 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator, SemSegEvaluator
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    COCOEvaluator,
+    DatasetEvaluator,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+)
 from detectron2.structures import Boxes, Instances
 
 from instseg_d2.config import get_cfg
 from instseg_d2.data import DatasetError, register_coco
 from instseg_d2.evaluation import build_evaluator, evaluate, write_results
+from instseg_d2.evaluation.coco import LvisEvaluator
+from instseg_d2.modeling.postprocessing import RunLengthMasks
 
 SIZE = 200
 
@@ -125,7 +134,50 @@ def test_choice_by_metadata(tmp_path, dataset):
     MetadataCatalog.pop("toy_stuff")
 
 
-@pytest.mark.parametrize(("kind", "package"), [("lvis", "lvis"), ("keypoints", "evaluator_type keypo")])
+@pytest.mark.parametrize("masks", [True, False])
+def test_lvis_predictions_are_those_of_detectron2(masks):
+    """Without the package lvis, which reads the annotations."""
+    generator = torch.Generator().manual_seed(1)
+    inputs, outputs = [], []
+    for image, count in enumerate((3, 0, 5)):
+        found = Instances((20, 30))
+        found.pred_boxes = Boxes(torch.rand(count, 4, generator=generator) * 20)
+        found.scores = torch.rand(count, generator=generator)
+        found.pred_classes = torch.randint(0, 9, (count,), generator=generator)
+        if masks:
+            found.pred_masks = torch.rand(count, 20, 30, generator=generator) > 0.5
+        inputs.append({"image_id": image})
+        outputs.append({"instances": found})
+    inputs.append({"image_id": 3})
+    outputs.append({})
+    kept = []
+    for kind in (LVISEvaluator, LvisEvaluator):
+        evaluator = kind.__new__(kind)
+        evaluator._cpu_device = torch.device("cpu")
+        evaluator.reset()
+        evaluator.process(inputs, outputs)
+        kept.append(evaluator._predictions)
+    assert kept[0] == kept[1]
+    assert [len(x.get("instances", ())) for x in kept[1]] == [3, 0, 5, 0]
+    assert LvisEvaluator.reads_run_lengths
+    if masks:
+        for output in outputs[:3]:
+            output["instances"].pred_masks = RunLengthMasks.encode(output["instances"].pred_masks)
+        evaluator.reset()
+        evaluator.process(inputs, outputs)
+        assert evaluator._predictions == kept[0]
+
+
+def test_cityscapes_has_its_own_evaluator(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    evaluator = build_evaluator(get_cfg(), "cityscapes_fine_instance_seg_val", str(tmp_path))
+    assert isinstance(evaluator, CityscapesInstanceEvaluator)
+
+
+@pytest.mark.parametrize(
+    ("kind", "package"),
+    [("lvis", "lvis"), ("cityscapes_instance", "cityscapesscripts"), ("keypoints", "evaluator_type keypo")],
+)
 def test_what_is_missing_is_named(tmp_path, monkeypatch, kind, package):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     MetadataCatalog.get("toy_kind").set(evaluator_type=kind)

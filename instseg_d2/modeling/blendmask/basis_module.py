@@ -75,6 +75,11 @@ class BasisModule(nn.Module):
                 f"MODEL.BLENDMASK.POOLER_SCALES is {cfg.MODEL.BLENDMASK.POOLER_SCALES}; bases from "
                 f"{node.IN_FEATURES[0]} of stride {stride} have scale {2 / stride:g}."
             )
+        if node.LOSS_ON and node.COMMON_STRIDE != stride:  # the semantic logits have that of their input
+            raise ConfigError(
+                f"MODEL.BASIS_MODULE.COMMON_STRIDE is {node.COMMON_STRIDE}; the semantic loss on "
+                f"{node.IN_FEATURES[0]} needs its stride, {stride}."
+            )
         return {
             "in_features": node.IN_FEATURES,
             "common_stride": node.COMMON_STRIDE,
