@@ -45,7 +45,8 @@ sanitize: setup
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
-		$(abspath $(BIN))/python -m pytest tests/ops --ignore tests/ops/test_build.py -k "not allocated and not memory"
+		sh -ec '$(abspath $(BIN))/python -c "import instseg_d2._C as c; assert c.__file__.startswith(\"$$PWD\"), c"; \
+		$(abspath $(BIN))/python -m pytest tests/ops --ignore tests/ops/test_build.py -k "not allocated and not memory"'
 
 sanitize-cuda: setup
 	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest tests/ops -k cuda

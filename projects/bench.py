@@ -15,7 +15,14 @@ import instseg_d2  # noqa: F401 (registers the methods)
 from instseg_d2.config import load_config
 from instseg_d2.data import make_shapes
 from instseg_d2.engine import run_script
-from instseg_d2.engine.benchmark import conversion_row, plain_module, stage_rows, training_row, training_samples
+from instseg_d2.engine.benchmark import (
+    conversion_row,
+    large_image_row,
+    plain_module,
+    stage_rows,
+    training_row,
+    training_samples,
+)
 from instseg_d2.ops.benchmark import format_table, op_table
 
 CONFIGS = [
@@ -40,6 +47,7 @@ def parse(arguments=None):
     )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--images", type=int, default=20, help="of masks to turn into results (default %(default)s)")
+    parser.add_argument("--large-image", action="store_true", help="also 300 detections on 12 megapixels (CPU memory)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(arguments)
 
@@ -78,6 +86,12 @@ def main(args) -> None:
             headers, rows = stage_rows(model, resized, size, args.repeats)
             print(f"\n{os.path.basename(config_file)}, one {size[0]} x {size[1]} image, random weights")
             print(tabulate(rows, headers=headers, floatfmt=".2f"))
+            if args.large_image:
+                found, peak, seconds = large_image_row(model)
+                print(
+                    f"{found} detections on 3000 x 4000 pixels to run lengths: at most {peak / 2**20:.0f} MiB, "
+                    f"{seconds:.1f} s"
+                )
             if hasattr(plain_module(model), "plain_losses"):
                 plain_ms, own_ms, ratio = training_row(model, training_samples(cfg, folder, BATCH), args.repeats)
                 print(

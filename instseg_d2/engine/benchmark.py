@@ -21,6 +21,7 @@ from ..evaluation.coco import coco_results
 from ..modeling.postprocessing import boxes_of_masks
 from ..ops.benchmark import interleaved_medians
 from ..visualization import draw_instances
+from .costs import cpu_peak
 from .inference import optimize_for_inference
 from .memory import keep_freed_memory
 from .precision import autocast_type
@@ -169,6 +170,37 @@ def training_row(model, samples: list, repeats: int = 5) -> list:
     steps = [step(plain), step(lambda images: model.losses(images, samples))]
     plain_ms, own_ms = interleaved_medians(steps, repeats, str(model.device))
     return [plain_ms, own_ms, plain_ms / own_ms]
+
+
+@torch.no_grad()
+def some_detections(model, count: int, size: tuple = (96, 128)) -> Instances:
+    """``count`` detections in input pixels, repeated where an image of noise (H, W) has fewer; none of an empty box."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
+    (result,) = model.infer(model.preprocess([{"image": image}]))
+    if result.has("pred_boxes"):
+        boxes = result.pred_boxes.clone()
+        boxes.clip(result.image_size)
+        result = result[boxes.nonempty(threshold=1)]
+    return result[torch.arange(count, device=result.scores.device) % len(result)]
+
+
+@torch.no_grad()
+def large_image_row(model, count: int = 300, size: tuple = (3000, 4000)) -> list:
+    """
+    Detections of an image of size (H, W) from the network's results to run lengths: [number, most bytes that exist at
+    a time, seconds].
+    """
+    result, outputs = some_detections(model, count), []
+
+    def run():
+        with model.masks_as_run_lengths():
+            outputs[:] = model.finish([result], [{"height": size[0], "width": size[1]}])
+
+    start = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - start
+    return [len(outputs[0]["instances"]), cpu_peak(run), seconds]
 
 
 def _ellipses(count: int, height: int, width: int, seed: int) -> torch.Tensor:

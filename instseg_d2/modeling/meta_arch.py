@@ -169,8 +169,12 @@ class InstanceSegmenter(nn.Module):
         images = self.preprocess(batched_inputs)
         if self.training:
             return self.losses(images, batched_inputs)
+        return self.finish(self.infer(images), batched_inputs)
+
+    def finish(self, results: Sequence[Instances], batched_inputs: Sequence[dict]) -> list[dict]:
+        """Results of `infer` -> what `forward` returns in inference."""
         postprocess = self._postprocess_in_parts if self._run_lengths else self.postprocess
-        return postprocess([finite(x) for x in self.infer(images)], batched_inputs)
+        return postprocess([finite(x) for x in results], batched_inputs)
 
     @contextlib.contextmanager
     def masks_as_run_lengths(self):

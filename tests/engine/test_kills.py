@@ -29,8 +29,12 @@ def start(folder, output):
         sys.executable, str(ROOT / "projects/train_net.py"), "--resume",
         "--config-file", str(ROOT / "configs/quick/blendmask_shapes.yaml"),
         "--train-json", str(folder / "shapes/train.json"), "--train-images", str(folder / "shapes/images"),
+        "--val-json", str(folder / "shapes/val.json"), "--val-images", str(folder / "shapes/images"),
         "OUTPUT_DIR", str(output),
         "MODEL.DEVICE", "cpu",
+        "MODEL.FCOS.INFERENCE_TH_TEST", "0.0",
+        "TEST.EVAL_PERIOD", "3",
+        "INPUT.MIN_SIZE_TEST", "64",
         "SOLVER.MAX_ITER", str(ITERATIONS),
         "SOLVER.WARMUP_ITERS", "3",
         "SOLVER.CHECKPOINT_PERIOD", "2",
@@ -69,6 +73,7 @@ def finish(process):
 @pytest.mark.skipif(not KILLS or not hasattr(signal, "SIGKILL"), reason="INSTSEG_KILLS is not set, or no SIGKILL")
 def test_killed_and_resumed(tmp_path):
     make_shapes(tmp_path / "shapes", "train", 8, seed=3)
+    make_shapes(tmp_path / "shapes", "val", 2, seed=4)
     finish(start(tmp_path, tmp_path / "whole"))
     generator, broken = random.Random(0), tmp_path / "broken"
     for _ in range(KILLS):
@@ -89,6 +94,9 @@ def test_killed_and_resumed(tmp_path):
     assert a["model"].keys() == b["model"].keys()
     assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
     assert a["trainer"]["iteration"] == b["trainer"]["iteration"] == ITERATIONS - 1
+    best = [torch.load(folder / "model_best.pth") for folder in (tmp_path / "whole", broken)]
+    assert best[0]["best"] == best[1]["best"]
+    assert all(torch.equal(best[0]["model"][key], value) for key, value in best[1]["model"].items())
     states = (x["trainer"]["optimizer"]["state"] for x in (a, b))
     for p, q in zip(*(state.values() for state in states)):
         assert all(torch.equal(torch.as_tensor(p[key]), torch.as_tensor(q[key])) for key in p)

@@ -7,6 +7,7 @@ import torch
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, Instances
 
+from instseg_d2.engine.benchmark import large_image_row, some_detections
 from instseg_d2.engine.costs import cpu_peak
 from instseg_d2.evaluation.coco import coco_results
 from instseg_d2.modeling import meta_arch
@@ -109,21 +110,25 @@ def test_inference_in_parts(method, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_memory_of_a_large_image(method):
-    """100 detections on 12 megapixels: as a tensor they alone would be 1.1 GiB."""
+    """60 detections on 12 megapixels: as a tensor they alone would be 687 MiB."""
     model = small_model(method).eval()
-    images = model.preprocess([{"image": torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)}])
-    (result,) = model.infer(images)
-    if result.has("pred_boxes"):
-        boxes = result.pred_boxes.clone()
-        boxes.clip(result.image_size)
-        result = result[boxes.nonempty(threshold=1)]
-    result = result[torch.arange(100) % len(result)]
+    found, peak, _ = large_image_row(model, count=60)
+    assert 50 < found <= 60
+    assert peak < 400 * 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_memory_of_plain_masks(method, monkeypatch):
+    """Beside the result of full size some masks exist at a time, not all once more; the same masks in one part."""
+    model = small_model(method).eval()
+    result, sample = some_detections(model, 40), {"height": 1500, "width": 2000}
+    monkeypatch.setattr(meta_arch, "MASK_PIXELS", 3 * 1500 * 2000)
     outputs = []
-
-    def run():
-        with torch.no_grad():
-            outputs.extend(model._postprocess_in_parts([result], [{"height": 3000, "width": 4000}]))
-
-    assert cpu_peak(run) < 2**30
-    assert len(outputs[0]["instances"]) > 90
-    assert outputs[0]["instances"].pred_masks.size == (3000, 4000)
+    peak = cpu_peak(lambda: outputs.extend(model.postprocess([result], [sample])))
+    masks = outputs[0]["instances"].pred_masks
+    assert peak < masks.numel() + 80 * 2**20 < 1.9 * masks.numel()
+    monkeypatch.setattr(meta_arch, "MASK_PIXELS", 2**60)
+    (whole,) = model.postprocess([result], [sample])
+    assert torch.equal(masks, whole["instances"].pred_masks)
+    assert torch.equal(outputs[0]["instances"].scores, whole["instances"].scores)

@@ -47,11 +47,13 @@ FAR = [0, 1, -1, 5, -7, 100, 2**31, -(2**31) - 5, 2**63 - 1, -(2**63)]
 
 @st.composite
 def tensors(draw, shape, dtype):
-    """Random values of about 1, contiguous, channels last or a strided part of a larger tensor."""
+    """Random values of about 1: contiguous, transposed, a strided part of a larger tensor, or one row repeated."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    layout = draw(st.sampled_from(["contiguous", "transposed", "strided"]))
+    layout = draw(st.sampled_from(["contiguous", "transposed", "strided", "expanded"]))
     if layout == "transposed":
         return torch.randn(shape[::-1], generator=generator).to(dtype).permute(*range(len(shape))[::-1])
+    if layout == "expanded":
+        return torch.randn((*shape[:-1], 1), generator=generator).to(dtype).expand(shape)
     if layout == "strided":
         return torch.randn([2 * n for n in shape], generator=generator).to(dtype)[
             tuple(slice(None, None, 2) for _ in shape)

@@ -12,7 +12,7 @@ from detectron2.structures import ImageList, Instances
 from torch import nn
 
 from ..backbone import freeze_unread_levels
-from ..meta_arch import InstanceSegmenter, finite
+from ..meta_arch import InstanceSegmenter
 from .basis_module import build_basis_module
 from .blender import Blender
 from .explain import explain_image
@@ -131,8 +131,7 @@ class BlendMask(InstanceSegmenter):
         """Panoptic results of a model with a semantic head, see `forward`."""
         images = self.preprocess(batched_inputs)
         features = self.backbone(images.tensor)
-        found = [finite(x) for x in self._detect(images, features)[0]]
-        outputs = self.postprocess(found, batched_inputs)
+        outputs = self.finish(self._detect(images, features)[0], batched_inputs)
         return add_panoptic(outputs, self.sem_seg_head(features)[0], images.image_sizes, self.combination)
 
     def _detect(self, images: ImageList, features: dict):
