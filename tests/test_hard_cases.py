@@ -125,7 +125,7 @@ def test_a_training_sample_without_ground_truth_is_named(model):
         model.train()([{**sample, "file_name": "a.jpg"}])
 
 
-@pytest.mark.parametrize("case", ["only empty images", "empty and full", "500 objects", "batch of different sizes"])
+@pytest.mark.parametrize("case", ["empty and full", "batch of different sizes"])
 def test_training_in_float16(model, case):
     model.train().zero_grad()
     check_training(model, TRAINING[case](), torch.float16)
@@ -185,7 +185,8 @@ def check_detections(output, size, at_least=0):
 
 INFERENCE = {
     "one pixel": [(1, 1)],
-    "strips": [(32, 2000), (2000, 32)],
+    "flat strip": [(32, 2000)],
+    "high strip": [(2000, 32)],
     "different sizes": [(40, 130), (96, 64), (33, 47)],
 }
 
@@ -294,8 +295,8 @@ def test_image_files(model, tmp_path, kind):
     size = shape[::-1] if "exif" in options else shape
     with torch.no_grad():
         (found,) = model.eval().infer(model.preprocess([mapped]))
-        (output,) = model.postprocess([found[:3]], [mapped])
-    check_detections(output, size, at_least=1)
+        (output,) = model.postprocess([found[:3] if "size" in options else found], [mapped])
+    check_detections(output, size)
     height, width = size
     x, y = width / 4, height / 4
     box = {"bbox": [x, y, width / 2, height / 2], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "iscrowd": 0}

@@ -122,13 +122,14 @@ def test_memory_of_a_large_image(method):
 def test_memory_of_plain_masks(method, monkeypatch):
     """Beside the result of full size some masks exist at a time, not all once more; the same masks in one part."""
     model = small_model(method).eval()
-    result, sample = some_detections(model, 40), {"height": 1500, "width": 2000}
+    result, again = some_detections(model, 40), some_detections(model, 40)  # Detectron2 scales boxes in place
+    sample = {"height": 1500, "width": 2000}
     monkeypatch.setattr(meta_arch, "MASK_PIXELS", 3 * 1500 * 2000)
     outputs = []
     peak = cpu_peak(lambda: outputs.extend(model.postprocess([result], [sample])))
     masks = outputs[0]["instances"].pred_masks
     assert peak < masks.numel() + 80 * 2**20 < 1.9 * masks.numel()
     monkeypatch.setattr(meta_arch, "MASK_PIXELS", 2**60)
-    (whole,) = model.postprocess([result], [sample])
+    (whole,) = model.postprocess([again], [sample])
     assert torch.equal(masks, whole["instances"].pred_masks)
     assert torch.equal(outputs[0]["instances"].scores, whole["instances"].scores)

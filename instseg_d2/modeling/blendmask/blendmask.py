@@ -114,7 +114,7 @@ class BlendMask(InstanceSegmenter):
         per_location = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((1, 2))
         losses["loss_mask"] = self.mask_loss_weight * (per_location * weights).sum() / normalizer
         if self.sem_seg_head is not None:
-            losses.update(semantic_losses(self.sem_seg_head, features, batched_inputs, self.backbone))
+            losses.update(semantic_losses(self.sem_seg_head, features, batched_inputs, images.tensor.shape[-2:]))
         return losses
 
     def forward(self, batched_inputs: Sequence[dict]):

@@ -12,7 +12,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_sem_seg_head
 from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 from detectron2.modeling.postprocessing import sem_seg_postprocess
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Instances
 from torch import nn
 
 from ...config import ConfigError
@@ -31,11 +31,14 @@ def build_semantic_head(cfg, input_shape: dict[str, ShapeSpec]) -> Optional[nn.M
     return build_sem_seg_head(cfg, input_shape)
 
 
-def semantic_losses(head: nn.Module, features: dict, batched_inputs: Sequence[dict], backbone: nn.Module) -> dict:
+def semantic_losses(head: nn.Module, features: dict, batched_inputs: Sequence[dict], size: tuple) -> dict:
     """
     The head's losses (loss_sem_seg) on the samples' ``sem_seg`` (H, W) int64, padded with its ``ignore_value``.
 
     A batch without any labelled pixel has a loss of 0 that still reaches the head.
+
+    Args:
+        size: (H, W) of the padded batch.
 
     Raises:
         ConfigError: a sample without ``sem_seg``.
@@ -46,10 +49,10 @@ def semantic_losses(head: nn.Module, features: dict, batched_inputs: Sequence[di
             "instances alone set MODEL.PANOPTIC_FPN.COMBINE.ENABLED to False."
         )
     device = next(iter(features.values())).device
-    labels = [x["sem_seg"].to(device, non_blocking=True) for x in batched_inputs]
-    target = ImageList.from_tensors(
-        labels, backbone.size_divisibility, head.ignore_value, backbone.padding_constraints
-    ).tensor
+    target = torch.full((len(batched_inputs), *size), head.ignore_value, dtype=torch.int64, device=device)
+    for padded, x in zip(target, batched_inputs):
+        height, width = x["sem_seg"].shape
+        padded[:height, :width] = x["sem_seg"].to(device, non_blocking=True)
     # The mean over no pixel would be nan: such a batch gets some labels, and the weight 0.
     labelled = (target != head.ignore_value).any()
     losses = head(features, torch.where(labelled, target, 0))[1]
