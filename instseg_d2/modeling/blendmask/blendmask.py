@@ -62,10 +62,6 @@ class BlendMask(InstanceSegmenter):
     def from_config(cls, cfg):
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
-        proposal_generator = build_proposal_generator(cfg, shapes)
-        basis_module, sem_seg_head = build_basis_module(cfg, shapes), build_semantic_head(cfg, shapes)
-        semantic = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES if sem_seg_head is not None else []
-        freeze_unread_levels(backbone, [*proposal_generator.in_features, *basis_module.in_features, *semantic])
         blender = Blender(cfg)
         top_layer = None
         if blender.num_attention_channels:
@@ -73,6 +69,10 @@ class BlendMask(InstanceSegmenter):
             top_layer = nn.Conv2d(channels, blender.num_attention_channels, 3, padding=1)
             nn.init.normal_(top_layer.weight, std=0.01)
             nn.init.zeros_(top_layer.bias)
+        proposal_generator = build_proposal_generator(cfg, shapes)
+        basis_module, sem_seg_head = build_basis_module(cfg, shapes), build_semantic_head(cfg, shapes)
+        semantic = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES if sem_seg_head is not None else []
+        freeze_unread_levels(backbone, [*proposal_generator.in_features, *basis_module.in_features, *semantic])
         return {
             "backbone": backbone,
             "proposal_generator": proposal_generator,
