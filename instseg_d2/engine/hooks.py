@@ -202,19 +202,26 @@ def build_writers(folder: str, max_iter: int) -> list:
 
 
 def truncate_metrics(path: str, iteration: int) -> None:
-    """Cut ``metrics.json`` before the first line that is of this iteration or a later one, or only half written."""
+    """
+    Take the lines out of ``metrics.json`` that are of this iteration or a later one, or only half written. Detectron2
+    writes those of an evaluation after later ones.
+    """
     if not os.path.isfile(path):
         return
-    with open(path, "rb+") as file:
-        kept = 0
-        for line in file:
-            try:
-                if not line.endswith(b"\n") or json.loads(line)["iteration"] >= iteration:
-                    break
-            except (ValueError, KeyError, TypeError):
-                break
-            kept += len(line)
-        file.truncate(kept)
+
+    def valid(line: bytes) -> bool:
+        try:
+            return line.endswith(b"\n") and json.loads(line)["iteration"] < iteration
+        except (ValueError, KeyError, TypeError):
+            return False
+
+    with open(path, "rb+") as file:  # the writer has it open
+        lines = file.readlines()
+        kept = [line for line in lines if valid(line)]
+        if kept != lines:
+            file.seek(0)
+            file.writelines(kept)
+            file.truncate()
 
 
 def set_aside(path: str) -> None:

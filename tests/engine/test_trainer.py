@@ -21,6 +21,7 @@ from instseg_d2.checkpoint import read_extra
 from instseg_d2.config import get_cfg
 from instseg_d2.data import make_shapes, register_coco
 from instseg_d2.engine import Trainer, precision
+from instseg_d2.engine.hooks import truncate_metrics
 from instseg_d2.engine.log import PROGRESS_LOGGER
 from tests.tiny import random_batch, tiny_config
 
@@ -351,6 +352,17 @@ def test_a_run_killed_in_its_last_evaluation(tmp_path):
     assert all(torch.equal(best["model"][key], value) for key, value in final.items())
     rows = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert [row.get("segm/AP") for row in rows] == [None, 7.0]
+
+
+def test_only_lines_of_later_iterations_are_cut(tmp_path):
+    path = tmp_path / "metrics.json"
+    rows = [json.dumps({"iteration": n}) for n in (19, 17, 23, 18, 30)]
+    path.write_text("\n".join(rows) + '\n{"iteration": 1')  # the last line was not finished
+    truncate_metrics(str(path), 20)
+    assert path.read_text() == "\n".join(rows[i] for i in (0, 1, 3)) + "\n"
+    truncate_metrics(str(path), 100)
+    assert len(path.read_text().splitlines()) == 3
+    truncate_metrics(str(tmp_path / "none.json"), 1)
 
 
 def test_a_fresh_run_has_metrics_of_its_own(tmp_path):
