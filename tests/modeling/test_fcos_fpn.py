@@ -73,3 +73,11 @@ def test_unread_levels_are_frozen():
     fpn = build_backbone(tiny_config(*options))
     freeze_unread_levels(fpn, ["p2", "p3", "p4", "p5", "p7"])
     assert {n.rsplit(".", 1)[0] for n, p in fpn.named_parameters() if not p.requires_grad} == set()
+
+
+def test_unread_levels_of_detectron2s_retinanet_fpn():
+    """Whose top block reads res5."""
+    fpn = build_backbone(tiny_config("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"))
+    freeze_unread_levels(fpn, ["p3", "p4", "p5", "p6"])
+    frozen = {name.rsplit(".", 1)[0] for name, p in fpn.named_parameters() if not p.requires_grad}
+    assert frozen == {"top_block.p7"}

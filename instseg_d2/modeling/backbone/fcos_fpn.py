@@ -113,15 +113,14 @@ def freeze_unread_levels(backbone: nn.Module, names: Iterable[str]) -> None:
     read = sorted(int(name[1:]) for name in names if name.startswith("p"))
     if not isinstance(backbone, FPN) or not read:
         return
-    fpn = backbone
-    for level in (int(name[1:]) for name in fpn.output_shape() if name.startswith("p")):
+    levels = sorted(int(name[1:]) for name in backbone.output_shape() if name.startswith("p"))
+    for level in levels:
         unread = [f"fpn_output{level}"] * (level not in read) + [f"fpn_lateral{level}"] * (level < read[0])
         for part in unread:
-            getattr(fpn, part, nn.Identity()).requires_grad_(False)
-    if fpn.top_block is not None:  # its layers are called p6 and p7, whatever they come from
-        first = int(fpn.top_block.in_feature[1:]) + 1
-        for number, layer in enumerate(fpn.top_block.children()):
-            if first + number > read[-1]:
+            getattr(backbone, part, nn.Identity()).requires_grad_(False)
+    if backbone.top_block is not None:  # its layers are called p6 and p7, whatever they come from
+        for level, layer in zip(levels[-backbone.top_block.num_levels :], backbone.top_block.children()):
+            if level > read[-1]:
                 layer.requires_grad_(False)
 
 
