@@ -25,8 +25,9 @@ demo: setup
 		--output $(OUTPUT)/pictures --max-images 24 --explain
 	@echo "Results: $(OUTPUT)/metrics.json. Pictures: $(OUTPUT)/pictures/index.html"
 
+# On all cores, one test each.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 bench: setup
 	$(BIN)/python projects/bench.py

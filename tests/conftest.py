@@ -1,12 +1,25 @@
-"""Small models run on one thread: processes side by side do not wait for each other, and sums are the same."""
+"""
+One thread a test: processes side by side do not wait for each other, and sums are the same. Slow tests have all
+threads where they are alone, and come first where several processes share the tests (``pytest -n``).
+"""
 
-import pytest
-import torch
+import os
+
+SHARED = "PYTEST_XDIST_WORKER" in os.environ
+if SHARED:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of programs that tests start
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "slow" not in item.keywords)
 
 
 @pytest.fixture(autouse=True)
 def _threads(request):
     threads = torch.get_num_threads()
-    torch.set_num_threads(threads if "slow" in request.keywords else 1)
+    torch.set_num_threads(threads if "slow" in request.keywords and not SHARED else 1)
     yield
     torch.set_num_threads(threads)

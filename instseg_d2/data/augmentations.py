@@ -12,6 +12,8 @@ CROP_TYPES = ("relative_range", "relative", "absolute", "absolute_range")
 CROP_SCHEMES = ("before_resize", "detr")
 # Methods whose own default is not before_resize.
 METHOD_CROP_SCHEME = {"ISTR": "detr", "SparseInst": "detr"}
+# Of the sizes in MIN_SIZE_TRAIN each image has one, or one between two, or the images of a batch have the same one.
+SAMPLINGS = ("choice", "range", "batch")
 DETR_SIZES = (400, 500, 600)  # pixels of the shorter side, before the crop of DETR's scheme
 LSJ_SIZE = 1024  # pixels of the square that large-scale jitter fills
 
@@ -89,10 +91,15 @@ def build_augmentations(cfg, is_train: bool) -> list:
     if cfg.INPUT.IS_ROTATE:
         before.append(T.RandomApply(T.RandomRotation([-30, 30]), prob=0.5))
     sampling = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    if sampling not in SAMPLINGS:
+        raise ConfigError(
+            f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {', '.join(SAMPLINGS[:-1])} or {SAMPLINGS[-1]}, not {sampling!r}."
+        )
     if sampling == "range" and len(cfg.INPUT.MIN_SIZE_TRAIN) != 2:
         raise ConfigError(
             "INPUT.MIN_SIZE_TRAIN_SAMPLING range needs two values in INPUT.MIN_SIZE_TRAIN, not "
             f"{len(cfg.INPUT.MIN_SIZE_TRAIN)}."
         )
-    resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, sampling)
+    style = "range" if sampling == "range" else "choice"
+    resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, style)
     return [*before, resize, *after]

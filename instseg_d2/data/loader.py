@@ -145,6 +145,19 @@ def _sampler(cfg, dicts: list, seed: int):
     raise ConfigError(f"DATALOADER.SAMPLER_TRAIN is TrainingSampler or RepeatFactorTrainingSampler, not {kind!r}.")
 
 
+def _train_mappers(cfg) -> list:
+    """One mapper; where a batch shares its size, one for each of INPUT.MIN_SIZE_TRAIN."""
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING != "batch":
+        return [InstanceDatasetMapper(cfg, True)]
+    mappers = []
+    for size in cfg.INPUT.MIN_SIZE_TRAIN:
+        of_size = cfg.clone()
+        of_size.defrost()
+        of_size.INPUT.MIN_SIZE_TRAIN = (size,)
+        mappers.append(InstanceDatasetMapper(of_size, True))
+    return mappers
+
+
 def build_train_loader(cfg, mapper=None, start_iteration: int = 0, seed=None) -> TrainLoader:
     """
     The endless training stream of this process.
@@ -154,7 +167,8 @@ def build_train_loader(cfg, mapper=None, start_iteration: int = 0, seed=None) ->
 
     Args:
         cfg: DATASETS.TRAIN, SOLVER.IMS_PER_BATCH (images of all processes together), DATALOADER.{NUM_WORKERS,
-            SAMPLER_TRAIN, REPEAT_THRESHOLD, ASPECT_RATIO_GROUPING, FILTER_EMPTY_ANNOTATIONS} and SEED are read.
+            SAMPLER_TRAIN, REPEAT_THRESHOLD, ASPECT_RATIO_GROUPING, FILTER_EMPTY_ANNOTATIONS},
+            INPUT.MIN_SIZE_TRAIN_SAMPLING and SEED are read.
         mapper: callable on a data set dict; None: InstanceDatasetMapper(cfg, True).
         start_iteration: number of batches that were trained on already.
         seed: instead of cfg.SEED; where both are missing or negative, a random one that all processes share.
@@ -177,8 +191,8 @@ def build_train_loader(cfg, mapper=None, start_iteration: int = 0, seed=None) ->
     dicts = _dataset_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     groups = [_group(record) for record in dicts] if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     batches = BatchIndices(_sampler(cfg, dicts, seed), total // world_size, groups, start_iteration)
-    mapper = InstanceDatasetMapper(cfg, True) if mapper is None else mapper
-    samples = TrainingSamples(DatasetFromList(dicts), mapper, seed, comm.get_rank())
+    mappers = _train_mappers(cfg) if mapper is None else [mapper]
+    samples = TrainingSamples(DatasetFromList(dicts), mappers, seed, comm.get_rank())
     return TrainLoader(samples, batches, cfg.DATALOADER.NUM_WORKERS)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -34,9 +35,10 @@ def seeded(*entropy: int):
 
 class BatchIndices:
     """
-    The batches of this process as lists of (index, position) pairs, endless.
+    The batches of this process as lists of (index, position, batch), endless.
 
-    ``index`` says which image, ``position`` is its place in the stream of this process. With sizes, a batch holds
+    ``index`` says which image, ``position`` is its place in the stream of this process, ``batch`` the number of the
+    batch. With groups, a batch holds
     only landscape, only other or only unknown images; they are known before any image is read, so ``start_iteration``
     enters the stream exactly where an uninterrupted run would be.
 
@@ -54,13 +56,14 @@ class BatchIndices:
         self.start_iteration = start_iteration
 
     def _batches(self):
-        waiting = {}
+        waiting, number = {}, 0
         for position, index in enumerate(self.sampler):
             group = None if self.groups is None else self.groups[index]
             batch = waiting.setdefault(group, [])
             batch.append((index, position))
             if len(batch) == self.batch_size:
-                yield waiting.pop(group)
+                yield [(*pair, number) for pair in waiting.pop(group)]
+                number += 1
 
     def __iter__(self):
         return itertools.islice(self._batches(), self.start_iteration, None)
@@ -68,28 +71,30 @@ class BatchIndices:
 
 class TrainingSamples(Dataset):
     """
-    Maps (index, position) pairs to (sample, errors).
+    Maps (index, position, batch) to (sample, errors).
 
-    The random numbers of a sample follow from (seed, rank, position) alone. An unreadable image is replaced by another
+    The random numbers of a sample follow from (seed, rank, position) alone, and which of the ``mappers`` makes it from
+    (seed, batch): all samples of a batch are of the same, in all processes. An unreadable image is replaced by another
     one that follows from the same numbers; ``errors`` lists (file, message) of what failed. A sample of None means
     that nothing could be read, or that the data set is faulty; the last message says why.
     """
 
-    def __init__(self, dataset, mapper, seed: int, rank: int):
+    def __init__(self, dataset, mappers: Sequence, seed: int, rank: int):
         self.dataset = dataset
-        self.mapper = mapper
+        self.mappers = mappers
         self.seed = seed
         self.rank = rank
 
-    def __getitem__(self, pair):
-        index, position = pair
+    def __getitem__(self, place):
+        index, position, batch = place
+        mapper = self.mappers[np.random.default_rng([self.seed % 2**63, batch]).integers(len(self.mappers))]
         others = np.random.default_rng([self.seed % 2**63, self.rank, position])
         errors = []
         for _ in range(_MAX_ATTEMPTS):
             record = self.dataset[index]
             try:
                 with seeded(self.seed, self.rank, position):
-                    return self.mapper(record), errors
+                    return mapper(record), errors
             except ImageError as error:
                 errors.append((record.get("file_name", ""), str(error)))
             except DatasetError as error:

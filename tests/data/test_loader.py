@@ -98,9 +98,34 @@ def test_batches_hold_one_orientation(train_cfg):
 def test_groups_keep_the_order_and_unknown_sizes_stay_together():
     groups = ["a", "b", "unknown", "a", "b", "a", "unknown", "a"]
     batches = list(BatchIndices(range(8), 2, groups))
-    assert batches == [[(0, 0), (3, 3)], [(1, 1), (4, 4)], [(2, 2), (6, 6)], [(5, 5), (7, 7)]]
+    assert batches == [
+        [(0, 0, 0), (3, 3, 0)],
+        [(1, 1, 1), (4, 4, 1)],
+        [(2, 2, 2), (6, 6, 2)],
+        [(5, 5, 3), (7, 7, 3)],
+    ]
     assert list(BatchIndices(range(8), 2, groups, start_iteration=2)) == batches[2:]
-    assert list(BatchIndices(range(5), 2)) == [[(0, 0), (1, 1)], [(2, 2), (3, 3)]]
+    assert list(BatchIndices(range(5), 2)) == [[(0, 0, 0), (1, 1, 0)], [(2, 2, 1), (3, 3, 1)]]
+
+
+def shorter_sides(batches):
+    return [{min(sample["image"].shape[1:]) for sample in batch} for batch in batches]
+
+
+def test_a_batch_shares_its_size(train_cfg, monkeypatch):
+    train_cfg.INPUT.MIN_SIZE_TRAIN = (96, 128, 160)
+    mixed = shorter_sides(take(build_train_loader(train_cfg), 12))
+    assert max(map(len, mixed)) > 1
+    train_cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "batch"
+    shared = shorter_sides(take(build_train_loader(train_cfg), 12))
+    assert all(len(sides) == 1 for sides in shared)
+    assert set.union(*shared) == {96, 128, 160}
+    assert shorter_sides(take(build_train_loader(train_cfg, start_iteration=5), 7)) == shared[5:]
+    # other images, the same sizes
+    train_cfg.SOLVER.IMS_PER_BATCH = 6
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "get_rank", lambda: 1)
+    assert shorter_sides(take(build_train_loader(train_cfg), 12)) == shared
 
 
 def test_images_of_unknown_size_are_served(train_cfg, shapes, monkeypatch):
@@ -152,9 +177,9 @@ def test_seeded():
 def test_workers_can_be_started_by_pickling(train_cfg):
     """As where processes are not forked."""
     samples = build_train_loader(train_cfg)._loader.dataset
-    (index, position), *_ = next(iter(build_train_loader(train_cfg)._loader.batch_sampler))
+    place, *_ = next(iter(build_train_loader(train_cfg)._loader.batch_sampler))
     copy = pickle.loads(pickle.dumps(samples))
-    assert_same([[copy[index, position][0]]], [[samples[index, position][0]]])
+    assert_same([[copy[place][0]]], [[samples[place][0]]])
 
 
 def test_repeat_factors(train_cfg, registered, shapes_folder, tmp_path):

@@ -359,6 +359,7 @@ def test_order_and_switches_of_the_augmentations(cfg):
         ("INPUT.RANDOM_FLIP", "both", "INPUT.RANDOM_FLIP is horizontal, vertical or none, not 'both'"),
         ("INPUT.MASK_FORMAT", "rle", "INPUT.MASK_FORMAT is polygon or bitmask, not 'rle'"),
         ("INPUT.FORMAT", "L", "INPUT.FORMAT is BGR or RGB, not 'L'"),
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "all", "INPUT.MIN_SIZE_TRAIN_SAMPLING is choice, range or batch, not 'all'"),
         ("INPUT.CROP.TYPE", "half", "INPUT.CROP.TYPE is one of .*, not 'half'"),
         ("MODEL.KEYPOINT_ON", True, "MODEL.KEYPOINT_ON and MODEL.LOAD_PROPOSALS are not supported"),
     ],

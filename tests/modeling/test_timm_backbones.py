@@ -203,6 +203,23 @@ def test_it_feeds_an_fpn():
     }
 
 
+def test_it_feeds_the_fpn_of_fcos():
+    opts = ["MODEL.BACKBONE.NAME", "build_fcos_timm_fpn_backbone", "MODEL.TIMM.NAME", "test_resnet"]
+    opts += ["MODEL.TIMM.OUT_FEATURES", ["res3", "res4"], "MODEL.FPN.IN_FEATURES", ["res3", "res4"]]
+    fpn = build_backbone(config(*opts, "MODEL.FCOS.TOP_LEVELS", 2, "MODEL.FPN.OUT_CHANNELS", 8)).eval()
+    x = torch.rand(1, 3, 64, 64)
+    maps = fpn(x)
+    assert {name: map.shape[1:] for name, map in maps.items()} == {
+        "p3": (8, 8, 8),
+        "p4": (8, 4, 4),
+        "p5": (8, 2, 2),
+        "p6": (8, 1, 1),
+    }
+    # The highest level of the pyramid proper is a convolution of the last map of timm's network alone.
+    last = fpn.bottom_up.net(x)[-1]
+    assert torch.equal(maps["p4"], fpn.fpn_output4(fpn.fpn_lateral4(last)))
+
+
 def test_stages_after_the_last_map_are_left_out():
     assert list(generic("test_resnet", "MODEL.TIMM.OUT_FEATURES", ["res3"]).net)[-1] == "layer2"
 

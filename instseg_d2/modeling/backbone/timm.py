@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
 from torch import nn
 
 from ...config import ConfigError
 from ...layers import exportable_pools
+from .fcos_fpn import build_fcos_fpn
 from .timm_norms import fold_norms, freeze_norms
 
 NORMS = ("FrozenBN", "BN", "")
@@ -151,3 +152,12 @@ def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         in_chans=input_shape.channels,
     )
+
+
+@BACKBONE_REGISTRY.register()
+def build_fcos_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """
+    The network MODEL.TIMM.NAME of timm under the FPN of FCOS, with MODEL.FCOS.TOP_LEVELS levels above it.
+    MODEL.FPN.IN_FEATURES are of MODEL.TIMM.OUT_FEATURES.
+    """
+    return build_fcos_fpn(cfg, build_timm_backbone(cfg, input_shape))
