@@ -10,6 +10,7 @@ def add_common_config(cfg: CfgNode) -> None:
     # Factor on the learning rate of parameters whose name contains "backbone".
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     cfg.SOLVER.AMSGRAD = False
+    cfg.SOLVER.BETAS = (0.9, 0.999)  # of AdamW: memory of the mean and of the square of a gradient
     cfg.SOLVER.FREEZE_NORMS_ITER = -1  # iteration from which batch norms use their running statistics; -1: never
 
     # Flip horizontally half of the time (AdelaiDet's switch beside INPUT.RANDOM_FLIP).

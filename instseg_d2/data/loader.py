@@ -13,6 +13,7 @@ from ..config import ConfigError
 from .coco import require_registered
 from .files import DatasetError, ImageError
 from .mapper import InstanceDatasetMapper
+from .packing import pack, unpack
 from .presence import loading
 from .samples import BatchIndices, TestSamples, TrainingSamples
 
@@ -34,7 +35,7 @@ def _torch_loader(samples, num_workers: int, **kwargs) -> DataLoader:
     return DataLoader(
         samples,
         num_workers=num_workers,
-        collate_fn=_as_list,
+        collate_fn=pack if num_workers else _as_list,
         worker_init_fn=_quiet_worker,
         generator=torch.Generator(),  # leaves the global one alone
         **kwargs,
@@ -48,7 +49,7 @@ def _drawn(loader: DataLoader):
     """
     iterator = iter(loader)
     try:
-        yield from iterator
+        yield from map(unpack, iterator) if loader.num_workers else iterator
     finally:
         del iterator
 

@@ -85,7 +85,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     if name == "SGD":
         optimizer = torch.optim.SGD(groups, solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     elif name == "ADAMW":
-        optimizer = torch.optim.AdamW(groups, solver.BASE_LR, amsgrad=solver.AMSGRAD, fused=True)
+        optimizer = torch.optim.AdamW(groups, solver.BASE_LR, solver.BETAS, amsgrad=solver.AMSGRAD, fused=True)
     else:
         raise ConfigError(f"SOLVER.OPTIMIZER is SGD, ADAMW or empty; got {solver.OPTIMIZER}.")
     return _add_clipping(cfg, optimizer)

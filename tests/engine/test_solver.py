@@ -103,6 +103,18 @@ def test_optimizer_of_the_method_unless_asked(method, asked, expected):
     assert optimizer.defaults["momentum"] == 0.8 if expected is torch.optim.SGD else optimizer.defaults["amsgrad"]
 
 
+def test_adamw_reads_its_betas():
+    assert build_optimizer(solver_cfg(OPTIMIZER="ADAMW"), Toy()).defaults["betas"] == (0.9, 0.999)
+    cfg = solver_cfg(OPTIMIZER="ADAMW", BASE_LR=0.5, WEIGHT_DECAY=0.0, BETAS=(0.5, 0.75))
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = build_optimizer(cfg, nn.ParameterList([parameter]))
+    for gradient in (4.0, 1.0):
+        parameter.grad = torch.tensor([gradient])
+        optimizer.step()
+    # By hand: means (2, 1.5) / (0.5, 0.75), squares (4, 3.25) / (0.25, 0.4375); steps 0.5 * (4 / 4, 2 / 7.428...^0.5).
+    assert parameter.item() == pytest.approx(-0.5 * (1 + 2 / (3.25 / 0.4375) ** 0.5), rel=1e-5)
+
+
 def step_with_gradient(cfg, gradients):
     """How far one SGD step of rate 1 moves two scalar parameters with these gradients."""
     model = nn.ParameterList([nn.Parameter(torch.zeros(1)) for _ in gradients])
