@@ -1,6 +1,6 @@
 """
-One thread a test: processes side by side do not wait for each other, and sums are the same. Slow tests have all
-threads where they are alone, and come first where several processes share the tests (``pytest -n``).
+One thread a test: processes side by side do not wait for each other, and sums are the same. Slow tests come first, so
+that processes that share the tests (``pytest -n``) end together, and have all threads where they do not share.
 """
 
 import os

@@ -12,7 +12,8 @@ CROP_TYPES = ("relative_range", "relative", "absolute", "absolute_range")
 CROP_SCHEMES = ("before_resize", "detr")
 # Methods whose own default is not before_resize.
 METHOD_CROP_SCHEME = {"ISTR": "detr", "SparseInst": "detr"}
-# Of the sizes in MIN_SIZE_TRAIN each image has one, or one between two, or the images of a batch have the same one.
+# Of the sizes in MIN_SIZE_TRAIN each image has one, or one between two, or the images of a batch have the same one:
+# the loader sees to that, with augmentations for each size.
 SAMPLINGS = ("choice", "range", "batch")
 DETR_SIZES = (400, 500, 600)  # pixels of the shorter side, before the crop of DETR's scheme
 LSJ_SIZE = 1024  # pixels of the square that large-scale jitter fills

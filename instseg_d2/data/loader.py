@@ -170,7 +170,8 @@ def build_train_loader(cfg, mapper=None, start_iteration: int = 0, seed=None) ->
         cfg: DATASETS.TRAIN, SOLVER.IMS_PER_BATCH (images of all processes together), DATALOADER.{NUM_WORKERS,
             SAMPLER_TRAIN, REPEAT_THRESHOLD, ASPECT_RATIO_GROUPING, FILTER_EMPTY_ANNOTATIONS},
             INPUT.MIN_SIZE_TRAIN_SAMPLING and SEED are read.
-        mapper: callable on a data set dict; None: InstanceDatasetMapper(cfg, True).
+        mapper: callable on a data set dict; None: InstanceDatasetMapper(cfg, True), which with MIN_SIZE_TRAIN_SAMPLING
+            batch resizes all images of a batch, in all processes, to the same one of INPUT.MIN_SIZE_TRAIN.
         start_iteration: number of batches that were trained on already.
         seed: instead of cfg.SEED; where both are missing or negative, a random one that all processes share.
 

@@ -40,7 +40,10 @@ class _Pickler(pickle.Pickler):
 
 
 def pack(batch) -> Packed:
-    """Anything that can be pickled; the memory of contiguous tensors and arrays goes into the block."""
+    """
+    ``batch`` is anything that can be pickled; the memory of its contiguous tensors and arrays of any shape goes into
+    the block (uint8, as many bytes as they have, each from a multiple of 64 on).
+    """
     file, buffers = io.BytesIO(), []
     _Pickler(file, protocol=5, buffer_callback=buffers.append).dump(batch)
     parts, places, end = [buffer.raw() for buffer in buffers], [], 0
