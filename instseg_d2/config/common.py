@@ -5,12 +5,12 @@ from detectron2.config import CfgNode
 
 def add_common_config(cfg: CfgNode) -> None:
     """Add solver, input and test keys, in place."""
-    # Optimiser: "SGD" or "ADAMW"; empty: the method's own default (see instseg_d2/engine/solver.py).
+    # Optimiser: "SGD", "ADAMW" or "MUON"; empty: the method's own default (see instseg_d2/engine/solver.py).
     cfg.SOLVER.OPTIMIZER = ""
     # Factor on the learning rate of parameters whose name contains "backbone".
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     cfg.SOLVER.AMSGRAD = False
-    cfg.SOLVER.BETAS = (0.9, 0.999)  # of AdamW: memory of the mean and of the square of a gradient
+    cfg.SOLVER.BETAS = (0.9, 0.999)  # of AdamW and Muon's AdamW: memory of the mean and of the square of a gradient
     cfg.SOLVER.FREEZE_NORMS_ITER = -1  # iteration from which batch norms use their running statistics; -1: never
 
     # Flip horizontally half of the time (AdelaiDet's switch beside INPUT.RANDOM_FLIP).

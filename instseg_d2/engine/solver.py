@@ -6,6 +6,7 @@ from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 
 from ..config import ConfigError
+from .muon import Muon
 
 __all__ = ["build_optimizer"]
 
@@ -14,6 +15,15 @@ METHOD_OPTIMIZER = {"ISTR": "ADAMW", "SparseInst": "ADAMW"}
 # Methods that tell what is decayed by parts of the parameters' names, not by the kind of layer: batch norms called
 # "bn" and all biases are. "downsample.proj" is what timm calls the later patch embeddings of a PVT.
 METHOD_UNDECAYED_NAMES = {"SparseInst": ("norm", "patch_embed", "downsample.proj", "cls_token")}
+
+
+def _split(groups: list, chosen: set, **values) -> list:
+    """Each group in two: the parameters that are not chosen, and the chosen ones with these values."""
+    split = []
+    for group in groups:
+        split.append({**group, "params": [p for p in group["params"] if p not in chosen]})
+        split.append({**group, "params": [p for p in group["params"] if p in chosen], **values})
+    return [group for group in split if group["params"]]
 
 
 def _parameter_groups(cfg: CfgNode, model: torch.nn.Module) -> list:
@@ -36,12 +46,7 @@ def _parameter_groups(cfg: CfgNode, model: torch.nn.Module) -> list:
     if words is None:
         return groups
     undecayed = {p for name, p in model.named_parameters() if any(word in name for word in words)}
-    split = []
-    for group in groups:
-        decayed = [p for p in group["params"] if p not in undecayed]
-        others = [p for p in group["params"] if p in undecayed]
-        split += [{**group, "params": decayed}, {**group, "params": others, "weight_decay": solver.WEIGHT_DECAY_NORM}]
-    return [group for group in split if group["params"]]
+    return _split(groups, undecayed, weight_decay=solver.WEIGHT_DECAY_NORM)
 
 
 def _add_clipping(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -66,10 +71,11 @@ def _add_clipping(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
     """
-    SGD or AdamW over the trainable parameters.
+    SGD, AdamW or Muon over the trainable parameters.
 
-    ``SOLVER.OPTIMIZER``: "SGD", "ADAMW", or empty for the method's own default. Learning rate: ``BASE_LR``, times
-    ``BACKBONE_MULTIPLIER`` for names that contain "backbone", times ``BIAS_LR_FACTOR`` for biases. Weight decay:
+    ``SOLVER.OPTIMIZER``: "SGD", "ADAMW", "MUON" (see :class:`.muon.Muon`; embeddings are left to its AdamW), or empty
+    for the method's own default. Learning rate: ``BASE_LR``, times ``BACKBONE_MULTIPLIER`` for names that contain
+    "backbone", times ``BIAS_LR_FACTOR`` for biases. ``MOMENTUM``, ``NESTEROV``: SGD's and Muon's. Weight decay:
     ``WEIGHT_DECAY``, but ``WEIGHT_DECAY_NORM`` in normalisation layers and ``WEIGHT_DECAY_BIAS``, if set, for biases;
     for SparseInst ``WEIGHT_DECAY_NORM`` by name (``METHOD_UNDECAYED_NAMES``), as in the authors' code.
     ``CLIP_GRADIENTS``: each parameter by value or norm, or the norm over the full model.
@@ -86,6 +92,10 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         optimizer = torch.optim.SGD(groups, solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     elif name == "ADAMW":
         optimizer = torch.optim.AdamW(groups, solver.BASE_LR, solver.BETAS, amsgrad=solver.AMSGRAD, fused=True)
+    elif name == "MUON":
+        embeddings = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+        groups = _split(groups, embeddings, matrices=False)
+        optimizer = Muon(groups, solver.BASE_LR, solver.MOMENTUM, solver.NESTEROV, betas=solver.BETAS)
     else:
-        raise ConfigError(f"SOLVER.OPTIMIZER is SGD, ADAMW or empty; got {solver.OPTIMIZER}.")
+        raise ConfigError(f"SOLVER.OPTIMIZER is SGD, ADAMW, MUON or empty; got {solver.OPTIMIZER}.")
     return _add_clipping(cfg, optimizer)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from instseg_d2.config import ConfigError, get_cfg
+from instseg_d2.engine.muon import Muon
 from instseg_d2.engine.solver import build_optimizer
 
 
@@ -113,6 +114,24 @@ def test_adamw_reads_its_betas():
         optimizer.step()
     # By hand: means (2, 1.5) / (0.5, 0.75), squares (4, 3.25) / (0.25, 0.4375); steps 0.5 * (4 / 4, 2 / 7.428...^0.5).
     assert parameter.item() == pytest.approx(-0.5 * (1 + 2 / (3.25 / 0.4375) ** 0.5), rel=1e-5)
+
+
+def test_muon_reads_its_keys_and_leaves_embeddings_to_adamw():
+    model = nn.ModuleDict({"embedding": nn.Embedding(20, 8), "linear": nn.Linear(8, 8), "norm": nn.LayerNorm(8)})
+    cfg = solver_cfg(
+        OPTIMIZER="muon", BASE_LR=0.5, MOMENTUM=0.75, NESTEROV=True, BETAS=(0.5, 0.75), WEIGHT_DECAY=0.25,
+        WEIGHT_DECAY_NORM=0.125,
+    )  # fmt: skip
+    optimizer = build_optimizer(cfg, model)
+    assert type(optimizer) is Muon
+    values = {key: optimizer.defaults[key] for key in ("lr", "momentum", "nesterov", "betas", "num_steps")}
+    assert values == {"lr": 0.5, "momentum": 0.75, "nesterov": True, "betas": (0.5, 0.75), "num_steps": 5}
+    names = {p: name for name, p in model.named_parameters()}
+    groups = {names[p]: (g["matrices"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    assert groups == {
+        "embedding.weight": (False, 0.25), "linear.weight": (True, 0.25), "linear.bias": (True, 0.25),
+        "norm.weight": (True, 0.125), "norm.bias": (True, 0.125),
+    }  # fmt: skip
 
 
 def step_with_gradient(cfg, gradients):

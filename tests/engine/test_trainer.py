@@ -33,9 +33,9 @@ class ToyTrainerNet(nn.Module):
 
     def __init__(self, cfg):
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, bias=False)
-        self.norm = nn.BatchNorm2d(4)
-        self.head = nn.Linear(4, 2)
+        self.conv = nn.Conv2d(3, 8, 3, bias=False)  # a matrix to Muon
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 2)
 
     def forward(self, batch):
         images = torch.stack([x["image"] for x in batch])
@@ -147,7 +147,7 @@ def assert_equal(a, b):
         assert a == b
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "ADAMW"])
+@pytest.mark.parametrize("optimizer", ["SGD", "ADAMW", "MUON"])
 @pytest.mark.parametrize("test", [False, True])
 def test_resumed_equals_uninterrupted(tmp_path, optimizer, test):
     """Bit by bit: weights, momenta, schedule, generators; also with an evaluation between the two halves."""
