@@ -9,7 +9,7 @@ def add_common_config(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = ""
     # Factor on the learning rate of parameters whose name contains "backbone".
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
-    cfg.SOLVER.AMSGRAD = False
+    cfg.SOLVER.AMSGRAD = False  # of AdamW alone
     cfg.SOLVER.BETAS = (0.9, 0.999)  # of AdamW and Muon's AdamW: memory of the mean and of the square of a gradient
     cfg.SOLVER.FREEZE_NORMS_ITER = -1  # iteration from which batch norms use their running statistics; -1: never
 

@@ -8,14 +8,20 @@ from torch.optim.adamw import adamw
 
 __all__ = ["Muon", "is_matrix", "orthogonalize"]
 
-# Coefficients of Jordan et al. of a X + b (X X^T) X + c (X X^T)^2 X: singular values come to between 0.7 and 1.2.
+# Coefficients of Jordan et al. of a X + b (X X^T) X + c (X X^T)^2 X: singular values come to between 0.68 and 1.21.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 MIN_SIDE = 8  # below it a matrix is rather a few vectors
+LOWEST = {"lr": 0, "num_steps": 1, "block_rows": 1, "eps": 0, "weight_decay": 0}
 
 
 def is_matrix(parameter: torch.Tensor) -> bool:
-    """True for weights of convolutions and linear layers, also of groups, with 8 rows and columns at least."""
-    return parameter.dim() >= 2 and min(len(parameter), parameter[0].numel()) >= MIN_SIDE
+    """
+    True for a parameter of two or more dimensions with 8 rows (its first dimension) and columns (the rest) at least.
+
+    So the predictor of a few classes is none, that of 80 classes is one.
+    """
+    rows = len(parameter) if parameter.dim() >= 2 else 0
+    return rows >= MIN_SIDE and parameter.numel() // rows >= MIN_SIDE
 
 
 def orthogonalize(matrices: torch.Tensor, num_steps: int = 5) -> torch.Tensor:
@@ -23,43 +29,44 @@ def orthogonalize(matrices: torch.Tensor, num_steps: int = 5) -> torch.Tensor:
     Bring all singular values near 1 and keep the singular vectors: Newton and Schulz's iteration.
 
     The polynomials are multiplied out for the Gram matrix of the shorter side, so that only the first and the last
-    product see the longer one.
+    product see the longer one. Rounding must not make that matrix' eigenvalues negative, whose powers grow without
+    bound: half precision is computed in single, whatever the autocast.
 
     Args:
-        matrices: n x rows x columns, float.
+        matrices: n x rows x columns, of any floating type.
         num_steps: of the iteration. Each makes small singular values 3.4 times larger; five bring those above a
             hundredth of the Frobenius norm near 1.
 
     Returns:
         A tensor of the same shape and type.
     """
-    tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.transpose(1, 2) if tall else matrices
-    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    gram = x @ x.transpose(1, 2)
-    a, b, c = COEFFICIENTS
-    product = None
-    for step in range(num_steps):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
-        product = factor if product is None else factor @ product
-        if step < num_steps - 1:
-            gram = factor @ gram @ factor
-    x = product @ x
-    return x.transpose(1, 2) if tall else x
+    if matrices.shape[1] > matrices.shape[2]:
+        return orthogonalize(matrices.transpose(1, 2), num_steps).transpose(1, 2)
+    with torch.autocast(matrices.device.type, enabled=False):
+        x = matrices.to(torch.promote_types(matrices.dtype, torch.float32))
+        x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-7)
+        gram = x @ x.transpose(1, 2)
+        a, b, c = COEFFICIENTS
+        product = None
+        for step in range(num_steps):
+            factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            factor.diagonal(dim1=1, dim2=2).add_(a)
+            product = factor if product is None else factor @ product
+            if step < num_steps - 1:
+                gram = factor @ gram @ factor
+        return (product @ x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
     """
     MomentUm Orthogonalized by Newton-Schulz.
 
-    A weight of shape rows x ... is a matrix with one row an output. Its step is the orthogonalised running mean of
-    its gradients, times ``lr * 0.2 * sqrt(longer side)``: as long as AdamW's usual ones, so that rates and weight
-    decay carry over. Parameters that are no matrix (see :func:`is_matrix`), and groups with ``matrices=False``, are
-    updated by AdamW.
+    A weight of shape rows x ... is a matrix. Its step is the orthogonalised running mean of its gradients, times
+    ``lr * 0.2 * sqrt(longer side)``: in the mean ``0.2 * lr`` an entry, about as far as AdamW goes. Parameters that are
+    no matrix (see :func:`is_matrix`), and groups with ``matrices=False``, are updated by AdamW with the same rate.
 
-    A matrix of more than ``block_rows`` rows is cut into blocks of about as many rows, each orthogonalised by itself:
-    the work grows with the rows, not with their square, and a short training's losses are the same.
+    A matrix of more than ``block_rows`` rows is cut into blocks of about as many rows, each a matrix of its own: the
+    work grows with the rows, not with their square. What that changes in a training: projects/benchmarks.md.
 
     Source: Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024; the length of steps: Liu et
     al., Muon is scalable for LLM training, arXiv 2502.16982, equation 4.
@@ -73,6 +80,9 @@ class Muon(torch.optim.Optimizer):
         block_rows: most rows of a block.
         betas, eps: of AdamW.
         weight_decay: decoupled, times the learning rate.
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
 
     def __init__(
@@ -92,6 +102,12 @@ class Muon(torch.optim.Optimizer):
             "block_rows": block_rows, "betas": betas, "eps": eps, "weight_decay": weight_decay, "matrices": True,
             "fused": True,
         }  # fmt: skip
+        for name, lowest in LOWEST.items():
+            if not defaults[name] >= lowest:
+                raise ValueError(f"Muon's {name} must be at least {lowest}, not {defaults[name]}.")
+        for name, memory in (("momentum", momentum), ("betas", betas[0]), ("betas", betas[1])):
+            if not 0 <= memory < 1:
+                raise ValueError(f"Muon's {name} must be at least 0 and below 1, not {memory}.")
         super().__init__(params, defaults)
 
     @torch.no_grad()

@@ -10,6 +10,11 @@ from .muon import Muon
 
 __all__ = ["build_optimizer"]
 
+OPTIMIZERS = {
+    "SGD": lambda groups, node: torch.optim.SGD(groups, node.BASE_LR, momentum=node.MOMENTUM, nesterov=node.NESTEROV),
+    "ADAMW": lambda groups, node: torch.optim.AdamW(groups, node.BASE_LR, node.BETAS, amsgrad=node.AMSGRAD, fused=True),
+    "MUON": lambda groups, node: Muon(groups, node.BASE_LR, node.MOMENTUM, node.NESTEROV, betas=node.BETAS),
+}
 # Methods whose own default is not SGD.
 METHOD_OPTIMIZER = {"ISTR": "ADAMW", "SparseInst": "ADAMW"}
 # Methods that tell what is decayed by parts of the parameters' names, not by the kind of layer: batch norms called
@@ -81,21 +86,20 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     ``CLIP_GRADIENTS``: each parameter by value or norm, or the norm over the full model.
 
     Raises:
-        ConfigError: an unknown optimiser or clipping, or nothing to train.
+        ConfigError: an unknown optimiser or clipping, a value out of its range, or nothing to train.
     """
     solver = cfg.SOLVER
     name = (solver.OPTIMIZER or METHOD_OPTIMIZER.get(cfg.MODEL.META_ARCHITECTURE, "SGD")).upper()
     groups = _parameter_groups(cfg, model)
     if not groups:
         raise ConfigError(f"{cfg.MODEL.META_ARCHITECTURE} has no trainable parameter: see MODEL.BACKBONE.FREEZE_AT.")
-    if name == "SGD":
-        optimizer = torch.optim.SGD(groups, solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
-    elif name == "ADAMW":
-        optimizer = torch.optim.AdamW(groups, solver.BASE_LR, solver.BETAS, amsgrad=solver.AMSGRAD, fused=True)
-    elif name == "MUON":
+    if name not in OPTIMIZERS:
+        raise ConfigError(f"SOLVER.OPTIMIZER is {', '.join(OPTIMIZERS)} or empty; got {solver.OPTIMIZER}.")
+    if name == "MUON":
         embeddings = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
         groups = _split(groups, embeddings, matrices=False)
-        optimizer = Muon(groups, solver.BASE_LR, solver.MOMENTUM, solver.NESTEROV, betas=solver.BETAS)
-    else:
-        raise ConfigError(f"SOLVER.OPTIMIZER is SGD, ADAMW, MUON or empty; got {solver.OPTIMIZER}.")
+    try:
+        optimizer = OPTIMIZERS[name](groups, solver)
+    except ValueError as error:
+        raise ConfigError(f"SOLVER: {error}") from error
     return _add_clipping(cfg, optimizer)

@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from ..checkpoint import InstSegCheckpointer
+from ..config import ConfigError
 from ..data import build_test_loader, build_train_loader
 from ..evaluation import build_evaluator, evaluate, write_results
 from ..files import remove_unfinished, written_whole
@@ -45,6 +46,11 @@ logger = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 10  # steps in a row whose loss or gradient is not finite
 GRADIENT_NORM = "gradient_norm"  # over the full model, before clipping
+
+
+def _kind(param_groups: list) -> set:
+    """What tells the states of SGD, AdamW and Muon apart."""
+    return {"betas", "momentum", "matrices"} & param_groups[0].keys()
 
 
 class Trainer(TrainerBase):
@@ -148,6 +154,7 @@ class Trainer(TrainerBase):
 
         Raises:
             CheckpointError: the checkpoint does not fit; see :class:`InstSegCheckpointer`.
+            ConfigError: the run in ``OUTPUT_DIR`` has another optimiser.
         """
         if comm.is_main_process():
             remove_unfinished(self.cfg.OUTPUT_DIR)
@@ -326,6 +333,12 @@ class Trainer(TrainerBase):
     def load_state_dict(self, state_dict: dict) -> None:
         """Restore :meth:`state_dict`."""
         super().load_state_dict(state_dict)
+        own = type(self.optimizer).__name__
+        if _kind(state_dict["optimizer"]["param_groups"]) != _kind(self.optimizer.param_groups):
+            raise ConfigError(
+                f"{self.cfg.OUTPUT_DIR} was trained with another SOLVER.OPTIMIZER than {own}: resume with the "
+                "config.yaml there, or start afresh in another OUTPUT_DIR."
+            )
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self.seed = state_dict["seed"]
         if state_dict["grad_scaler"]:

@@ -44,6 +44,41 @@ def test_singular_values_come_near_one_and_vectors_stay():
     torch.testing.assert_close(core, values.diag(), atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize(("rank", "shape"), [(1, (16, 90)), (4, (90, 16)), (3, (40, 40))])
+def test_matrices_of_low_rank_stay_so_in_single_precision(rank, shape):
+    generator = torch.Generator().manual_seed(2)
+    matrix = torch.randn(shape[0], rank, generator=generator) @ torch.randn(rank, shape[1], generator=generator)
+    result = orthogonalize(matrix[None])[0]
+    expected = newton_schulz(matrix.double(), 5)
+    values = torch.linalg.svdvals(result)
+    assert 0.6 < values[rank - 1] <= values[0] < 1.3
+    assert values[rank] < 2e-3
+    torch.testing.assert_close(result.double(), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_single(dtype):
+    matrices = torch.randn(2, 32, 40, generator=torch.Generator().manual_seed(3)).to(dtype)
+    expected = orthogonalize(matrices.float()).to(dtype)
+    result = orthogonalize(matrices)
+    assert result.dtype == dtype
+    assert torch.equal(result, expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(orthogonalize(matrices), expected)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lr": -1.0}, {"momentum": 1.0}, {"momentum": -0.5}, {"num_steps": 0}, {"block_rows": 0}, {"betas": (0.9, 1.0)},
+        {"betas": (-0.1, 0.9)}, {"eps": -1.0}, {"weight_decay": float("nan")},
+    ],
+)  # fmt: skip
+def test_arguments_out_of_range_are_named(wrong):
+    with pytest.raises(ValueError, match=f"Muon's {next(iter(wrong))} must be at least"):
+        Muon([nn.Parameter(torch.zeros(8, 8))], **{"lr": 0.1, **wrong})
+
+
 def test_no_gradient_is_no_step():
     assert torch.equal(orthogonalize(torch.zeros(2, 8, 9)), torch.zeros(2, 8, 9))
 
@@ -53,6 +88,8 @@ def test_what_is_a_matrix():
     assert is_matrix(torch.zeros(16, 1, 3, 3))
     assert is_matrix(torch.zeros(64, 3, 7, 7))
     assert not is_matrix(torch.zeros(64))  # norms and biases
+    assert not is_matrix(torch.zeros(()))
+    assert not is_matrix(torch.zeros(0, 8))
     assert not is_matrix(torch.zeros(4, 256, 3, 3))  # a predictor of boxes
     assert not is_matrix(torch.zeros(256, 4))
     assert not is_matrix(torch.zeros(1, 256))

@@ -169,6 +169,8 @@ def test_no_clipping_by_default():
 def test_mistakes_are_named():
     with pytest.raises(ConfigError, match=r"SOLVER.OPTIMIZER.*LION"):
         build_optimizer(solver_cfg(OPTIMIZER="LION"), Toy())
+    with pytest.raises(ConfigError, match=r"SOLVER: Muon's momentum .* not 1.5"):
+        build_optimizer(solver_cfg(OPTIMIZER="MUON", MOMENTUM=1.5), Toy())
     cfg = solver_cfg()
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED, cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = True, "global"
     with pytest.raises(ConfigError, match=r"CLIP_TYPE.*full_model.*global"):

@@ -18,7 +18,7 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from torch import nn
 
 from instseg_d2.checkpoint import read_extra
-from instseg_d2.config import get_cfg
+from instseg_d2.config import ConfigError, get_cfg
 from instseg_d2.data import make_shapes, register_coco
 from instseg_d2.engine import Trainer, precision
 from instseg_d2.engine.hooks import truncate_metrics
@@ -167,6 +167,13 @@ def test_resumed_equals_uninterrupted(tmp_path, optimizer, test):
     assert a["iteration"] == 5
     assert a.pop("cfg") != b.pop("cfg")  # the folder
     assert_equal(a, b)
+
+
+@pytest.mark.parametrize(("before", "after"), [("ADAMW", "MUON"), ("MUON", "ADAMW"), ("SGD", "ADAMW")])
+def test_resuming_with_another_optimizer_is_refused(tmp_path, before, after):
+    train(toy_cfg(tmp_path, OPTIMIZER=before), stop_at=3)
+    with pytest.raises(ConfigError, match=r"another SOLVER.OPTIMIZER than .*OUTPUT_DIR"):
+        train(toy_cfg(tmp_path, OPTIMIZER=after), resume=True)
 
 
 def test_files_and_what_checkpoints_carry(tmp_path):
