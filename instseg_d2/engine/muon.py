@@ -62,8 +62,9 @@ class Muon(torch.optim.Optimizer):
     MomentUm Orthogonalized by Newton-Schulz.
 
     A weight of shape rows x ... is a matrix. Its step is the orthogonalised running mean of its gradients, times
-    ``lr * 0.2 * sqrt(longer side)``: in the mean ``0.2 * lr`` an entry, about as far as AdamW goes. Parameters that are
-    no matrix (see :func:`is_matrix`), and groups with ``matrices=False``, are updated by AdamW with the same rate.
+    ``lr * 0.2 * sqrt(longer side)``: a root mean square of ``0.2 * lr``, about as far as AdamW goes. Parameters
+    that are no matrix (see :func:`is_matrix`), and groups with ``matrices=False``, are updated by AdamW at the same
+    rate.
 
     A matrix of more than ``block_rows`` rows is cut into blocks of about as many rows, each a matrix of its own: the
     work grows with the rows, not with their square. What that changes in a training: projects/benchmarks.md.
@@ -102,6 +103,7 @@ class Muon(torch.optim.Optimizer):
             "block_rows": block_rows, "betas": betas, "eps": eps, "weight_decay": weight_decay, "matrices": True,
             "fused": True,
         }  # fmt: skip
+        # "fused" is for load_state_dict, which then keeps the step counters on the parameters' device.
         for name, lowest in LOWEST.items():
             if not defaults[name] >= lowest:
                 raise ValueError(f"Muon's {name} must be at least {lowest}, not {defaults[name]}.")
