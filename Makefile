@@ -40,7 +40,7 @@ lint: setup
 sanitize: setup
 	rm -rf build/sanitize
 	mkdir -p build/sanitize
-	cp -r setup.py pyproject.toml csrc instseg_d2 tests build/sanitize
+	cp -r setup.py pyproject.toml csrc instseg_d2 projects tests build/sanitize
 	rm -f build/sanitize/instseg_d2/*.so
 	cd build/sanitize && CFLAGS="-fsanitize=address -fno-omit-frame-pointer -g" LDFLAGS=-fsanitize=address \
 		$(abspath $(BIN))/python setup.py -q build_ext --inplace

@@ -10,7 +10,7 @@ from typing import Optional
 from tabulate import tabulate
 
 from .data.coco_report import NOTE, class_differences, examine, shared_pictures
-from .data.files import DatasetError
+from .errors import DatasetError
 from .files import write_bytes
 
 HEADERS = ("what", "how many", "first", "in a clean copy")

@@ -1,13 +1,16 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and the cache folder."""
 
 import contextlib
+import json
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["remove_unfinished", "write_bytes", "written_whole"]
+from .errors import DatasetError
+
+__all__ = ["cache_folder", "remove_unfinished", "write_bytes", "write_json", "written_whole"]
 
 
 @contextlib.contextmanager
@@ -47,3 +50,24 @@ def write_bytes(path, data: bytes) -> None:
     """Write ``data`` to ``path``, whole or not at all."""
     with written_whole(path) as temporary:
         temporary.write_bytes(data)
+
+
+def cache_folder(*parts: str) -> Path:
+    """The path of ``parts`` below ``$INSTSEG_CACHE`` or ``~/.cache/instseg_d2``; nothing is created."""
+    root = os.environ.get("INSTSEG_CACHE")
+    return Path(root).expanduser().joinpath(*parts) if root else Path.home().joinpath(".cache", "instseg_d2", *parts)
+
+
+def write_json(path, content) -> None:
+    """
+    Write ``content`` as JSON to ``path``, whole or not at all.
+
+    Raises:
+        DatasetError: the folder cannot be written or is full; it names ``path`` and INSTSEG_CACHE.
+    """
+    try:
+        write_bytes(path, json.dumps(content).encode())  # several times faster than json.dump
+    except OSError as error:
+        raise DatasetError(
+            f"{path} cannot be written ({error.strerror or error}); point INSTSEG_CACHE at a folder with space."
+        ) from error

@@ -130,8 +130,8 @@ def count(entry: Entry, configs: Path = CONFIGS) -> float:
     import torch
     from detectron2.modeling import build_model
 
+    from .apps.costs import count_parameters
     from .config import load_config
-    from .engine.costs import count_parameters
 
     cfg = load_config(str(configs / f"{entry.config}.yaml"), ["MODEL.DEVICE", "meta", "MODEL.WEIGHTS", ""])
     with torch.device("meta"):

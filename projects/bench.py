@@ -14,8 +14,9 @@ from tabulate import tabulate
 import instseg_d2  # noqa: F401 (registers the methods)
 from instseg_d2.config import load_config
 from instseg_d2.data import make_shapes
-from instseg_d2.engine import run_script
-from instseg_d2.engine.benchmark import (
+from instseg_d2.errors import run_script
+from projects.benchmarks.operators import format_table, op_table
+from projects.benchmarks.stages import (
     conversion_row,
     large_image_row,
     plain_module,
@@ -23,7 +24,6 @@ from instseg_d2.engine.benchmark import (
     training_row,
     training_samples,
 )
-from instseg_d2.ops.benchmark import format_table, op_table
 
 CONFIGS = [
     os.path.join(os.path.dirname(__file__), os.pardir, "configs", *name)

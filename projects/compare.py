@@ -31,9 +31,10 @@ def parse(arguments=None):
 
 
 def main(args) -> None:
-    from instseg_d2.config import ConfigError, load_config
-    from instseg_d2.engine.comparison import compare, contender_names, find_data, join
+    from instseg_d2.apps.compare import compare, contender_names, find_data, join
+    from instseg_d2.config import load_config
     from instseg_d2.engine.log import setup_logging
+    from instseg_d2.errors import ConfigError
 
     if args.weights and len(args.weights) != len(args.configs):
         raise ConfigError(f"--weights names {len(args.weights)} files for {len(args.configs)} configs")
@@ -68,6 +69,6 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    from instseg_d2.engine import run_script
+    from instseg_d2.errors import run_script
 
     sys.exit(run_script(main, parse()))

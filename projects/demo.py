@@ -32,10 +32,10 @@ def parse(arguments=None):
 
 
 def main(args) -> None:
-    from instseg_d2.config import ConfigError
-    from instseg_d2.engine.demo import find_inputs, run_demo
-    from instseg_d2.engine.predictor import Predictor
+    from instseg_d2.apps.predict import find_inputs, run_demo
+    from instseg_d2.errors import ConfigError
     from instseg_d2.export import ExportedPredictor
+    from instseg_d2.inference.predictor import Predictor
 
     find_inputs(args.input)  # a wrong path is told before the model is loaded
     if args.model and (args.config_file or args.opts):
@@ -57,8 +57,8 @@ def main(args) -> None:
 def run(arguments=None) -> int:
     """Exit status: 0 if at least one image was processed, 1 if none could be, 2 after an error of the user's input."""
     args = parse(arguments)
-    from instseg_d2.engine.errors import run_script
     from instseg_d2.engine.log import setup_logging
+    from instseg_d2.errors import run_script
 
     setup_logging()
     return run_script(main, args) or int(not args.worked)

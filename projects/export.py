@@ -31,10 +31,11 @@ def parse(arguments=None):
 def main(args) -> None:
     import torch
 
-    from instseg_d2.config import ConfigError, load_config
-    from instseg_d2.engine.demo import find_inputs
-    from instseg_d2.engine.predictor import Predictor
+    from instseg_d2.apps.predict import find_inputs
+    from instseg_d2.config import load_config
+    from instseg_d2.errors import ConfigError
     from instseg_d2.export import ParityError, export_verified
+    from instseg_d2.inference.predictor import Predictor
 
     if not args.output.endswith(f".{args.format}"):
         raise ConfigError(f"{args.output}: name a file that ends in .{args.format}")
@@ -75,8 +76,8 @@ def run(arguments=None) -> int:
     """Exit status: 0 if the file was written, 1 if it is not what PyTorch computes, 2 after an error of the user's."""
     args = parse(arguments)
     args.passed = False
-    from instseg_d2.engine.errors import run_script
     from instseg_d2.engine.log import setup_logging
+    from instseg_d2.errors import run_script
 
     setup_logging()
     return run_script(main, args) or int(not args.passed)

@@ -10,7 +10,7 @@ from PIL import Image
 from instseg_d2.check_data import main
 from instseg_d2.data.coco_check import check_coco
 from instseg_d2.data.coco_report import examine
-from instseg_d2.data.shapes import make_shapes
+from instseg_d2.data.shapes.instances import make_shapes
 
 SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 
-from instseg_d2.config import ConfigError, load_config, set_num_classes
+from instseg_d2.config import load_config, set_num_classes
 from instseg_d2.engine import argument_parser
-from instseg_d2.engine.model import build
+from instseg_d2.errors import ConfigError
 from instseg_d2.layers import DeformConv
+from instseg_d2.modeling.build import build
 from tests.scripts import ROOT, load_script, registered_shapes, restore_logging  # noqa: F401 (a fixture)
 
 CONFIG = str(ROOT / "configs" / "quick" / "maskrcnn_shapes.yaml")

@@ -12,8 +12,8 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMa
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
-from instseg_d2.config import ConfigError
 from instseg_d2.data import InstanceDatasetMapper
+from instseg_d2.errors import ConfigError
 from instseg_d2.modeling.meta_arch import finite
 from instseg_d2.modeling.postprocessing import boxes_of_masks
 from instseg_d2.modeling.postprocessing.run_lengths import run_lengths

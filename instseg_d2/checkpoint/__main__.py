@@ -7,15 +7,9 @@ from typing import Optional
 
 import torch
 
+from ..errors import CheckpointError
 from .authors import convert_state_dict
-from .formats import (
-    INFORMATION,
-    CheckpointError,
-    local_file,
-    read_weights,
-    save_safetensors,
-    write_checkpoint_file,
-)
+from .formats import INFORMATION, local_file, read_weights, save_safetensors, write_checkpoint_file
 
 
 def convert_file(source: str, target: str, trust: bool = False) -> int:

@@ -10,8 +10,9 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 
+from ..errors import CheckpointError
 from .authors import convert_classifier, convert_state_dict, is_classifier
-from .formats import CheckpointError, check_sha256, read_weights, split_query, write_checkpoint_file
+from .formats import check_sha256, read_weights, split_query, write_checkpoint_file
 
 __all__ = ["InstSegCheckpointer"]
 

@@ -15,11 +15,11 @@ from typing import Callable, Optional
 import numpy as np
 import torch
 
+from ..errors import CheckpointError
 from ..files import written_whole
 from .pickles import ARRAY_CODES, load_arrays
 
 __all__ = [
-    "CheckpointError",
     "check_sha256",
     "load_torch",
     "local_file",
@@ -37,10 +37,6 @@ logger = logging.getLogger(__name__)
 INFORMATION = ("cfg", "class_names", "category_ids", "stuff_names")
 # What damaged files raise in Python and PyTorch.
 _DAMAGES = (EOFError, ValueError, TypeError, LookupError, AttributeError, MemoryError, OverflowError, RuntimeError)
-
-
-class CheckpointError(ValueError):
-    """A weight file that cannot be read, written or used for this model; the message names it and says why."""
 
 
 def _refused(path: str, reason: str) -> CheckpointError:

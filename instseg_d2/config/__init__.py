@@ -10,21 +10,21 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as _detectron2_defaults
 
+from ..errors import ConfigError
 from .backbones import add_backbone_config
 from .blendmask import add_blendmask_config
 from .common import add_common_config
 from .detectron2_files import add_project_config, find_config_file
 from .embedmask import add_embedmask_config
 from .fcos import add_fcos_config
-from .heads import add_heads_config, complete_mask_head
 from .instancefcn import add_instancefcn_config
 from .istr import add_istr_config
+from .mask_heads import add_heads_config, complete_mask_head
 from .sparseinst import add_sparseinst_config
 
 __all__ = [
     "CLASS_COUNT_KEYS",
     "CLASS_COUNT_WITH_BACKGROUND_KEY",
-    "ConfigError",
     "add_instseg_config",
     "get_cfg",
     "load_config",
@@ -43,10 +43,6 @@ CLASS_COUNT_KEYS = (
 )
 # The one that holds one more.
 CLASS_COUNT_WITH_BACKGROUND_KEY = "MODEL.EMBED_MASK.NUM_CLASSES"
-
-
-class ConfigError(ValueError):
-    """A config file or override that cannot be used; the message names the file and the key."""
 
 
 def add_instseg_config(cfg: CfgNode) -> None:

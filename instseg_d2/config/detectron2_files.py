@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 
+from ..errors import ConfigError
+
 
 def find_config_file(path: str) -> str:
     """
@@ -14,8 +16,6 @@ def find_config_file(path: str) -> str:
     Raises:
         ConfigError: there is no such file.
     """
-    from . import ConfigError
-
     if os.path.isfile(path):
         return path
     try:
@@ -33,8 +33,6 @@ def add_project_config(cfg: CfgNode, values: Mapping) -> None:
     Raises:
         ConfigError: this Detectron2 comes without its projects.
     """
-    from . import ConfigError
-
     model = values.get("MODEL") if isinstance(values, Mapping) else None
     model = model if isinstance(model, Mapping) else {}
     head = model.get("ROI_MASK_HEAD")

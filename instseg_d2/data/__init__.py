@@ -2,22 +2,17 @@
 
 from .augmentations import build_augmentations
 from .coco import check_same_classes, class_names, register_coco, register_from_environment
-from .files import DatasetError, ImageError, cache_folder
 from .images import read_image
 from .loader import build_test_loader, build_train_loader
 from .mapper import InstanceDatasetMapper
 from .presence import check_images
-from .shapes import make_shapes, register_shapes
-from .shapes_panoptic import make_shapes_panoptic, register_shapes_panoptic
+from .shapes import make_shapes, make_shapes_panoptic, register_shapes, register_shapes_panoptic
 
 __all__ = [
-    "DatasetError",
-    "ImageError",
     "InstanceDatasetMapper",
     "build_augmentations",
     "build_test_loader",
     "build_train_loader",
-    "cache_folder",
     "check_images",
     "check_same_classes",
     "class_names",

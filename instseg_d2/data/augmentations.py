@@ -3,7 +3,7 @@
 import numpy as np
 from detectron2.data import transforms as T
 
-from ..config import ConfigError
+from ..errors import ConfigError
 
 __all__ = ["RandomCropAroundInstance", "build_augmentations"]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
+from ..errors import DatasetError
+from ..files import cache_folder, write_json
 from .coco_check import check_coco
-from .files import DatasetError, cache_folder, write_json
 
 __all__ = ["DatasetError", "check_same_classes", "class_names", "register_coco", "register_from_environment"]
 
@@ -168,3 +169,19 @@ def register_from_environment() -> list:
             continue
         names.append(name)
     return names
+
+
+def class_information(dataset_name: str) -> dict:
+    """
+    ``class_names`` and, where the data set has them, its own ``category_ids``, by contiguous class index, and the
+    ``stuff_names`` of its semantic labels.
+    """
+    names = class_names(dataset_name)
+    ids = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
+    information = {"class_names": names}
+    if ids:
+        information["category_ids"] = [int(dataset_id) for dataset_id in sorted(ids, key=ids.get)]
+    stuff_names = MetadataCatalog.get(dataset_name).get("stuff_classes")
+    if stuff_names:
+        information["stuff_names"] = list(stuff_names)
+    return information

@@ -16,7 +16,7 @@ from typing import Optional
 import numpy as np
 import pycocotools.mask as mask_util
 
-from .files import DatasetError, ImageError
+from ..errors import DatasetError, ImageError
 from .images import image_size
 
 __all__ = [

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from ..errors import DatasetError, ImageError
 from .coco_check import (
     NEEDED_KEYS,
     box_of_mask,
@@ -21,7 +22,6 @@ from .coco_check import (
     repair_annotation,
     sizes_known,
 )
-from .files import DatasetError, ImageError
 from .images import image_size, read_image
 
 __all__ = ["NOTE", "Finding", "Report", "class_differences", "examine", "shared_pictures"]

@@ -5,7 +5,7 @@ import os
 import numpy as np
 from PIL import Image, ImageOps
 
-from .files import ImageError
+from ..errors import ImageError
 
 __all__ = ["image_size", "read_image"]
 

@@ -9,9 +9,8 @@ from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampl
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
-from ..config import ConfigError
+from ..errors import ConfigError, DatasetError, ImageError
 from .coco import require_registered
-from .files import DatasetError, ImageError
 from .mapper import InstanceDatasetMapper
 from .packing import pack, unpack
 from .presence import loading

@@ -9,11 +9,10 @@ from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 
-from ..config import ConfigError
+from ..errors import ConfigError, DatasetError, ImageError
 from .augmentations import build_augmentations
-from .files import DatasetError, ImageError
 from .images import read_image
-from .masks import paint_semantic, to_rle, transform_bitmasks, transform_polygons, transform_semantic
+from .segmentations import paint_semantic, to_rle, transform_bitmasks, transform_polygons, transform_semantic
 
 __all__ = ["InstanceDatasetMapper"]
 

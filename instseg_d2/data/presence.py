@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from detectron2.data import DatasetCatalog
 
+from ..errors import DatasetError
 from .coco import require_registered
-from .files import DatasetError
 
 __all__ = ["check_images", "loading"]
 

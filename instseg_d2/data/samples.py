@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .files import DatasetError, ImageError
+from ..errors import DatasetError, ImageError
 
 __all__ = ["BatchIndices", "TestSamples", "TrainingSamples", "seeded"]
 

@@ -17,7 +17,8 @@ from PIL import Image
 from scipy.io import loadmat
 from tqdm import tqdm
 
-from .files import DatasetError, write_json
+from ..errors import DatasetError
+from ..files import write_json
 
 __all__ = ["CLASSES", "prepare_voc", "read_sbd_objects", "read_voc_objects", "voc_splits"]
 

@@ -1,7 +1,7 @@
 """Training, evaluation and inference: set-up, processes, solver, trainer, predictor."""
 
-from .errors import run_script
+from ..errors import run_script
+from ..inference.predictor import Predictor
 from .launch import launch
-from .predictor import Predictor
 from .setup import argument_parser, setup
 from .trainer import Trainer

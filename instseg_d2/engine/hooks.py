@@ -15,9 +15,10 @@ from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter,
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from ..checkpoint import CheckpointError, InstSegCheckpointer, read_extra
+from ..checkpoint import InstSegCheckpointer, read_extra
+from ..errors import CheckpointError
 from ..files import write_bytes
-from .distributed import share_buffers
+from .batch_norms import share_buffers
 from .log import PROGRESS_LOGGER, is_terminal
 from .rng import get_rng_state, preserve_rng_state
 

@@ -13,8 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
 
-from ..config import ConfigError
-from .errors import is_user_error
+from ..errors import ConfigError, is_user_error
 
 __all__ = ["World", "find_world", "launch"]
 

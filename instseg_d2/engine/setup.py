@@ -14,20 +14,15 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from .. import doctor
-from ..checkpoint import CheckpointError, read_checkpoint_info, split_query
-from ..config import (
-    CLASS_COUNT_KEYS,
-    CLASS_COUNT_WITH_BACKGROUND_KEY,
-    ConfigError,
-    load_config,
-    set_num_classes,
-)
-from ..data import DatasetError, check_images, check_same_classes, class_names, register_coco
+from ..checkpoint import read_checkpoint_info, split_query
+from ..config import CLASS_COUNT_KEYS, CLASS_COUNT_WITH_BACKGROUND_KEY, load_config, set_num_classes
+from ..data import check_images, check_same_classes, class_names, register_coco
 from ..data.coco import require_registered
+from ..errors import CheckpointError, ConfigError, DatasetError
 from ..evaluation import check_evaluator
 from ..files import write_bytes
+from ..inference.cpu import tune_cpu
 from .log import setup_logging
-from .memory import tune_cpu
 
 __all__ = ["argument_parser", "setup"]
 

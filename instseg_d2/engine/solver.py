@@ -5,7 +5,7 @@ from detectron2.config import CfgNode
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 
-from ..config import ConfigError
+from ..errors import ConfigError
 from .muon import Muon
 
 __all__ = ["build_optimizer"]

@@ -19,12 +19,16 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from ..checkpoint import InstSegCheckpointer
-from ..config import ConfigError
 from ..data import build_test_loader, build_train_loader
+from ..data.coco import class_information
+from ..errors import ConfigError
 from ..evaluation import build_evaluator, evaluate, write_results
 from ..files import remove_unfinished, written_whole
+from ..inference.optimize import optimize_for_inference
+from ..inference.precision import autocast_type
+from ..modeling.build import build
 from ..modeling.istr import ensure_fitted
-from .distributed import share_buffers, sync_batchnorm_on_cpu
+from .batch_norms import share_buffers, sync_batchnorm_on_cpu
 from .hooks import (
     EvaluationHook,
     FreezeNorms,
@@ -34,9 +38,6 @@ from .hooks import (
     set_aside,
     truncate_metrics,
 )
-from .inference import optimize_for_inference
-from .model import build, class_information
-from .precision import autocast_type
 from .rng import set_rng_state
 from .solver import build_optimizer
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 from tabulate import tabulate
 
-from ..data import DatasetError
+from ..errors import DatasetError
 from ..files import written_whole
 from .coco import encoded_masks
 

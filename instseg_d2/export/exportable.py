@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from detectron2.structures import ImageList
 from torch import nn
 
-from ..config import ConfigError
+from ..errors import ConfigError
 from ..modeling.postprocessing import rescored, resized
 from ..modeling.sparseinst import SparseInst
 from ..modeling.sparseinst.sparseinst import class_scores

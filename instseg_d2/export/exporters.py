@@ -10,8 +10,8 @@ from typing import Optional
 
 import torch
 
-from ..config import ConfigError
-from ..engine.predictor import Predictor
+from ..errors import ConfigError
+from ..inference.predictor import Predictor
 from .exportable import INPUTS, OUTPUTS, exportable
 from .packages import needed
 

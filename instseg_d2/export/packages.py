@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from ..config import ConfigError
+from ..errors import ConfigError
 
 __all__ = ["needed"]
 

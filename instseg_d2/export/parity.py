@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from detectron2.structures import ImageList
 
 from ..data.images import read_image
-from ..engine.predictor import Predictor
+from ..inference.predictor import Predictor
 from ..modeling.sparseinst.sparseinst import class_scores
 from .runtime import ExportedPredictor, first_line
 

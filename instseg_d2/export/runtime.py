@@ -9,8 +9,8 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 
-from ..config import ConfigError
-from ..engine.predictor import ImagePredictor, worthwhile
+from ..errors import ConfigError
+from ..inference.predictor import ImagePredictor, worthwhile
 from ..modeling.postprocessing import boxes_of_masks
 from ..modeling.sparseinst.sparseinst import best_slots
 from .exportable import INPUTS

@@ -5,8 +5,8 @@ import logging
 import os
 from collections.abc import Sequence
 
-from ..engine.predictor import Predictor
 from ..files import write_bytes, written_whole
+from ..inference.predictor import Predictor
 from .exporters import export
 from .parity import Parity, compare
 from .runtime import ExportedPredictor

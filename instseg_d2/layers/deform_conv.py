@@ -6,7 +6,7 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
 from torchvision.ops import deform_conv2d
 
-from ..config import ConfigError
+from ..errors import ConfigError
 
 
 class DeformConv(nn.Module):

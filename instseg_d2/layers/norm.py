@@ -6,7 +6,7 @@ from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.layers import get_norm as _detectron2_norm
 from torch import nn
 
-from ..config import ConfigError
+from ..errors import ConfigError
 
 _NONE = ("", "none")
 

@@ -12,7 +12,7 @@ from detectron2.modeling.roi_heads import BaseMaskRCNNHead
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
 from detectron2.structures import Boxes, Instances
 
-from ..config import ConfigError
+from ..errors import ConfigError
 
 
 class ImageMaskHead(BaseMaskRCNNHead):

@@ -10,7 +10,7 @@ from detectron2.structures import BitMasks, ImageList, Instances
 from torch import nn
 
 from ..checkpoint.authors import convert_state_dict
-from ..config import ConfigError
+from ..errors import ConfigError
 from .postprocessing import RunLengthMasks
 
 # Of masks of full size that are made at a time: a byte each, 12 while Detectron2 pastes them on a GPU.

@@ -6,7 +6,7 @@ from typing import Optional
 import torch
 from detectron2.structures import ImageList, Instances
 
-from ..config import ConfigError
+from ..errors import ConfigError
 from .meta_arch import with_masks
 
 

@@ -14,7 +14,7 @@ import os
 import sys
 
 from instseg_d2.data.voc import prepare_voc
-from instseg_d2.engine import run_script
+from instseg_d2.errors import run_script
 
 
 def main(args: argparse.Namespace) -> None:

@@ -11,14 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from instseg_d2.checkpoint import (
-    CheckpointError,
-    InstSegCheckpointer,
-    read_checkpoint_info,
-    read_extra,
-    save_safetensors,
-)
+from instseg_d2.checkpoint import InstSegCheckpointer, read_checkpoint_info, read_extra, save_safetensors
 from instseg_d2.checkpoint.__main__ import main as convert
+from instseg_d2.errors import CheckpointError
 
 
 def toy(classes=3, width=4):

@@ -8,11 +8,12 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from instseg_d2.checkpoint import CheckpointError, InstSegCheckpointer
+from instseg_d2.checkpoint import InstSegCheckpointer
 from instseg_d2.checkpoint.authors import convert_state_dict
 from instseg_d2.config import load_config
+from instseg_d2.errors import CheckpointError
 from tests.checkpoint.test_authors import CONFIGS, read_list
-from tests.modeling.test_embedmask import tiny_embedmask
+from tests.modeling.embedmask.test_embedmask import tiny_embedmask
 
 
 def v3_list():

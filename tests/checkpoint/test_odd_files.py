@@ -13,17 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from instseg_d2.checkpoint import (
-    CheckpointError,
-    InstSegCheckpointer,
-    formats,
-    read_checkpoint_info,
-    read_extra,
-    read_weights,
-)
+from instseg_d2.checkpoint import InstSegCheckpointer, formats, read_checkpoint_info, read_extra, read_weights
 from instseg_d2.checkpoint.__main__ import main as convert
-from instseg_d2.config import ConfigError, get_cfg
+from instseg_d2.config import get_cfg
 from instseg_d2.engine import Predictor
+from instseg_d2.errors import CheckpointError, ConfigError
 from instseg_d2.modeling.istr.autoencoder import AE
 from tests.checkpoint.test_checkpointer import Evil
 

@@ -10,8 +10,9 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from instseg_d2.checkpoint import CheckpointError, read_weights
+from instseg_d2.checkpoint import read_weights
 from instseg_d2.checkpoint.pickles import load_arrays
+from instseg_d2.errors import CheckpointError
 
 DTYPES = ["?", "i1", "i2", "i4", "i8", "u1", "f2", "f4", "f8", "c8", "c16"]
 PROTOCOLS = range(2, 6)

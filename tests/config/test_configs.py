@@ -7,8 +7,9 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from instseg_d2.config import CLASS_COUNT_KEYS, ConfigError, get_cfg, load_config, set_num_classes
+from instseg_d2.config import CLASS_COUNT_KEYS, get_cfg, load_config, set_num_classes
 from instseg_d2.engine import Predictor
+from instseg_d2.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if not p.name.startswith("Base"))

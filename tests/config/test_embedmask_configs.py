@@ -7,8 +7,9 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 
-from instseg_d2.config import ConfigError, get_cfg, load_config, set_num_classes
+from instseg_d2.config import get_cfg, load_config, set_num_classes
 from instseg_d2.engine.solver import build_optimizer
+from instseg_d2.errors import ConfigError
 from instseg_d2.modeling.embedmask.versions import VERSIONS, fcos_arguments, mask_stride, value_of, version_of
 
 FOLDER = Path(__file__).parents[2] / "configs/EmbedMask"

@@ -3,7 +3,8 @@
 import pytest
 from detectron2.modeling import build_model
 
-from instseg_d2.config import ConfigError, load_config
+from instseg_d2.config import load_config
+from instseg_d2.errors import ConfigError
 from tests.tiny_rcnn import TINY, ZOO, tiny_rcnn, tiny_rcnn_config
 
 

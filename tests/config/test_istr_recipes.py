@@ -7,8 +7,9 @@ import torch
 from detectron2.modeling import build_backbone
 
 from instseg_d2.checkpoint.authors import convert_state_dict
-from instseg_d2.config import ConfigError, load_config
+from instseg_d2.config import load_config
 from instseg_d2.config.istr import istr_value, istr_version
+from instseg_d2.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(p.stem for p in (ROOT / "configs/ISTR").glob("ISTR-*.yaml"))

@@ -2,7 +2,8 @@
 
 import pytest
 
-from instseg_d2.config import ConfigError, get_cfg, load_config
+from instseg_d2.config import get_cfg, load_config
+from instseg_d2.errors import ConfigError
 
 
 def as_file(tmp_path, text):

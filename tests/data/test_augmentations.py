@@ -7,9 +7,9 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from instseg_d2.config import ConfigError
 from instseg_d2.data import InstanceDatasetMapper, build_augmentations
 from instseg_d2.data.augmentations import RandomCropAroundInstance
+from instseg_d2.errors import ConfigError
 
 
 @pytest.fixture

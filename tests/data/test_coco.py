@@ -11,15 +11,10 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 
-from instseg_d2.data import (
-    DatasetError,
-    check_same_classes,
-    class_names,
-    register_coco,
-    register_from_environment,
-)
+from instseg_d2.data import check_same_classes, class_names, register_coco, register_from_environment
 from instseg_d2.data.coco_check import rle_counts
-from instseg_d2.data.masks import to_rle
+from instseg_d2.data.segmentations import to_rle
+from instseg_d2.errors import DatasetError
 
 
 def test_gaps_order_and_mixed_masks(registered, coco_files):

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from instseg_d2.data import ImageError, read_image
+from instseg_d2.data import read_image
 from instseg_d2.data.images import image_size
+from instseg_d2.errors import ImageError
 
 H, W = 6, 9
 

@@ -13,10 +13,10 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 
-from instseg_d2.config import ConfigError
-from instseg_d2.data import DatasetError, ImageError, build_test_loader, build_train_loader
+from instseg_d2.data import build_test_loader, build_train_loader
 from instseg_d2.data.loader import TrainLoader
 from instseg_d2.data.samples import BatchIndices, seeded
+from instseg_d2.errors import ConfigError, DatasetError, ImageError
 
 
 @pytest.fixture

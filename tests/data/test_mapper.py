@@ -10,9 +10,9 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode, PolygonMasks
 from PIL import Image
 
-from instseg_d2.config import ConfigError
-from instseg_d2.data import DatasetError, ImageError, InstanceDatasetMapper, build_augmentations
+from instseg_d2.data import InstanceDatasetMapper, build_augmentations
 from instseg_d2.data.augmentations import RandomCropAroundInstance
+from instseg_d2.errors import ConfigError, DatasetError, ImageError
 
 SQUARE = [[5.0, 5.0, 15.0, 5.0, 15.0, 15.0, 5.0, 15.0]]
 

@@ -12,8 +12,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from scipy.io import savemat
 
-from instseg_d2.data import DatasetError, register_coco
+from instseg_d2.data import register_coco
 from instseg_d2.data.voc import CLASSES, prepare_voc, read_sbd_objects, read_voc_objects, voc_splits
+from instseg_d2.errors import DatasetError
 
 SCRIPT = Path(__file__).parents[2] / "projects" / "InstanceFCN" / "prepare_voc.py"
 SIZE = (12, 16)

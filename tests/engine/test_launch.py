@@ -15,9 +15,9 @@ from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 from torch import nn
 
-from instseg_d2.config import ConfigError
 from instseg_d2.engine import launch
 from instseg_d2.engine.launch import World, _first_host, find_world
+from instseg_d2.errors import ConfigError
 
 
 def arguments(folder="", **kwargs):

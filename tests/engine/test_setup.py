@@ -16,13 +16,12 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from instseg_d2.checkpoint import CheckpointError, InstSegCheckpointer
-from instseg_d2.config import CLASS_COUNT_KEYS, ConfigError, get_cfg
-from instseg_d2.data import DatasetError
-from instseg_d2.engine import argument_parser, launch, run_script, setup
-from instseg_d2.engine.errors import is_user_error, sentence
-from instseg_d2.engine.model import build
+from instseg_d2.checkpoint import InstSegCheckpointer
+from instseg_d2.config import CLASS_COUNT_KEYS, get_cfg
+from instseg_d2.engine import argument_parser, launch, setup
+from instseg_d2.errors import CheckpointError, ConfigError, DatasetError, is_user_error, run_script, sentence
 from instseg_d2.files import written_whole
+from instseg_d2.modeling.build import build
 
 ROOT = Path(__file__).parents[2]
 

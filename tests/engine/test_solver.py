@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from instseg_d2.config import ConfigError, get_cfg
+from instseg_d2.config import get_cfg
 from instseg_d2.engine.muon import Muon
 from instseg_d2.engine.solver import build_optimizer
+from instseg_d2.errors import ConfigError
 
 
 class Toy(nn.Module):

@@ -18,11 +18,13 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from torch import nn
 
 from instseg_d2.checkpoint import read_extra
-from instseg_d2.config import ConfigError, get_cfg
+from instseg_d2.config import get_cfg
 from instseg_d2.data import make_shapes, register_coco
-from instseg_d2.engine import Trainer, precision
+from instseg_d2.engine import Trainer
 from instseg_d2.engine.hooks import truncate_metrics
 from instseg_d2.engine.log import PROGRESS_LOGGER
+from instseg_d2.errors import ConfigError
+from instseg_d2.inference import precision
 from tests.tiny import random_batch, tiny_config
 
 DATA = "toy_trainer_images"

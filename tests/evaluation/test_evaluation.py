@@ -19,7 +19,8 @@ from detectron2.evaluation import (
 from detectron2.structures import Boxes, Instances
 
 from instseg_d2.config import get_cfg
-from instseg_d2.data import DatasetError, register_coco
+from instseg_d2.data import register_coco
+from instseg_d2.errors import DatasetError
 from instseg_d2.evaluation import build_evaluator, evaluate, write_results
 from instseg_d2.evaluation.coco import LvisEvaluator
 from instseg_d2.modeling.postprocessing import RunLengthMasks

@@ -17,8 +17,9 @@ from detectron2.evaluation import DatasetEvaluators
 from detectron2.structures import BitMasks, Instances
 
 from instseg_d2.config import get_cfg
-from instseg_d2.data import build_test_loader, shapes_panoptic
-from instseg_d2.data.shapes import CATEGORY_IDS
+from instseg_d2.data import build_test_loader
+from instseg_d2.data.shapes import panoptic as shapes_panoptic
+from instseg_d2.data.shapes.instances import CATEGORY_IDS
 from instseg_d2.engine import Trainer
 from instseg_d2.evaluation import PanopticQualityEvaluator, build_evaluator, count_matches, evaluate
 from instseg_d2.evaluation.coco import CocoEvaluator

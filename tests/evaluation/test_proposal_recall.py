@@ -16,7 +16,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from instseg_d2.config import get_cfg
-from instseg_d2.data import DatasetError, register_coco
+from instseg_d2.data import register_coco
+from instseg_d2.errors import DatasetError
 from instseg_d2.evaluation import ProposalRecallEvaluator, build_evaluator, evaluate
 from instseg_d2.evaluation.proposal_recall import UNMATCHED, match_greedily
 

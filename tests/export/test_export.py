@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from PIL import Image
 
-from instseg_d2.config import ConfigError, load_config
+from instseg_d2.config import load_config
 from instseg_d2.engine import Predictor
+from instseg_d2.errors import ConfigError
 from instseg_d2.export import ExportedPredictor, Parity, ParityError, compare, export, export_verified
 from instseg_d2.layers import adaptive_average, exportable_pools
 from tests import tiny
-from tests.modeling.test_sparseinst import TINY
+from tests.modeling.sparseinst.test_sparseinst import TINY
 
 PROJECTS = Path(__file__).resolve().parents[2] / "projects"
 NAMES = ["disk", "square", "ring"]

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from instseg_d2.config import ConfigError
+from instseg_d2.errors import ConfigError
 from tests import tiny
-from tests.modeling.test_embedmask import tiny_embedmask
-from tests.modeling.test_sparseinst import tiny_model as tiny_sparseinst
+from tests.modeling.embedmask.test_embedmask import tiny_embedmask
+from tests.modeling.sparseinst.test_sparseinst import tiny_model as tiny_sparseinst
 
 METHODS = {"BlendMask": tiny.tiny_model, "EmbedMask": tiny_embedmask, "SparseInst": tiny_sparseinst}
 

@@ -16,9 +16,9 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torchvision.ops import roi_align
 
-from instseg_d2.config import ConfigError
 from instseg_d2.data import register_coco
-from instseg_d2.data.shapes import make_shapes
+from instseg_d2.data.shapes.instances import make_shapes
+from instseg_d2.errors import ConfigError
 from instseg_d2.modeling.blendmask import BlendMaskHead
 from instseg_d2.modeling.embedmask import EmbedMaskHead
 from instseg_d2.modeling.image_mask_head import joined

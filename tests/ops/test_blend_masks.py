@@ -411,7 +411,7 @@ def test_environment_variable_turns_the_extension_off():
 
 @compiled
 def test_benchmark_table():
-    from instseg_d2.ops import benchmark
+    from projects.benchmarks import operators as benchmark
 
     rows = benchmark.op_table(repeats=1)
     assert [row.direction for row in rows] == ["forward", "forward+backward"] * (len(rows) // 2)

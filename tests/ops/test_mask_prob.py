@@ -432,7 +432,7 @@ def test_without_the_extension(monkeypatch, requires_grad):
 
 
 def test_benchmark_compares_the_same_values():
-    from instseg_d2.ops import benchmark
+    from projects.benchmarks import operators as benchmark
 
     inputs = benchmark.mask_prob_inputs()
     inside, whole = ops.mask_prob(**inputs), benchmark.mask_prob_products(**inputs).view(100, 200, 336)

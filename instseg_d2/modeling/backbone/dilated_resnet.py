@@ -4,7 +4,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, ResNet
 from torch import nn
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from .resnet import build_resnet
 
 

@@ -4,7 +4,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN
 from torch import nn
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from .fcos_fpn import build_fcos_fpn
 from .timm import TimmBackbone, strides_of
 

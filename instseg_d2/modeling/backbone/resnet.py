@@ -4,7 +4,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import Backbone, ResNet, build_resnet_backbone
 from detectron2.modeling.backbone import build_backbone as build_registered_backbone
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from ...layers import make_block_deformable
 
 

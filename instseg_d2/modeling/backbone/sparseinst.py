@@ -3,7 +3,7 @@
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from ...layers import SelfOffsetDeformConv
 from .timm import TimmBackbone, strides_of
 

@@ -6,7 +6,7 @@ from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import nn
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from .timm import TimmBackbone, strides_of
 
 

@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
 from torch import nn
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from ...layers import exportable_pools
 from .fcos_fpn import build_fcos_fpn
 from .timm_norms import fold_norms, freeze_norms

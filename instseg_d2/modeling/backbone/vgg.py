@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
-from ...config import ConfigError
+from ...errors import ConfigError
 
 # Convolutions and width of the five stages.
 STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))

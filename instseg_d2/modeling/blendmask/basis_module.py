@@ -12,7 +12,7 @@ from detectron2.layers import ASPP, Conv2d, ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from ...layers import get_norm
 
 BASIS_MODULE_REGISTRY = Registry("BASIS_MODULE")

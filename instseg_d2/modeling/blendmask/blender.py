@@ -13,7 +13,7 @@ from detectron2.config import configurable
 from torch import nn
 
 from ... import ops
-from ...config import ConfigError
+from ...errors import ConfigError
 from ...layers import assemble_boxes, crop_boxes
 
 

@@ -11,7 +11,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
 from torch import nn
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from ...layers import ConvTower
 from ..image_mask_head import ImageMaskHead, box_pooler, joined
 from .basis_module import build_basis_module

@@ -15,7 +15,7 @@ from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import Instances
 from torch import nn
 
-from ...config import ConfigError
+from ...errors import ConfigError
 
 
 def build_semantic_head(cfg, input_shape: dict[str, ShapeSpec]) -> Optional[nn.Module]:

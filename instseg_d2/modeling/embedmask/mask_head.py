@@ -14,7 +14,7 @@ from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
 from torch import nn
 
 from ... import ops
-from ...config import ConfigError
+from ...errors import ConfigError
 from ...layers import ConvTower, crop_boxes
 from ..image_mask_head import ImageMaskHead, add_masks, box_pooler, crop_targets, joined, rescaled
 from ..losses.lovasz import lovasz_hinge

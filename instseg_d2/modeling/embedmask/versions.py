@@ -5,7 +5,7 @@ from typing import Union
 
 import torch
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from ..losses import LTRB_LOSSES
 from ..proposal_generator.fcos_head import FCOSHead
 from ..proposal_generator.fcos_inference import DetectionLimits

@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from torchvision.ops import nms
 
 from ... import ops
-from ...config import ConfigError
+from ...errors import ConfigError
 from ..postprocessing import boxes_of_masks, rescored
 from .windows import inside_image, window_corners
 

@@ -14,7 +14,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_proposal_generator, bu
 from detectron2.structures import ImageList, Instances
 from torch import nn
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from ..backbone import build_backbone, freeze_unread_levels
 from ..meta_arch import InstanceSegmenter
 from .explain import explain_image

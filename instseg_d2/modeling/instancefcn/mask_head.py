@@ -8,7 +8,7 @@ from detectron2.config import configurable
 from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
 from torch import nn
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from ...layers import assemble_boxes, get_norm
 from ..image_mask_head import ImageMaskHead, joined
 

@@ -11,7 +11,7 @@ from detectron2.structures import ImageList, Instances
 from torch import nn
 
 from ... import ops
-from ...config import ConfigError
+from ...errors import ConfigError
 from .heads import InstanceFCNHead
 from .inference import ProposalLimits, as_proposals, best_segments, decode
 from .losses import window_losses

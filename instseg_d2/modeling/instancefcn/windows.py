@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 
-from ...config import ConfigError
+from ...errors import ConfigError
 
 CELL_TARGETS = ("center", "share")
 

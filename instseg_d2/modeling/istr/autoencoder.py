@@ -10,8 +10,8 @@ from detectron2.config import configurable
 from torch import nn
 from tqdm import tqdm
 
-from ...checkpoint.formats import CheckpointError, load_torch
-from ...config import ConfigError
+from ...checkpoint.formats import load_torch
+from ...errors import CheckpointError, ConfigError
 from ...files import written_whole
 from ..losses.dice import paired_dice
 from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, require_file

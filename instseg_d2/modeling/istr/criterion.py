@@ -13,8 +13,8 @@ from detectron2.structures import Instances
 from fvcore.nn import sigmoid_focal_loss
 from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
 
-from ...config import ConfigError
 from ...config.istr import istr_value, istr_version
+from ...errors import ConfigError
 from ..losses import mean_over_workers
 from ..losses.dice import paired_dice, pairwise_dice
 from ..matching import match_by_score

@@ -15,8 +15,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from ...config import ConfigError
 from ...config.istr import istr_value, istr_version
+from ...errors import ConfigError
 
 MASK_EMBEDDING_REGISTRY = Registry("MASK_EMBEDDING")
 MASK_EMBEDDING_REGISTRY.__doc__ = "Subclasses of MaskEmbedding, called with (cfg)."

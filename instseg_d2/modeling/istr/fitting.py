@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from torch import nn
 from tqdm import tqdm
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from .autoencoder import AE
 from .embedding import MaskEmbedding
 from .masks import TrainingMasks

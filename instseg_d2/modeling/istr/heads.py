@@ -13,8 +13,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import nn
 
-from ...config import ConfigError
 from ...config.istr import istr_version
+from ...errors import ConfigError
 from .embedding import MaskEmbedding
 from .head import (
     MASK_ROI_SIZE,

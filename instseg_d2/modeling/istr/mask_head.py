@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY, BaseMaskRCNNHead
 from detectron2.structures import Instances
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from ..image_mask_head import add_masks, crop_targets, rescaled
 from ..losses.dice import paired_dice
 from .detection import paste_threshold

@@ -13,8 +13,8 @@ import pycocotools.mask as mask_util
 import torch
 from detectron2.structures import BitMasks, Boxes, BoxMode, PolygonMasks
 
-from ...data import DatasetError
-from ...data.masks import to_rle
+from ...data.segmentations import to_rle
+from ...errors import DatasetError
 
 __all__ = ["PackedMasks", "TrainingMasks", "crop_mask", "regrouped"]
 

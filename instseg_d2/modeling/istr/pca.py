@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from detectron2.config import configurable
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from ...files import written_whole
 from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, require_file
 from .masks import regrouped

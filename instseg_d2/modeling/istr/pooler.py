@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from torch import nn
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from ...layers import flatten_levels
 
 

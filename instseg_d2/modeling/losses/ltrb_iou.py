@@ -4,7 +4,7 @@ from typing import Optional
 
 import torch
 
-from ...config import ConfigError
+from ...errors import ConfigError
 
 LTRB_LOSSES = ("giou", "iou", "linear_iou")
 

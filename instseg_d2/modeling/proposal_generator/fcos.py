@@ -16,7 +16,7 @@ from detectron2.structures import ImageList, Instances
 from fvcore.nn import sigmoid_focal_loss
 from torch import nn
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from ...layers import conv_at_rows, flatten_levels
 from ..losses import LTRB_LOSSES, ltrb_iou_loss, ltrb_ious, mean_over_workers
 from .fcos_head import FCOSHead, HeadOutputs, serves_roi_heads

@@ -10,7 +10,7 @@ from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from torch import nn
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from ...layers import ConvTower, LocationGrid, flatten_levels
 
 

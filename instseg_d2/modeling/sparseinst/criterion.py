@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 from fvcore.nn import sigmoid_focal_loss
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from ..losses import mean_over_workers
 from ..losses.dice import paired_dice, pairwise_dice
 from ..matching import match_by_score

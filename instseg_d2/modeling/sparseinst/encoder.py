@@ -12,7 +12,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from ...config import ConfigError
+from ...errors import ConfigError
 from ...layers import adaptive_average
 
 SPARSE_INST_ENCODER_REGISTRY = Registry("SPARSE_INST_ENCODER")

@@ -1,0 +1,1 @@
+"""What the commands do: prediction on files, comparison of models, costs."""

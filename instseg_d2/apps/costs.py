@@ -1,0 +1,117 @@
+"""What a model costs on one image: parameters, multiply-adds, memory."""
+
+import itertools
+import json
+import logging
+import math
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from typing import Callable
+
+import torch
+from detectron2.utils.analysis import FlopCountAnalysis
+from fvcore.nn.jit_handles import get_shape
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..modeling import InstanceSegmenter
+
+__all__ = ["count_parameters", "gflops", "interleaved_medians", "peak_memory"]
+
+logger = logging.getLogger(__name__)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers that are parameters, frozen ones too; statistics of norms and other buffers are not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+class _Network(nn.Module):
+    """A method of this package up to its results in input pixels; any other model as a whole."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, samples):
+        if isinstance(self.model, InstanceSegmenter):
+            return self.model.infer(self.model.preprocess(samples))
+        return self.model(samples)
+
+
+def _deform_conv_flops(inputs, outputs) -> int:
+    """As of a convolution of the same shape: inputs are (x, weight, offset, ...)."""
+    return math.prod(get_shape(outputs[0])) * math.prod(get_shape(inputs[1])[1:])
+
+
+@torch.no_grad()
+def gflops(model: nn.Module, sample: dict) -> float:
+    """
+    1e9 multiply-adds of the network on an input record, counted by fvcore: convolutions, matrix products, norms and
+    resizes; not the drawing of masks at the original size, nor NMS, RoIAlign and the operators of this package.
+
+    A model that PyTorch cannot trace, as fvcore needs it, is counted by PyTorch's own counter: convolutions and matrix
+    products alone.
+    """
+    network = _Network(model)
+    analysis = FlopCountAnalysis(network, [sample])
+    analysis.set_op_handle("torchvision::deform_conv2d", _deform_conv_flops)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    try:
+        return analysis.total() / 1e9
+    except (RuntimeError, TypeError) as error:
+        logger.debug("%s cannot be traced: %s", type(model).__name__, error)
+    with FlopCounterMode(display=False) as counter:
+        network([sample])
+    return counter.get_total_flops() / 2e9  # it counts a multiplication and an addition as two
+
+
+def cpu_peak(run) -> int:
+    """The largest sum of live allocations that PyTorch makes while ``run()`` runs."""
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+            run()
+        path = os.path.join(folder, "trace.json")
+        profiler.export_chrome_trace(path)
+        with open(path, encoding="utf-8") as file:
+            events = [event for event in json.load(file)["traceEvents"] if event.get("name") == "[memory]"]
+    events.sort(key=lambda event: event["ts"])
+    return max(itertools.accumulate(event["args"]["Bytes"] for event in events), default=0)
+
+
+@torch.no_grad()
+def peak_memory(model: nn.Module, sample: dict) -> int:
+    """Bytes that inference of one input record takes at most beside the weights, masks of full size included."""
+    device = next(model.parameters()).device
+    model([sample])  # fills caches
+    if device.type != "cuda":
+        return cpu_peak(lambda: model([sample]))
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    model([sample])
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _synchronize(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved_medians(functions: list[Callable[[], object]], repeats: int, device: str = "cpu") -> list[float]:
+    """Median milliseconds of each function over ``repeats`` rounds of all of them, after one round unmeasured."""
+
+    def timed(function: Callable[[], object]) -> float:
+        _synchronize(device)
+        start = time.perf_counter()
+        function()
+        _synchronize(device)
+        return 1000 * (time.perf_counter() - start)
+
+    rounds = [[timed(function) for function in functions] for _ in range(repeats + 1)]
+    return [statistics.median(times) for times in zip(*rounds[1:])]

@@ -1,0 +1,97 @@
+"""
+Masks of annotations: rasterising, painting and transforming them together with the image.
+
+A segmentation is what data set dicts hold: polygons [[x0, y0, x1, y1, ...], ...], RLE with compressed or plain
+counts, or an array (H, W). H, W: height and width in pixels; M objects.
+"""
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.structures import BitMasks
+
+from ..errors import DatasetError
+
+__all__ = ["paint_semantic", "to_rle", "transform_bitmasks", "transform_polygons", "transform_semantic"]
+
+
+def _usable_polygons(segmentation: list) -> list:
+    arrays = (np.asarray(p, dtype=np.float64).ravel() for p in segmentation)
+    return [p for p in arrays if p.size >= 6 and p.size % 2 == 0]
+
+
+def to_rle(segmentation, height: int, width: int) -> dict:
+    """
+    Compressed RLE of a segmentation; polygons are rasterised by COCO's rule.
+
+    Raises:
+        DatasetError: it is no segmentation, or one of another size.
+    """
+    if isinstance(segmentation, list):
+        polygons = _usable_polygons(segmentation) or [np.zeros(6)]
+        return mask_util.merge(mask_util.frPyObjects(polygons, height, width))
+    if isinstance(segmentation, np.ndarray):
+        segmentation = mask_util.encode(np.asfortranarray(segmentation > 0, dtype=np.uint8))
+    if not isinstance(segmentation, dict) or list(segmentation.get("size", [])) != [height, width]:
+        raise DatasetError(f"a mask is neither polygons nor an RLE or array of {height} x {width} pixels")
+    if isinstance(segmentation["counts"], list):
+        return mask_util.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def _fill(canvas: np.ndarray, rle: dict, value) -> None:
+    """Set the pixels of a mask in ``canvas`` (H, W), in place; only its bounding box is touched."""
+    x, y, w, h = mask_util.toBbox(rle).astype(int)
+    window = np.s_[y : y + h, x : x + w]
+    np.copyto(canvas[window], value, where=mask_util.decode(rle)[window].view(bool))
+
+
+def paint_semantic(segmentations: list, classes: list, height: int, width: int) -> np.ndarray:
+    """Class (from 0) + 1 of every object, later objects over earlier ones, 0 elsewhere: int32 (H, W)."""
+    canvas = np.zeros((height, width), np.int32)
+    for segmentation, label in zip(segmentations, classes):
+        _fill(canvas, to_rle(segmentation, height, width), label + 1)
+    return canvas
+
+
+def transform_semantic(canvas: np.ndarray, transforms) -> torch.Tensor:
+    """Labels (H, W) from 0 to 65535 through the transforms by nearest neighbour: int64."""
+    # Detectron2's transforms want bytes: the low and the high byte go separately.
+    labels = transforms.apply_segmentation((canvas & 255).astype(np.uint8)).astype(np.int64)
+    if canvas.size and canvas.max() > 255:
+        labels += transforms.apply_segmentation((canvas >> 8).astype(np.uint8)).astype(np.int64) << 8
+    return torch.from_numpy(np.ascontiguousarray(labels))
+
+
+def transform_polygons(segmentations: list, transforms) -> list:
+    """Polygons of M objects through the transforms, not clipped: a list of float64 arrays [x0, y0, ...] an object."""
+    objects = [_usable_polygons(segmentation) for segmentation in segmentations]
+    parts = [polygon for polygons in objects for polygon in polygons]
+    if not parts:
+        return objects
+    points = transforms.apply_coords(np.concatenate(parts).reshape(-1, 2)).ravel()
+    pieces = iter(np.split(points, np.cumsum([part.size for part in parts])[:-1]))
+    return [[next(pieces) for _ in polygons] for polygons in objects]
+
+
+def transform_bitmasks(segmentations: list, transforms, size, new_size) -> BitMasks:
+    """
+    Bitmasks of M objects after the transforms.
+
+    Polygons are transformed as coordinates and rasterised once, at the new size; other masks are transformed as
+    pixels by nearest neighbour.
+
+    Args:
+        segmentations: M segmentations.
+        transforms: Detectron2's TransformList.
+        size, new_size: (H, W) before and after the transforms.
+    """
+    masks = np.zeros((len(segmentations), *new_size), dtype=bool)
+    polygons = [i for i, segmentation in enumerate(segmentations) if isinstance(segmentation, list)]
+    for i, parts in zip(polygons, transform_polygons([segmentations[i] for i in polygons], transforms)):
+        _fill(masks[i], to_rle(parts, *new_size), True)
+    for i in sorted(set(range(len(segmentations))).difference(polygons)):
+        mask = np.zeros(size, np.uint8)
+        _fill(mask, to_rle(segmentations[i], *size), 1)
+        masks[i] = transforms.apply_segmentation(mask)
+    return BitMasks(torch.from_numpy(masks))

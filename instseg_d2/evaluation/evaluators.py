@@ -1,0 +1,119 @@
+"""Which evaluator a data set wants."""
+
+import importlib.util
+import logging
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+)
+from PIL import Image
+
+from ..errors import DatasetError
+from .coco import CocoEvaluator, LvisEvaluator
+from .panoptic_quality import PanopticQualityEvaluator
+from .proposal_recall import ProposalRecallEvaluator
+
+__all__ = ["build_evaluator", "check_evaluator"]
+
+logger = logging.getLogger(__name__)
+
+
+def _coco(cfg: CfgNode, name: str, output_dir: str) -> DatasetEvaluator:
+    if cfg.MODEL.META_ARCHITECTURE == "InstanceFCN" and not cfg.MODEL.INSTANCE_FCN.CLASSIFY:
+        return ProposalRecallEvaluator(name, output_dir)
+    # The compiled COCOeval is part of Detectron2's own library, which may not be built.
+    compiled = importlib.util.find_spec("detectron2._C") is not None
+    return CocoEvaluator(
+        name,
+        output_dir=output_dir,
+        max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        use_fast_impl=compiled,
+    )
+
+
+def _lvis(cfg: CfgNode, name: str, output_dir: str) -> LvisEvaluator:
+    return LvisEvaluator(name, output_dir=output_dir, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE)
+
+
+def _cityscapes(cfg: CfgNode, name: str, output_dir: str) -> CityscapesInstanceEvaluator:
+    return CityscapesInstanceEvaluator(name)
+
+
+def _read_labels(file: str, dtype) -> np.ndarray:
+    """A semantic map; Detectron2's own reader asks for what NumPy 2 refuses."""
+    return np.asarray(Image.open(file)).astype(dtype)
+
+
+def _sem_seg(cfg: CfgNode, name: str, output_dir: str) -> SemSegEvaluator:
+    return SemSegEvaluator(name, output_dir=output_dir, sem_seg_loading_fn=_read_labels)
+
+
+def _panoptic(cfg: CfgNode, name: str, output_dir: str) -> DatasetEvaluator:
+    combined = cfg.MODEL.META_ARCHITECTURE == "BlendMask" and cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED
+    if not combined and cfg.MODEL.META_ARCHITECTURE != "PanopticFPN":  # instances alone
+        return _coco(cfg, name, output_dir)
+    parts = [_coco(cfg, name, output_dir), _sem_seg(cfg, name, output_dir)]
+    if importlib.util.find_spec("panopticapi") is not None:
+        return DatasetEvaluators([*parts, COCOPanopticEvaluator(name, output_dir)])
+    logger.info(
+        "panopticapi is not installed: instseg_d2 computes the panoptic quality of %s itself, by the same definition "
+        "(the COCO authors' package: pip install git+https://github.com/cocodataset/panopticapi.git).",
+        name,
+    )
+    return DatasetEvaluators([*parts, PanopticQualityEvaluator(name)])
+
+
+def _pascal_voc(cfg: CfgNode, name: str, output_dir: str) -> PascalVOCDetectionEvaluator:
+    return PascalVOCDetectionEvaluator(name)
+
+
+_EVALUATORS = {
+    "cityscapes_instance": _cityscapes,
+    "coco": _coco,
+    "coco_panoptic_seg": _panoptic,
+    "lvis": _lvis,
+    "pascal_voc": _pascal_voc,
+    "sem_seg": _sem_seg,
+}
+_PACKAGES = {"cityscapes_instance": "cityscapesscripts", "lvis": "lvis"}  # that they import
+
+
+def check_evaluator(dataset_name: str) -> str:
+    """
+    The ``evaluator_type`` in a data set's metadata.
+
+    Raises:
+        DatasetError: no or an unknown evaluator_type, or a package that the evaluator needs is missing.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind not in _EVALUATORS:
+        raise DatasetError(
+            f"the data set {dataset_name} has evaluator_type {kind}; known are {', '.join(sorted(_EVALUATORS))}."
+        )
+    package = _PACKAGES.get(kind)
+    if package and importlib.util.find_spec(package) is None:
+        raise DatasetError(f"evaluating {dataset_name} needs the package {package}: pip install {package}.")
+    return kind
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+    """
+    The evaluator for the ``evaluator_type`` in the data set's metadata: coco, lvis, cityscapes_instance,
+    coco_panoptic_seg, pascal_voc or sem_seg. COCO's and LVIS's AP count up to ``TEST.DETECTIONS_PER_IMAGE`` detections
+    an image. Proposals without classes (InstanceFCN) are measured by their recall.
+
+    Args:
+        output_dir: where the evaluator leaves the predictions.
+
+    Raises:
+        DatasetError: see :func:`check_evaluator`.
+    """
+    return _EVALUATORS[check_evaluator(dataset_name)](cfg, dataset_name, output_dir)

@@ -1,0 +1,4 @@
+"""Trained models on images: the predictor, the fast form of a model, number formats, settings of the CPU."""
+
+from .optimize import optimize_for_inference
+from .predictor import ImagePredictor, Predictor

@@ -1,0 +1,314 @@
+"""One image in, its instances out: reading, resizing, channel order, weights and class names in one place."""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Optional, Union
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.structures import Instances
+from PIL import Image, ImageOps
+
+from ..checkpoint import InstSegCheckpointer, read_extra
+from ..config import (
+    CLASS_COUNT_KEYS,
+    CLASS_COUNT_WITH_BACKGROUND_KEY,
+    get_cfg,
+    load_config,
+    merge_overrides,
+    set_num_classes,
+)
+from ..config.detectron2_files import add_project_config
+from ..data.images import read_image
+from ..errors import ConfigError
+from ..modeling import InstanceSegmenter
+from ..modeling.build import build
+from ..visualization.overlay import class_name
+from .cpu import tune_cpu
+from .optimize import optimize_for_inference
+
+__all__ = ["ImagePredictor", "Predictor", "to_rgb", "worthwhile"]
+
+logger = logging.getLogger(__name__)
+
+ImageLike = Union[str, os.PathLike, Image.Image, np.ndarray]
+
+
+def to_rgb(image: ImageLike, channel_order: str = "BGR") -> np.ndarray:
+    """
+    Any image as (H, W, 3) uint8 RGB.
+
+    Args:
+        image: path, PIL image, or uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), the last with alpha.
+        channel_order: "BGR" (OpenCV's) or "RGB": the order of an array's channels; paths and PIL images know theirs.
+
+    Raises:
+        ImageError: a path that cannot be read; it names the file.
+        ValueError: an array or PIL image of another type or shape.
+    """
+    if channel_order not in ("BGR", "RGB"):
+        raise ValueError(f'channel_order must be "BGR" or "RGB"; got {channel_order!r}')
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(os.fspath(image), "RGB")
+    if isinstance(image, Image.Image):
+        if image.mode[0] in "FI":  # Pillow clips these at 255
+            raise ValueError(f"a PIL image of mode {image.mode} has no 8 bits a channel; convert it, or pass its path")
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    shape = getattr(image, "shape", None)
+    fits = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size > 0
+    if not fits or not (image.ndim == 2 or (image.ndim == 3 and shape[2] in (1, 3, 4))):
+        kind = type(image).__name__ if shape is None else f"{type(image).__name__} {tuple(shape)} {image.dtype}"
+        raise ValueError(f"an image is a path, a PIL image or a uint8 array (H, W[, 1, 3 or 4]); got {kind}")
+    if image.ndim == 2 or shape[2] == 1:
+        return np.repeat(image.reshape(*shape[:2], 1), 3, axis=2)
+    return np.ascontiguousarray(image[:, :, :3] if channel_order == "RGB" else image[:, :, 2::-1])
+
+
+class ImagePredictor:
+    """
+    Images in, instances out: what a model in PyTorch (:class:`Predictor`) and an exported one share. A subclass sets
+    the attributes and writes ``predict``.
+
+    Attributes:
+        class_names: list or None; stuff_names: of the semantic labels of a panoptic model, or None.
+        category_ids: {contiguous class index: id of the data set}, for the classes that have one.
+        input_format: "BGR" or "RGB", the channels that ``predict`` wants.
+        resize: Detectron2's augmentation of test time.
+    """
+
+    class_names: Optional[list] = None
+    stuff_names: Optional[list] = None
+    category_ids: dict
+    input_format: str
+    resize: T.Augmentation
+
+    def class_name(self, index: int) -> str:
+        """The name of a contiguous class index."""
+        return class_name(self.class_names, index)
+
+    def category_id(self, index: int) -> int:
+        """The data set's own id of a contiguous class index; the index itself where no data set is known."""
+        return self.category_ids.get(index, index)
+
+    def preprocess(self, image: ImageLike, channel_order: str = "BGR") -> dict:
+        """Detectron2's input record of an image: resized as at test time, channels as `predict` wants them."""
+        rgb = to_rgb(image, channel_order)
+        resized = self.resize.get_transform(rgb).apply_image(rgb)
+        if self.input_format == "BGR":
+            resized = resized[:, :, ::-1]
+        tensor = torch.from_numpy(resized.transpose(2, 0, 1).copy())
+        return {"image": tensor, "height": rgb.shape[0], "width": rgb.shape[1]}
+
+    def predict(self, inputs: Sequence[dict], score_threshold: float = 0.0) -> list[Instances]:
+        """
+        The instances of preprocessed images, at their original sizes, on the CPU.
+
+        Args:
+            score_threshold: objects with a lower score may be left out, before their full-size masks are made where
+                the model allows it; the best one of an image always stays.
+        """
+        raise NotImplementedError
+
+    def outputs(self, inputs: Sequence[dict], score_threshold: float = 0.0) -> list[dict]:
+        """As :meth:`predict`, as {"instances": Instances}; from a panoptic model also "panoptic_seg", on the CPU."""
+        return [{"instances": instances} for instances in self.predict(inputs, score_threshold)]
+
+    def __call__(self, image: ImageLike, channel_order: str = "BGR") -> Instances:
+        """
+        The instances of one image.
+
+        Args:
+            image, channel_order: as in :func:`to_rgb`.
+
+        Returns:
+            Instances on the CPU with pred_boxes (pixels of the given image, XYXY), scores, pred_classes and, from a
+            model of masks, pred_masks (M, H, W) bool.
+        """
+        return self.batch([image], channel_order)[0]
+
+    def batch(self, images: Sequence[ImageLike], channel_order: str = "BGR") -> list[Instances]:
+        """The instances of several images, run through the network together."""
+        return self.predict([self.preprocess(image, channel_order) for image in images]) if len(images) else []
+
+    def explain(self, image: ImageLike, max_instances: int = 4, channel_order: str = "BGR") -> list:
+        """
+        What the network sees, as (title, (H, W, 3) uint8 RGB picture) panels; [] where the model does not tell.
+
+        Args:
+            image, channel_order: as in :func:`to_rgb`.
+            max_instances: so many of the best detections are explained.
+        """
+        return []
+
+
+class Predictor(ImagePredictor):
+    """
+    A model ready to look at images.
+
+    Args:
+        cfg: Detectron2 config; its device falls back to the CPU where there is no GPU.
+        weights: checkpoint; None: ``cfg.MODEL.WEIGHTS``; "": random weights (to measure speed).
+        class_names: name of every contiguous class; default: the checkpoint's, else those of the config's data
+            sets where they are known without loading them.
+        optimize: use the fast inference form of the model (same detections).
+
+    Attributes:
+        model, cfg, and those of :class:`ImagePredictor`.
+
+    Raises:
+        ConfigError, CheckpointError: what cannot be built or loaded, in one sentence.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        weights: Optional[str] = None,
+        *,
+        class_names: Optional[Sequence[str]] = None,
+        optimize: bool = True,
+    ):
+        self.cfg = cfg.clone()
+        self.cfg.defrost()
+        if self.cfg.INPUT.FORMAT not in ("BGR", "RGB"):
+            raise ConfigError(f"INPUT.FORMAT must be BGR or RGB; got {self.cfg.INPUT.FORMAT}")
+        if self.cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+            logger.info("No GPU here: running on the CPU.")
+            self.cfg.MODEL.DEVICE = "cpu"
+        self.input_format = self.cfg.INPUT.FORMAT
+        weights = self.cfg.MODEL.WEIGHTS if weights is None else weights
+        if weights and "TIMM" in self.cfg.MODEL:
+            self.cfg.MODEL.TIMM.PRETRAINED = False  # the checkpoint has the backbone
+        self.model = build(self.cfg).eval()
+        category_ids = None
+        if weights:
+            InstSegCheckpointer(self.model, for_test=True).load(weights)
+            if class_names is None:
+                information = _checkpoint_info(weights)
+                class_names, category_ids = information.get("class_names"), information.get("category_ids")
+                self.stuff_names = information.get("stuff_names")
+        else:
+            logger.warning("No weights given: the model is random.")
+        if getattr(self.model, "class_agnostic", False):
+            self.class_names, self.category_ids = ["object"], {}
+        else:
+            self.class_names, self.category_ids = _known_classes(self.cfg, class_names)
+            if category_ids is not None:
+                self.category_ids = dict(enumerate(category_ids))
+        if self.stuff_names is None:
+            self.stuff_names = _known_stuff(self.cfg)
+        if optimize:
+            self.model = optimize_for_inference(self.model)
+            if self.cfg.MODEL.DEVICE == "cpu":
+                tune_cpu()
+        self.resize = T.ResizeShortestEdge(
+            [self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MIN_SIZE_TEST], self.cfg.INPUT.MAX_SIZE_TEST
+        )
+
+    @classmethod
+    def from_checkpoint(cls, path: str, config_file: str = "", opts: Sequence = (), *, optimize: bool = True):
+        """
+        The predictor of a checkpoint.
+
+        Args:
+            path: checkpoint file, or a URL with a config file.
+            config_file: YAML file; empty: the config that the checkpoint carries.
+            opts: alternating config keys and values that go over either.
+
+        Raises:
+            ConfigError: neither has a config, or it does not fit this version.
+        """
+        information = _checkpoint_info(path)
+        text = information.get("cfg")
+        if not config_file and text is None:
+            raise ConfigError(f"{path} carries no config: name the YAML file it was trained with (--config-file).")
+        if config_file:
+            cfg = load_config(config_file, opts)
+            if information.get("class_names"):
+                set_num_classes(cfg, len(information["class_names"]))
+            if information.get("stuff_names"):
+                cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(information["stuff_names"])
+        else:
+            cfg = get_cfg()
+            try:
+                values = CfgNode.load_cfg(text)
+                add_project_config(cfg, values)
+                cfg.merge_from_other_cfg(values)
+            except Exception as error:
+                raise ConfigError(f"{path}: its config does not fit this version ({error}).") from error
+            merge_overrides(cfg, opts)
+        return cls(cfg, path, optimize=optimize)
+
+    def predict(self, inputs: Sequence[dict], score_threshold: float = 0.0) -> list[Instances]:
+        with torch.no_grad():
+            if isinstance(self.model, InstanceSegmenter):
+                results = [worthwhile(x, score_threshold) for x in self.model.infer(self.model.preprocess(inputs))]
+                outputs = self.model.postprocess(results, inputs)
+            else:
+                outputs = self.model(list(inputs))
+            return [output["instances"].to("cpu") for output in outputs]
+
+    def outputs(self, inputs: Sequence[dict], score_threshold: float = 0.0) -> list[dict]:
+        if getattr(self.model, "sem_seg_head", None) is None:
+            return super().outputs(inputs, score_threshold)
+        with torch.no_grad():
+            results = self.model(list(inputs))
+        return [
+            {"instances": x["instances"].to("cpu"), "panoptic_seg": (x["panoptic_seg"][0].cpu(), x["panoptic_seg"][1])}
+            for x in results
+        ]
+
+    def explain(self, image: ImageLike, max_instances: int = 4, channel_order: str = "BGR") -> list:
+        if not hasattr(self.model, "explain"):
+            return []
+        with torch.no_grad():
+            return self.model.explain([self.preprocess(image, channel_order)], max_instances)[0]
+
+
+def worthwhile(result: Instances, score_threshold: float) -> Instances:
+    """The instances that reach the threshold, or else the best one."""
+    if len(result) == 0:
+        return result
+    return result[result.scores >= result.scores.max().clamp(max=score_threshold)]
+
+
+def _checkpoint_info(path: str) -> dict:
+    """What a checkpoint says beside its weights (cfg, class_names, category_ids); nothing of one to be downloaded."""
+    return {} if "://" in path else read_extra(path)
+
+
+def _known_classes(cfg: CfgNode, class_names: Optional[Sequence[str]]):
+    """Class names and {contiguous index: data set id}, from the config's data sets as far as they fit and are known."""
+    if class_names:
+        counts = [len(class_names)]
+    elif cfg.MODEL.META_ARCHITECTURE == "EmbedMask":
+        counts = [_value(cfg, CLASS_COUNT_WITH_BACKGROUND_KEY) - 1]
+    else:
+        counts = [_value(cfg, key) for key in CLASS_COUNT_KEYS]
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        metadata = MetadataCatalog.get(name) if name in MetadataCatalog else None
+        known = list(metadata.get("thing_classes", [])) if metadata else []
+        if len(known) in counts and (not class_names or known == list(class_names)):
+            ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
+            return known, {index: dataset_id for dataset_id, index in ids.items()}
+    return (list(class_names) if class_names else None), {}
+
+
+def _known_stuff(cfg: CfgNode) -> Optional[list]:
+    """The names of the semantic classes, from the config's data sets as far as they fit and are known."""
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        names = MetadataCatalog.get(name).get("stuff_classes", []) if name in MetadataCatalog else []
+        if len(names) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+            return list(names)
+    return None
+
+
+def _value(cfg: CfgNode, key: str):
+    """The value of a key; None in a config without it, such as one of plain Detectron2."""
+    for part in key.split("."):
+        if cfg is not None:
+            cfg = cfg.get(part)
+    return cfg

@@ -1,0 +1,233 @@
+"""Where the time goes, plain against optimised, measured in turns in one run because machines are noisy."""
+
+import contextlib
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Boxes, Instances
+
+from instseg_d2.apps.costs import cpu_peak, interleaved_medians
+from instseg_d2.data import InstanceDatasetMapper, make_shapes, register_coco
+from instseg_d2.data.images import read_image
+from instseg_d2.evaluation.coco import coco_results
+from instseg_d2.inference.cpu import keep_freed_memory
+from instseg_d2.inference.optimize import optimize_for_inference
+from instseg_d2.inference.precision import autocast_type
+from instseg_d2.modeling.postprocessing import boxes_of_masks
+from instseg_d2.visualization import draw_instances
+
+from .plain import PLAIN
+
+STAGES = ("load", "preprocess", "network", "post-process", "draw")
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def plain_module(model):
+    """The module of a method's plain version."""
+    return PLAIN[type(model).__name__]
+
+
+def plain_path(model) -> tuple[Callable, Callable]:
+    """
+    Inference and post-processing of a method written the plain way: `plain_infer(model, images)` of its `plain_module`,
+    and `plain_postprocess(model, results, samples)` where it has one.
+    """
+    module = plain_module(model)
+    postprocess = getattr(module, "plain_postprocess", lambda model, *arguments: model.postprocess(*arguments))
+    return module.plain_infer, postprocess
+
+
+class StageTimer:
+    """
+    Runs one model on one sample stage by stage and keeps the seconds of each.
+
+    Args:
+        model: in evaluation mode.
+        path: (infer, postprocess) as of `plain_path`; None: the model's own methods.
+        keep_memory: see `keep_freed_memory`.
+        autocast: type of mixed precision, or None.
+    """
+
+    def __init__(self, model, path=None, keep_memory: bool = True, autocast=None):
+        self.model = model
+        self.keep_memory = keep_memory
+        self.infer, self.postprocess = path or (type(model).infer, type(model).postprocess)
+        self.autocast = autocast
+        self.seconds = {stage: [] for stage in STAGES}
+
+    def _precision(self):
+        return torch.autocast(self.model.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
+
+    @torch.inference_mode()
+    def run(self, path: str, size: tuple) -> None:
+        """Read an image, resize it to (H, W), detect, draw; append the time of each stage."""
+        keep_freed_memory(self.keep_memory)
+        marks = [self._now()]
+        image_rgb = read_image(path, "RGB")
+        marks.append(self._now())
+        image_rgb = cv2.resize(image_rgb, size[::-1], interpolation=cv2.INTER_LINEAR)
+        channels = image_rgb if self.model.input_format == "RGB" else image_rgb[..., ::-1]
+        image = torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1)))
+        sample = {"image": image, "height": size[0], "width": size[1]}
+        images = self.model.preprocess([sample])
+        marks.append(self._now())
+        with self._precision():
+            results = self.infer(self.model, images)
+        marks.append(self._now())
+        (output,) = self.postprocess(self.model, results, [sample])
+        marks.append(self._now())
+        draw_instances(image_rgb, output["instances"])
+        marks.append(self._now())
+        for stage, start, stop in zip(STAGES, marks[:-1], marks[1:]):
+            self.seconds[stage].append(stop - start)
+
+    def _now(self) -> float:
+        _synchronize(self.model.device)
+        return time.perf_counter()
+
+    def medians(self) -> list[float]:
+        """Median milliseconds of each stage, and of the sum."""
+        rows = [[t * 1000 for t in self.seconds[stage]] for stage in STAGES]
+        return [statistics.median(row) for row in rows] + [statistics.median(map(sum, zip(*rows)))]
+
+
+def stage_rows(model, path: str, size: tuple = (800, 1088), repeats: int = 5) -> tuple[list[str], list[list]]:
+    """
+    Milliseconds of every stage on one image: plain, optimised and, where the device has bfloat16 or float16
+    arithmetic, optimised under autocast, in turns.
+
+    Args:
+        model: a method of this package in evaluation mode.
+        path: of an image file.
+        size: (H, W) of the network's input before padding, pixels.
+        repeats: runs of each, after one warm-up.
+
+    Returns:
+        the headers, and rows of the same length; the last row is the sum of a run. Ratios are over the plain column.
+    """
+    fast = optimize_for_inference(model)
+    timers = [StageTimer(model, plain_path(model), keep_memory=False), StageTimer(fast)]
+    headers = ["stage", "plain ms", "optimised ms", "ratio"]
+    half = autocast_type(True, model.device)
+    if half is not None:
+        timers.append(StageTimer(fast, autocast=half))
+        name = str(half).replace("torch.", "")
+        headers += [f"{name} ms", "ratio"]
+    for repeat in range(repeats + 1):
+        for timer in timers:
+            timer.run(path, size)
+            if repeat == 0:
+                timer.seconds = {stage: [] for stage in STAGES}
+    rows = []
+    for name, plain, *others in zip((*STAGES, "all"), *(timer.medians() for timer in timers)):
+        rows.append([name, plain, *(value for other in others for value in (other, plain / other))])
+    return headers, rows
+
+
+def training_samples(cfg, folder: str, count: int) -> list:
+    """The first `count` images with objects of generated shapes as the config's mapper gives them, bitmasks."""
+    name = "benchmark_shapes"
+    if name not in DatasetCatalog.list():
+        register_coco(name, make_shapes(folder, "train", 4 * count, 0), os.path.join(folder, "images"))
+    cfg = cfg.clone()
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    mapper = InstanceDatasetMapper(cfg, is_train=True)
+    return [sample for sample in map(mapper, DatasetCatalog.get(name)) if len(sample["instances"])][:count]
+
+
+def training_row(model, samples: list, repeats: int = 5) -> list:
+    """
+    Milliseconds of a forward and backward pass over a batch: [plain, as trained, ratio], medians of turns.
+
+    Args:
+        model: a method of this package whose `plain_module` has `plain_losses(model, images, gt_instances)`.
+        samples: of a training mapper, masks as bitmasks.
+    """
+    model.train()
+
+    def plain(images):
+        return plain_module(model).plain_losses(model, images, model.gt_instances(samples))
+
+    def step(losses: Callable) -> Callable:
+        def run():
+            sum(losses(model.preprocess(samples)).values()).backward()
+            model.zero_grad()
+
+        return run
+
+    steps = [step(plain), step(lambda images: model.losses(images, samples))]
+    plain_ms, own_ms = interleaved_medians(steps, repeats, str(model.device))
+    return [plain_ms, own_ms, plain_ms / own_ms]
+
+
+@torch.no_grad()
+def some_detections(model, count: int, size: tuple = (96, 128)) -> Instances:
+    """``count`` detections in input pixels, repeated where an image of noise (H, W) has fewer; none of an empty box."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
+    (result,) = model.infer(model.preprocess([{"image": image}]))
+    if result.has("pred_boxes"):
+        boxes = result.pred_boxes.clone()
+        boxes.clip(result.image_size)
+        result = result[boxes.nonempty(threshold=1)]
+    return result[torch.arange(count, device=result.scores.device) % len(result)]
+
+
+@torch.no_grad()
+def large_image_row(model, count: int = 300, size: tuple = (3000, 4000)) -> list:
+    """
+    Detections of an image of size (H, W) from the network's results to run lengths: [number, most bytes that exist at
+    a time, seconds].
+    """
+    result, outputs = some_detections(model, count), []
+
+    def run():
+        with model.masks_as_run_lengths():
+            outputs[:] = model.finish([result], [{"height": size[0], "width": size[1]}])
+
+    start = time.perf_counter()
+    peak = cpu_peak(run)
+    return [len(outputs[0]["instances"]), peak, time.perf_counter() - start]
+
+
+def _ellipses(count: int, height: int, width: int, seed: int) -> torch.Tensor:
+    """Masks (count, height, width) bool of about the sizes of COCO's objects: a median side of a seventh."""
+    generator = np.random.default_rng(seed)
+    masks = np.zeros((count, height, width), np.uint8)
+    for mask in masks:
+        centre = generator.uniform((0, 0), (width, height)).astype(int).tolist()
+        axes = (np.exp(generator.normal(math.log(0.07), 0.7, 2)) * (width, height)).astype(int) + 2
+        cv2.ellipse(mask, centre, axes.tolist(), float(generator.uniform(0, 180)), 0, 360, 1, -1)
+    return torch.from_numpy(masks.astype(bool))
+
+
+def conversion_row(images: int = 20, masks: int = 100, size: tuple = (480, 640)) -> list:
+    """
+    Milliseconds of turning the detections of an image into COCO's results: [Detectron2, here, ratio], medians.
+
+    Args:
+        size: (H, W) of the images, pixels.
+    """
+    seconds = [[], []]
+    for seed in range(images):
+        pixels = _ellipses(masks, *size, seed)
+        instances = Instances(size, pred_masks=pixels, pred_boxes=Boxes(boxes_of_masks(pixels)))
+        instances.scores, instances.pred_classes = torch.rand(masks), torch.zeros(masks, dtype=torch.int64)
+        for number, convert in enumerate((instances_to_coco_json, coco_results)):
+            start = time.perf_counter()
+            convert(instances, seed)
+            seconds[number].append(time.perf_counter() - start)
+    plain_ms, own_ms = (statistics.median(times) * 1000 for times in seconds)
+    return [plain_ms, own_ms, plain_ms / own_ms]

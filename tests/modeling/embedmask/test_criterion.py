@@ -1,0 +1,121 @@
+"""The memory of EmbedMask's mask loss over whole maps."""
+
+import weakref
+
+import pytest
+import torch
+from detectron2.structures import BitMasks, Boxes, Instances
+
+from instseg_d2.apps.costs import cpu_peak
+from instseg_d2.modeling.embedmask import criterion as module
+from instseg_d2.modeling.embedmask.criterion import MaskCriterion, parts_of_objects
+from instseg_d2.modeling.embedmask.targets import GroundTruth
+from instseg_d2.modeling.embedmask.window_masks import training_windows
+from projects.benchmarks.plain.embedmask import _lovasz
+
+
+def many_objects(count, height, width):
+    """A batch of one image with ``count`` small objects, D = 4 pixel embeddings at stride 4, a proposal an object."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand((count, 2), generator=generator) * torch.tensor([width - 24.0, height - 24.0])
+    boxes = torch.cat([corners, corners + 20], 1)
+    masks = torch.zeros((count, height, width), dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.long().tolist()):
+        mask[y1:y2, x1:x2] = True
+    instances = Instances((height, width), gt_boxes=Boxes(boxes), gt_masks=BitMasks(masks))
+    pixels = torch.randn((1, 4, height // 4, width // 4), generator=generator).requires_grad_()
+    embeddings = torch.randn((count, 4), generator=generator).requires_grad_()
+    margins = torch.rand((count, 4), generator=generator).requires_grad_()
+    return pixels, embeddings, margins, GroundTruth([instances], (height, width))
+
+
+def mask_loss(pixels, embeddings, margins, truth, padding=-1.0):
+    criterion = MaskCriterion(averaged=False, least_probability=1e-9, stride=4, iou_threshold=0.5, box_padding=padding)
+    return criterion(pixels, embeddings, margins, torch.arange(len(embeddings)), truth)["mask_loss"]
+
+
+def test_375_objects_keep_one_number_a_cell(monkeypatch):
+    """The sort sees a bounded number of cells at a time, and the backward pass finds 4 bytes of each."""
+    most, saved = [], []
+    hinge = module.lovasz_hinge
+    monkeypatch.setattr(module, "lovasz_hinge", lambda logits, *rest: most.append(len(logits)) or hinge(logits, *rest))
+
+    def keep(tensor):
+        saved.append(weakref.ref(tensor))
+        return tensor
+
+    inputs = many_objects(375, 384, 512)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = mask_loss(*inputs)
+    cells = 375 * 96 * 128
+    assert sum(most) == cells
+    assert max(most) <= module.CELLS_AT_ONCE < cells / 8
+    alive = [tensor().untyped_storage() for tensor in saved if tensor() is not None]
+    kept = {storage.data_ptr(): storage.nbytes() for storage in alive}
+    assert 4 * cells <= sum(kept.values()) <= 4.2 * cells + sum(4 * x.numel() for x in inputs[:3])
+    loss.backward()
+    assert all(x.grad.isfinite().all() and x.grad.any() for x in inputs[:3])
+
+
+@pytest.mark.parametrize("padding", [-1.0, 0.1])
+@pytest.mark.parametrize("cells", [1, 100, 5000])
+def test_parts_change_nothing(monkeypatch, cells, padding):
+    results = []
+    for at_once in (2**30, cells):
+        monkeypatch.setattr(module, "CELLS_AT_ONCE", at_once)
+        *inputs, truth = many_objects(7, 96, 128)
+        loss = mask_loss(*inputs, truth, padding)
+        loss.backward()
+        results.append((loss.detach(), *(x.grad for x in inputs)))
+    for whole, parts in zip(*results):
+        torch.testing.assert_close(parts, whole)
+
+
+def test_parts():
+    assert parts_of_objects([3, 3, 3, 9, 1, 0, 0], 6) == [(0, 2), (2, 3), (3, 4), (4, 7)]
+    assert parts_of_objects([], 6) == [(0, 0)]
+
+
+def test_windows_at_once_are_bounded(monkeypatch):
+    most = []
+    hinge = module.lovasz_hinge
+    monkeypatch.setattr(module, "lovasz_hinge", lambda logits, *rest: most.append(len(logits)) or hinge(logits, *rest))
+    monkeypatch.setattr(module, "CELLS_AT_ONCE", 300)
+    inputs = many_objects(40, 96, 128)
+    mask_loss(*inputs, 0.1)
+    x1, y1, x2, y2 = training_windows(inputs[3].boxes, 4, 0.1, (24, 32)).unbind(1)
+    assert sum(most) == int(((x2 - x1) * (y2 - y1)).sum()) > 2000
+    assert max(most) <= 300
+
+
+def plain_mask_loss(pixels, embeddings, margins, truth, padding):
+    """With one tensor of (objects, height, width, dimensions) numbers."""
+    difference = pixels[0].permute(1, 2, 0) - embeddings[:, None, None]
+    log_p = -(difference**2 * margins[:, None, None]).sum(3)
+    targets, total = truth.cells(4), 0.0
+    for index, values in enumerate(log_p):
+        if padding < 0:
+            x1, y1, x2, y2 = 0, 0, *reversed(values.shape)
+        else:
+            x1, y1, x2, y2 = training_windows(truth.boxes[index : index + 1], 4, padding, tuple(values.shape))[0]
+        p = values[y1:y2, x1:x2].flatten().exp().clamp(1e-9, 1 - 2.0**-24)
+        total = total + _lovasz(p.log() - (1 - p).log(), targets[index, y1:y2, x1:x2].flatten().float())
+    return 0.5 * total / len(log_p)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("padding", [-1.0, 0.1])
+def test_memory_of_twenty_objects(padding):
+    """At 800 x 1333 and 16 dimensions under half of what the plain way takes, forward and backward."""
+    pixels, embeddings, margins, truth = many_objects(20, 800, 1344)
+    pixels = torch.cat([pixels] * 4, 1).detach().requires_grad_()
+    embeddings, margins = (torch.cat([x] * 4, 1).detach().requires_grad_() for x in (embeddings, margins))
+    losses = []
+
+    def run(loss):
+        losses.append(loss(pixels, embeddings, margins, truth, padding))
+        losses[-1].backward()
+
+    own, plain = (cpu_peak(lambda loss=loss: run(loss)) for loss in (mask_loss, plain_mask_loss))
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-6)
+    assert own < plain / 2

@@ -1,0 +1,135 @@
+"""Run lengths are pycocotools' own, and evaluation through them gives what Detectron2's gives."""
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Boxes, Instances
+
+from instseg_d2.apps.costs import cpu_peak
+from instseg_d2.evaluation.coco import coco_results
+from instseg_d2.modeling import meta_arch
+from instseg_d2.modeling.postprocessing import RunLengthMasks
+from projects.benchmarks.stages import large_image_row, some_detections
+from tests.methods import METHODS, small_model
+
+
+def naive_runs(mask):
+    """Down the columns, pixel by pixel, background first."""
+    runs, value = [0], False
+    for pixel in mask.T.flatten():
+        if pixel != value:
+            runs.append(0)
+            value = pixel
+        runs[-1] += 1
+    return runs
+
+
+def masks_of_every_kind(height, width):
+    generator = np.random.default_rng(height * 100 + width)
+    masks = np.zeros((12, height, width), bool)
+    masks[1] = True
+    masks[2, 0, 0] = masks[3, -1, -1] = masks[4, height // 2, width // 2] = True
+    masks[5, :, width // 2 :] = True  # runs go on from column to column
+    masks[6, :, 0] = masks[6, :, -1] = True
+    masks[7, height // 3 :, : width // 2 + 1] = True
+    masks[8:] = generator.random((4, height, width)) < [[[0.1]], [[0.5]], [[0.9]], [[0.99]]]
+    return torch.from_numpy(masks)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (7, 1), (5, 8), (33, 20)])
+def test_codes_are_those_of_pycocotools(height, width):
+    masks = masks_of_every_kind(height, width)
+    found = RunLengthMasks.encode(masks)
+    assert len(found) == len(masks)
+    for code, mask in zip(found.codes, masks.numpy()):
+        expected = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
+        assert code["counts"] == expected["counts"]
+        assert list(code["size"]) == [height, width]
+        by_hand = mask_util.frPyObjects({"size": [height, width], "counts": naive_runs(mask)}, height, width)
+        assert code["counts"] == by_hand["counts"]
+    assert torch.equal(found.decode(), masks)
+
+
+def test_as_a_field_of_instances():
+    masks = masks_of_every_kind(5, 8)
+    instances = Instances((5, 8), pred_masks=RunLengthMasks.encode(masks), scores=torch.arange(12.0))
+    chosen = instances[instances.scores > 8].to("cpu")
+    assert torch.equal(chosen.pred_masks.decode(), masks[9:])
+    assert torch.equal(instances[[3, 1]].pred_masks.decode(), masks[[3, 1]])
+    assert torch.equal(instances[2].pred_masks.decode(), masks[2:3])
+    assert torch.equal(Instances.cat([instances[:2], instances[5:]]).pred_masks.decode(), masks[[0, 1, *range(5, 12)]])
+    empty = RunLengthMasks.encode(masks[:0])
+    assert empty.decode().shape == (0, 5, 8)
+    assert len(empty[[]]) == 0
+
+
+def test_results_are_those_of_detectron2():
+    masks = masks_of_every_kind(20, 30)
+    count = len(masks)
+    instances = Instances(
+        (20, 30), pred_boxes=Boxes(torch.rand(count, 4)), scores=torch.rand(count), pred_classes=torch.arange(count)
+    )
+    assert coco_results(instances, 7) == instances_to_coco_json(instances, 7)
+    instances.pred_masks = masks
+    expected = instances_to_coco_json(instances, 7)
+    for masks in (instances.pred_masks, RunLengthMasks.encode(instances.pred_masks)):
+        instances.pred_masks = masks
+        found = coco_results(instances, 7)
+        for a, b in zip(found, expected):
+            a["segmentation"]["size"] = list(a["segmentation"]["size"])
+            assert a == b
+    assert coco_results(instances[:0], 7) == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inference_in_parts(method, monkeypatch):
+    """A few masks at a time, of images resized to other sizes: the same pixels, boxes and scores."""
+    model = small_model(method).eval()
+    torch.manual_seed(0)
+    batch = [
+        {"image": torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8), "height": 120, "width": 161},
+        {"image": torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)},
+    ]
+    expected = model(batch)
+    monkeypatch.setattr(meta_arch, "MASK_PIXELS", 7 * 120 * 161)
+    with model.masks_as_run_lengths():
+        found = model(batch)
+    assert isinstance(model(batch[1:])[0]["instances"].pred_masks, torch.Tensor)
+    for a, b in zip(found, expected):
+        a, b = a["instances"], b["instances"]
+        assert len(a) > 10
+        assert a.pred_masks.size == a.image_size
+        assert torch.equal(a.pred_masks.decode(), b.pred_masks)
+        for field in set(b.get_fields()) - {"pred_masks", "pred_boxes"}:
+            assert torch.equal(a.get(field), b.get(field))
+        assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_memory_of_a_large_image(method):
+    """60 detections on 12 megapixels: as a tensor they alone would be 687 MiB."""
+    model = small_model(method).eval()
+    found, peak, _ = large_image_row(model, count=60)
+    assert 50 < found <= 60
+    assert peak < 400 * 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_memory_of_plain_masks(method, monkeypatch):
+    """Beside the result of full size some masks exist at a time, not all once more; the same masks in one part."""
+    model = small_model(method).eval()
+    result, again = some_detections(model, 40), some_detections(model, 40)  # Detectron2 scales boxes in place
+    sample = {"height": 1500, "width": 2000}
+    monkeypatch.setattr(meta_arch, "MASK_PIXELS", 3 * 1500 * 2000)
+    outputs = []
+    peak = cpu_peak(lambda: outputs.extend(model.postprocess([result], [sample])))
+    masks = outputs[0]["instances"].pred_masks
+    assert peak < masks.numel() + 80 * 2**20 < 1.9 * masks.numel()
+    monkeypatch.setattr(meta_arch, "MASK_PIXELS", 2**60)
+    (whole,) = model.postprocess([again], [sample])
+    assert torch.equal(masks, whole["instances"].pred_masks)
+    assert torch.equal(outputs[0]["instances"].scores, whole["instances"].scores)
