@@ -74,15 +74,6 @@ def joined(boxes: Sequence[Boxes]) -> tuple[torch.Tensor, torch.Tensor]:
     return rows[:, 1:], rows[:, 0].long()
 
 
-def crop_targets(instances: Sequence[Instances], resolution: int, boxes: str = "proposal_boxes") -> torch.Tensor:
-    """The objects' masks inside the boxes of that field, from polygons or bitmasks: (M, R, R) bool."""
-    crops = [torch.zeros((0, resolution, resolution), dtype=torch.bool, device=instances[0].get(boxes).device)]
-    for x in instances:
-        if len(x):
-            crops.append(x.gt_masks.crop_and_resize(x.get(boxes).tensor, resolution).to(crops[0].device))
-    return torch.cat(crops)
-
-
 def add_masks(instances: list[Instances], masks: torch.Tensor) -> list[Instances]:
     """The instances, of which each image gets its part of the masks (M, 1, R, R) as pred_masks."""
     for x, part in zip(instances, masks.split([len(x) for x in instances])):

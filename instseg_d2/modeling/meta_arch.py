@@ -6,33 +6,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import BitMasks, ImageList, Instances
+from detectron2.structures import ImageList, Instances
 from torch import nn
 
 from ..checkpoint.authors import convert_state_dict
 from ..errors import ConfigError
+from .ground_truth import with_masks
 from .postprocessing import RunLengthMasks
 
 # Of masks of full size that are made at a time: a byte each, 12 while Detectron2 pastes them on a GPU.
 MASK_PIXELS = 1 << 26
-
-
-def with_masks(instances: Sequence[Instances], owner: nn.Module) -> list[Instances]:
-    """
-    Ground truth that has masks; an image without objects, to which Detectron2's mapper gives none, gets an empty field.
-
-    Raises:
-        ConfigError: objects without masks; it names the class of their ``owner``.
-    """
-    if not all(x.has("gt_masks") for x in instances if len(x)):
-        raise ConfigError(f"{type(owner).__name__} trains on masks: set MODEL.MASK_ON to True.")
-    completed = []
-    for x in instances:
-        if not x.has("gt_masks"):
-            x = Instances(x.image_size, **x.get_fields())
-            x.gt_masks = BitMasks(torch.zeros((0, *x.image_size), dtype=torch.bool, device=x.gt_boxes.device))
-        completed.append(x)
-    return completed
 
 
 def finite(result: Instances) -> Instances:

@@ -7,7 +7,7 @@ import torch
 from detectron2.structures import ImageList, Instances
 
 from ..errors import ConfigError
-from .meta_arch import with_masks
+from .ground_truth import with_masks
 
 
 class ProposalFreeROIHeads:

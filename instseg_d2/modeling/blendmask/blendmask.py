@@ -12,12 +12,13 @@ from detectron2.structures import ImageList, Instances
 from torch import nn
 
 from ..backbone import freeze_unread_levels
+from ..ground_truth import box_masks, image_index
 from ..meta_arch import InstanceSegmenter
 from .basis_module import build_basis_module
 from .blender import Blender
 from .explain import explain_image
 from .panoptic import Combination, add_panoptic, build_semantic_head, semantic_losses
-from .targets import batch_semantic_target, crop_mask_targets
+from .targets import semantic_target
 
 
 @META_ARCH_REGISTRY.register()
@@ -103,14 +104,14 @@ class BlendMask(InstanceSegmenter):
         bases = self.basis_module(features)
         if self.basis_module.semantic_head is not None:
             size, stride = images.tensor.shape[-2:], self.basis_module.common_stride
-            target = batch_semantic_target(batched_inputs, gt_instances, size, stride)
+            target = semantic_target(batched_inputs, gt_instances, size, stride)
             losses["loss_basis_sem"] = self.basis_module.semantic_loss(features, target)
 
         boxes = torch.cat([x.gt_boxes.tensor for x in gt_instances])
-        images_of_boxes = torch.repeat_interleave(torch.tensor([len(x) for x in gt_instances])).to(boxes.device)
+        images_of_boxes = image_index(gt_instances, boxes.device)
         attention = self.attention(outputs, positives.rows)
         logits = self.blender(bases, boxes, images_of_boxes, attention, positives.objects).float()
-        targets = crop_mask_targets(gt_instances, self.blender.resolution)[positives.objects].to(logits.dtype)
+        targets = box_masks(gt_instances, self.blender.resolution, "gt_boxes")[positives.objects].to(logits.dtype)
         per_location = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((1, 2))
         losses["loss_mask"] = self.mask_loss_weight * (per_location * weights).sum() / normalizer
         if self.sem_seg_head is not None:

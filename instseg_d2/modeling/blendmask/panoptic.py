@@ -16,6 +16,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from ...errors import ConfigError
+from ..ground_truth import pad_maps
 
 
 def build_semantic_head(cfg, input_shape: dict[str, ShapeSpec]) -> Optional[nn.Module]:
@@ -49,10 +50,7 @@ def semantic_losses(head: nn.Module, features: dict, batched_inputs: Sequence[di
             "instances alone set MODEL.PANOPTIC_FPN.COMBINE.ENABLED to False."
         )
     device = next(iter(features.values())).device
-    target = torch.full((len(batched_inputs), *size), head.ignore_value, dtype=torch.int64, device=device)
-    for padded, x in zip(target, batched_inputs):
-        height, width = x["sem_seg"].shape
-        padded[:height, :width] = x["sem_seg"].to(device, non_blocking=True)
+    target = pad_maps([x["sem_seg"] for x in batched_inputs], size, head.ignore_value, device)
     # The mean over no pixel would be nan: such a batch gets some labels, and the weight 0.
     labelled = (target != head.ignore_value).any()
     losses = head(features, torch.where(labelled, target, 0))[1]

@@ -16,7 +16,8 @@ from torch import nn
 from ... import ops
 from ...errors import ConfigError
 from ...layers import ConvTower, crop_boxes
-from ..image_mask_head import ImageMaskHead, add_masks, box_pooler, crop_targets, joined, rescaled
+from ..ground_truth import box_masks
+from ..image_mask_head import ImageMaskHead, add_masks, box_pooler, joined, rescaled
 from ..losses.lovasz import lovasz_hinge
 from .criterion import probability_logits
 from .pixel_embedding import PixelHead, add_position
@@ -221,7 +222,7 @@ class EmbedMaskHead(ImageMaskHead):
     def _loss(self, log_probabilities: torch.Tensor, instances) -> torch.Tensor:
         """The Lovasz hinge of each box, the mean over all boxes; 0 without any."""
         count = len(log_probabilities)
-        labels = crop_targets(instances, self.resolution)
+        labels = box_masks(instances, self.resolution)
         owners = torch.arange(count, device=labels.device).repeat_interleave(self.resolution**2)
         logits = probability_logits(log_probabilities.flatten(), self.least_probability)
         return lovasz_hinge(logits, labels.flatten(), owners, count).sum() / max(count, 1)

@@ -5,8 +5,10 @@ Training targets of EmbedMask. N images, M objects of the batch, P positive loca
 from collections.abc import Sequence
 
 import torch
-from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.structures import Boxes, Instances
 from detectron2.structures.boxes import matched_pairwise_iou
+
+from ..ground_truth import canvas_masks, image_index
 
 
 class GroundTruth:
@@ -21,18 +23,11 @@ class GroundTruth:
 
     def __init__(self, gt_instances: Sequence[Instances], canvas: tuple, inclusive: bool = False):
         """canvas: (H, W) of the padded batch, pixels."""
-        counts = [len(instances) for instances in gt_instances]
         self.boxes = torch.cat([x.gt_boxes.tensor for x in gt_instances]).float()
         self.inclusive = inclusive
-        self.images = torch.repeat_interleave(torch.tensor(counts)).to(self.boxes.device, non_blocking=True)
-        self.num_images = len(counts)
-        self.masks = torch.zeros((sum(counts), *canvas), dtype=torch.bool, device=self.boxes.device)
-        for instances, padded in zip(gt_instances, self.masks.split(counts)):
-            height, width = instances.image_size
-            masks = instances.gt_masks
-            if isinstance(masks, PolygonMasks):
-                masks = BitMasks.from_polygon_masks(masks, height, width)
-            padded[:, :height, :width] = masks.tensor.to(padded.device, non_blocking=True)
+        self.images = image_index(gt_instances, self.boxes.device)
+        self.num_images = len(gt_instances)
+        self.masks = canvas_masks(gt_instances, canvas)
 
     def hold(self, objects: torch.Tensor, xy: torch.Tensor) -> torch.Tensor:
         """Whether each location (P, 2), pixels, lies on its object (P,): (P,) bool, False beyond the canvas."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from detectron2.structures import BitMasks, Instances, PolygonMasks
+from detectron2.structures import Instances
 
 from ...errors import ConfigError
+from ..ground_truth import canvas_masks
 
 CELL_TARGETS = ("center", "share")
 
@@ -171,15 +172,14 @@ def cell_masks(instances: Instances, size: tuple, stride: int, kind: str = "cent
     Returns:
         (G + 1, H, W) float32, 0 to 1.
     """
-    masks = instances.gt_masks
-    if isinstance(masks, PolygonMasks):
-        masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
-    masks = masks.tensor.to(instances.gt_boxes.device)
-    (height, width), (rows, columns) = masks.shape[-2:], size
-    masks = F.pad(masks, (0, columns * stride - width, 0, rows * stride - height, 0, 1))
+    rows, columns = size
+    canvas = (rows * stride, columns * stride)
     if kind == "center":
-        return masks[:, stride // 2 :: stride, stride // 2 :: stride].float()
-    return masks.view(-1, rows, stride, columns, stride).sum((2, 4), dtype=torch.int32) / stride**2
+        masks = canvas_masks([instances], canvas, stride, stride // 2).float()
+    else:
+        masks = canvas_masks([instances], canvas).view(-1, rows, stride, columns, stride)
+        masks = masks.sum((2, 4), dtype=torch.int32) / stride**2
+    return F.pad(masks, (0, 0, 0, 0, 0, 1))
 
 
 def mask_targets(masks: Sequence[torch.Tensor], sampled: SampledWindows, mask_size: int):

@@ -10,7 +10,8 @@ from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY, BaseMaskRCNNHe
 from detectron2.structures import Instances
 
 from ...errors import ConfigError
-from ..image_mask_head import add_masks, crop_targets, rescaled
+from ..ground_truth import box_masks
+from ..image_mask_head import add_masks, rescaled
 from ..losses.dice import paired_dice
 from .detection import paste_threshold
 from .embedding import MaskEmbedding, build_mask_embedding
@@ -85,7 +86,7 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
         """
         with torch.autocast(codes.device.type, enabled=False):
             codes = codes.float()
-            crops = crop_targets(instances, self.mask_embedding.size).float()
+            crops = box_masks(instances, self.mask_embedding.size).float()
             error = F.smooth_l1_loss(codes, self.mask_embedding.encode(crops), reduction="none").mean(1)
             masks = self.mask_embedding.decode(codes)
             dice = 1 - paired_dice(masks.flatten(1), crops.flatten(1), eps=1e-5)

@@ -4,44 +4,18 @@ The masks that an embedding is fitted to: cropped by their boxes, streamed from 
 s: side of the square masks; b, n: masks; H, W: an image's height and width in pixels.
 """
 
-import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from detectron2.structures import BitMasks, Boxes, BoxMode, PolygonMasks
 
 from ...data.segmentations import to_rle
 from ...errors import DatasetError
+from ..ground_truth import annotation_mask
 
-__all__ = ["PackedMasks", "TrainingMasks", "crop_mask", "regrouped"]
-
-
-def crop_mask(annotation: dict, height: int, width: int, size: int) -> np.ndarray:
-    """
-    The mask of one annotation inside its box (clipped to the image), as Detectron2's ``crop_and_resize`` makes
-    training targets: bool (s, s).
-
-    Raises:
-        DatasetError: the annotation has no mask, or one of another size than H x W.
-    """
-    segmentation = annotation.get("segmentation")
-    if segmentation is None or not len(segmentation):
-        raise DatasetError("an annotation has no mask, which a mask embedding needs")
-    box = BoxMode.convert(list(map(float, annotation["bbox"])), annotation["bbox_mode"], BoxMode.XYXY_ABS)
-    boxes = Boxes(torch.tensor([box]))
-    boxes.clip((height, width))
-    box = boxes.tensor
-    if isinstance(segmentation, list):
-        return PolygonMasks([segmentation]).crop_and_resize(box, size)[0].numpy()
-    # RoIAlign reads at most one pixel outside the box: the rest of a large image need not become floats.
-    left, top = (max(math.floor(x) - 2, 0) for x in box[0, :2].tolist())
-    right, bottom = (math.ceil(x) + 2 for x in box[0, 2:].tolist())
-    window = mask_util.decode(to_rle(segmentation, height, width))[top:bottom, left:right]
-    masks = BitMasks(torch.from_numpy(window.astype(bool))[None])
-    return masks.crop_and_resize(box - box.new_tensor([left, top, left, top]), size)[0].numpy()
+__all__ = ["PackedMasks", "TrainingMasks", "regrouped"]
 
 
 class TrainingMasks:
@@ -95,7 +69,7 @@ class TrainingMasks:
                 area = mask_util.area(to_rle(annotation["segmentation"], height, width))
                 if area <= self.min_area:
                     return np.zeros((self.size, self.size), bool)
-            return crop_mask(annotation, height, width, self.size)
+            return annotation_mask(annotation, height, width, self.size)
         except DatasetError as error:
             raise DatasetError(f"{record.get('file_name', 'an image')}: {error}.") from error
 

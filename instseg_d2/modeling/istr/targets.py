@@ -5,21 +5,9 @@ Training targets of ISTR. B images, M objects of the batch, P pairs, S the side 
 from collections.abc import Sequence
 
 import torch
-from detectron2.structures import BitMasks, Instances, PolygonMasks
-from torchvision.ops import roi_align
+from detectron2.structures import Instances
 
-from ..blendmask.targets import crop_mask_targets
-
-
-def rasterised(instances: Instances) -> Instances:
-    """The same objects with bitmasks on the boxes' device: what several crops of one mask are cut from."""
-    masks = instances.gt_masks
-    if not isinstance(masks, PolygonMasks):
-        return instances
-    instances = Instances(instances.image_size, **instances.get_fields())
-    bitmasks = BitMasks.from_polygon_masks(masks, *instances.image_size)
-    instances.gt_masks = bitmasks.to(instances.gt_boxes.device)
-    return instances
+from ..ground_truth import box_masks, crop_masks, image_index, image_masks
 
 
 class Targets:
@@ -37,17 +25,23 @@ class Targets:
         Args:
             size: S; refined: whether masks will be cropped by other boxes than their own, see `crop`.
         """
-        # Each polygon is rasterised once: at full size when it is cropped again later, else inside its box.
-        self.instances = [rasterised(x) for x in gt_instances] if refined else list(gt_instances)
         self.size = size
         self.counts = [len(x) for x in gt_instances]
         self.boxes = torch.cat([x.gt_boxes.tensor for x in gt_instances]).float()
         self.classes = torch.cat([x.gt_classes for x in gt_instances])
         device = self.boxes.device
-        self.image = torch.repeat_interleave(torch.tensor(self.counts)).to(device)
+        self.image = image_index(gt_instances, device)
         sizes = [x.image_size for x in gt_instances]
         self.scale = torch.tensor([[w, h, w, h] for h, w in sizes], dtype=torch.float32, device=device)
-        self.crops = crop_mask_targets(self.instances, size).float()
+        # Each polygon is rasterised once: at full size when it is cropped again later, else inside its box.
+        self.masks = [image_masks(x) for x in gt_instances] if refined else None
+        if refined:
+            own = (torch.arange(count, device=device) for count in self.counts)
+            boxes = (x.gt_boxes.tensor for x in gt_instances)
+            crops = torch.cat([crop_masks(*parts, size) for parts in zip(self.masks, own, boxes)])
+        else:
+            crops = box_masks(gt_instances, size, "gt_boxes")
+        self.crops = crops.float()
 
     def crop(self, objects: torch.Tensor, boxes: torch.Tensor, pairs: Sequence[int]) -> torch.Tensor:
         """
@@ -61,12 +55,10 @@ class Targets:
             (H, P, S, S) 0/1 float32.
         """
         crops, first = [], 0
-        parts = zip(self.instances, self.scale, self.counts, objects.split(pairs, 1), boxes.detach().split(pairs, 1))
-        for instances, limit, count, own, boxes_of_image in parts:
-            rois = torch.minimum(boxes_of_image.clamp(min=0), limit).flatten(0, 1)
-            rois = torch.cat([(own - first).flatten()[:, None].to(rois.dtype), rois], dim=1)
-            masks = instances.gt_masks.tensor.to(rois.device)[:, None].float()
-            inside = roi_align(masks, rois, self.size, 1.0, 0, True)[:, 0] >= 0.5
+        parts = zip(self.masks, self.scale, self.counts, objects.split(pairs, 1), boxes.detach().split(pairs, 1))
+        for masks, limit, count, own, boxes_of_image in parts:
+            clamped = torch.minimum(boxes_of_image.clamp(min=0), limit).flatten(0, 1)
+            inside = crop_masks(masks, (own - first).flatten(), clamped, self.size)
             crops.append(inside.view(*own.shape, self.size, self.size))
             first += count
         return torch.cat(crops, dim=1).float()

@@ -18,6 +18,7 @@ from torch import nn
 
 from ...errors import ConfigError
 from ...layers import conv_at_rows, flatten_levels
+from ..ground_truth import image_index
 from ..losses import LTRB_LOSSES, ltrb_iou_loss, ltrb_ious, mean_over_workers
 from .fcos_head import FCOSHead, HeadOutputs, serves_roi_heads
 from .fcos_inference import DetectionLimits, detect
@@ -155,12 +156,10 @@ class FCOS(nn.Module):
     ) -> Assignment:
         """The positive locations of a batch, where ``allowed`` agrees; see `fcos_targets.assign`."""
         boxes = torch.cat([x.gt_boxes.tensor for x in gt_instances]).float()
-        counts = torch.tensor([len(x) for x in gt_instances])
-        images = torch.repeat_interleave(counts).to(boxes.device, non_blocking=True)
         return assign(
             outputs.grid,
             boxes,
-            images,
+            image_index(gt_instances, boxes.device),
             self.size_ranges,
             center_sample=self.center_sample,
             radius=self.radius,

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from detectron2.structures import BitMasks, Instances, PolygonMasks
+from detectron2.structures import Instances
 from fvcore.nn import sigmoid_focal_loss
 
 from ...errors import ConfigError
 from ..losses import mean_over_workers
 from ..losses.dice import paired_dice, pairwise_dice
 from ..matching import match_by_score
+from .targets import resized_targets
 
 logger = logging.getLogger(__name__)
 
@@ -30,24 +31,6 @@ def warn_of_many_objects(num_masks: int) -> None:
         "out of its mask losses. Training goes on; for crowded images raise NUM_MASKS.",
         num_masks,
     )
-
-
-def resized_targets(instances: Instances, canvas: tuple, size: tuple) -> torch.Tensor:
-    """
-    The objects' masks, zero-padded to the batch's canvas and resized bilinearly, not binarised: (M, h, w) float32.
-
-    Args:
-        canvas: (H, W) of the padded batch; size: (h, w). Where one is exactly four times the other, a resized pixel
-            is the mean of the middle 2 x 2 of its 4 x 4 pixels, and no full-size float mask is made.
-    """
-    masks = instances.gt_masks
-    height, width = instances.image_size
-    if isinstance(masks, PolygonMasks):
-        masks = BitMasks.from_polygon_masks(masks, height, width)
-    masks = F.pad(masks.tensor.to(instances.gt_boxes.device), (0, canvas[1] - width, 0, canvas[0] - height))
-    if (size[0] * 4, size[1] * 4) == tuple(canvas):
-        return sum(masks[:, i::4, j::4].float() for i in (1, 2) for j in (1, 2)) / 4
-    return F.interpolate(masks[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
 
 
 class SparseInstCriterion:

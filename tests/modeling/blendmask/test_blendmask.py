@@ -9,7 +9,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from torchvision.ops import roi_align
 
 from instseg_d2.inference.optimize import optimize_for_inference
-from instseg_d2.modeling.blendmask.targets import semantic_target
+from instseg_d2.modeling.ground_truth import semantic_map
 from projects.benchmarks.plain.blendmask import plain_infer
 from tests.tiny import random_batch, random_instances, tiny_model
 
@@ -152,9 +152,9 @@ def test_polygon_semantic_target_equals_its_bitmask():
     instances = random_instances(2, 40, 48, 3, torch.Generator().manual_seed(0))
     polygons = [[[5.0, 5.0, 30.0, 6.0, 28.0, 30.0]], [[10.0, 10.0, 40.0, 10.0, 40.0, 35.0, 12.0, 38.0]]]
     instances.gt_masks = PolygonMasks(polygons)
-    by_polygon = semantic_target(instances, 4, "cpu")
+    by_polygon = semantic_map(instances, 4)
     instances.gt_masks = BitMasks.from_polygon_masks(PolygonMasks(polygons), 40, 48)
-    assert torch.equal(by_polygon, semantic_target(instances, 4, "cpu"))
+    assert torch.equal(by_polygon, semantic_map(instances, 4))
     assert by_polygon.max() > 0
 
 

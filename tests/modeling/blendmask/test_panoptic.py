@@ -15,7 +15,7 @@ from instseg_d2.inference.optimize import optimize_for_inference
 from instseg_d2.modeling.blendmask.panoptic import Combination
 from tests.tiny import random_batch, tiny_model
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 IGNORE = 255
 PANOPTIC = [
     "MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True,

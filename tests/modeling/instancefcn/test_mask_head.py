@@ -17,7 +17,7 @@ from instseg_d2.modeling.instancefcn.mask_head import AssembleMaskHead
 from tests.tiny import random_batch
 from tests.tiny_rcnn import ZOO, tiny_rcnn
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "MaskRCNN-heads"
+CONFIGS = Path(__file__).parents[3] / "configs" / "MaskRCNN-heads"
 HEAD = ["MODEL.ROI_MASK_HEAD.NAME", "AssembleMaskHead", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""]
 
 

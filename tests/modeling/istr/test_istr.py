@@ -6,6 +6,7 @@ from detectron2.structures import PolygonMasks
 from detectron2.structures import masks as mask_module
 
 from instseg_d2.inference.optimize import optimize_for_inference
+from instseg_d2.modeling import ground_truth
 from instseg_d2.modeling.istr import criterion as criterion_module
 from projects.benchmarks.plain.istr import plain_infer, plain_losses
 from tests.tiny import random_batch
@@ -160,7 +161,8 @@ def test_autocast_with_extreme_weights(method):
 def test_each_object_is_rasterised_once_a_step(method, monkeypatch):
     calls = []
     original = mask_module.polygons_to_bitmask
-    monkeypatch.setattr(mask_module, "polygons_to_bitmask", lambda *args: calls.append(1) or original(*args))
+    for module in (mask_module, ground_truth):
+        monkeypatch.setattr(module, "polygons_to_bitmask", lambda *args: calls.append(1) or original(*args))
     model = tiny_istr(method=method)
     assert model(as_polygons(random_batch([3, 2])))
     assert len(calls) == 5

@@ -13,8 +13,8 @@ from instseg_d2.errors import ConfigError
 from instseg_d2.inference.optimize import optimize_for_inference
 from instseg_d2.modeling.matching import match_by_score
 from instseg_d2.modeling.postprocessing import boxes_of_masks, resize_in_chunks
-from instseg_d2.modeling.sparseinst.criterion import resized_targets
 from instseg_d2.modeling.sparseinst.decoder import coordinate_channels
+from instseg_d2.modeling.sparseinst.targets import resized_targets
 from projects.benchmarks.plain.sparseinst import plain_infer, plain_losses, plain_postprocess
 from tests.tiny import random_batch
 

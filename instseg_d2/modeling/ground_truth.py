@@ -1,0 +1,166 @@
+"""
+Ground truth as tensors, for every method. N images, M objects of the batch, D boxes, R resolution, H x W pixels.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
+from detectron2.structures.masks import polygons_to_bitmask
+from torch import nn
+from torchvision.ops import roi_align
+
+from ..data.segmentations import to_rle
+from ..errors import ConfigError, DatasetError
+
+__all__ = [
+    "annotation_mask",
+    "box_masks",
+    "canvas_masks",
+    "crop_masks",
+    "image_index",
+    "image_masks",
+    "pad_maps",
+    "semantic_map",
+    "with_masks",
+]
+
+
+def with_masks(instances: Sequence[Instances], owner: nn.Module) -> list[Instances]:
+    """
+    Ground truth with a field of masks in every image. Detectron2's mapper leaves it out where there is no object.
+
+    Raises:
+        ConfigError: objects have no masks; the message names the class of ``owner``.
+    """
+    if not all(x.has("gt_masks") for x in instances if len(x)):
+        raise ConfigError(f"{type(owner).__name__} trains on masks: set MODEL.MASK_ON to True.")
+    completed = []
+    for x in instances:
+        if not x.has("gt_masks"):
+            x = Instances(x.image_size, **x.get_fields())
+            x.gt_masks = BitMasks(torch.zeros((0, *x.image_size), dtype=torch.bool, device=x.gt_boxes.device))
+        completed.append(x)
+    return completed
+
+
+def image_index(instances: Sequence[Instances], device) -> torch.Tensor:
+    """The image of each object or detection of a batch: (M,) int64."""
+    return torch.repeat_interleave(torch.tensor([len(x) for x in instances])).to(device, non_blocking=True)
+
+
+def image_masks(instances: Instances, stride: int = 1, first: int = 0) -> torch.Tensor:
+    """
+    The objects' masks at every ``stride``-th row and column of their image, from number ``first`` on.
+
+    Returns:
+        (M, ceil((H - first) / stride), ceil((W - first) / stride)) bool on the boxes' device.
+    """
+    masks = instances.gt_masks
+    if isinstance(masks, PolygonMasks):
+        height, width = instances.image_size
+        grid = np.zeros((0, height, width), dtype=bool)[:, first::stride, first::stride]
+        maps = [polygons_to_bitmask(x, height, width)[None, first::stride, first::stride] for x in masks.polygons]
+        masks = torch.from_numpy(np.concatenate([grid, *maps]))
+    else:
+        masks = masks.tensor[:, first::stride, first::stride]
+    return masks.to(instances.gt_boxes.device, non_blocking=True)
+
+
+def canvas_masks(gt_instances: Sequence[Instances], canvas: tuple, stride: int = 1, first: int = 0) -> torch.Tensor:
+    """
+    `image_masks` of a batch, padded with zeros to the canvas.
+
+    Args:
+        canvas: (H, W) of the padded batch, pixels.
+
+    Returns:
+        (M, ceil((H - first) / stride), ceil((W - first) / stride)) bool.
+    """
+    height, width = (len(range(first, side, stride)) for side in canvas)
+    counts = [len(x) for x in gt_instances]
+    device = gt_instances[0].gt_boxes.device
+    masks = torch.zeros((sum(counts), height, width), dtype=torch.bool, device=device)
+    for x, padded in zip(gt_instances, masks.split(counts)):
+        own = image_masks(x, stride, first)[:, :height, :width]
+        padded[:, : own.shape[1], : own.shape[2]] = own
+    return masks
+
+
+def box_masks(instances: Sequence[Instances], resolution: int, boxes: str = "proposal_boxes") -> torch.Tensor:
+    """Each object's mask inside its box, resized (Mask R-CNN's targets); ``boxes`` is a field: (M, R, R) bool."""
+    crops = [torch.zeros((0, resolution, resolution), dtype=torch.bool, device=instances[0].get(boxes).device)]
+    for x in instances:
+        if len(x):
+            crops.append(x.gt_masks.crop_and_resize(x.get(boxes).tensor, resolution).to(crops[0].device))
+    return torch.cat(crops)
+
+
+def crop_masks(masks: torch.Tensor, objects: torch.Tensor, boxes: torch.Tensor, resolution: int) -> torch.Tensor:
+    """
+    As `box_masks`, for any number of boxes an object.
+
+    Args:
+        masks: (M, H, W) bool.
+        objects: (D,) int64 mask of each box; boxes: (D, 4) pixels.
+
+    Returns:
+        (D, R, R) bool.
+    """
+    rois = torch.cat([objects[:, None].to(boxes.dtype), boxes], dim=1)
+    return roi_align(masks[:, None].float(), rois, resolution, 1.0, 0, True)[:, 0] >= 0.5
+
+
+def annotation_mask(annotation: dict, height: int, width: int, resolution: int) -> np.ndarray:
+    """
+    As `box_masks`, for one annotation of a data set dict in its box, clipped to the image: (R, R) bool.
+
+    Raises:
+        DatasetError: the annotation has no mask, or one of another size than H x W.
+    """
+    segmentation = annotation.get("segmentation")
+    if segmentation is None or not len(segmentation):
+        raise DatasetError("an annotation has no mask, which a mask embedding needs")
+    box = BoxMode.convert(list(map(float, annotation["bbox"])), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    boxes = Boxes(torch.tensor([box]))
+    boxes.clip((height, width))
+    box = boxes.tensor
+    if isinstance(segmentation, list):
+        return PolygonMasks([segmentation]).crop_and_resize(box, resolution)[0].numpy()
+    # RoIAlign reads at most one pixel outside the box: the rest of a large image stays as it is.
+    left, top = (max(math.floor(x) - 2, 0) for x in box[0, :2].tolist())
+    right, bottom = (math.ceil(x) + 2 for x in box[0, 2:].tolist())
+    window = mask_util.decode(to_rle(segmentation, height, width))[top:bottom, left:right]
+    masks = BitMasks(torch.from_numpy(window.astype(bool))[None])
+    return masks.crop_and_resize(box - box.new_tensor([left, top, left, top]), resolution)[0].numpy()
+
+
+def semantic_map(instances: Instances, stride: int) -> torch.Tensor:
+    """
+    A semantic map from instance masks at every ``stride``-th pixel: class + 1, later objects over earlier ones, 0 where
+    there is none.
+
+    It is for samples of other mappers. Ours paints the annotations themselves, crowds too
+    (`data.segmentations.paint_semantic`).
+
+    Returns:
+        (ceil(H / stride), ceil(W / stride)) int64.
+    """
+    masks = image_masks(instances, stride)
+    # Number the objects from 1; a pixel belongs to the highest number that covers it.
+    order = torch.arange(1, len(instances) + 1, device=masks.device)[:, None, None]
+    background = masks.new_zeros((1, *masks.shape[1:]))
+    topmost = torch.cat([background, masks * order]).amax(0)
+    labels = torch.cat([instances.gt_classes.new_zeros(1), instances.gt_classes + 1])
+    return labels[topmost]
+
+
+def pad_maps(maps: Sequence[torch.Tensor], size: tuple, value: int, device) -> torch.Tensor:
+    """Label maps of N images, each up to ``size`` (H, W), filled up with ``value`` below and right: (N, H, W) int64."""
+    padded = torch.full((len(maps), *size), value, dtype=torch.int64, device=device)
+    for row, labels in zip(padded, maps):
+        row[: labels.shape[0], : labels.shape[1]] = labels.to(device, non_blocking=True)
+    return padded
