@@ -11,51 +11,28 @@ from detectron2.config import CfgNode
 from detectron2.config import get_cfg as _detectron2_defaults
 
 from ..errors import ConfigError
+from ..methods import mask_head_of, methods
 from .backbones import add_backbone_config
-from .blendmask import add_blendmask_config
 from .common import add_common_config
 from .detectron2_files import add_project_config, find_config_file
-from .embedmask import add_embedmask_config
-from .fcos import add_fcos_config
-from .instancefcn import add_instancefcn_config
-from .istr import add_istr_config
-from .mask_heads import add_heads_config, complete_mask_head
-from .sparseinst import add_sparseinst_config
 
 __all__ = [
-    "CLASS_COUNT_KEYS",
-    "CLASS_COUNT_WITH_BACKGROUND_KEY",
     "add_instseg_config",
+    "class_count_keys",
     "get_cfg",
+    "get_value",
     "load_config",
     "merge_overrides",
     "set_num_classes",
 ]
-
-# Every key that holds the number of foreground classes.
-CLASS_COUNT_KEYS = (
-    "MODEL.FCOS.NUM_CLASSES",
-    "MODEL.BASIS_MODULE.NUM_CLASSES",
-    "MODEL.ROI_HEADS.NUM_CLASSES",
-    "MODEL.RETINANET.NUM_CLASSES",
-    "MODEL.SPARSE_INST.DECODER.NUM_CLASSES",
-    "MODEL.ISTR.NUM_CLASSES",
-)
-# The one that holds one more.
-CLASS_COUNT_WITH_BACKGROUND_KEY = "MODEL.EMBED_MASK.NUM_CLASSES"
 
 
 def add_instseg_config(cfg: CfgNode) -> None:
     """Add the keys of every method of this package to a Detectron2 config, in place."""
     add_common_config(cfg)
     add_backbone_config(cfg)
-    add_fcos_config(cfg)
-    add_blendmask_config(cfg)
-    add_embedmask_config(cfg)
-    add_sparseinst_config(cfg)
-    add_instancefcn_config(cfg)
-    add_istr_config(cfg)
-    add_heads_config(cfg)
+    for method in methods():
+        method.add_config(cfg)
 
 
 def get_cfg() -> CfgNode:
@@ -63,6 +40,11 @@ def get_cfg() -> CfgNode:
     cfg = _detectron2_defaults()
     add_instseg_config(cfg)
     return cfg
+
+
+def get_value(cfg: CfgNode, key: str):
+    """The value of a key such as "MODEL.DEVICE"."""
+    return functools.reduce(operator.getitem, key.split("."), cfg)
 
 
 def _keys(node: CfgNode, prefix: str = ""):
@@ -102,7 +84,7 @@ def _nearest(cfg: CfgNode, key: str) -> str:
 def _explain_type(cfg: CfgNode, message: str) -> str:
     """Of yacs' "Type mismatch (<type> vs. <type>) with values (default vs. given) for config key: KEY"."""
     key = message.rsplit(" ", 1)[-1]
-    default = functools.reduce(operator.getitem, key.split("."), cfg)
+    default = get_value(cfg, key)
     if isinstance(default, CfgNode):
         return f"{key} is a section, not a value: set a key in it, as {key}.{next(iter(default))}."
     given = message.rsplit(" vs. ", 1)[-1].rsplit(") for config key", 1)[0]
@@ -173,7 +155,7 @@ def load_config(config_file: str = "", opts=()) -> CfgNode:
         except Exception as error:
             raise _explain(cfg, error, config_file) from error
     merge_overrides(cfg, opts)
-    complete_mask_head(cfg)
+    cfg.MODEL.ROI_MASK_HEAD.update(mask_head_of(cfg).values)
     return cfg
 
 
@@ -198,9 +180,15 @@ def merge_overrides(cfg: CfgNode, opts) -> None:
         raise _explain(cfg, error, "command line") from error
 
 
+def class_count_keys(cfg: CfgNode) -> dict[str, int]:
+    """Every key that holds the number of classes, and what it counts beside the foreground: 0, or 1 (background)."""
+    keys = {key: extra for method in methods() for key, extra in method.class_count_keys.items()}
+    if "POINT_HEAD" in cfg.MODEL:  # PointRend's, see add_project_config
+        keys["MODEL.POINT_HEAD.NUM_CLASSES"] = 0
+    return keys
+
+
 def set_num_classes(cfg: CfgNode, num_classes: int) -> None:
     """Set the number of foreground classes under every key that holds it, in place."""
-    opts = [item for key in CLASS_COUNT_KEYS for item in (key, num_classes)]
-    if "POINT_HEAD" in cfg.MODEL:  # PointRend's, see add_project_config
-        opts += ["MODEL.POINT_HEAD.NUM_CLASSES", num_classes]
-    cfg.merge_from_list([*opts, CLASS_COUNT_WITH_BACKGROUND_KEY, num_classes + 1])
+    for key, extra in class_count_keys(cfg).items():
+        cfg.merge_from_list([key, num_classes + extra])

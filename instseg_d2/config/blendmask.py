@@ -4,7 +4,7 @@ from detectron2.config import CfgNode
 
 
 def add_blendmask_config(cfg: CfgNode) -> None:
-    """Add MODEL.BLENDMASK and MODEL.BASIS_MODULE, in place."""
+    """Add MODEL.BLENDMASK, MODEL.BASIS_MODULE and MODEL.BLEND_MASK_HEAD, in place."""
     node = CfgNode()
     node.ATTN_SIZE = 14  # M
     node.TOP_INTERP = "bilinear"  # attention to R x R: bilinear or nearest
@@ -34,3 +34,8 @@ def add_blendmask_config(cfg: CfgNode) -> None:
     node.NUM_CLASSES = 80
     node.LOSS_WEIGHT = 0.3
     cfg.MODEL.BASIS_MODULE = node
+
+    # Of BlendMaskHead alone; it reads the two nodes above as well.
+    node = CfgNode()
+    node.ATTN_CONVS = 0  # 3x3 convolutions (GN, ReLU) of the pooled features before that to the attention
+    cfg.MODEL.BLEND_MASK_HEAD = node

@@ -4,7 +4,7 @@ from detectron2.config import CfgNode
 
 
 def add_instancefcn_config(cfg: CfgNode) -> None:
-    """Add MODEL.INSTANCE_FCN and the key of the dilated ResNet, in place."""
+    """Add MODEL.INSTANCE_FCN, MODEL.ASSEMBLE_MASK_HEAD and the key of the dilated ResNet, in place."""
     node = CfgNode()
     node.IN_FEATURE = "conv5"  # the one map of the backbone that is used; its stride is the window's unit
     node.GRID = 5  # k: a window is divided k x k
@@ -33,6 +33,12 @@ def add_instancefcn_config(cfg: CfgNode) -> None:
     node.CLASSIFY = False
     node.CLASSIFIER_SCALE = 600
     cfg.MODEL.INSTANCE_FCN = node
+
+    # Of AssembleMaskHead; the rest of it is under MODEL.ROI_MASK_HEAD.
+    node = CfgNode()
+    node.GRID = 5  # k: a box is divided k x k
+    node.IN_FEATURE = "p3"  # the one of MODEL.ROI_HEADS.IN_FEATURES that the score maps are made from
+    cfg.MODEL.ASSEMBLE_MASK_HEAD = node
 
     # Of build_dilated_resnet_backbone: later stages are dilated instead of strided.
     cfg.MODEL.RESNETS.OUTPUT_STRIDE = 8

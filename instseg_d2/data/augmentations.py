@@ -4,14 +4,13 @@ import numpy as np
 from detectron2.data import transforms as T
 
 from ..errors import ConfigError
+from ..methods import method_of
 
 __all__ = ["RandomCropAroundInstance", "build_augmentations"]
 
 
 CROP_TYPES = ("relative_range", "relative", "absolute", "absolute_range")
 CROP_SCHEMES = ("before_resize", "detr")
-# Methods whose own default is not before_resize.
-METHOD_CROP_SCHEME = {"ISTR": "detr", "SparseInst": "detr"}
 # Of the sizes in MIN_SIZE_TRAIN each image has one, or one between two, or the images of a batch have the same one:
 # the loader sees to that, with augmentations for each size.
 SAMPLINGS = ("choice", "range", "batch")
@@ -83,7 +82,7 @@ def build_augmentations(cfg, is_train: bool) -> list:
         crop = T.FixedSizeCrop((LSJ_SIZE, LSJ_SIZE), pad_value=128.0, seg_pad_value=0)
         return [*after, T.ResizeScale(0.1, 2.0, LSJ_SIZE, LSJ_SIZE), crop]
     if cfg.INPUT.CROP.ENABLED:
-        scheme = cfg.INPUT.CROP.SCHEME or METHOD_CROP_SCHEME.get(cfg.MODEL.META_ARCHITECTURE, "before_resize")
+        scheme = cfg.INPUT.CROP.SCHEME or method_of(cfg).crop_scheme
         if scheme not in CROP_SCHEMES:
             raise ConfigError(f"INPUT.CROP.SCHEME is one of {', '.join(CROP_SCHEMES)} or empty, not {scheme!r}.")
         if scheme == "detr":

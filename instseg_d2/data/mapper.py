@@ -10,6 +10,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 
 from ..errors import ConfigError, DatasetError, ImageError
+from ..methods import method_of
 from .augmentations import build_augmentations
 from .images import read_image
 from .segmentations import paint_semantic, to_rle, transform_bitmasks, transform_polygons, transform_semantic
@@ -17,9 +18,6 @@ from .segmentations import paint_semantic, to_rle, transform_bitmasks, transform
 __all__ = ["InstanceDatasetMapper"]
 
 logger = logging.getLogger(__name__)
-
-# Methods that learn from masks whatever MODEL.MASK_ON says: their authors' files leave it out.
-MASK_METHODS = ("ISTR", "SparseInst")
 
 
 class InstanceDatasetMapper:
@@ -82,15 +80,16 @@ class InstanceDatasetMapper:
     def from_config(cls, cfg, is_train: bool = True):
         if cfg.MODEL.KEYPOINT_ON or cfg.MODEL.LOAD_PROPOSALS:
             raise ConfigError("MODEL.KEYPOINT_ON and MODEL.LOAD_PROPOSALS are not supported; set both to False.")
+        method = method_of(cfg)
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
-            "use_masks": cfg.MODEL.MASK_ON or cfg.MODEL.META_ARCHITECTURE in MASK_METHODS,
+            "use_masks": cfg.MODEL.MASK_ON or method.needs_masks,
             "mask_format": cfg.INPUT.MASK_FORMAT,
             "crops": is_train and (cfg.INPUT.CROP.ENABLED or cfg.LSJ_AUG),
             "rotates": is_train and cfg.INPUT.IS_ROTATE,
-            "semantic_target": is_train and cfg.MODEL.BASIS_MODULE.LOSS_ON,
+            "semantic_target": is_train and method.semantic_target(cfg),
         }
 
     def __call__(self, dataset_dict: dict) -> dict:

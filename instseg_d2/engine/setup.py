@@ -15,13 +15,14 @@ from detectron2.utils.env import seed_all_rng
 
 from .. import doctor
 from ..checkpoint import read_checkpoint_info, split_query
-from ..config import CLASS_COUNT_KEYS, CLASS_COUNT_WITH_BACKGROUND_KEY, load_config, set_num_classes
+from ..config import get_value, load_config, set_num_classes
 from ..data import check_images, check_same_classes, class_names, register_coco
 from ..data.coco import require_registered
 from ..errors import CheckpointError, ConfigError, DatasetError
 from ..evaluation import check_evaluator
 from ..files import write_bytes
 from ..inference.cpu import tune_cpu
+from ..methods import method_of
 from .log import setup_logging
 
 __all__ = ["argument_parser", "setup"]
@@ -66,22 +67,20 @@ def _register_own_data(cfg: CfgNode, args) -> None:
 
 def _fit_classes(cfg: CfgNode, names: list[str], source: str) -> None:
     """Set the number of classes everywhere in the config, and say so where it changes."""
-    notes = {**dict.fromkeys(CLASS_COUNT_KEYS, ""), CLASS_COUNT_WITH_BACKGROUND_KEY: " with the background"}
-    before = {key: _get(cfg, key) for key in notes}
+    keys = method_of(cfg).class_count_keys
+    before = {key: get_value(cfg, key) for key in keys}
     set_num_classes(cfg, len(names))
-    changed = [f"{key} was {count}{notes[key]}" for key, count in before.items() if count != _get(cfg, key)]
+    changed = [
+        f"{key} was {count}{' with the background' if keys[key] else ''}"
+        for key, count in before.items()
+        if count != get_value(cfg, key)
+    ]
     if changed:
         logger.info("Number of classes: %d, as in %s (%s).", len(names), source, ", ".join(changed))
     stuff, head = MetadataCatalog.get(source).get("stuff_classes"), cfg.MODEL.SEM_SEG_HEAD
     if stuff and head.NUM_CLASSES != len(stuff):
         logger.info("Number of semantic classes: %d, as in %s (was %d).", len(stuff), source, head.NUM_CLASSES)
         head.NUM_CLASSES = len(stuff)
-
-
-def _get(cfg: CfgNode, key: str):
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
 
 
 def _check_test_sets(cfg: CfgNode) -> None:

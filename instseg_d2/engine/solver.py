@@ -6,6 +6,7 @@ from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 
 from ..errors import ConfigError
+from ..methods import method_of
 from .muon import Muon
 
 __all__ = ["build_optimizer"]
@@ -15,11 +16,6 @@ OPTIMIZERS = {
     "ADAMW": lambda groups, node: torch.optim.AdamW(groups, node.BASE_LR, node.BETAS, amsgrad=node.AMSGRAD, fused=True),
     "MUON": lambda groups, node: Muon(groups, node.BASE_LR, node.MOMENTUM, node.NESTEROV, betas=node.BETAS),
 }
-# Methods whose own default is not SGD.
-METHOD_OPTIMIZER = {"ISTR": "ADAMW", "SparseInst": "ADAMW"}
-# Methods that tell what is decayed by parts of the parameters' names, not by the kind of layer: batch norms called
-# "bn" and all biases are. "downsample.proj" is what timm calls the later patch embeddings of a PVT.
-METHOD_UNDECAYED_NAMES = {"SparseInst": ("norm", "patch_embed", "downsample.proj", "cls_token")}
 
 
 def _split(groups: list, chosen: set, **values) -> list:
@@ -39,7 +35,7 @@ def _parameter_groups(cfg: CfgNode, model: torch.nn.Module) -> list:
         bias = solver.BIAS_LR_FACTOR if name.endswith(".bias") else 1.0
         return backbone * bias
 
-    words = METHOD_UNDECAYED_NAMES.get(cfg.MODEL.META_ARCHITECTURE)
+    words = method_of(cfg).undecayed_names
     groups = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
@@ -82,14 +78,14 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     for the method's own default. Learning rate: ``BASE_LR``, times ``BACKBONE_MULTIPLIER`` for names that contain
     "backbone", times ``BIAS_LR_FACTOR`` for biases. ``MOMENTUM``, ``NESTEROV``: SGD's and Muon's. Weight decay:
     ``WEIGHT_DECAY``, but ``WEIGHT_DECAY_NORM`` in normalisation layers and ``WEIGHT_DECAY_BIAS``, if set, for biases;
-    for SparseInst ``WEIGHT_DECAY_NORM`` by name (``METHOD_UNDECAYED_NAMES``), as in the authors' code.
+    a method may choose the parameters with ``WEIGHT_DECAY_NORM`` by name instead (``Method.undecayed_names``).
     ``CLIP_GRADIENTS``: each parameter by value or norm, or the norm over the full model.
 
     Raises:
         ConfigError: an unknown optimiser or clipping, a value out of its range, or nothing to train.
     """
     solver = cfg.SOLVER
-    name = (solver.OPTIMIZER or METHOD_OPTIMIZER.get(cfg.MODEL.META_ARCHITECTURE, "SGD")).upper()
+    name = (solver.OPTIMIZER or method_of(cfg).optimizer).upper()
     groups = _parameter_groups(cfg, model)
     if not groups:
         raise ConfigError(f"{cfg.MODEL.META_ARCHITECTURE} has no trainable parameter: see MODEL.BACKBONE.FREEZE_AT.")

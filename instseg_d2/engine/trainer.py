@@ -26,8 +26,8 @@ from ..evaluation import build_evaluator, evaluate, write_results
 from ..files import remove_unfinished, written_whole
 from ..inference.optimize import optimize_for_inference
 from ..inference.precision import autocast_type
+from ..methods import methods
 from ..modeling.build import build
-from ..modeling.istr import ensure_fitted
 from .batch_norms import share_buffers, sync_batchnorm_on_cpu
 from .hooks import (
     EvaluationHook,
@@ -189,7 +189,8 @@ class Trainer(TrainerBase):
                 self.max_iter,
             )
         else:
-            ensure_fitted(self.model, self.cfg)
+            for method in methods():
+                method.fit(self.model, self.cfg)
             self._batches = iter(self.build_train_loader(self.cfg, self.start_iter, self.seed))
             if len(self._rng_states) == comm.get_world_size():
                 set_rng_state(self._rng_states[comm.get_rank()])

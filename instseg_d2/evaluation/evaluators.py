@@ -17,6 +17,7 @@ from detectron2.evaluation import (
 from PIL import Image
 
 from ..errors import DatasetError
+from ..methods import method_of
 from .coco import CocoEvaluator, LvisEvaluator
 from .panoptic_quality import PanopticQualityEvaluator
 from .proposal_recall import ProposalRecallEvaluator
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def _coco(cfg: CfgNode, name: str, output_dir: str) -> DatasetEvaluator:
-    if cfg.MODEL.META_ARCHITECTURE == "InstanceFCN" and not cfg.MODEL.INSTANCE_FCN.CLASSIFY:
+    if method_of(cfg).class_agnostic(cfg):
         return ProposalRecallEvaluator(name, output_dir)
     # The compiled COCOeval is part of Detectron2's own library, which may not be built.
     compiled = importlib.util.find_spec("detectron2._C") is not None
@@ -57,8 +58,7 @@ def _sem_seg(cfg: CfgNode, name: str, output_dir: str) -> SemSegEvaluator:
 
 
 def _panoptic(cfg: CfgNode, name: str, output_dir: str) -> DatasetEvaluator:
-    combined = cfg.MODEL.META_ARCHITECTURE == "BlendMask" and cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED
-    if not combined and cfg.MODEL.META_ARCHITECTURE != "PanopticFPN":  # instances alone
+    if not method_of(cfg).panoptic(cfg):
         return _coco(cfg, name, output_dir)
     parts = [_coco(cfg, name, output_dir), _sem_seg(cfg, name, output_dir)]
     if importlib.util.find_spec("panopticapi") is not None:
@@ -108,7 +108,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
     """
     The evaluator for the ``evaluator_type`` in the data set's metadata: coco, lvis, cityscapes_instance,
     coco_panoptic_seg, pascal_voc or sem_seg. COCO's and LVIS's AP count up to ``TEST.DETECTIONS_PER_IMAGE`` detections
-    an image. Proposals without classes (InstanceFCN) are measured by their recall.
+    an image. Proposals without classes are measured by their recall.
 
     Args:
         output_dir: where the evaluator leaves the predictions.

@@ -14,17 +14,11 @@ from detectron2.structures import Instances
 from PIL import Image, ImageOps
 
 from ..checkpoint import InstSegCheckpointer, read_extra
-from ..config import (
-    CLASS_COUNT_KEYS,
-    CLASS_COUNT_WITH_BACKGROUND_KEY,
-    get_cfg,
-    load_config,
-    merge_overrides,
-    set_num_classes,
-)
+from ..config import get_cfg, get_value, load_config, merge_overrides, set_num_classes
 from ..config.detectron2_files import add_project_config
 from ..data.images import read_image
 from ..errors import ConfigError
+from ..methods import method_of
 from ..modeling import InstanceSegmenter
 from ..modeling.build import build
 from ..visualization.overlay import class_name
@@ -284,10 +278,8 @@ def _known_classes(cfg: CfgNode, class_names: Optional[Sequence[str]]):
     """Class names and {contiguous index: data set id}, from the config's data sets as far as they fit and are known."""
     if class_names:
         counts = [len(class_names)]
-    elif cfg.MODEL.META_ARCHITECTURE == "EmbedMask":
-        counts = [_value(cfg, CLASS_COUNT_WITH_BACKGROUND_KEY) - 1]
     else:
-        counts = [_value(cfg, key) for key in CLASS_COUNT_KEYS]
+        counts = [get_value(cfg, key) - extra for key, extra in method_of(cfg).class_count_keys.items()]
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         metadata = MetadataCatalog.get(name) if name in MetadataCatalog else None
         known = list(metadata.get("thing_classes", [])) if metadata else []
@@ -304,11 +296,3 @@ def _known_stuff(cfg: CfgNode) -> Optional[list]:
         if len(names) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
             return list(names)
     return None
-
-
-def _value(cfg: CfgNode, key: str):
-    """The value of a key; None in a config without it, such as one of plain Detectron2."""
-    for part in key.split("."):
-        if cfg is not None:
-            cfg = cfg.get(part)
-    return cfg

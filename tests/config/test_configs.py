@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from instseg_d2.config import CLASS_COUNT_KEYS, get_cfg, load_config, set_num_classes
+from instseg_d2.config import class_count_keys, get_cfg, get_value, load_config, set_num_classes
 from instseg_d2.engine import Predictor
 from instseg_d2.errors import ConfigError
 
@@ -114,11 +114,15 @@ def test_one_stage_detector_is_another_name_of_fcos():
 def test_class_counts_are_set_everywhere():
     cfg = get_cfg()
     set_num_classes(cfg, 7)
-    for key in CLASS_COUNT_KEYS:
-        node = cfg
-        for part in key.split("."):
-            node = node[part]
-        assert node == 7
+    assert {key: get_value(cfg, key) for key in class_count_keys(cfg)} == {
+        "MODEL.ROI_HEADS.NUM_CLASSES": 7,
+        "MODEL.RETINANET.NUM_CLASSES": 7,
+        "MODEL.FCOS.NUM_CLASSES": 7,
+        "MODEL.BASIS_MODULE.NUM_CLASSES": 7,
+        "MODEL.EMBED_MASK.NUM_CLASSES": 8,
+        "MODEL.ISTR.NUM_CLASSES": 7,
+        "MODEL.SPARSE_INST.DECODER.NUM_CLASSES": 7,
+    }
 
 
 def test_own_keys_are_all_read():

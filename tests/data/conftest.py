@@ -86,6 +86,7 @@ def cfg():
     cfg.INPUT.MAX_SIZE_TRAIN = 320
     cfg.INPUT.MIN_SIZE_TEST = 160
     cfg.INPUT.MAX_SIZE_TEST = 320
+    cfg.MODEL.META_ARCHITECTURE = "BlendMask"  # can have a semantic target
     cfg.MODEL.MASK_ON = True
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.SOLVER.IMS_PER_BATCH = 3

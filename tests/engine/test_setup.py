@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from instseg_d2.checkpoint import InstSegCheckpointer
-from instseg_d2.config import CLASS_COUNT_KEYS, get_cfg
+from instseg_d2.config import class_count_keys, get_cfg, get_value
 from instseg_d2.engine import argument_parser, launch, setup
 from instseg_d2.errors import CheckpointError, ConfigError, DatasetError, is_user_error, run_script, sentence
 from instseg_d2.files import written_whole
@@ -72,13 +72,7 @@ def parse(tmp_path, arguments, *opts):
 
 
 def class_counts(cfg):
-    flat = {}
-    for key in CLASS_COUNT_KEYS:
-        node = cfg
-        for part in key.split("."):
-            node = node[part]
-        flat[key] = node
-    return flat
+    return {key: get_value(cfg, key) - extra for key, extra in class_count_keys(cfg).items()}
 
 
 def test_own_data(tmp_path, data):
@@ -89,9 +83,15 @@ def test_own_data(tmp_path, data):
     written = (tmp_path / "out" / "config.yaml").read_text()
     assert written == cfg.dump()
     log = (tmp_path / "out" / "log.txt").read_text()
-    assert "Number of classes: 3, as in custom_train (MODEL.FCOS.NUM_CLASSES was 80, " in log
-    assert ", MODEL.EMBED_MASK.NUM_CLASSES was 81 with the background)." in log
+    keys = "MODEL.ROI_HEADS.NUM_CLASSES was 80, MODEL.RETINANET.NUM_CLASSES was 80"
+    assert f"Number of classes: 3, as in custom_train ({keys})." in log
     assert cfg.MODEL.EMBED_MASK.NUM_CLASSES == 4
+
+
+def test_a_method_may_count_the_background(tmp_path, data):
+    setup(parse(tmp_path, data, "MODEL.META_ARCHITECTURE", "EmbedMask"))
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "as in custom_train (MODEL.EMBED_MASK.NUM_CLASSES was 81 with the background)." in log
 
 
 def test_registered_data_sets_count_too(tmp_path, data):

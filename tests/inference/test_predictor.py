@@ -161,7 +161,7 @@ def test_names_and_ids_come_from_the_checkpoint_or_the_data_set(tmp_path, checkp
     cfg.DATASETS.TEST = ("never_registered", "spots_for_predictor_test")
     nameless = save_checkpoint(tmp_path / "nameless.pth")
     assert Predictor(cfg, nameless).class_names is None  # 80 classes in the config, two in the data set
-    cfg.MODEL.FCOS.NUM_CLASSES = 2
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
     for weights, names in ((nameless, None), (checkpoint, None), (nameless, CLASS_NAMES)):
         predictor = Predictor(cfg, weights, class_names=names)
         assert predictor.class_names == CLASS_NAMES

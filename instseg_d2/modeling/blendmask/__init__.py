@@ -1,5 +1,7 @@
 """BlendMask (Chen et al., CVPR 2020, arXiv 2001.00309)."""
 
+from ...config.blendmask import add_blendmask_config
+from ...methods import MaskHead, Method, register_mask_head, register_method
 from .basis_module import BASIS_MODULE_REGISTRY, DeepLabV3Plus, ProtoNet, build_basis_module
 from .blender import Blender
 from .blendmask import BlendMask
@@ -14,3 +16,14 @@ __all__ = [
     "ProtoNet",
     "build_basis_module",
 ]
+
+register_method(
+    Method(
+        "BlendMask",
+        add_config=add_blendmask_config,
+        class_count_keys={"MODEL.FCOS.NUM_CLASSES": 0, "MODEL.BASIS_MODULE.NUM_CLASSES": 0},
+        semantic_target=lambda cfg: cfg.MODEL.BASIS_MODULE.LOSS_ON,
+        panoptic=lambda cfg: cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED,
+    )
+)
+register_mask_head(MaskHead("BlendMaskHead", {"POOLER_TYPE": ""}))

@@ -1,5 +1,7 @@
 """InstanceFCN (Dai et al., ECCV 2016, arXiv 1603.08678)."""
 
+from ...config.instancefcn import add_instancefcn_config
+from ...methods import MaskHead, Method, register_mask_head, register_method
 from .heads import InstanceFCNHead
 from .inference import ProposalLimits
 from .instancefcn import InstanceFCN
@@ -17,3 +19,12 @@ __all__ = [
     "SegmentROIHeads",
     "WindowRules",
 ]
+
+register_method(
+    Method(
+        "InstanceFCN",
+        add_config=add_instancefcn_config,
+        class_agnostic=lambda cfg: not cfg.MODEL.INSTANCE_FCN.CLASSIFY,
+    )
+)
+register_mask_head(MaskHead("AssembleMaskHead", {"POOLER_TYPE": ""}))

@@ -1,5 +1,7 @@
 """ISTR (Hu et al., arXiv 2105.00637; IEEE TIP 33, 2024)."""
 
+from ...config.istr import add_istr_config
+from ...methods import MaskHead, Method, register_mask_head, register_method
 from .autoencoder import AE
 from .dct import DCT
 from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, RawMask, build_mask_embedding
@@ -30,3 +32,16 @@ __all__ = [
     "held_out_split",
     "reconstruction_ious",
 ]
+
+register_method(
+    Method(
+        "ISTR",
+        add_config=add_istr_config,
+        class_count_keys={"MODEL.ISTR.NUM_CLASSES": 0},
+        optimizer="ADAMW",
+        fit=ensure_fitted,
+        crop_scheme="detr",
+        needs_masks=True,
+    )
+)
+register_mask_head(MaskHead("MaskEmbeddingHead", {"POOLER_RESOLUTION": 28}))

@@ -1,7 +1,18 @@
 """Proposal generators and box detectors."""
 
+from ...config.fcos import add_fcos_config
+from ...methods import Method, register_method
 from .fcos import FCOS
 from .fcos_detector import FCOSDetector
 from .no_proposals import NoProposals
 
 __all__ = ["FCOS", "FCOSDetector", "NoProposals"]
+
+register_method(
+    Method(
+        "FCOSDetector",
+        aliases=("OneStageDetector",),
+        add_config=add_fcos_config,
+        class_count_keys={"MODEL.FCOS.NUM_CLASSES": 0},
+    )
+)

@@ -1,5 +1,7 @@
 """SparseInst (Cheng et al., CVPR 2022, arXiv 2203.12827)."""
 
+from ...config.sparseinst import add_sparseinst_config
+from ...methods import Method, register_method
 from .criterion import SparseInstCriterion
 from .decoder import SPARSE_INST_DECODER_REGISTRY, BaseIAMDecoder, GroupIAMDecoder, GroupIAMSoftDecoder
 from .encoder import SPARSE_INST_ENCODER_REGISTRY, InstanceContextEncoder
@@ -17,3 +19,17 @@ __all__ = [
     "SparseInstCriterion",
     "SparseInstHeads",
 ]
+
+register_method(
+    Method(
+        "SparseInst",
+        add_config=add_sparseinst_config,
+        class_count_keys={"MODEL.SPARSE_INST.DECODER.NUM_CLASSES": 0},
+        optimizer="ADAMW",
+        # The authors go by names: batch norms called "bn" and all biases are decayed. "downsample.proj" is what timm
+        # calls the later patch embeddings of a PVT.
+        undecayed_names=("norm", "patch_embed", "downsample.proj", "cls_token"),
+        crop_scheme="detr",
+        needs_masks=True,
+    )
+)
