@@ -4,7 +4,7 @@ from detectron2.config import CfgNode
 
 
 def add_backbone_config(cfg: CfgNode) -> None:
-    """Add MODEL.TIMM, and MODEL.CSPNET and MODEL.PVT with the names of SparseInst's authors, in place."""
+    """Add MODEL.TIMM, MODEL.CSPNET and MODEL.PVT, in place."""
     node = CfgNode()
     node.NAME = "resnet50d"  # any network of timm that has features_only
     node.OUT_FEATURES = ["res3", "res4", "res5"]  # resN or pN is the map of stride 2 ** N

@@ -7,9 +7,9 @@ import re
 from .renaming import StateDict, renamed
 
 _PVT_STAGES = (1, 2, 3, 4)
-# Names of timm and of PVTv2's authors, as SparseInst's release has them, too -> names in a `TimmBackbone`.
+# Names of timm and of PVTv2's authors -> names in a `TimmBackbone`.
 _TIMM_RULES = (
-    # ResNet-D, with SparseInst's deformable convolutions
+    # ResNet-D, deformable or not
     (r"^(layer\d\.\d+)\.conv2_offset\.", r"net.\1.conv2.offset."),
     (r"^(conv1\.\d|bn1|layer\d)\.", r"net.\1."),
     # CSPDarkNet, DarkNet

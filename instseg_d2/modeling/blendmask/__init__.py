@@ -2,6 +2,7 @@
 
 from ...config.blendmask import add_blendmask_config
 from ...methods import MaskHead, Method, register_mask_head, register_method
+from .authors import FCOS_HEAD, convert_adelaidet
 from .basis_module import BASIS_MODULE_REGISTRY, DeepLabV3Plus, ProtoNet, build_basis_module
 from .blender import Blender
 from .blendmask import BlendMask
@@ -23,6 +24,7 @@ register_method(
         add_config=add_blendmask_config,
         class_count_keys={"MODEL.FCOS.NUM_CLASSES": 0, "MODEL.BASIS_MODULE.NUM_CLASSES": 0},
         semantic_target=lambda cfg: cfg.MODEL.BASIS_MODULE.LOSS_ON,
+        authors_names={FCOS_HEAD: convert_adelaidet},  # of AdelaiDet, whose FCOS is a part of its BlendMask
         panoptic=lambda cfg: cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED,
     )
 )

@@ -2,6 +2,7 @@
 
 from ...config.istr import add_istr_config
 from ...methods import MaskHead, Method, register_mask_head, register_method
+from .authors import convert_istr
 from .autoencoder import AE
 from .dct import DCT
 from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, RawMask, build_mask_embedding
@@ -42,6 +43,7 @@ register_method(
         fit=ensure_fitted,
         crop_scheme="detr",
         needs_masks=True,
+        authors_names={"pos_embeddings.": convert_istr},
     )
 )
 register_mask_head(MaskHead("MaskEmbeddingHead", {"POOLER_RESOLUTION": 28}))

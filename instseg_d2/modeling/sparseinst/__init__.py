@@ -2,6 +2,7 @@
 
 from ...config.sparseinst import add_sparseinst_config
 from ...methods import Method, register_method
+from .authors import convert_sparseinst
 from .criterion import SparseInstCriterion
 from .decoder import SPARSE_INST_DECODER_REGISTRY, BaseIAMDecoder, GroupIAMDecoder, GroupIAMSoftDecoder
 from .encoder import SPARSE_INST_ENCODER_REGISTRY, InstanceContextEncoder
@@ -31,5 +32,6 @@ register_method(
         undecayed_names=("norm", "patch_embed", "downsample.proj", "cls_token"),
         crop_scheme="detr",
         needs_masks=True,
+        authors_names={"encoder.fpn_laterals.": convert_sparseinst},
     )
 )

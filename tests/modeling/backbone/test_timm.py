@@ -10,13 +10,14 @@ from detectron2.modeling import FPN, build_model
 from torch import nn
 
 from instseg_d2.checkpoint import InstSegCheckpointer
-from instseg_d2.checkpoint.authors import convert_classifier, convert_sparseinst
+from instseg_d2.checkpoint.authors import convert_classifier
 from instseg_d2.config import load_config
 from instseg_d2.engine.solver import build_optimizer
 from instseg_d2.errors import ConfigError
 from instseg_d2.inference.optimize import optimize_for_inference
 from instseg_d2.layers import SelfOffsetDeformConv
 from instseg_d2.modeling.backbone import TimmBackbone, build_backbone
+from instseg_d2.modeling.sparseinst.authors import convert_sparseinst
 from tests.modeling.backbone.naive_backbones import Weights, csp_darknet53, pvt_v2, resnet_d
 from tests.tiny import random_batch
 

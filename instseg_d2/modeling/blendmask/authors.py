@@ -2,8 +2,8 @@
 
 import re
 
-from .imagenet import DLA_UNUSED
-from .renaming import StateDict, renamed, tower_blocks
+from ...checkpoint.authors.imagenet import DLA_UNUSED
+from ...checkpoint.authors.renaming import StateDict, renamed, tower_blocks
 
 FCOS_HEAD = "proposal_generator.fcos_head."
 _OURS = "proposal_generator.head."

@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from .renaming import StateDict, renamed, tower_blocks
+from ...checkpoint.authors.renaming import StateDict, renamed, tower_blocks
 
 _HEAD = "rpn.head."
 MASK_TOWER = _HEAD + "mask_tower."

@@ -1,4 +1,4 @@
-"""The backbones of SparseInst's authors beside ResNet, under their builders' names."""
+"""ResNet-D, CSPDarkNet, DarkNet and PVT of timm, each with config keys of its own."""
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY

@@ -2,8 +2,8 @@
 
 import re
 
-from .imagenet import timm_name
-from .renaming import StateDict, renamed
+from ...checkpoint.authors.imagenet import timm_name
+from ...checkpoint.authors.renaming import StateDict, renamed
 
 # SparseInst's encoder numbers its levels from the coarsest, ours from the finest: see convert_sparseinst.
 _SPARSEINST_RULES = (

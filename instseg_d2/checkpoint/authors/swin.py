@@ -1,0 +1,25 @@
+"""Swin Transformers for classification, under the names of their authors."""
+
+import re
+
+from .renaming import StateDict, renamed
+
+_BOTTOM_UP = "backbone.bottom_up."
+# timm counts a patch merging to the stage that it begins, the authors to the one that it ends.
+_SWIN_RULES = (
+    (r"^patch_embed\.", r"net.patch_embed."),
+    *((rf"^layers\.{i}\.downsample\.", f"net.layers_{i + 1}.downsample.") for i in range(3)),
+    (r"^layers\.(\d)\.", r"net.layers_\1."),
+    *((rf"^norm{i}\.", f"norms.stage{i + 2}.") for i in range(4)),
+)
+_SWIN_UNUSED = re.compile(r"(norm|head)\.|.*\.(relative_position_index|attn_mask)$")
+SWIN_BLOCK = "layers.0.blocks.0.attn."
+
+
+def convert_swin(state_dict: StateDict) -> StateDict:
+    """A Swin Transformer for classification as the bottom-up network of an FPN, without classifier and last norm."""
+    return {
+        _BOTTOM_UP + renamed(key, _SWIN_RULES): value
+        for key, value in state_dict.items()
+        if not _SWIN_UNUSED.match(key)
+    }
