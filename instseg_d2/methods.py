@@ -46,7 +46,7 @@ class Method:
         panoptic: cfg -> whether its results also have "sem_seg" and "panoptic_seg".
         authors_names: start of a key that only its authors' checkpoints have -> function from a state dict of theirs
             to one with our names.
-        exportable: (model, format) -> the module that is exported, see `instseg_d2.export`. None: there is none.
+        exportable: model -> the module that is exported, a `modeling.exportable.Exportable`. None: there is none.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Method:
     panoptic: Callable[[CfgNode], bool] = _never
 
     authors_names: Mapping[str, Callable[[StateDict], StateDict]] = field(default_factory=dict)
-    exportable: Optional[Callable[[nn.Module, str], nn.Module]] = None
+    exportable: Optional[Callable[[nn.Module], nn.Module]] = None
 
 
 @dataclass(frozen=True)

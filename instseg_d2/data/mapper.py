@@ -135,7 +135,7 @@ class InstanceDatasetMapper:
         needs_masks = self.use_masks or self.semantic_target
         masks = [annotation.get("segmentation") for annotation in annotations]
         if needs_masks and not all(mask is not None and len(mask) for mask in masks):
-            raise DatasetError("an annotation has no mask, which MODEL.MASK_ON and BASIS_MODULE.LOSS_ON need")
+            raise DatasetError("an annotation has no mask, which MODEL.MASK_ON or the method needs")
         if needs_masks and self.crops and self.rotates:
             # What a crop removed must not come back in the corners of a rotation: work on pixels.
             masks = [to_rle(mask, *size) for mask in masks]

@@ -12,12 +12,13 @@ import torch
 
 from ..errors import ConfigError
 from ..inference.predictor import Predictor
-from .exportable import INPUTS, OUTPUTS, exportable
+from ..methods import method_of, methods
 from .packages import needed
 
-__all__ = ["FORMATS", "METADATA", "MIN_SIDE", "export", "metadata"]
+__all__ = ["FORMATS", "INPUTS", "METADATA", "MIN_SIDE", "export", "metadata"]
 
 METADATA = "instseg_d2.json"  # name of the metadata inside both kinds of file
+INPUTS, OUTPUTS = ("images", "image_size", "output_size"), ("scores", "labels", "masks")  # of `Exportable`
 OPSET = 18
 MAX_BATCH, MAX_SIDE = 1024, 16384
 MIN_SIDE = 33  # of a free size: what is padded to 32 has one coarsest cell, whose graph differs
@@ -51,6 +52,21 @@ def metadata(predictor: Predictor, *, size, batch: int, dynamic: bool, dtype: to
         "category_ids": predictor.category_ids,
         "torch": torch.__version__,
     }
+
+
+def _exportable(predictor: Predictor, format: str) -> torch.nn.Module:
+    """The predictor's model as one graph."""
+    model, method = predictor.model, method_of(predictor.cfg)
+    if method.exportable is None:
+        known = " and ".join(x.name for x in methods() if x.exportable)
+        raise ConfigError(f"{method.name} cannot be exported yet: only {known} can.")
+    if model.device.type != "cpu":
+        raise ConfigError(f"models are exported on the CPU: set MODEL.DEVICE to cpu; it is {model.device}.")
+    if format == "onnx" and any("Deform" in type(module).__name__ for module in model.modules()):
+        raise ConfigError(
+            "deformable convolutions cannot be exported to ONNX: use --format pt2, or a config without them."
+        )
+    return method.exportable(model).eval()
 
 
 def default_size(cfg) -> tuple[int, int]:
@@ -138,7 +154,7 @@ def export(
     """
     if format not in FORMATS:
         raise ConfigError(f"the format must be one of {', '.join(FORMATS)}; got {format}")
-    module = exportable(predictor.model, format)
+    module = _exportable(predictor, format)
     size = tuple(size or default_size(predictor.cfg))
     if min(*size, batch) < 1 or max(size) > MAX_SIDE:
         raise ConfigError(f"the batch must be at least 1 and a side 1 to {MAX_SIDE} pixels; got {batch} and {size}")

@@ -13,8 +13,7 @@ from ..errors import ConfigError
 from ..inference.predictor import ImagePredictor, worthwhile
 from ..modeling.postprocessing import boxes_of_masks
 from ..modeling.sparseinst.sparseinst import best_slots
-from .exportable import INPUTS
-from .exporters import METADATA, MIN_SIDE
+from .exporters import INPUTS, METADATA, MIN_SIDE
 from .packages import needed
 
 __all__ = ["ExportedPredictor", "ResizeToFit"]
@@ -99,7 +98,7 @@ class ExportedPredictor(ImagePredictor):
         trust: also load a .pt2 file, whose reader in PyTorch runs whatever code the file holds.
 
     Attributes:
-        program: (images, image_size, output_size) -> (scores, labels, masks), see `ExportableSparseInst`.
+        program: (images, image_size, output_size) -> (scores, labels, masks), see `modeling.exportable`.
         metadata: see `exporters.metadata`; and those of `ImagePredictor`.
 
     Raises:

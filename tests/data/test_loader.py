@@ -314,7 +314,7 @@ def test_a_faulty_mask_stops_the_training_with_its_message(train_cfg, shapes, mo
             annotation.pop("segmentation")
     monkeypatch.setitem(DatasetCatalog.data, shapes, lambda: dicts)
     train_cfg.DATALOADER.NUM_WORKERS = workers
-    with pytest.raises(DatasetError, match=r"^training stops: .*an annotation has no mask, which .* need\.$"):
+    with pytest.raises(DatasetError, match=r"^training stops: .*an annotation has no mask, which .* needs\.$"):
         take(build_train_loader(train_cfg), 1)
 
 

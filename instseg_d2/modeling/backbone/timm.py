@@ -141,7 +141,7 @@ class TimmBackbone(Backbone):
 def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
     """
     The network MODEL.TIMM.NAME of timm. Its maps are called res2, res3, ... or p2, p3, ... after their strides
-    4, 8, ..., so it takes the place of a ResNet under an FPN or SparseInst's encoder.
+    4, 8, ..., so it takes the place of a ResNet, under an FPN or not.
     """
     node = cfg.MODEL.TIMM
     return TimmBackbone(

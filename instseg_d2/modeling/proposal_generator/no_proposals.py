@@ -11,7 +11,7 @@ from torch import nn
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class NoProposals(nn.Module):
-    """Finds nothing and learns nothing: for `ISTRHeads` and `SparseInstHeads` in Detectron2's GeneralizedRCNN."""
+    """Finds nothing and learns nothing: for ROI heads in GeneralizedRCNN that find objects by themselves."""
 
     def __init__(self, cfg=None, input_shape=None):
         """The arguments of a proposal generator, unused."""

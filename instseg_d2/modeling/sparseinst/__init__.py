@@ -6,6 +6,7 @@ from .authors import convert_sparseinst
 from .criterion import SparseInstCriterion
 from .decoder import SPARSE_INST_DECODER_REGISTRY, BaseIAMDecoder, GroupIAMDecoder, GroupIAMSoftDecoder
 from .encoder import SPARSE_INST_ENCODER_REGISTRY, InstanceContextEncoder
+from .exportable import ExportableSparseInst
 from .roi_heads import SparseInstHeads
 from .sparseinst import SparseInst
 
@@ -33,5 +34,6 @@ register_method(
         crop_scheme="detr",
         needs_masks=True,
         authors_names={"encoder.fpn_laterals.": convert_sparseinst},
+        exportable=ExportableSparseInst,
     )
 )

@@ -1,0 +1,79 @@
+"""
+Inference as a function of tensors alone. B images, N instance slots, K classes, h x w the masks' size.
+"""
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import ImageList
+from torch import nn
+
+from .postprocessing import resized
+
+__all__ = ["Exportable"]
+
+
+class Exportable(nn.Module):
+    """
+    A model whose inference, from raw pixels to masks of the wanted size, is one graph; base of what methods export.
+
+    The numbers are those of ``model(batched_inputs)``, but the outputs have a fixed size: all N slots, in their order.
+    A slot whose class score does not pass the model's threshold, or is no number, gets the score 0, as an empty mask
+    does. The caller drops these and keeps the ``max_detections`` best.
+
+    Subclasses write ``slots``.
+
+    Args:
+        model: an `InstanceSegmenter` with the attributes ``score_threshold``, on the class score, strictly above, and
+            ``max_detections``.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def slots(self, images: ImageList) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        What the model predicts in preprocessed images.
+
+        Returns:
+            class scores (B, N, K) float32; scores (B, N) of a detection of the best class; masks (B, N, h, w),
+            probabilities on the padded canvas.
+        """
+        raise NotImplementedError
+
+    def forward(self, images: torch.Tensor, image_size: torch.Tensor, output_size: torch.Tensor):
+        """
+        Args:
+            images: (B, 3, H, W) uint8 or float, RGB, 0-255, not normalised; any height and width: they are padded
+                here to what the model needs.
+            image_size: (2,) int64, the rows and columns of every image that are picture, from the top left corner; the
+                rest is padding whose values do not matter.
+            output_size: (2,) int64, height and width of the wanted masks.
+
+        Returns:
+            scores (B, N) float32, or 0; labels (B, N) int64, the best classes; masks (B, N, *output_size) bool.
+        """
+        model = self.model
+        # Of positive numbers: ONNX's integer division rounds to zero, not down.
+        unit = max(1, model.size_divisibility)
+        canvas = tuple((side + unit - 1) // unit * unit for side in images.shape[-2:])
+        class_scores, found, masks = self.slots(ImageList(self._prepared(images, image_size, canvas), []))
+        best, labels = class_scores.max(-1)
+        passes = (best > model.score_threshold) & (found > 0)  # nan is not above 0
+        scores = torch.where(passes, found, torch.zeros_like(found))
+        crop, size = image_size.tolist(), output_size.tolist()
+        for side, limit in zip(crop, canvas):
+            torch._check(side >= 1)
+            torch._check(side <= limit)
+        for side in size:
+            torch._check(side >= 1)
+        return scores, labels, resized(masks, canvas, crop, size) > model.mask_threshold
+
+    def _prepared(self, images: torch.Tensor, image_size: torch.Tensor, canvas: tuple) -> torch.Tensor:
+        """Normalised, with zeros beyond the picture, (B, 3, *canvas)."""
+        x = images.float() if self.model.input_format == "RGB" else images.float().flip(1)
+        height, width = images.shape[-2:]
+        rows = torch.arange(height, device=x.device) < image_size[0]
+        columns = torch.arange(width, device=x.device) < image_size[1]
+        x = torch.where(rows[:, None] & columns, self.model.normalize(x), 0.0)
+        return F.pad(x, (0, canvas[1] - width, 0, canvas[0] - height))
