@@ -6,17 +6,20 @@ from .convolved_linear import ConvolvedLinear
 from .deform_conv import DeformConv, SelfOffsetDeformConv, make_block_deformable
 from .locations import LocationGrid, conv_at_rows, flatten_levels
 from .norm import get_norm
-from .tower import ConvTower
+from .pyramid_pooler import PyramidPooler
+from .tower import ConvTower, conv_norm_elu
 
 __all__ = [
     "ConvTower",
     "ConvolvedLinear",
     "DeformConv",
     "LocationGrid",
+    "PyramidPooler",
     "SelfOffsetDeformConv",
     "adaptive_average",
     "assemble_boxes",
     "conv_at_rows",
+    "conv_norm_elu",
     "crop_boxes",
     "crop_nearest",
     "exportable_pools",

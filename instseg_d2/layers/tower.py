@@ -59,3 +59,9 @@ class ConvTower(nn.Module):
         for block in self.blocks:
             x = block(x, level)
         return x
+
+
+def conv_norm_elu(in_channels: int, channels: int, kernel_size: int, stride: int = 1) -> list[nn.Module]:
+    """Convolution with bias and padding 1, batch norm, ELU."""
+    conv = nn.Conv2d(in_channels, channels, kernel_size, stride=stride, padding=1)
+    return [conv, nn.BatchNorm2d(channels), nn.ELU(inplace=True)]

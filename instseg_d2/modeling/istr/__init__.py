@@ -4,15 +4,12 @@ from ...config.istr import add_istr_config
 from ...methods import MaskHead, Method, register_mask_head, register_method
 from .authors import convert_istr
 from .autoencoder import AE
-from .dct import DCT
-from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, RawMask, build_mask_embedding
-from .fitting import ensure_fitted, fit_embedding, held_out_split
-from .heads import RefinementHeads
+from .components import DCT, PCA, RawMask
+from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, build_mask_embedding, reconstruction_ious
+from .fitting import TrainingMasks, ensure_fitted, fit_embedding, held_out_split
 from .istr import ISTR
 from .mask_head import MaskEmbeddingHead
-from .masks import TrainingMasks
-from .pca import PCA
-from .reconstruction import reconstruction_ious
+from .refinement import RefinementHeads
 from .roi_heads import ISTRHeads
 
 __all__ = [

@@ -1,10 +1,12 @@
-"""Learned mask codes (SMT in the journal version of ISTR). M masks of 112 x 112 pixels, l numbers a code."""
+"""Learned mask codes (SMT in the journal version of ISTR). M masks of S x S pixels, S = 112; L numbers of a code."""
 
 import copy
 import logging
+import tempfile
 from collections.abc import Iterable
 from typing import Optional
 
+import numpy as np
 import torch
 from detectron2.config import configurable
 from torch import nn
@@ -13,10 +15,8 @@ from tqdm import tqdm
 from ...checkpoint.formats import load_torch
 from ...errors import CheckpointError, ConfigError
 from ...files import written_whole
-from ..losses.dice import paired_dice
-from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, require_file
-from .masks import PackedMasks
-from .reconstruction import reconstruction_ious
+from ...layers import conv_norm_elu
+from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, mask_dice_losses, reconstruction_ious, require_file
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +31,7 @@ class UpBlock(nn.Module):
         super().__init__()
         self.up = nn.Sequential(
             nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
-            nn.Conv2d(in_channels, channels, 3, padding=1),
-            nn.BatchNorm2d(channels),
-            nn.ELU(inplace=True),
+            *conv_norm_elu(in_channels, channels, 3),
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -41,16 +39,14 @@ class UpBlock(nn.Module):
 
 
 def mask_encoder(dim: int) -> nn.Sequential:
-    """(M, 1, 112, 112) -> (M, l)."""
+    """(M, 1, S, S) -> (M, L)."""
     channels = (1, 16, 32, 64, 128)
-    layers = []
-    for before, after in zip(channels, channels[1:]):
-        layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.BatchNorm2d(after), nn.ELU(inplace=True)]
+    layers = [layer for pair in zip(channels, channels[1:]) for layer in conv_norm_elu(*pair, 4, stride=2)]
     return nn.Sequential(*layers, nn.Conv2d(channels[-1], dim, 7), nn.Flatten())
 
 
 def mask_decoder(dim: int) -> nn.Sequential:
-    """(M, l) -> logits (M, 1, 112, 112)."""
+    """(M, L) -> logits (M, 1, S, S)."""
     return nn.Sequential(
         nn.Unflatten(1, (dim, 1, 1)),
         nn.ConvTranspose2d(dim, 128, 7),
@@ -64,30 +60,37 @@ def mask_decoder(dim: int) -> nn.Sequential:
 @MASK_EMBEDDING_REGISTRY.register()
 class AE(MaskEmbedding):
     """
-    An auto-encoder of masks, trained alone by `fit`. In the detector the encoder is frozen and stays in eval mode, and
-    the decoder learns on, with a feature of the RoI added at 28 x 28.
+    An auto-encoder of masks, trained alone by `fit`. In the detector the encoder is frozen and stays in eval mode; the
+    decoder goes on learning, with a feature of the RoI added at 28 x 28.
     """
 
     roi_channels = 32  # as after ROI_LAYER
 
     @configurable
-    def __init__(self, *, dim: int, size: int = SIZE, freeze_encoder_bn: bool = True):
+    def __init__(self, *, dim: int, size: int = SIZE, freeze_encoder_bn: bool = True, fit_epochs: int = 30):
         """
         Args:
-            freeze_encoder_bn: False: the frozen encoder's batch norm follows the mode of the model and drifts, as in
-                the authors' training.
+            freeze_encoder_bn: if False, the frozen encoder's batch norm follows the model's mode and drifts, as in the
+                authors' training.
+            fit_epochs: of `fit`.
         """
         if size != SIZE:
             raise ConfigError(f"MODEL.ISTR.MASK_SIZE is {size}; the AE embedding needs {SIZE}.")
         super().__init__(dim=dim, size=size)
         self.freeze_encoder_bn = freeze_encoder_bn
+        self.fit_epochs = fit_epochs
         self.encoder = mask_encoder(dim).requires_grad_(False)
         self.decoder = mask_decoder(dim)
         self.train()
 
     @classmethod
     def from_config(cls, cfg):
-        return {**super().from_config(cfg), "freeze_encoder_bn": cfg.MODEL.ISTR.FREEZE_ENCODER_BN}
+        node = cfg.MODEL.ISTR
+        return {
+            **super().from_config(cfg),
+            "freeze_encoder_bn": node.FREEZE_ENCODER_BN,
+            "fit_epochs": node.FIT_EPOCHS,
+        }
 
     @property
     def fitted(self) -> bool:
@@ -106,11 +109,11 @@ class AE(MaskEmbedding):
     def decode(self, codes: torch.Tensor, roi_features: Optional[torch.Tensor] = None) -> torch.Tensor:
         """
         Args:
-            codes: (M, l).
+            codes: (M, L).
             roi_features: (M, 32, 28, 28), added after the second doubling; or None.
 
         Returns:
-            probabilities (M, 112, 112), float32.
+            probabilities (M, S, S), float32.
         """
         x = codes
         for i, layer in enumerate(self.decoder):
@@ -123,20 +126,21 @@ class AE(MaskEmbedding):
         self,
         mask_batches: Iterable,
         *,
-        epochs: int = 30,
+        epochs: Optional[int] = None,
         batch_size: int = 1024,
         learning_rate: float = 1e-3,
         held_out: Optional[torch.Tensor] = None,
         seed: int = 0,
     ) -> None:
         """
-        Train encoder and decoder: mean dice loss, Adam, learning rate x 0.1 after one and two thirds of the epochs; the
-        weights of the epoch with the best mean IoU at 0.5 are kept.
+        Train encoder and decoder: mean dice loss, Adam, learning rate x 0.1 after one and two thirds of the epochs.
+        The weights of the epoch with the best mean IoU at 0.5 are kept.
 
         Args:
             mask_batches: see `MaskEmbedding.fit`; they are copied to a temporary file, eight pixels a byte.
-            batch_size: masks a step; down to 32 where an epoch would have fewer than a hundred steps.
-            held_out: (n, s, s) masks for that IoU; default: the first thousand training masks.
+            epochs: default: ``fit_epochs``.
+            batch_size: masks a step; fewer, down to 32, where an epoch would have under a hundred steps.
+            held_out: (m, S, S) masks for that IoU; default: the first thousand training masks.
             seed: of the order of the masks.
 
         Raises:
@@ -145,6 +149,7 @@ class AE(MaskEmbedding):
         masks = PackedMasks(mask_batches, self.size)
         if not len(masks):
             raise ConfigError("the AE mask embedding needs masks to be fitted to; the training set has none.")
+        epochs = self.fit_epochs if epochs is None else epochs
         batch_size = min(batch_size, max(32, len(masks) // 100))
         check = masks[:1000] if held_out is None else held_out
         device = next(self.decoder.parameters()).device
@@ -160,7 +165,7 @@ class AE(MaskEmbedding):
                 order = torch.randperm(len(masks), generator=generator).split(batch_size)
                 for index in tqdm(order, f"epoch {epoch + 1}/{epochs}", disable=None, leave=False):
                     x = masks[index.sort().values.numpy()].to(device)
-                    loss = (1 - paired_dice(self.decode(self._encode(x)).flatten(1), x.flatten(1), 1e-5)).mean()
+                    loss = mask_dice_losses(self.decode(self._encode(x)), x).mean()
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
@@ -206,3 +211,30 @@ class AE(MaskEmbedding):
     def _parts(self):
         """(key of the file, prefix of its names, module)."""
         return ("E", "encoder.", self.encoder), ("D", "decoder.", self.decoder)
+
+
+class PackedMasks:
+    """Masks in a temporary file, eight pixels a byte. They can be read many times, in any order."""
+
+    def __init__(self, mask_batches: Iterable, size: int):
+        """
+        Args:
+            mask_batches: arrays or tensors (m, S, S) of 0 and 1, read once.
+            size: S.
+        """
+        self.size = size
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the object)
+        for batch in mask_batches:
+            self._file.write(np.packbits(np.asarray(batch, bool).reshape(len(batch), -1), axis=1).tobytes())
+        self._file.flush()
+        row = -(-size * size // 8)
+        self._count = self._file.tell() // row
+        self._rows = np.memmap(self._file, np.uint8, "r", shape=(self._count, row)) if self._count else None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index) -> torch.Tensor:
+        """A slice or (m,) indices -> float32 (m, S, S) of 0 and 1."""
+        bits = np.unpackbits(self._rows[index], axis=1, count=self.size**2)
+        return torch.from_numpy(bits).float().unflatten(1, (self.size, self.size))

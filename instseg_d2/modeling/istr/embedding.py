@@ -1,29 +1,32 @@
 """
 Mask embeddings of ISTR (arXiv 2105.00637, section 3.2): square masks as short codes, and back.
 
-M masks, s their side in pixels, l the numbers of a code. Masks are 0/1, cropped by a box and resized to s x s. Codes
-and decoded masks are float32, also under autocast. What a fit learns are persistent buffers and parameters: it
-travels in the checkpoint.
+M masks, S their side in pixels, L numbers of a code. Masks are 0 or 1, cropped by a box and resized to S x S. Codes and
+decoded masks are float32, also under autocast. A fit fills persistent buffers and parameters, so it is saved in the
+checkpoint.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Optional
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import nn
 
 from ...config.istr import istr_value, istr_version
 from ...errors import ConfigError
+from ..losses.dice import paired_dice
 
 MASK_EMBEDDING_REGISTRY = Registry("MASK_EMBEDDING")
 MASK_EMBEDDING_REGISTRY.__doc__ = "Subclasses of MaskEmbedding, called with (cfg)."
 
+DICE_EPSILON = 1e-5  # the authors'
+
 
 class MaskEmbedding(nn.Module):
-    """Codes of masks; subclasses define ``_encode`` and ``decode``, and ``fitted``, ``fit`` and files if they learn."""
+    """Codes of masks. Subclasses define ``_encode`` and ``decode``; learned ones also ``fitted``, ``fit`` and files."""
 
     roi_channels = 0  # of the RoI features that ``decode`` reads beside the codes
     known_fitted = False  # set by `require_fitted`
@@ -31,8 +34,8 @@ class MaskEmbedding(nn.Module):
     def __init__(self, *, dim: int, size: int):
         """
         Args:
-            dim: l.
-            size: s.
+            dim: L.
+            size: S.
         """
         super().__init__()
         if not 0 < dim <= size * size:
@@ -53,12 +56,12 @@ class MaskEmbedding(nn.Module):
 
     @property
     def fitted(self) -> bool:
-        """False before a fit, or a checkpoint or file with one, has filled the tensors; a host read."""
+        """Whether a fit, a checkpoint or a file has filled the tensors. This reads from the device."""
         return True
 
     @torch.no_grad()
     def encode(self, masks: torch.Tensor) -> torch.Tensor:
-        """masks (M, s, s) of 0 and 1, any type -> codes (M, l), without gradient."""
+        """masks (M, S, S) of 0 and 1, any type -> codes (M, L), without gradient."""
         with torch.autocast(masks.device.type, enabled=False):
             return self._encode(masks.float())
 
@@ -66,7 +69,7 @@ class MaskEmbedding(nn.Module):
         raise NotImplementedError
 
     def decode(self, codes: torch.Tensor, roi_features: Optional[torch.Tensor] = None) -> torch.Tensor:
-        """codes (M, l), roi_features (M, roi_channels, h, w) or None -> masks (M, s, s), about 0 outside, 1 inside."""
+        """codes (M, L), roi_features (M, roi_channels, h, w) or None -> masks (M, S, S), about 0 outside, 1 inside."""
         raise NotImplementedError
 
     def fit(self, mask_batches: Iterable, **settings) -> None:
@@ -74,7 +77,7 @@ class MaskEmbedding(nn.Module):
         Learn the embedding.
 
         Args:
-            mask_batches: arrays or tensors (b, s, s) of 0 and 1, read once.
+            mask_batches: arrays or tensors (m, S, S) of 0 and 1, read once.
             settings: of the subclass.
         """
 
@@ -89,8 +92,10 @@ class MaskEmbedding(nn.Module):
 
 def require_file(path: str) -> str:
     """
+    The path of a fitted embedding.
+
     Raises:
-        ConfigError: there is no file at ``path``.
+        ConfigError: there is no such file.
     """
     if not os.path.isfile(path):
         raise ConfigError(
@@ -100,34 +105,53 @@ def require_file(path: str) -> str:
     return path
 
 
-@MASK_EMBEDDING_REGISTRY.register()
-class RawMask(MaskEmbedding):
-    """The mask's own pixels, row by row (the paper's ablation without an embedding)."""
-
-    @configurable
-    def __init__(self, *, size: int):
-        super().__init__(dim=size * size, size=size)
-
-    @classmethod
-    def from_config(cls, cfg):
-        return {"size": istr_value(cfg, "MASK_SIZE")}
-
-    def _encode(self, masks):
-        return masks.flatten(1)
-
-    def decode(self, codes, roi_features=None):
-        return codes.float().unflatten(1, (self.size, self.size))
-
-
 def build_mask_embedding(cfg: CfgNode) -> MaskEmbedding:
     """
-    The embedding of MODEL.ISTR.EMBEDDING or else MASK_ENCODING_METHOD; PCA where both are empty (version 1).
+    The embedding that MODEL.ISTR.EMBEDDING or else MASK_ENCODING_METHOD names; PCA where both are empty (version 1).
 
     Raises:
-        ConfigError: the name is unknown, or sizes do not fit.
+        ConfigError: the name is unknown, or the sizes do not fit.
     """
     name = cfg.MODEL.ISTR.EMBEDDING or cfg.MODEL.ISTR.MASK_ENCODING_METHOD or "PCA"
     if name not in MASK_EMBEDDING_REGISTRY:
         key = "EMBEDDING" if cfg.MODEL.ISTR.EMBEDDING else "MASK_ENCODING_METHOD"
         raise ConfigError(f"MODEL.ISTR.{key} is {name!r}; it must be one of PCA, DCT, AE, RawMask.")
     return MASK_EMBEDDING_REGISTRY.get(name)(cfg)
+
+
+def mask_dice_losses(decoded: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """1 - dice of decoded masks and the true ones, (M, S, S) each: (M,)."""
+    return 1 - paired_dice(decoded.flatten(1), masks.flatten(1), DICE_EPSILON)
+
+
+@torch.no_grad()
+def reconstruction_ious(embedding: MaskEmbedding, mask_batches: Iterable, components: Sequence[int] = ()):
+    """
+    How well codes describe masks: the IoU of each mask with its decoded code, cut at 0.5, in eval mode.
+
+    Args:
+        mask_batches: arrays or tensors (m, S, S) of 0 and 1; no mask is empty.
+        components: numbers of a code to keep, one column of the result for each; the rest are set to 0. Default: all.
+
+    Returns:
+        (M,) or, with components, (M, len(components)), on the CPU.
+    """
+    device = next(iter((*embedding.buffers(), *embedding.parameters())), torch.zeros(0)).device
+    was_training = embedding.training
+    embedding.eval()
+    rows = []
+    for batch in mask_batches:
+        masks = torch.as_tensor(batch, device=device)
+        codes = embedding.encode(masks)
+        inside = masks > 0
+        columns = []
+        for count in components or (embedding.dim,):
+            kept = codes.clone()
+            kept[:, count:] = 0
+            decoded = embedding.decode(kept) >= 0.5
+            union = (decoded | inside).flatten(1).sum(1)
+            columns.append((decoded & inside).flatten(1).sum(1) / union.clamp(min=1))
+        rows.append(torch.stack(columns, 1).cpu())
+    embedding.train(was_training)
+    ious = torch.cat(rows) if rows else torch.zeros(0, max(len(components), 1))
+    return ious if components else ious[:, 0]

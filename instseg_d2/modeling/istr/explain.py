@@ -1,5 +1,7 @@
 """
-What ISTR does, as pictures: boxes and masks of some queries after each head. n queries, S the side of a decoded mask.
+What ISTR does, as pictures: boxes and masks of some queries after each head.
+
+q queries, S the side of a decoded mask, H x W pixels.
 """
 
 from collections.abc import Sequence
@@ -16,8 +18,8 @@ def explain_image(image: np.ndarray, steps: Sequence, tags: Sequence[str], mask_
     """
     Args:
         image: (H, W, 3) uint8, RGB, network input size.
-        steps: (boxes (n, 4) in input pixels, masks (n, 1, S, S)) after each head.
-        tags: n texts; they stand in the last picture.
+        steps: (boxes (q, 4) in input pixels, masks (q, 1, S, S)) after each head.
+        tags: q texts for the last picture.
 
     Returns:
         [(title, RGB uint8 picture)], one a head; a query keeps its colour.

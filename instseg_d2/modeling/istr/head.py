@@ -1,6 +1,7 @@
 """
-One refinement head of ISTR (figure 2 of the paper) and its parts. B images, N queries an image, M = B * N, C channels,
-R x R cells of the RoI feature (7), K classes, D numbers of a mask code.
+One refinement head of ISTR (figure 2 of the paper) and its parts.
+
+N images, Q queries an image, C channels, R x R cells of the RoI feature (7), K classes, L numbers of a mask code.
 """
 
 import math
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...layers import ConvolvedLinear
+from ...layers import ConvolvedLinear, conv_norm_elu
 
 ROI_ATTENTIONS = ("dynamic", "multihead")
 MASK_ROI_SIZE = 28  # of the crop that the RoI mask branch reads
@@ -24,18 +25,12 @@ def linear_stack(channels: int, num_layers: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def conv_norm_elu(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> list[nn.Module]:
-    """Convolution with bias and padding 1, batch norm, ELU."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride=stride, padding=1)
-    return [conv, nn.BatchNorm2d(out_channels), nn.ELU(inplace=True)]
-
-
 class DynamicAttention(nn.Module):
     """
-    The RoI feature seen through two matrices that the query makes (Dynamic Attention, figure 3 of the paper).
+    The RoI feature passes through two matrices that the query makes (Dynamic Attention, figure 3 of the paper).
 
     Args:
-        dim: inner width d of the matrices C x d and d x C.
+        dim: d of the matrices C x d and d x C.
         cells: R * R.
     """
 
@@ -49,16 +44,16 @@ class DynamicAttention(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
 
     def forward(self, queries: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
-        """queries (M, C), rois (M, R * R, C) -> (M, C)."""
+        """queries (N * Q, C), rois (N * Q, R * R, C) -> (N * Q, C)."""
         channels, dim = self.shape
         first, second = self.dynamic_layer(queries).split(channels * dim, dim=1)
-        # Views of the layer's output: the batched products read them in place.
+        # The matrices are views of the layer's output, so nothing is copied.
         x = F.elu(self.norm1(torch.bmm(rois.to(first.dtype), first.view(-1, channels, dim))), inplace=True)
         x = F.elu(self.norm2(torch.bmm(x.to(second.dtype), second.view(-1, dim, channels))), inplace=True)
         return F.elu(self.norm3(self.out_layer(x.flatten(1))), inplace=True)
 
     def fold(self) -> None:
-        """Compute the large layers the fast way of a CPU, in place, for inference alone."""
+        """For inference on a CPU: replace the large layers by faster ones, in place."""
         if self.out_layer.weight.device.type == "cpu":
             self.dynamic_layer = ConvolvedLinear(self.dynamic_layer)
             self.out_layer = ConvolvedLinear(self.out_layer)
@@ -72,12 +67,12 @@ class MultiHeadRoIAttention(nn.Module):
         self.attention = nn.MultiheadAttention(channels, num_heads, batch_first=True)
 
     def forward(self, queries: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
-        """queries (M, C), rois (M, R * R, C) -> (M, C)."""
+        """queries (N * Q, C), rois (N * Q, R * R, C) -> (N * Q, C)."""
         return self.attention(queries[:, None], rois, rois, need_weights=False)[0][:, 0]
 
 
 class VectorMaskBranch(nn.Module):
-    """Version 1: from the query to the code."""
+    """Version 1: the query becomes the code."""
 
     needs_rois = False
 
@@ -87,13 +82,13 @@ class VectorMaskBranch(nn.Module):
         self.codes = nn.Linear(channels, code_dim)
 
     def forward(self, queries: torch.Tensor, rois=None):
-        """queries (M, C) -> codes (M, D), and None for the decoder."""
+        """queries (N * Q, C) -> codes (N * Q, L), and None for the decoder."""
         return self.codes(self.layers(queries)), None
 
 
 class RoIMaskBranch(nn.Module):
     """
-    Version 2: from the RoI feature of the refined box to the code.
+    Version 2: the RoI feature of the refined box becomes the code.
 
     Args:
         decoder_channels: of the RoI feature for the decoder, 0 for none; see `forward`.
@@ -113,11 +108,12 @@ class RoIMaskBranch(nn.Module):
             middle = 2 * decoder_channels
             widths = (channels, middle, middle, decoder_channels, decoder_channels)
             pairs = zip(widths[:-1], widths[1:])
-            self.decoder_feature = nn.Sequential(*(m for i, o in pairs for m in conv_norm_elu(i, o, 3, 1)))
+            self.decoder_feature = nn.Sequential(*(m for pair in pairs for m in conv_norm_elu(*pair, 3)))
 
     def forward(self, queries, rois: torch.Tensor):
         """
-        rois (M, C, 28, 28) -> codes (M, D), and what the decoder adds to its second upsampling (M, 32, 28, 28) or None.
+        rois (D, C, 28, 28) of D boxes -> codes (D, L), and what the decoder adds after its second upsampling,
+        (D, 32, 28, 28) or None.
         """
         feature = None if self.decoder_feature is None else self.decoder_feature(rois)
         return self.layers(rois).flatten(1), feature
@@ -128,8 +124,8 @@ class RefinementHead(nn.Module):
     Self-attention among the queries, attention to the RoI feature, feed-forward layer; class, box and mask branches.
 
     Args:
-        roi_attention: (queries (M, C), rois (M, R * R, C)) -> (M, C).
-        mask_branch: (queries (M, C), rois (M, C, 28, 28) or None) -> codes (M, D), decoder feature.
+        roi_attention: (queries (N * Q, C), rois (N * Q, R * R, C)) -> (N * Q, C).
+        mask_branch: (queries (N * Q, C), rois (N * Q, C, 28, 28) or None) -> codes (N * Q, L), decoder feature.
         num_heads: of the self-attention; feedforward: width of the feed-forward layer.
         num_class_layers, num_box_layers: before the last linear layer of the branches.
     """
@@ -163,7 +159,7 @@ class RefinementHead(nn.Module):
         self.mask_branch = mask_branch
 
     def forward(self, queries: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
-        """queries (B, N, C), rois (M, R * R, C) of their boxes -> queries (B, N, C)."""
+        """queries (N, Q, C), rois (N * Q, R * R, C) of their boxes -> queries (N, Q, C)."""
         attended = self.self_attention(queries, queries, queries, need_weights=False)[0]
         queries = self.norm1(queries + self.dropout(attended))
         attended = self.roi_attention(queries.flatten(0, 1), rois).view_as(queries)
@@ -182,8 +178,8 @@ class RefinementHead(nn.Module):
 
 def init_heads(heads: Sequence[nn.Module], prior: float) -> None:
     """
-    Xavier uniform for every parameter of more than one dimension; the class biases, and nothing else, at the focal
-    prior log(p / (1 - p)); the other one-dimensional parameters keep PyTorch's defaults.
+    Parameters of more than one dimension start Xavier uniform, the class biases at the focal prior log(p / (1 - p)).
+    The other one-dimensional parameters keep PyTorch's defaults.
     """
     for head in heads:
         for parameter in head.parameters():

@@ -1,6 +1,7 @@
 """
-The ISTR meta-architecture. B images, N queries an image, C channels, K classes, D detections an image, S the side of a
-decoded mask.
+The ISTR meta-architecture.
+
+N images, Q queries an image, C channels, D detections an image, S the side of a decoded mask.
 """
 
 from collections.abc import Sequence
@@ -13,10 +14,10 @@ from torch import nn
 
 from ..meta_arch import InstanceSegmenter
 from .criterion import ISTRCriterion
-from .detection import Detections, detect, first_queries, paste_threshold, to_instances, whole_image_boxes
 from .embedding import build_mask_embedding
 from .explain import explain_image
-from .heads import RefinementHeads
+from .inference import Detections, detect, first_queries, paste_threshold, to_instances, whole_image_boxes
+from .refinement import RefinementHeads
 
 
 @META_ARCH_REGISTRY.register()
@@ -41,7 +42,7 @@ class ISTR(InstanceSegmenter):
         """
         Args:
             mask_embedding: a `MaskEmbedding`.
-            num_queries: N; channels: C.
+            num_queries: Q; channels: C.
             max_detections: the best pairs of query and class that are kept of each image.
             kwargs: of `InstanceSegmenter`.
         """
@@ -76,7 +77,7 @@ class ISTR(InstanceSegmenter):
         return 32
 
     def start(self, images: ImageList):
-        """The pyramid (name -> (B, C, H_l, W_l)) and what the first head gets, see `first_queries`."""
+        """The pyramid (name -> (N, C, h_l, w_l)) and what the first head gets, see `first_queries`."""
         features = self.backbone(images.tensor)
         maps = self.roi_heads.maps(features)
         return features, *first_queries(maps, images.image_sizes, self.initial_boxes, self.query_embedding)

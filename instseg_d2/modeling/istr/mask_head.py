@@ -1,5 +1,8 @@
 """
-ISTR's mask codes inside the boxes of any detector. M boxes of the batch, C channels, S the side of an encoded mask.
+ISTR's mask codes inside the boxes of any detector.
+
+N images, D boxes (proposals in training, else detections), C channels, L numbers of a mask code, S the side of an
+encoded mask.
 """
 
 import torch
@@ -12,11 +15,10 @@ from detectron2.structures import Instances
 from ...errors import ConfigError
 from ..ground_truth import box_masks
 from ..image_mask_head import add_masks, rescaled
-from ..losses.dice import paired_dice
-from .detection import paste_threshold
-from .embedding import MaskEmbedding, build_mask_embedding
+from .embedding import MaskEmbedding, build_mask_embedding, mask_dice_losses
 from .fitting import require_fitted
 from .head import MASK_ROI_SIZE, RoIMaskBranch
+from .inference import paste_threshold
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -42,7 +44,7 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
         """
         Args:
             code_weight, dice_weight: of smooth L1 on the codes and of dice on the decoded masks.
-            mask_threshold: value from which a pixel belongs to the mask.
+            mask_threshold: a pixel belongs to the mask from this value on.
             kwargs: loss_weight and vis_period of Detectron2's BaseMaskRCNNHead.
         """
         super().__init__(**kwargs)
@@ -78,28 +80,27 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
     def losses(self, codes: torch.Tensor, instances: list[Instances]) -> torch.Tensor:
         """
         Args:
-            codes: (M, D) of the foreground proposals.
-            instances: of each image, with proposal_boxes and gt_masks.
+            codes: (D, L) of the foreground proposals.
+            instances: N, with proposal_boxes and gt_masks.
 
         Returns:
-            Weighted smooth L1 of the codes plus dice of the decoded masks, the mean over the proposals.
+            weighted smooth L1 of the codes plus dice of the decoded masks, the mean over the proposals.
         """
         with torch.autocast(codes.device.type, enabled=False):
             codes = codes.float()
             crops = box_masks(instances, self.mask_embedding.size).float()
             error = F.smooth_l1_loss(codes, self.mask_embedding.encode(crops), reduction="none").mean(1)
-            masks = self.mask_embedding.decode(codes)
-            dice = 1 - paired_dice(masks.flatten(1), crops.flatten(1), eps=1e-5)
+            dice = mask_dice_losses(self.mask_embedding.decode(codes), crops)
             return (self.code_weight * error + self.dice_weight * dice).sum() / max(len(codes), 1)
 
     def forward(self, features: torch.Tensor, instances: list[Instances]):
         """
         Args:
-            features: (M, C, 28, 28).
-            instances: of each image; foreground proposals in training, else with pred_boxes and pred_classes.
+            features: (D, C, 28, 28).
+            instances: N; foreground proposals in training, else detections with pred_boxes and pred_classes.
 
         Returns:
-            In training {"loss_mask": scalar}; else the instances with pred_masks (D, 1, S, S).
+            in training {"loss_mask": scalar}; else the instances with pred_masks (D, 1, S, S).
         """
         codes = self.branch(None, features)[0]
         if self.training:

@@ -1,4 +1,4 @@
-"""ISTR inside Detectron2's GeneralizedRCNN."""
+"""ISTR inside Detectron2's GeneralizedRCNN. N images, Q queries an image, D detections, S the side of a mask."""
 
 from collections.abc import Sequence
 
@@ -11,20 +11,19 @@ from torch import nn
 from ..image_mask_head import rescaled
 from ..proposal_free import ProposalFreeROIHeads
 from .criterion import ISTRCriterion
-from .detection import detect, first_queries, paste_threshold, to_instances, whole_image_boxes
 from .embedding import MaskEmbedding, build_mask_embedding
 from .fitting import require_fitted
-from .heads import RefinementHeads
+from .inference import detect, first_queries, paste_threshold, to_instances, whole_image_boxes
+from .refinement import RefinementHeads
 
 
 @ROI_HEADS_REGISTRY.register()
 class ISTRHeads(ProposalFreeROIHeads, RefinementHeads):
     """
-    ISTR's refinement heads with their queries, mask embedding and losses; the queries replace the proposals, which are
-    ignored.
+    ISTR's refinement heads with their queries, mask embedding and losses. The proposals are ignored.
 
-    Its keys are those of MODEL.ISTR but for the number of classes, which is MODEL.ROI_HEADS.NUM_CLASSES. Where
-    MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO is 0, Detectron2's default, it is ISTR's 2.
+    The keys are those of MODEL.ISTR, but MODEL.ROI_HEADS.NUM_CLASSES counts the classes. A
+    MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO of 0, Detectron2's default, means ISTR's 2.
     """
 
     @configurable
@@ -41,9 +40,9 @@ class ISTRHeads(ProposalFreeROIHeads, RefinementHeads):
     ):
         """
         Args:
-            num_queries: queries an image; channels: of a query.
+            num_queries: Q; channels: of a query.
             max_detections: the best pairs of query and class that are kept of each image.
-            mask_threshold: value from which a pixel belongs to a mask.
+            mask_threshold: a pixel belongs to a mask from this value on.
             kwargs: of `RefinementHeads`.
         """
         super().__init__(**kwargs)

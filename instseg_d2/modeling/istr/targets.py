@@ -1,29 +1,41 @@
 """
-Training targets of ISTR. B images, M objects of the batch, P pairs, S the side of an encoded mask.
+Ground truth of ISTR, and which query learns which object (matching and losses: equations 3 to 8 of the paper).
+
+N images, Q queries an image, T heads, M objects of the batch (M_i of image i), P pairs a head, K classes, L numbers of
+a mask code, S the side of an encoded mask. All costs are float32.
 """
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from detectron2.structures import Instances
+from torchvision.ops import generalized_box_iou
 
 from ..ground_truth import box_masks, crop_masks, image_index, image_masks
+from ..losses.dice import pairwise_dice
+from ..matching import match_by_score
+from .embedding import DICE_EPSILON, MaskEmbedding
+from .refinement import Predictions
+
+MASK_COSTS = ("cosine", "l1", "dice")
 
 
 class Targets:
     """
-    The ground truth of a batch, objects of all images in one row.
+    The objects of a batch, image after image.
 
     Attributes:
         counts: objects of each image; image: (M,) int64 image of each object; classes: (M,) int64.
-        boxes: (M, 4) x1, y1, x2, y2, input pixels; scale: (B, 4) width, height, width, height of the unpadded images.
+        boxes: (M, 4) x1, y1, x2, y2, input pixels; scale: (N, 4) width, height, width, height of the unpadded images.
         crops: (M, S, S) 0/1 float32: each mask inside its own box.
     """
 
     def __init__(self, gt_instances: Sequence[Instances], size: int, refined: bool):
         """
         Args:
-            size: S; refined: whether masks will be cropped by other boxes than their own, see `crop`.
+            size: S.
+            refined: masks will also be cropped by other boxes, see `crop`.
         """
         self.size = size
         self.counts = [len(x) for x in gt_instances]
@@ -33,7 +45,7 @@ class Targets:
         self.image = image_index(gt_instances, device)
         sizes = [x.image_size for x in gt_instances]
         self.scale = torch.tensor([[w, h, w, h] for h, w in sizes], dtype=torch.float32, device=device)
-        # Each polygon is rasterised once: at full size when it is cropped again later, else inside its box.
+        # Each polygon is rasterised once: at full size if it is cropped again later, else inside its box.
         self.masks = [image_masks(x) for x in gt_instances] if refined else None
         if refined:
             own = (torch.arange(count, device=device) for count in self.counts)
@@ -48,11 +60,11 @@ class Targets:
         Masks inside other boxes, which are clamped to the unpadded image.
 
         Args:
-            objects: (H, P) index into the objects of the batch, in the order of the images; boxes: (H, P, 4).
+            objects: (T, P) index into the objects of the batch, image after image; boxes: (T, P, 4).
             pairs: how many of the P belong to each image.
 
         Returns:
-            (H, P, S, S) 0/1 float32.
+            (T, P, S, S) 0/1 float32.
         """
         crops, first = [], 0
         parts = zip(self.masks, self.scale, self.counts, objects.split(pairs, 1), boxes.detach().split(pairs, 1))
@@ -62,3 +74,91 @@ class Targets:
             crops.append(inside.view(*own.shape, self.size, self.size))
             first += count
         return torch.cat(crops, dim=1).float()
+
+
+def class_cost(logits: torch.Tensor, classes: torch.Tensor, alpha: float, gamma: float) -> torch.Tensor:
+    """Focal loss of being class_k, minus that of being background: (..., Q, K), (M,) -> (..., Q, M)."""
+    p = logits.sigmoid()
+    positive = alpha * (1 - p) ** gamma * -(p + 1e-8).log()
+    negative = (1 - alpha) * p**gamma * -(1 - p + 1e-8).log()
+    return (positive - negative)[..., classes]
+
+
+def code_cost(codes: torch.Tensor, target: torch.Tensor, kind: str) -> torch.Tensor:
+    """
+    Distance of mask codes, lower is better: -(cos + 1) / 2 or the mean absolute difference (l1).
+
+    Args:
+        codes: (T, Q, L); target: (T or 1, M, L).
+
+    Returns:
+        (T, Q, M).
+    """
+    if kind == "l1":
+        return torch.cdist(codes, target.expand(len(codes), -1, -1), p=1) / codes.shape[-1]
+    codes, target = F.normalize(codes, dim=-1, eps=1e-12), F.normalize(target, dim=-1, eps=1e-12)
+    return -(codes @ target.transpose(1, 2) + 1) / 2
+
+
+class Matcher:
+    """
+    One-to-one matching of each head and image by the sum of class, box and mask costs.
+
+    Args:
+        weights: of the costs "class", "l1", "giou" and "code".
+        alpha, gamma: of the focal cost.
+        mask_cost: "cosine", "l1" or "dice".
+        noise: two encodings of a mask differ, so every head gets its own.
+    """
+
+    def __init__(self, *, weights: dict[str, float], alpha=0.25, gamma=2.0, mask_cost="cosine", noise=False):
+        if mask_cost not in MASK_COSTS:
+            raise ValueError(f"mask_cost is {mask_cost!r}; it must be one of {', '.join(MASK_COSTS)}")
+        self.weights = weights
+        self.alpha = alpha
+        self.gamma = gamma
+        self.mask_cost = mask_cost
+        self.noise = noise
+
+    @torch.no_grad()
+    def __call__(self, predictions: Predictions, targets: Targets, embedding: MaskEmbedding):
+        """
+        Returns:
+            rows (T, P) int64: query of each pair inside its image; objects (T, P) int64 index into the batch's
+            objects; pairs: how many of the P belong to each image, min(Q, M_i).
+        """
+        num_heads, num_images, num_queries = predictions.boxes.shape[:3]
+        scores, first = [], 0
+        for image, count in enumerate(targets.counts):
+            scores.append(-self._cost(predictions, targets, image, slice(first, first + count), embedding))
+            first += count
+        # One copy to the host for all heads and images, one back for all pairs.
+        on_host = torch.cat([x.flatten() for x in scores]).cpu()
+        split = on_host.split([x.numel() for x in scores])
+        by_image = [x.view(num_heads, num_queries, count) for x, count in zip(split, targets.counts)]
+        matches = match_by_score([by_image[image][head] for head in range(num_heads) for image in range(num_images)])
+        starts = torch.tensor([0, *targets.counts]).cumsum(0)
+        rows = torch.cat([rows for rows, _ in matches])
+        objects = torch.cat([columns + starts[i % num_images] for i, (_, columns) in enumerate(matches)])
+        pairs = [min(num_queries, count) for count in targets.counts]
+        rows, objects = torch.stack([rows, objects]).view(2, num_heads, sum(pairs)).to(predictions.boxes.device)
+        return rows, objects, pairs
+
+    def _cost(self, predictions: Predictions, targets: Targets, image: int, own: slice, embedding) -> torch.Tensor:
+        """Weighted costs of one image, whose objects are the slice ``own`` of the batch's: (T, Q, M_i)."""
+        boxes, gt_boxes, scale = predictions.boxes[:, image], targets.boxes[own], targets.scale[image]
+        crops = targets.crops[own]
+        cost = self.weights["class"] * class_cost(
+            predictions.class_logits[:, image], targets.classes[own], self.alpha, self.gamma
+        )
+        flat = boxes.flatten(0, 1)
+        pairs = self.weights["l1"] * torch.cdist(flat / scale, gt_boxes / scale, p=1)
+        pairs -= self.weights["giou"] * generalized_box_iou(flat, gt_boxes)
+        cost += pairs.view_as(cost)
+        own_codes = predictions.codes[:, image]
+        if self.mask_cost == "dice":
+            masks = embedding.decode(own_codes.flatten(0, 1)).flatten(1)
+            return cost - self.weights["code"] * pairwise_dice(masks, crops.flatten(1), DICE_EPSILON).view_as(cost)
+        copies = len(boxes) if self.noise else 1
+        codes = embedding.encode(crops.repeat(copies, 1, 1)).view(copies, len(crops), embedding.dim)
+        return cost + self.weights["code"] * code_cost(own_codes, codes, self.mask_cost)

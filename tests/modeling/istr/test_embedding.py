@@ -33,8 +33,8 @@ from instseg_d2.modeling.istr import (
     held_out_split,
     reconstruction_ious,
 )
-from instseg_d2.modeling.istr.dct import zigzag
-from instseg_d2.modeling.istr.masks import PackedMasks, regrouped
+from instseg_d2.modeling.istr.autoencoder import PackedMasks
+from instseg_d2.modeling.istr.components import regrouped, zigzag
 
 
 def rectangles(count: int, size: int, seed: int = 0, kinds: int = 0) -> np.ndarray:

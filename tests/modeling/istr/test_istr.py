@@ -7,7 +7,7 @@ from detectron2.structures import masks as mask_module
 
 from instseg_d2.inference.optimize import optimize_for_inference
 from instseg_d2.modeling import ground_truth
-from instseg_d2.modeling.istr import criterion as criterion_module
+from instseg_d2.modeling.istr import criterion, targets
 from projects.benchmarks.plain.istr import plain_infer, plain_losses
 from tests.tiny import random_batch
 from tests.tiny_istr import tiny_istr
@@ -170,11 +170,9 @@ def test_each_object_is_rasterised_once_a_step(method, monkeypatch):
 
 def test_one_copy_to_the_host_and_one_all_reduce_a_step(monkeypatch):
     calls = []
-    for name in ("match_by_score", "mean_over_workers"):
-        original = getattr(criterion_module, name)
-        monkeypatch.setattr(
-            criterion_module, name, lambda x, name=name, original=original: calls.append(name) or original(x)
-        )
+    for module, name in ((targets, "match_by_score"), (criterion, "mean_over_workers")):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda x, name=name, original=original: calls.append(name) or original(x))
     model = tiny_istr()
     assert model(random_batch([3, 2]))
     assert sorted(calls) == ["match_by_score", "mean_over_workers"]

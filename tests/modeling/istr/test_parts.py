@@ -7,14 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from torch import nn
 
 from instseg_d2.config import load_config
 from instseg_d2.errors import ConfigError
-from instseg_d2.layers import ConvolvedLinear
-from instseg_d2.modeling.istr.criterion import class_cost, code_cost
 from instseg_d2.modeling.istr.head import (
     DynamicAttention,
     MultiHeadRoIAttention,
@@ -23,64 +20,10 @@ from instseg_d2.modeling.istr.head import (
     VectorMaskBranch,
     init_heads,
 )
-from instseg_d2.modeling.istr.heads import Predictions
-from instseg_d2.modeling.istr.pooler import PyramidPooler
-from instseg_d2.modeling.istr.targets import Targets
+from instseg_d2.modeling.istr.refinement import Predictions
+from instseg_d2.modeling.istr.targets import Targets, class_cost, code_cost
 from tests.tiny import random_batch
 from tests.tiny_istr import TINY, tiny_istr
-
-
-def pyramid(batch=2, channels=5, height=96, width=128):
-    return [torch.randn(batch, channels, height >> i, width >> i) for i in (2, 3, 4, 5)]
-
-
-def some_boxes():
-    """Inside, across every border, wholly outside, tiny, large: (2, 6, 4)."""
-    boxes = [[10, 12, 60, 70], [-30, 5, 40, 200], [300, 300, 340, 350], [20, 20, 20.5, 21], [0, 0, 128, 96]]
-    boxes = torch.tensor([*boxes, [-400, -300, 900, 800]])
-    return torch.stack([boxes, boxes + 3.3])
-
-
-@pytest.mark.parametrize(("resolution", "ratio"), [(7, 2), (4, 1), (28, 2)])
-def test_pooler_is_roi_align_on_the_level_of_the_box(resolution, ratio):
-    torch.manual_seed(0)
-    maps = [x.requires_grad_() for x in pyramid()]
-    boxes = some_boxes()
-    found = PyramidPooler([4, 8, 16, 32], resolution, ratio)(maps, boxes)
-    pooler = ROIPooler(resolution, [1 / 4, 1 / 8, 1 / 16, 1 / 32], ratio, "ROIAlignV2")
-    expected = pooler(maps, [Boxes(x) for x in boxes]).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    weights = torch.randn_like(found)
-    for a, b in zip(
-        torch.autograd.grad((found * weights).sum(), maps), torch.autograd.grad((expected * weights).sum(), maps)
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("rows", [0, 1, 5])
-def test_linear_layers_as_convolutions(rows):
-    torch.manual_seed(0)
-    layer, x = nn.Linear(6, 9), torch.randn(rows, 6)
-    found = ConvolvedLinear(layer)(x)
-    assert found.shape == (rows, 9)
-    assert found.is_contiguous()
-    torch.testing.assert_close(found, x @ layer.weight.T + layer.bias)
-
-
-def test_pooler_by_hand_and_with_boxes_that_are_no_numbers():
-    maps = [torch.arange(64.0).view(1, 1, 8, 8)]
-    pooler = PyramidPooler([4], 2, 1)
-    found = pooler(maps, torch.tensor([[[4.0, 8, 20, 24]]]))
-    # The box covers cells 1..5 and 2..6; its four bins have their centres half a cell back, at 1.5, 3.5 and 2.5, 4.5.
-    assert found.flatten().tolist() == [8 * y + x for y in (2.5, 4.5) for x in (1.5, 3.5)]
-    assert pooler(maps, torch.full((1, 3, 4), math.nan)).shape == (3, 4, 1)
-    assert pooler(maps, torch.full((1, 3, 4), 1e30)).isfinite().all()
-
-
-def test_levels_of_boxes():
-    sides = torch.tensor([1.0, 111, 112, 223, 224, 447, 448, 9999])
-    boxes = torch.cat([torch.zeros(8, 2), sides[:, None].repeat(1, 2)], 1)
-    assert PyramidPooler([4, 8, 16, 32], 7).levels(boxes).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_dynamic_attention():
@@ -289,7 +232,7 @@ def test_matching_tries_all(cost):
     predictions = random_predictions(model, 3, 4)
     instances = [x["instances"] for x in random_batch(counts)]
     targets = Targets(instances, 28, refined=False)
-    rows, objects, pairs = model.criterion.match(predictions, targets, model.mask_embedding)
+    rows, objects, pairs = model.criterion.matcher(predictions, targets, model.mask_embedding)
     assert (pairs, rows.shape, objects.shape) == ([2, 0, 4], (2, 6), (2, 6))
     codes = model.mask_embedding.encode(targets.crops)
     masks = model.mask_embedding.decode(predictions.codes.detach().flatten(0, 2)).view(2, 3, 4, 28, 28)
@@ -348,7 +291,7 @@ def test_mask_losses_by_hand(method, weights):
     predictions = random_predictions(model, 2, 5)
     instances = [x["instances"] for x in random_batch([2, 1])]
     targets = Targets(instances, embedding.size, refined=True)
-    rows, objects, _ = criterion.match(predictions, targets, embedding)
+    rows, objects, _ = criterion.matcher(predictions, targets, embedding)
     losses = criterion(predictions, instances, embedding)
     feat, dice = 0.0, 0.0
     for row, k in zip(rows[0].tolist(), objects[0].tolist()):

@@ -1,6 +1,7 @@
 """
-From queries to detections, for the meta-architecture and for Detectron2's GeneralizedRCNN alike. B images, N queries an
-image, C channels, D detections an image, S the side of a decoded mask.
+From queries to detections, for the meta-architecture and for Detectron2's GeneralizedRCNN.
+
+N images, Q queries an image, C channels, D detections an image, S the side of a decoded mask.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,13 +14,13 @@ from torchvision.ops import box_convert
 
 from ...config.istr import istr_version
 from .embedding import MaskEmbedding
-from .heads import RefinementHeads, Stage
+from .refinement import RefinementHeads, Stage
 
 
 class Detections(NamedTuple):
     """
-    The best pairs of query and class: queries, classes and scores (B, D), best first; what each head did; and a
-    function (stage, queries (B, n)) -> boxes (B, n, 4) and masks (B, n, 1, S, S) after it.
+    The best pairs of query and class: queries, classes and scores (N, D), best first; what each head did; and a
+    function (stage, queries (N, q)) -> boxes (N, q, 4) and masks (N, q, 1, S, S) after that stage.
     """
 
     queries: torch.Tensor
@@ -30,12 +31,12 @@ class Detections(NamedTuple):
 
 
 def paste_threshold(cfg) -> float:
-    """The value from which a pixel belongs to a mask: 0.5 in version 1, 0.45 in version 2."""
+    """A pixel belongs to a mask from this value on: 0.5 in version 1, 0.45 in version 2."""
     return 0.5 if istr_version(cfg) == 1 else 0.45
 
 
 def whole_image_boxes(num_queries: int) -> nn.Embedding:
-    """Learned boxes (N, 4): centre, width and height, relative to the image; at first the whole image."""
+    """Learned boxes (Q, 4): centre, width and height relative to the image. They start as the whole image."""
     return nn.Embedding.from_pretrained(torch.tensor([[0.5, 0.5, 1.0, 1.0]]).repeat(num_queries, 1), freeze=False)
 
 
@@ -44,12 +45,12 @@ def first_queries(maps: Sequence[torch.Tensor], image_sizes, boxes: nn.Embedding
     What the first head gets.
 
     Args:
-        maps: (B, C, H_l, W_l) of the pyramid; image_sizes: (H, W) of the unpadded images.
-        boxes: see `whole_image_boxes`; queries: (N, C).
+        maps: (N, C, h_l, w_l) of the pyramid; image_sizes: (H, W) of the unpadded images.
+        boxes: see `whole_image_boxes`; queries: (Q, C).
 
     Returns:
-        boxes (B, N, 4) x1, y1, x2, y2 in pixels of the unpadded images; queries (B, N, C), the sum of the levels' means
-        over the padded image plus an embedding.
+        boxes (N, Q, 4) x1, y1, x2, y2 in pixels of the unpadded images; queries (N, Q, C): the levels' means over the
+        padded image, summed, plus an embedding.
     """
     scale = boxes.weight.new_tensor([[w, h, w, h] for h, w in image_sizes])
     pixels = box_convert(boxes.weight * scale[:, None], "cxcywh", "xyxy")
@@ -60,12 +61,12 @@ def detect(heads: RefinementHeads, features, boxes, queries, embedding: MaskEmbe
     """
     Args:
         features, boxes, queries: of `RefinementHeads.forward`.
-        limit: D, if there are so many pairs.
+        limit: the most detections of an image; D is lower if there are fewer pairs.
     """
     maps = heads.maps(features)
     rows = heads.pooler.rows(maps)
     stages = list(heads.refine(maps, rows, boxes, queries))
-    # Only the heads whose classes count classify; masks are made later, of what is kept.
+    # Only the heads that are averaged classify. Masks are made later, for the kept pairs.
     logits = [stage.head.classify(stage.queries).float() for stage in stages[-heads.averaged_heads :]]
     probabilities = torch.stack(logits).mean(0).sigmoid()
     scores, index = probabilities.flatten(1).topk(min(limit, probabilities[0].numel()))

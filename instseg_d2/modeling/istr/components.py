@@ -1,18 +1,95 @@
-"""Masks in their principal components. M masks, s their side, l components."""
+"""
+Codes that are linear in the pixels: the pixels themselves, cosine frequencies, principal components.
+
+M masks, S their side, L numbers of a code, k rows and columns of the frequencies in use.
+"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from detectron2.config import configurable
 
+from ...config.istr import istr_value
 from ...errors import ConfigError
 from ...files import written_whole
 from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, require_file
-from .masks import regrouped
 
 _KEYS = ("components_c", "mean_c", "explained_variance_c", "ratio_c")
+
+
+@MASK_EMBEDDING_REGISTRY.register()
+class RawMask(MaskEmbedding):
+    """The mask's own pixels, row by row (the paper's ablation without an embedding)."""
+
+    @configurable
+    def __init__(self, *, size: int):
+        super().__init__(dim=size * size, size=size)
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {"size": istr_value(cfg, "MASK_SIZE")}
+
+    def _encode(self, masks):
+        return masks.flatten(1)
+
+    def decode(self, codes, roi_features=None):
+        return codes.float().unflatten(1, (self.size, self.size))
+
+
+def cosine_basis(size: int) -> torch.Tensor:
+    """
+    The orthonormal one-dimensional DCT-II as a matrix: B[u, x] = c_u cos(pi (2 x + 1) u / (2 S)), c_0 = sqrt(1 / S),
+    c_u = sqrt(2 / S); float64 (S, S), frequencies in rows.
+    """
+    frequency = torch.arange(size, dtype=torch.float64)[:, None]
+    basis = torch.cos(math.pi * (2 * torch.arange(size, dtype=torch.float64) + 1) * frequency / (2 * size))
+    basis *= math.sqrt(2 / size)
+    basis[0] /= math.sqrt(2)
+    return basis
+
+
+def zigzag(size: int, count: int) -> torch.Tensor:
+    """
+    The first ``count`` places (row, column) of an S x S grid in zig-zag order: int64 (count, 2).
+
+    Diagonal i holds (i - j, j) for j = 0..i if i is even, (j, i - j) if it is odd.
+    """
+    pairs = []
+    for i in range(2 * size - 1):
+        diagonal = [(i - j, j) if i % 2 == 0 else (j, i - j) for j in range(i + 1)]
+        pairs += [pair for pair in diagonal if max(pair) < size]
+        if len(pairs) >= count:
+            break
+    return torch.tensor(pairs[:count], device="cpu")
+
+
+@MASK_EMBEDDING_REGISTRY.register()
+class DCT(MaskEmbedding):
+    """
+    The first L coefficients of the mask's orthonormal two-dimensional DCT-II, in zig-zag order. Nothing is fitted.
+
+    The decoded mask is the inverse transform with all other coefficients 0, without sigmoid or clamp.
+    """
+
+    @configurable
+    def __init__(self, *, dim: int, size: int):
+        super().__init__(dim=dim, size=size)
+        places = zigzag(size, dim)
+        rows = int(places.max()) + 1  # k: no higher frequency occurs
+        self.register_buffer("basis", cosine_basis(size)[:rows].float(), persistent=False)  # (k, S)
+        self.register_buffer("index", places[:, 0] * rows + places[:, 1], persistent=False)  # (L,) in the k x k grid
+
+    def _encode(self, masks):
+        return (self.basis @ masks @ self.basis.T).flatten(1)[:, self.index]
+
+    def decode(self, codes, roi_features=None):
+        with torch.autocast(codes.device.type, enabled=False):
+            rows = len(self.basis)
+            grid = codes.new_zeros((len(codes), rows * rows), dtype=torch.float32)
+            grid = grid.index_copy(1, self.index, codes.float())
+            return self.basis.T @ grid.unflatten(1, (rows, rows)) @ self.basis
 
 
 @MASK_EMBEDDING_REGISTRY.register()
@@ -20,10 +97,10 @@ class PCA(MaskEmbedding):
     """
     Whitened principal components of the masks' logits.
 
-    A mask is squeezed into r and 1 - r and passes the inverse sigmoid: x. Then z = (x - mean) C^T / sqrt(variance)
-    and mask = sigmoid((z sqrt(variance)) C + mean), with the unit-norm rows of C.
+    A mask is squeezed into r and 1 - r, and the inverse sigmoid makes it x. Then z = (x - mean) C^T / sqrt(variance)
+    and mask = sigmoid((z sqrt(variance)) C + mean); the rows of C have unit norm.
 
-    Buffers: components (l, s * s), means (s * s,), explained_variances (l,).
+    Buffers: components (L, S * S), means (S * S,), explained_variances (L,).
     """
 
     @configurable
@@ -31,7 +108,7 @@ class PCA(MaskEmbedding):
         """
         Args:
             noise: draw r = max(0.01, 0.05 u), u uniform in [0, 1), anew for every pixel and encoding, as the authors'
-                training does: matching and loss then see different codes.
+                training does. Matching and loss then see different codes.
             squeeze: r without noise.
         """
         super().__init__(dim=dim, size=size)
@@ -51,7 +128,7 @@ class PCA(MaskEmbedding):
         return bool(self.components.any())
 
     def _logits(self, masks: torch.Tensor) -> torch.Tensor:
-        """(M, s, s) of 0 and 1 -> (M, s * s) logits of the squeezed masks."""
+        """(M, S, S) of 0 and 1 -> (M, S * S) logits of the squeezed masks."""
         masks = masks.flatten(1)
         if not self.noise:
             return (2 * masks - 1) * math.log((1 - self.squeeze) / self.squeeze)
@@ -69,9 +146,9 @@ class PCA(MaskEmbedding):
     @torch.no_grad()
     def fit(self, mask_batches: Iterable, *, batch_size: int = 1024) -> None:
         """
-        Incremental principal components (scikit-learn): memory for two batches, whatever the number of masks.
+        Incremental principal components (scikit-learn). It takes memory for two batches, whatever the number of masks.
 
-        With fewer masks than l the last components are 0.
+        With fewer masks than L the last components are 0.
 
         Args:
             mask_batches: see `MaskEmbedding.fit`.
@@ -99,7 +176,7 @@ class PCA(MaskEmbedding):
         self._set(pca.components_, pca.mean_, pca.explained_variance_, pca.explained_variance_ratio_)
 
     def _set(self, components, mean, variance, ratio) -> None:
-        """Arrays (k, s * s), (s * s,), (k,), (k,), k <= l; where the masks do not vary nothing is whitened."""
+        """Arrays (l, S * S), (S * S,), (l,), (l,), l <= L. Where the masks do not vary nothing is whitened."""
         count = len(components)
         variance = np.nan_to_num(variance)
         variance = np.where(variance > 1e-6 * variance.max(), variance, 1)
@@ -112,8 +189,8 @@ class PCA(MaskEmbedding):
     @torch.no_grad()
     def load_file(self, path: str) -> None:
         """
-        Read the npz of the public release, or of `save_file`: components_c (1, k, s * s), mean_c (1, s * s),
-        explained_variance_c (1, k), ratio_c (1, k). Of k >= l components the first l are taken.
+        Read the npz of the public release or of `save_file`: components_c (1, l, S * S), mean_c (1, S * S),
+        explained_variance_c (1, l), ratio_c (1, l). Of l >= L components the first L are taken.
 
         Raises:
             ConfigError: the file is missing, of another layout, or made for other sizes.
@@ -136,3 +213,15 @@ class PCA(MaskEmbedding):
         tensors = (self.components, self.means, self.explained_variances, torch.from_numpy(self.explained_ratio))
         with written_whole(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **{key: x.cpu().numpy()[None] for key, x in zip(_KEYS, tensors)})
+
+
+def regrouped(mask_batches: Iterable, size: int) -> Iterator[np.ndarray]:
+    """The rows of all batches in batches of ``size`` rows; the last one has up to 2 size - 1."""
+    waiting = np.zeros(0)
+    for batch in mask_batches:
+        waiting = np.concatenate([waiting, batch]) if len(waiting) else np.asarray(batch)
+        while len(waiting) >= 2 * size:
+            yield waiting[:size]
+            waiting = waiting[size:]
+    if len(waiting):
+        yield waiting

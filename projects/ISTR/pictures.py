@@ -1,4 +1,4 @@
-"""Pictures of a mask embedding: masks beside what their codes remember, and quality against the length of a code."""
+"""Pictures of a mask embedding: masks beside their decoded codes, and quality against the length of a code."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from ...files import write_bytes, written_whole
-from .embedding import MaskEmbedding
+from instseg_d2.files import write_bytes, written_whole
+from instseg_d2.modeling.istr import MaskEmbedding
 
 SIDE = 112  # pixels of a drawn mask
 
@@ -19,7 +19,7 @@ def draw_reconstructions(embedding: MaskEmbedding, masks: torch.Tensor, columns:
     Rows of masks in pairs: originals above, decoded codes below.
 
     Args:
-        masks: (M, s, s) of 0 and 1.
+        masks: (M, S, S) of 0 and 1.
 
     Returns:
         (H, W) uint8, grey.
@@ -40,7 +40,7 @@ def draw_reconstructions(embedding: MaskEmbedding, masks: torch.Tensor, columns:
 
 
 def save_picture(path, picture: np.ndarray) -> None:
-    """Write a picture, grey or RGB uint8, whole; the ending of the path tells the format."""
+    """Write a picture, grey or RGB uint8, in the format of the path's suffix."""
     suffix = "." + str(path).rsplit(".", 1)[-1]
     write_bytes(path, cv2.imencode(suffix, picture[..., ::-1] if picture.ndim == 3 else picture)[1].tobytes())
 

@@ -1,16 +1,14 @@
 """
-RoIAlign over a feature pyramid in one gather. B images, N boxes an image, R cells a side, C channels.
+RoIAlign over a feature pyramid in one gather. N images, Q boxes an image, D = N * Q boxes, R cells a side, C channels.
 """
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import ShapeSpec
 from torch import nn
 
-from ...errors import ConfigError
-from ...layers import flatten_levels
+from .locations import flatten_levels
 
 
 def axis_samples(low, high, limit: torch.Tensor, resolution: int, ratio: int):
@@ -18,19 +16,19 @@ def axis_samples(low, high, limit: torch.Tensor, resolution: int, ratio: int):
     The cells of a map that RoIAlign (aligned) reads along one axis, and their weights.
 
     Args:
-        low, high: (M,) ends of the boxes in cells of the map.
-        limit: (M,) cells of the map.
+        low, high: (D,) ends of the boxes in cells of the map.
+        limit: (D,) cells of the map.
         ratio: samples a bin.
 
     Returns:
-        index (M, R, 2 * ratio) int64 inside the map; weights of the same shape, 0 for samples beyond its border.
+        index (D, R, 2 * ratio) int64 inside the map; weights of the same shape, 0 for samples beyond its border.
     """
     steps = (torch.arange(resolution * ratio, device=low.device) + 0.5) / (resolution * ratio)
     points = (low - 0.5)[:, None] + steps * (high - low)[:, None]
     limit = limit[:, None]
     inside = (points >= -1) & (points <= limit)
     points = torch.minimum(points.clamp(min=0), limit - 1.0)
-    first = torch.minimum(points.long().clamp(min=0), limit - 1)  # clamped also where a coordinate is no number
+    first = torch.minimum(points.long().clamp(min=0), limit - 1)  # a NaN is clamped as well
     share = points - first
     index = torch.stack([first, torch.minimum(first + 1, limit - 1)], dim=-1)
     weights = torch.stack([1 - share, share], dim=-1) * inside[..., None] / ratio
@@ -42,8 +40,8 @@ class PyramidPooler(nn.Module):
     RoIAlign (aligned, so "ROIAlignV2") of each box on the pyramid level of its size (FPN, eq. 1): level
     floor(4 + log2(sqrt(area) / 224 + 1e-8)), clamped.
 
-    Every output cell is a weighted sum of cells of one level, so all levels and boxes are one `embedding_bag` over the
-    rows of all maps: no loop over levels, no host read, and the output is location-major.
+    Every output cell is a weighted sum of cells of one level. So all levels and boxes are one `embedding_bag` over the
+    rows of all maps, without a loop over levels or a host read, and the channels come last.
 
     Args:
         strides: of the maps, pixels, each twice the one before.
@@ -56,20 +54,8 @@ class PyramidPooler(nn.Module):
         self.resolution = resolution
         self.sampling_ratio = sampling_ratio
 
-    @classmethod
-    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec], resolution: int):
-        """The pooler over MODEL.ROI_HEADS.IN_FEATURES at MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO."""
-        head = cfg.MODEL.ROI_BOX_HEAD
-        if head.POOLER_TYPE != "ROIAlignV2" or head.POOLER_SAMPLING_RATIO < 1:
-            raise ConfigError(
-                "ISTR needs MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlignV2 and POOLER_SAMPLING_RATIO 1 or more; got "
-                f"{head.POOLER_TYPE} and {head.POOLER_SAMPLING_RATIO}."
-            )
-        strides = [input_shape[name].stride for name in cfg.MODEL.ROI_HEADS.IN_FEATURES]
-        return cls(strides, resolution, head.POOLER_SAMPLING_RATIO)
-
     def levels(self, boxes: torch.Tensor) -> torch.Tensor:
-        """boxes (M, 4) -> (M,) int64 index into the maps."""
+        """boxes (D, 4) -> (D,) int64 index into the maps."""
         finest, coarsest = (stride.bit_length() - 1 for stride in (self.strides[0], self.strides[-1]))
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
         level = torch.floor(4 + torch.log2(area.sqrt() / 224 + 1e-8)).clamp(finest, coarsest)
@@ -78,12 +64,12 @@ class PyramidPooler(nn.Module):
     def forward(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor, rows=None) -> torch.Tensor:
         """
         Args:
-            maps: (B, C, H_l, W_l), finest first.
-            boxes: (B, N, 4) x1, y1, x2, y2 in input pixels; no gradient reaches them.
-            rows: `self.rows(maps)` where several calls share it.
+            maps: (N, C, h_l, w_l), finest first.
+            boxes: (N, Q, 4) x1, y1, x2, y2 in input pixels; they get no gradient.
+            rows: `self.rows(maps)`, if several calls share it.
 
         Returns:
-            (B * N, R * R, C) in the maps' type.
+            (D, R * R, C) float32, or the type of ``rows``.
         """
         batch, count = boxes.shape[:2]
         flat = boxes.detach().float().flatten(0, 1)
@@ -114,5 +100,5 @@ class PyramidPooler(nn.Module):
 
     @staticmethod
     def rows(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """All cells of all maps in float32: (sum of B * H_l * W_l, C)."""
+        """All cells of all maps in float32: (sum of N * h_l * w_l, C)."""
         return flatten_levels(maps).float()

@@ -1,6 +1,7 @@
 """
-Recurrent refinement: boxes and queries through ISTR's heads, one after the other (section 3 of the paper).
-H heads, B images, N queries an image, C channels, K classes, D numbers of a mask code.
+Recurrent refinement: boxes and queries pass through ISTR's heads, one after the other (section 3 of the paper).
+
+N images, Q queries an image, T heads, C channels, K classes, L numbers of a mask code.
 """
 
 import math
@@ -15,6 +16,7 @@ from torch import nn
 
 from ...config.istr import istr_version
 from ...errors import ConfigError
+from ...layers import PyramidPooler
 from .embedding import MaskEmbedding
 from .head import (
     MASK_ROI_SIZE,
@@ -26,11 +28,10 @@ from .head import (
     VectorMaskBranch,
     init_heads,
 )
-from .pooler import PyramidPooler
 
 
 class Stage(NamedTuple):
-    """What one head did: queries (B, N, C) and boxes (B, N, 4) after it, x1, y1, x2, y2 in input pixels, unclamped."""
+    """After one head: its queries (N, Q, C), and its boxes (N, Q, 4) x1, y1, x2, y2 in input pixels, unclamped."""
 
     head: RefinementHead
     queries: torch.Tensor
@@ -38,8 +39,10 @@ class Stage(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Of the supervised heads: class logits (H, B, N, K), boxes (H, B, N, 4), codes (H, B, N, D) and, for a decoder
-    that reads RoI features, H tensors (B * N, 32, 28, 28)."""
+    """
+    Of the supervised heads: class logits (T, N, Q, K), boxes (T, N, Q, 4), codes (T, N, Q, L) and, for a decoder that
+    reads RoI features, T tensors (N * Q, 32, 28, 28).
+    """
 
     class_logits: torch.Tensor
     boxes: torch.Tensor
@@ -65,10 +68,10 @@ class RefinementHeads(nn.Module):
         Args:
             in_features: names of the pyramid's maps, finest first.
             mask_pooler: for mask branches that read the refined boxes (version 2).
-            averaged_heads: the class logits of so many last heads are averaged at inference.
-            deep_supervision: every head has losses of its own, and boxes carry no gradient from head to head. Without,
-                the last head alone has losses, whose gradient then reaches all boxes; the class and mask branches of
-                the other heads do nothing and are frozen.
+            averaged_heads: how many of the last heads' class logits are averaged at inference.
+            deep_supervision: every head has losses of its own, and boxes carry no gradient from head to head. If False,
+                only the last head has losses and their gradient reaches all boxes; the class and mask branches of the
+                other heads do nothing and are frozen.
         """
         super().__init__()
         self.heads = nn.ModuleList(heads)
@@ -102,14 +105,21 @@ class RefinementHeads(nn.Module):
             raise ConfigError(f"MODEL.ISTR.NUM_DYNAMIC is {node.NUM_DYNAMIC}; dynamic attention has 2 matrices.")
         if node.HIDDEN_DIM % node.NHEADS:
             raise ConfigError("MODEL.ISTR.HIDDEN_DIM must be a multiple of MODEL.ISTR.NHEADS.")
+        box_head = cfg.MODEL.ROI_BOX_HEAD
+        if box_head.POOLER_TYPE != "ROIAlignV2" or box_head.POOLER_SAMPLING_RATIO < 1:
+            raise ConfigError(
+                "ISTR needs MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlignV2 and POOLER_SAMPLING_RATIO 1 or more; got "
+                f"{box_head.POOLER_TYPE} and {box_head.POOLER_SAMPLING_RATIO}."
+            )
+        strides = [input_shape[name].stride for name in names]
         refined = istr_version(cfg) == 2
         heads = [cls._head(cfg, embedding) for _ in range(node.NUM_HEADS)]
         init_heads(heads, node.PRIOR_PROB)
         return {
             "heads": heads,
             "in_features": names,
-            "pooler": PyramidPooler.from_config(cfg, input_shape, cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION),
-            "mask_pooler": PyramidPooler.from_config(cfg, input_shape, MASK_ROI_SIZE) if refined else None,
+            "pooler": PyramidPooler(strides, box_head.POOLER_RESOLUTION, box_head.POOLER_SAMPLING_RATIO),
+            "mask_pooler": PyramidPooler(strides, MASK_ROI_SIZE, box_head.POOLER_SAMPLING_RATIO) if refined else None,
             "averaged_heads": 4 if refined else 1,
             "deep_supervision": node.DEEP_SUPERVISION,
         }
@@ -144,16 +154,16 @@ class RefinementHeads(nn.Module):
 
     def refine(self, maps: Sequence[torch.Tensor], rows, boxes, queries) -> Iterator[Stage]:
         """
-        The heads one after the other.
+        What each head does, one head after the other.
 
         Args:
-            maps: (B, C, H_l, W_l); rows: `PyramidPooler.rows` of them.
-            boxes: (B, N, 4) before the first head; queries: (B, N, C).
+            maps: (N, C, h_l, w_l); rows: `PyramidPooler.rows` of them.
+            boxes: (N, Q, 4) before the first head; queries: (N, Q, C).
         """
         for head in self.heads:
             queries = head(queries, self.pooler(maps, boxes, rows))
             deltas = head.deltas(queries)
-            # In float32 whatever the deltas' type.
+            # The boxes stay float32, whatever the type of the deltas.
             boxes = self.box_transform.apply_deltas(deltas.flatten(0, 1), boxes.flatten(0, 1)).view(boxes.shape)
             yield Stage(head, queries, boxes)
             if self.deep_supervision:
@@ -164,10 +174,10 @@ class RefinementHeads(nn.Module):
         The mask branch of a head.
 
         Args:
-            boxes: (B, n, 4) after the head; queries: (B, n, C).
+            boxes: (N, q, 4) after the head; queries: (N, q, C).
 
         Returns:
-            codes (B, n, D); what the decoder reads beside them, (B * n, 32, 28, 28) or None.
+            codes (N, q, L); what the decoder reads beside them, (N * q, 32, 28, 28) or None.
         """
         crops = None
         if self.mask_pooler is not None:
@@ -179,11 +189,11 @@ class RefinementHeads(nn.Module):
     def forward(self, features: dict[str, torch.Tensor], boxes, queries) -> Predictions:
         """
         Args:
-            features: name -> (B, C, H_l, W_l).
-            boxes: (B, N, 4) and queries (B, N, C) before the first head.
+            features: name -> (N, C, h_l, w_l).
+            boxes: (N, Q, 4) and queries (N, Q, C) before the first head.
 
         Returns:
-            all predictions of every head, without deep supervision of the last one.
+            the predictions of every head, or of the last one if there is no deep supervision.
         """
         maps = self.maps(features)
         rows = self.pooler.rows(maps)
