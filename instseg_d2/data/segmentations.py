@@ -5,14 +5,23 @@ A segmentation is what data set dicts hold: polygons [[x0, y0, x1, y1, ...], ...
 counts, or an array (H, W). H, W: height and width in pixels; M objects.
 """
 
+import math
+
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from detectron2.structures import BitMasks
+from detectron2.structures import BitMasks, Boxes, BoxMode, PolygonMasks
 
 from ..errors import DatasetError
 
-__all__ = ["paint_semantic", "to_rle", "transform_bitmasks", "transform_polygons", "transform_semantic"]
+__all__ = [
+    "crop_annotation",
+    "paint_semantic",
+    "to_rle",
+    "transform_bitmasks",
+    "transform_polygons",
+    "transform_semantic",
+]
 
 
 def _usable_polygons(segmentation: list) -> list:
@@ -46,8 +55,36 @@ def _fill(canvas: np.ndarray, rle: dict, value) -> None:
     np.copyto(canvas[window], value, where=mask_util.decode(rle)[window].view(bool))
 
 
+def crop_annotation(annotation: dict, height: int, width: int, resolution: int) -> np.ndarray:
+    """
+    The mask of an annotation inside its box, clipped to the image, and resized as Mask R-CNN's targets: (R, R) bool.
+
+    Raises:
+        DatasetError: the annotation has no mask, or one of another size than H x W.
+    """
+    segmentation = annotation.get("segmentation")
+    if segmentation is None or not len(segmentation):
+        raise DatasetError("an annotation has no mask, which a mask embedding needs")
+    box = BoxMode.convert(list(map(float, annotation["bbox"])), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    boxes = Boxes(torch.tensor([box]))
+    boxes.clip((height, width))
+    box = boxes.tensor
+    if isinstance(segmentation, list):
+        return PolygonMasks([segmentation]).crop_and_resize(box, resolution)[0].numpy()
+    # RoIAlign reads at most one pixel outside the box: the rest of a large image stays as it is.
+    left, top = (max(math.floor(x) - 2, 0) for x in box[0, :2].tolist())
+    right, bottom = (math.ceil(x) + 2 for x in box[0, 2:].tolist())
+    window = mask_util.decode(to_rle(segmentation, height, width))[top:bottom, left:right]
+    masks = BitMasks(torch.from_numpy(window.astype(bool))[None])
+    return masks.crop_and_resize(box - box.new_tensor([left, top, left, top]), resolution)[0].numpy()
+
+
 def paint_semantic(segmentations: list, classes: list, height: int, width: int) -> np.ndarray:
-    """Class (from 0) + 1 of every object, later objects over earlier ones, 0 elsewhere: int32 (H, W)."""
+    """
+    Class (from 0) + 1 of every object, later objects over earlier ones, 0 elsewhere: int32 (H, W).
+
+    It is painted before the transforms. `modeling.ground_truth.semantic_map` follows the same rule after them.
+    """
     canvas = np.zeros((height, width), np.int32)
     for segmentation, label in zip(segmentations, classes):
         _fill(canvas, to_rle(segmentation, height, width), label + 1)

@@ -1,23 +1,21 @@
 """
-Ground truth as tensors, for every method. N images, M objects of the batch, D boxes, R resolution, H x W pixels.
+Ground truth as tensors, for every method; `data.segmentations` does the same for annotations.
+
+N images, M objects of the batch, D boxes, R resolution, H x W pixels.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
-import pycocotools.mask as mask_util
 import torch
-from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
+from detectron2.structures import BitMasks, Instances, PolygonMasks
 from detectron2.structures.masks import polygons_to_bitmask
 from torch import nn
 from torchvision.ops import roi_align
 
-from ..data.segmentations import to_rle
-from ..errors import ConfigError, DatasetError
+from ..errors import ConfigError
 
 __all__ = [
-    "annotation_mask",
     "box_masks",
     "canvas_masks",
     "crop_masks",
@@ -112,30 +110,6 @@ def crop_masks(masks: torch.Tensor, objects: torch.Tensor, boxes: torch.Tensor, 
     """
     rois = torch.cat([objects[:, None].to(boxes.dtype), boxes], dim=1)
     return roi_align(masks[:, None].float(), rois, resolution, 1.0, 0, True)[:, 0] >= 0.5
-
-
-def annotation_mask(annotation: dict, height: int, width: int, resolution: int) -> np.ndarray:
-    """
-    As `box_masks`, for one annotation of a data set dict in its box, clipped to the image: (R, R) bool.
-
-    Raises:
-        DatasetError: the annotation has no mask, or one of another size than H x W.
-    """
-    segmentation = annotation.get("segmentation")
-    if segmentation is None or not len(segmentation):
-        raise DatasetError("an annotation has no mask, which a mask embedding needs")
-    box = BoxMode.convert(list(map(float, annotation["bbox"])), annotation["bbox_mode"], BoxMode.XYXY_ABS)
-    boxes = Boxes(torch.tensor([box]))
-    boxes.clip((height, width))
-    box = boxes.tensor
-    if isinstance(segmentation, list):
-        return PolygonMasks([segmentation]).crop_and_resize(box, resolution)[0].numpy()
-    # RoIAlign reads at most one pixel outside the box: the rest of a large image stays as it is.
-    left, top = (max(math.floor(x) - 2, 0) for x in box[0, :2].tolist())
-    right, bottom = (math.ceil(x) + 2 for x in box[0, 2:].tolist())
-    window = mask_util.decode(to_rle(segmentation, height, width))[top:bottom, left:right]
-    masks = BitMasks(torch.from_numpy(window.astype(bool))[None])
-    return masks.crop_and_resize(box - box.new_tensor([left, top, left, top]), resolution)[0].numpy()
 
 
 def semantic_map(instances: Instances, stride: int) -> torch.Tensor:

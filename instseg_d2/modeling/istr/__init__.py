@@ -5,8 +5,15 @@ from ...methods import MaskHead, Method, register_mask_head, register_method
 from .authors import convert_istr
 from .autoencoder import AE
 from .components import DCT, PCA, RawMask
-from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, build_mask_embedding, reconstruction_ious
-from .fitting import TrainingMasks, ensure_fitted, fit_embedding, held_out_split
+from .embedding import (
+    MASK_EMBEDDING_REGISTRY,
+    MaskEmbedding,
+    build_mask_embedding,
+    ensure_fitted,
+    fit_embedding,
+    held_out_split,
+    reconstruction_ious,
+)
 from .istr import ISTR
 from .mask_head import MaskEmbeddingHead
 from .refinement import RefinementHeads
@@ -23,7 +30,6 @@ __all__ = [
     "MaskEmbeddingHead",
     "RawMask",
     "RefinementHeads",
-    "TrainingMasks",
     "build_mask_embedding",
     "ensure_fitted",
     "fit_embedding",

@@ -6,16 +6,22 @@ decoded masks are float32, also under autocast. A fit fills persistent buffers a
 checkpoint.
 """
 
+import itertools
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from typing import Optional
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.utils import comm
 from detectron2.utils.registry import Registry
 from torch import nn
+from tqdm import tqdm
 
 from ...config.istr import istr_value, istr_version
+from ...data.training_masks import TrainingMasks
 from ...errors import ConfigError
 from ..losses.dice import paired_dice
 
@@ -23,6 +29,8 @@ MASK_EMBEDDING_REGISTRY = Registry("MASK_EMBEDDING")
 MASK_EMBEDDING_REGISTRY.__doc__ = "Subclasses of MaskEmbedding, called with (cfg)."
 
 DICE_EPSILON = 1e-5  # the authors'
+
+logger = logging.getLogger(__name__)
 
 
 class MaskEmbedding(nn.Module):
@@ -155,3 +163,80 @@ def reconstruction_ious(embedding: MaskEmbedding, mask_batches: Iterable, compon
     embedding.train(was_training)
     ious = torch.cat(rows) if rows else torch.zeros(0, max(len(components), 1))
     return ious if components else ious[:, 0]
+
+
+def held_out_split(records: Sequence[dict], every: int = 10):
+    """The records without every tenth one, and every tenth one; of fewer than ten records the last is held out."""
+    every = min(every, len(records))
+    return [x for i, x in enumerate(records) if (i + 1) % every], list(records[every - 1 :: every])
+
+
+def fit_embedding(embedding: MaskEmbedding, masks: TrainingMasks, **settings) -> None:
+    """Fit to a stream of masks, with a progress bar; ``settings`` are those of the class's `MaskEmbedding.fit`."""
+    logger.info("Fitting the %s mask embedding to %d masks.", type(embedding).__name__, len(masks))
+
+    def watched():
+        with tqdm(total=len(masks), unit="mask", desc="masks", disable=None, leave=False) as bar:
+            for batch in masks:
+                yield batch
+                bar.update(len(batch))
+
+    embedding.fit(watched(), **settings)
+
+
+def embedding_file(cfg: CfgNode) -> str:
+    """
+    The path in MODEL.ISTR.PATH_COMPONENTS or its other name MASK_EMBEDDING_FILE; "" where neither is set.
+
+    Raises:
+        ConfigError: both are set and differ.
+    """
+    paths = {path for path in (cfg.MODEL.ISTR.PATH_COMPONENTS, cfg.MODEL.ISTR.MASK_EMBEDDING_FILE) if path}
+    if len(paths) > 1:
+        raise ConfigError("MODEL.ISTR.PATH_COMPONENTS and MASK_EMBEDDING_FILE name different files; set one of them.")
+    return next(iter(paths), "")
+
+
+def ensure_fitted(model: nn.Module, cfg: CfgNode) -> None:
+    """
+    Fill the model's mask embedding, if it has one that no weights have filled, with the same values in all processes.
+
+    The main process reads `embedding_file` or fits to up to FIT_MAX_MASKS masks of DATASETS.TRAIN. Call this in all
+    processes, after the weights are loaded and before training.
+
+    Raises:
+        ConfigError: the named file is missing or does not fit, or there is no mask.
+    """
+    embedding = next((module for module in model.modules() if isinstance(module, MaskEmbedding)), None)
+    if embedding is None or embedding.fitted:
+        return
+    state = None
+    if comm.is_main_process():
+        path = embedding_file(cfg)
+        if path:
+            embedding.load_file(path)
+            logger.info("Mask embedding from %s.", path)
+        else:
+            records = list(itertools.chain.from_iterable(DatasetCatalog.get(name) for name in cfg.DATASETS.TRAIN))
+            fit_embedding(embedding, TrainingMasks(records, embedding.size, max_masks=cfg.MODEL.ISTR.FIT_MAX_MASKS))
+        state = {key: value.cpu() for key, value in embedding.state_dict().items()}
+    if comm.get_world_size() > 1:
+        embedding.load_state_dict(comm.all_gather(state)[0])
+
+
+def require_fitted(embedding: MaskEmbedding) -> None:
+    """
+    Check that the embedding has values; once, since that reads from the device.
+
+    Raises:
+        ConfigError: no weights and no fit have filled the embedding.
+    """
+    if embedding.known_fitted:
+        return
+    if not embedding.fitted:
+        raise ConfigError(
+            f"the {type(embedding).__name__} mask embedding has no values yet: train with instseg_d2.engine.Trainer, "
+            "which fits it, call instseg_d2.modeling.istr.ensure_fitted(model, cfg) before training, or set "
+            "MODEL.ISTR.MASK_ENCODING_METHOD to DCT, which needs no fit."
+        )
+    embedding.known_fitted = True

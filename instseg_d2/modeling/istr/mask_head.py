@@ -15,8 +15,7 @@ from detectron2.structures import Instances
 from ...errors import ConfigError
 from ..ground_truth import box_masks
 from ..image_mask_head import add_masks, rescaled
-from .embedding import MaskEmbedding, build_mask_embedding, mask_dice_losses
-from .fitting import require_fitted
+from .embedding import MaskEmbedding, build_mask_embedding, mask_dice_losses, require_fitted
 from .head import MASK_ROI_SIZE, RoIMaskBranch
 from .inference import paste_threshold
 

@@ -11,8 +11,7 @@ from torch import nn
 from ..image_mask_head import rescaled
 from ..proposal_free import ProposalFreeROIHeads
 from .criterion import ISTRCriterion
-from .embedding import MaskEmbedding, build_mask_embedding
-from .fitting import require_fitted
+from .embedding import MaskEmbedding, build_mask_embedding, require_fitted
 from .inference import detect, first_queries, paste_threshold, to_instances, whole_image_boxes
 from .refinement import RefinementHeads
 

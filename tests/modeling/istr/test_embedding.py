@@ -18,20 +18,22 @@ from torchvision.ops import roi_align
 from instseg_d2.checkpoint.authors import convert_state_dict
 from instseg_d2.config import get_cfg
 from instseg_d2.config.istr import istr_value, istr_version
+from instseg_d2.data.segmentations import crop_annotation
+from instseg_d2.data.training_masks import TrainingMasks
 from instseg_d2.errors import ConfigError, DatasetError
-from instseg_d2.modeling.ground_truth import annotation_mask
 from instseg_d2.modeling.istr import (
     AE,
     DCT,
     PCA,
     RawMask,
-    TrainingMasks,
     build_mask_embedding,
     ensure_fitted,
     fit_embedding,
-    fitting,
     held_out_split,
     reconstruction_ious,
+)
+from instseg_d2.modeling.istr import (
+    embedding as embedding_module,
 )
 from instseg_d2.modeling.istr.autoencoder import PackedMasks
 from instseg_d2.modeling.istr.components import regrouped, zigzag
@@ -449,25 +451,25 @@ def annotation(segmentation, box, **more):
 def test_crops_are_detectron2s():
     polygon = [[10.0, 12.0, 40.5, 9.0, 70.0, 50.0, 20.0, 55.0]]
     box = [9.5, 8.0, 71.0, 56.0]
-    found = annotation_mask(annotation(polygon, box), 60, 80, 28)
+    found = crop_annotation(annotation(polygon, box), 60, 80, 28)
     expected = PolygonMasks([polygon]).crop_and_resize(torch.tensor([box]), 28)[0].numpy()
     np.testing.assert_array_equal(found, expected)
     xywh = {**annotation(polygon, [9.5, 8.0, 61.5, 48.0]), "bbox_mode": BoxMode.XYWH_ABS}
-    np.testing.assert_array_equal(annotation_mask(xywh, 60, 80, 28), expected)
+    np.testing.assert_array_equal(crop_annotation(xywh, 60, 80, 28), expected)
 
     bitmask = np.random.default_rng(0).random((60, 80)) > 0.4
     rle = mask_util.encode(np.asfortranarray(bitmask.astype(np.uint8)))
     full = torch.tensor(bitmask)[None]
     for box in ([9.5, 8.25, 71.0, 56.0], [0.0, 0.0, 80.0, 60.0], [30.2, 40.7, 33.9, 43.1], [70.5, 50.0, 80.0, 60.0]):
         for size in (28, 112):
-            found = annotation_mask(annotation(rle, box), 60, 80, size)
+            found = crop_annotation(annotation(rle, box), 60, 80, size)
             expected = BitMasks(full).crop_and_resize(torch.tensor([box]), size)[0].numpy()
             value = roi_align(full[None].float(), torch.tensor([[0.0, *box]]), size, 1.0, 0, True)[0, 0].numpy()
             tie = np.abs(value - 0.5) < 1e-4  # rounding decides
             assert tie.mean() < 0.05
             np.testing.assert_array_equal(found[~tie], expected[~tie])
-    beyond = annotation_mask(annotation(rle, [70.5, 50.0, 90.0, 75.0]), 60, 80, 28)  # clipped to the image
-    np.testing.assert_array_equal(beyond, annotation_mask(annotation(rle, [70.5, 50.0, 80.0, 60.0]), 60, 80, 28))
+    beyond = crop_annotation(annotation(rle, [70.5, 50.0, 90.0, 75.0]), 60, 80, 28)  # clipped to the image
+    np.testing.assert_array_equal(beyond, crop_annotation(annotation(rle, [70.5, 50.0, 80.0, 60.0]), 60, 80, 28))
 
 
 def square(left, top, side, **more):
@@ -558,7 +560,9 @@ def test_training_fits_by_itself(mask_data, monkeypatch):
     model = model_of(cfg)
     counts = []
     monkeypatch.setattr(
-        fitting, "fit_embedding", lambda e, masks, **kw: (counts.append(len(masks)), fit_embedding(e, masks, **kw))
+        embedding_module,
+        "fit_embedding",
+        lambda e, masks, **kw: (counts.append(len(masks)), fit_embedding(e, masks, **kw)),
     )
     ensure_fitted(model, cfg)
     assert model.mask_embedding.fitted
@@ -570,9 +574,9 @@ def test_training_fits_by_itself(mask_data, monkeypatch):
     ensure_fitted(model, cfg)
     # Another process takes what the main one found.
     other = model_of(cfg)
-    monkeypatch.setattr(fitting.comm, "is_main_process", lambda: False)
-    monkeypatch.setattr(fitting.comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(fitting.comm, "all_gather", lambda own: [model.mask_embedding.state_dict(), own])
+    monkeypatch.setattr(embedding_module.comm, "is_main_process", lambda: False)
+    monkeypatch.setattr(embedding_module.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(embedding_module.comm, "all_gather", lambda own: [model.mask_embedding.state_dict(), own])
     ensure_fitted(other, cfg)
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in state.items())
 
