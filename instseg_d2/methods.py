@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from .errors import ConfigError
 
-__all__ = ["MaskHead", "Method", "mask_head_of", "method_of", "methods", "register_mask_head", "register_method"]
+__all__ = [
+    "MaskHead",
+    "Method",
+    "Publication",
+    "mask_head_of",
+    "method_of",
+    "methods",
+    "register_mask_head",
+    "register_method",
+]
 
 StateDict = dict[str, Tensor]
 
@@ -23,6 +32,24 @@ def _nothing(*_) -> None:
 
 def _never(cfg: CfgNode) -> bool:
     return False
+
+
+@dataclass(frozen=True)
+class Publication:
+    """
+    Where a method comes from.
+
+    Attributes:
+        folder: of its recipes, below configs/.
+        paper: conference and arXiv number.
+        weights: where the authors publish them.
+        note: what they publish beside the numbers of the recipes.
+    """
+
+    folder: str
+    paper: str
+    weights: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +74,7 @@ class Method:
         authors_names: start of a key that only its authors' checkpoints have -> function from a state dict of theirs
             to one with our names.
         exportable: model -> the module that is exported, a `modeling.exportable.Exportable`. None: there is none.
+        publication: None: there is none.
     """
 
     name: str
@@ -71,6 +99,8 @@ class Method:
 
     authors_names: Mapping[str, Callable[[StateDict], StateDict]] = field(default_factory=dict)
     exportable: Optional[Callable[[nn.Module], nn.Module]] = None
+
+    publication: Optional[Publication] = None
 
 
 @dataclass(frozen=True)

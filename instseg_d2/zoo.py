@@ -8,15 +8,9 @@ from typing import NamedTuple, Optional
 
 from tabulate import tabulate
 
+from .methods import Publication, methods
+
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-
-
-class Method(NamedTuple):
-    """What holds for all recipes of a folder of configs/."""
-
-    paper: str
-    weights: str  # where the authors publish them
-    note: str = ""
 
 
 class Entry(NamedTuple):
@@ -29,30 +23,6 @@ class Entry(NamedTuple):
     other: str = ""
     fps: str = ""
 
-
-METHODS = {
-    "BlendMask": Method(
-        "CVPR 2020, arXiv 2001.00309",
-        "https://github.com/aim-uofa/AdelaiDet (model zoo)",
-        "The paper, test-dev: mask AP 37.0 (R-50), 38.4 (R-101), 41.3 (R-101 deformable, best); real-time model 34.2 "
-        "at 25 FPS on a GTX 1080 Ti.",
-    ),
-    "FCOS": Method("ICCV 2019, arXiv 1904.01355", "https://github.com/aim-uofa/AdelaiDet (model zoo)"),
-    "EmbedMask": Method(
-        "arXiv 1912.01954, IJCAI 2021",
-        "https://github.com/yinghdb/EmbedMask (OneDrive, third version)",
-        "The paper of 2019 names mask AP 37.7 on test-dev for R-101. FPS of the authors on a V100, version not named: "
-        "R-50 16.7, R-101 13.7, R-101 at 600 pixels 21.7.",
-    ),
-    "SparseInst": Method("CVPR 2022, arXiv 2203.12827", "https://github.com/hustvl/SparseInst (Google Drive, Baidu)"),
-    "ISTR": Method("arXiv 2105.00637, IEEE TIP 2024", "https://github.com/hujiecpp/ISTR (Google Drive, Baidu)"),
-    "InstanceFCN": Method(
-        "ECCV 2016, arXiv 1603.08678",
-        "never released",
-        "1.5 s an image on a K40. AR: average recall of the best 10, 100 and 1000 proposals.",
-    ),
-    "MaskRCNN-heads": Method("recipes of this package", "none"),
-}
 
 ENTRIES = (
     Entry("BlendMask/R_50_1x", 36.0, (35.8, 39.9)),
@@ -120,7 +90,13 @@ ENTRIES = (
 )
 
 
-def method_of(entry: Entry) -> str:
+def publications() -> dict[str, Publication]:
+    """Where the recipes of each folder of configs/ come from."""
+    heads = Publication("MaskRCNN-heads", "recipes of this package", "none")
+    return {x.folder: x for x in (*(method.publication for method in methods()), heads) if x is not None}
+
+
+def folder_of(entry: Entry) -> str:
     """The folder of configs/ that the recipe lies in."""
     return entry.config.split("/")[0]
 
@@ -157,23 +133,24 @@ def table(entries: Sequence[Entry]) -> str:
     ]
     lines = [tabulate(rows, headers="keys", floatfmt=".1f", tablefmt="pipe", disable_numparse=[2, 3, 4, 5]), ""]
     lines.append("Published by the authors, in percent and on their machines; empty: nothing is. Their weights:")
-    for name in dict.fromkeys(map(method_of, entries)):
-        method = METHODS[name]
-        lines.append(f"* {name} ({method.paper}): {method.weights}. {method.note}".rstrip())
+    known = publications()
+    for folder in dict.fromkeys(map(folder_of, entries)):
+        source = known[folder]
+        lines.append(f"* {folder} ({source.paper}): {source.weights}. {source.note}".rstrip())
     return "\n".join(lines)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Print the table; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m instseg_d2.zoo", description=__doc__.split(": ", 1)[1])
-    known = {name.lower(): name for name in METHODS}
+    known = {folder.lower(): folder for folder in publications()}
     parser.add_argument(
-        "--method", nargs="+", type=str.lower, choices=list(known), metavar="NAME", help=", ".join(METHODS)
+        "--method", nargs="+", type=str.lower, choices=list(known), metavar="NAME", help=", ".join(known.values())
     )
     parser.add_argument("--count", action="store_true", help="build every model and count its parameters anew")
     args = parser.parse_args(arguments)
     wanted = {known[name] for name in args.method or known}
-    entries = [entry for entry in ENTRIES if method_of(entry) in wanted]
+    entries = [entry for entry in ENTRIES if folder_of(entry) in wanted]
     if args.count:
         entries = [entry._replace(parameters=count(entry)) for entry in entries]
     sys.stdout.write(table(entries) + "\n")

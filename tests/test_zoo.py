@@ -16,7 +16,7 @@ def test_every_recipe_is_in_the_table_and_nothing_else():
     recipes = {str(path) for path in files if not path.name.startswith("Base-") and path.parts[0] != "quick"}
     assert set(BY_NAME) == recipes
     assert len(BY_NAME) == len(zoo.ENTRIES)
-    assert set(map(zoo.method_of, zoo.ENTRIES)) == set(zoo.METHODS)
+    assert set(map(zoo.folder_of, zoo.ENTRIES)) == set(zoo.publications())
 
 
 @pytest.mark.parametrize("name", BY_NAME)

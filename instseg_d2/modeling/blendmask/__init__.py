@@ -1,7 +1,7 @@
 """BlendMask (Chen et al., CVPR 2020, arXiv 2001.00309)."""
 
 from ...config.blendmask import add_blendmask_config
-from ...methods import MaskHead, Method, register_mask_head, register_method
+from ...methods import MaskHead, Method, Publication, register_mask_head, register_method
 from .authors import FCOS_HEAD, convert_adelaidet
 from .basis_module import BASIS_MODULE_REGISTRY, DeepLabV3Plus, ProtoNet, build_basis_module
 from .blender import Blender
@@ -26,6 +26,13 @@ register_method(
         semantic_target=lambda cfg: cfg.MODEL.BASIS_MODULE.LOSS_ON,
         authors_names={FCOS_HEAD: convert_adelaidet},  # of AdelaiDet, whose FCOS is a part of its BlendMask
         panoptic=lambda cfg: cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED,
+        publication=Publication(
+            "BlendMask",
+            "CVPR 2020, arXiv 2001.00309",
+            "https://github.com/aim-uofa/AdelaiDet (model zoo)",
+            "The paper, test-dev: mask AP 37.0 (R-50), 38.4 (R-101), 41.3 (R-101 deformable, best); real-time model "
+            "34.2 at 25 FPS on a GTX 1080 Ti.",
+        ),
     )
 )
 register_mask_head(MaskHead("BlendMaskHead", {"POOLER_TYPE": ""}))

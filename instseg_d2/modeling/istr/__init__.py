@@ -1,7 +1,7 @@
 """ISTR (Hu et al., arXiv 2105.00637; IEEE TIP 33, 2024)."""
 
 from ...config.istr import add_istr_config
-from ...methods import MaskHead, Method, register_mask_head, register_method
+from ...methods import MaskHead, Method, Publication, register_mask_head, register_method
 from .authors import convert_istr
 from .autoencoder import AE
 from .components import DCT, PCA, RawMask
@@ -47,6 +47,9 @@ register_method(
         crop_scheme="detr",
         needs_masks=True,
         authors_names={"pos_embeddings.": convert_istr},
+        publication=Publication(
+            "ISTR", "arXiv 2105.00637, IEEE TIP 2024", "https://github.com/hujiecpp/ISTR (Google Drive, Baidu)"
+        ),
     )
 )
 register_mask_head(MaskHead("MaskEmbeddingHead", {"POOLER_RESOLUTION": 28}))

@@ -1,7 +1,7 @@
 """Proposal generators and box detectors."""
 
 from ...config.fcos import add_fcos_config
-from ...methods import Method, register_method
+from ...methods import Method, Publication, register_method
 from .fcos import FCOS
 from .fcos_detector import FCOSDetector
 from .no_proposals import NoProposals
@@ -14,5 +14,8 @@ register_method(
         aliases=("OneStageDetector",),
         add_config=add_fcos_config,
         class_count_keys={"MODEL.FCOS.NUM_CLASSES": 0},
+        publication=Publication(
+            "FCOS", "ICCV 2019, arXiv 1904.01355", "https://github.com/aim-uofa/AdelaiDet (model zoo)"
+        ),
     )
 )

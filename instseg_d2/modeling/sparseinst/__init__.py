@@ -1,7 +1,7 @@
 """SparseInst (Cheng et al., CVPR 2022, arXiv 2203.12827)."""
 
 from ...config.sparseinst import add_sparseinst_config
-from ...methods import Method, register_method
+from ...methods import Method, Publication, register_method
 from .authors import convert_sparseinst
 from .criterion import SparseInstCriterion
 from .decoder import SPARSE_INST_DECODER_REGISTRY, BaseIAMDecoder, GroupIAMDecoder, GroupIAMSoftDecoder
@@ -35,5 +35,8 @@ register_method(
         needs_masks=True,
         authors_names={"encoder.fpn_laterals.": convert_sparseinst},
         exportable=ExportableSparseInst,
+        publication=Publication(
+            "SparseInst", "CVPR 2022, arXiv 2203.12827", "https://github.com/hustvl/SparseInst (Google Drive, Baidu)"
+        ),
     )
 )
