@@ -4,11 +4,23 @@ Importing this package registers every method, backbone, head and data set by it
 nothing in Detectron2 itself.
 """
 
+import getpass
+import os
 import sys
+import tempfile
 
 __version__ = "0.1.0"
 
 _import_error = None  # what `python -m instseg_d2.doctor` reports
+
+try:
+    getpass.getuser()
+except (KeyError, OSError):
+    # torch asks for the user's name when it is imported, for this path, and fails where the system knows none
+    # (docker run --user).
+    os.environ.setdefault(
+        "TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
+    )
 
 try:
     import detectron2

@@ -9,6 +9,7 @@ from typing import Optional
 
 from tabulate import tabulate
 
+from .console import run_script
 from .data.coco_report import NOTE, class_differences, examine, shared_pictures
 from .errors import DatasetError
 from .files import write_bytes
@@ -63,4 +64,4 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -6,6 +6,8 @@ import os
 import sys
 from typing import NamedTuple
 
+from .console import run_script
+
 MINIMUM_PYTHON = (3, 9)
 MINIMUM_TORCH = (2, 4)
 _SETUP = "run `make setup`, or pip install -r requirements.txt"
@@ -187,4 +189,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -1,12 +1,9 @@
 """
 The errors of this package. Each message is one sentence that names the file, key or argument and what would be right;
-`run_script` shows it as one line on stderr.
+`console.run_script` shows it as one line on stderr.
 """
 
 import errno
-import os
-import sys
-from typing import Callable
 
 __all__ = [
     "CheckpointError",
@@ -14,7 +11,6 @@ __all__ = [
     "DatasetError",
     "ImageError",
     "is_user_error",
-    "run_script",
     "sentence",
 ]
 
@@ -56,23 +52,3 @@ def sentence(error: BaseException) -> str:
     if text.startswith("Caught ") and "Original Traceback" in text:  # a DataLoader worker adds its traceback
         text = text.rsplit(f"{type(error).__name__}: ", 1)[-1]
     return " ".join(text.split())
-
-
-def run_script(main: Callable, *args) -> int:
-    """
-    Call ``main(*args)``; errors the user can mend become one line on stderr.
-
-    Returns:
-        Exit code: 0, 2 after such an error, 130 after Ctrl-C. With INSTSEG_DEBUG=1 the error is raised instead.
-    """
-    try:
-        main(*args)
-        return 0
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped by the user\n")
-        return 130
-    except Exception as error:
-        if os.environ.get("INSTSEG_DEBUG") == "1" or not is_user_error(error):
-            raise
-        sys.stderr.write(f"error: {sentence(error)}\n")
-        return 2

@@ -1,7 +1,9 @@
 """Files that are written whole or not at all, and the cache folder."""
 
 import contextlib
+import functools
 import json
+import logging
 import os
 import re
 import tempfile
@@ -10,7 +12,9 @@ from pathlib import Path
 
 from .errors import DatasetError
 
-__all__ = ["cache_folder", "remove_unfinished", "write_bytes", "write_json", "written_whole"]
+__all__ = ["cache_folder", "remove_unfinished", "temporary_home", "write_bytes", "write_json", "written_whole"]
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -52,10 +56,32 @@ def write_bytes(path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+@functools.cache  # it says so once
+def temporary_home() -> Path:
+    """A folder instead of the user's home, for a user whom the system does not know (``docker run --user``)."""
+    user = os.getuid() if hasattr(os, "getuid") else ""
+    folder = Path(tempfile.gettempdir(), f"instseg_d2_{user}")
+    logger.warning("No home folder can be written: cached files go to %s, or where INSTSEG_CACHE points.", folder)
+    return folder
+
+
+def _can_be_written(folder: str) -> bool:
+    """True if ``folder``, absolute, exists and can be written or can be made."""
+    while not os.path.exists(folder) and os.path.dirname(folder) != folder:
+        folder = os.path.dirname(folder)
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+
+
 def cache_folder(*parts: str) -> Path:
-    """The path of ``parts`` below ``$INSTSEG_CACHE`` or ``~/.cache/instseg_d2``; nothing is created."""
+    """
+    The path of ``parts`` below ``$INSTSEG_CACHE`` or ``~/.cache/instseg_d2``, or below :func:`temporary_home` where
+    there is no home or it cannot be written; nothing is created.
+    """
     root = os.environ.get("INSTSEG_CACHE")
-    return Path(root).expanduser().joinpath(*parts) if root else Path.home().joinpath(".cache", "instseg_d2", *parts)
+    if root:
+        return Path(os.path.expanduser(root), *parts)
+    folder = os.path.expanduser(os.path.join("~", ".cache", "instseg_d2"))
+    return Path(folder if _can_be_written(folder) else temporary_home().joinpath(".cache", "instseg_d2"), *parts)
 
 
 def write_json(path, content) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple, Optional
 
 from tabulate import tabulate
 
+from .console import run_script
 from .methods import Publication, methods
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -158,4 +159,4 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

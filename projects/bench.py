@@ -13,8 +13,8 @@ from tabulate import tabulate
 
 import instseg_d2  # noqa: F401 (registers the methods)
 from instseg_d2.config import load_config
+from instseg_d2.console import run_script
 from instseg_d2.data import make_shapes
-from instseg_d2.errors import run_script
 from projects.benchmarks.operators import format_table, op_table
 from projects.benchmarks.stages import (
     conversion_row,

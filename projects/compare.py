@@ -69,6 +69,6 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    from instseg_d2.errors import run_script
+    from instseg_d2.console import run_script
 
     sys.exit(run_script(main, parse()))

@@ -31,12 +31,14 @@ def parse(arguments=None):
     return parser.parse_args(arguments)
 
 
-def main(args) -> None:
+def main(args) -> int:
     from instseg_d2.apps.predict import find_inputs, run_demo
+    from instseg_d2.engine.log import setup_logging
     from instseg_d2.errors import ConfigError
     from instseg_d2.export import ExportedPredictor
     from instseg_d2.inference.predictor import Predictor
 
+    setup_logging()
     find_inputs(args.input)  # a wrong path is told before the model is loaded
     if args.model and (args.config_file or args.opts):
         raise ConfigError("an exported model cannot be changed by a config: leave out --config-file and KEY VALUE")
@@ -44,7 +46,7 @@ def main(args) -> None:
         predictor = ExportedPredictor(args.model, args.trust)
     else:
         predictor = Predictor.from_checkpoint(args.weights, args.config_file, args.opts)
-    args.worked = run_demo(
+    worked = run_demo(
         predictor,
         args.input,
         args.output,
@@ -52,16 +54,15 @@ def main(args) -> None:
         max_images=args.max_images,
         explain=args.explain,
     )
+    return int(not worked)
 
 
 def run(arguments=None) -> int:
     """Exit status: 0 if at least one image was processed, 1 if none could be, 2 after an error of the user's input."""
     args = parse(arguments)
-    from instseg_d2.engine.log import setup_logging
-    from instseg_d2.errors import run_script
+    from instseg_d2.console import run_script
 
-    setup_logging()
-    return run_script(main, args) or int(not args.worked)
+    return run_script(main, args)
 
 
 if __name__ == "__main__":

@@ -28,15 +28,17 @@ def parse(arguments=None):
     return parser.parse_args(arguments)
 
 
-def main(args) -> None:
+def main(args) -> int:
     import torch
 
     from instseg_d2.apps.predict import find_inputs
     from instseg_d2.config import load_config
+    from instseg_d2.engine.log import setup_logging
     from instseg_d2.errors import ConfigError
     from instseg_d2.export import ParityError, export_verified
     from instseg_d2.inference.predictor import Predictor
 
+    setup_logging()
     if not args.output.endswith(f".{args.format}"):
         raise ConfigError(f"{args.output}: name a file that ends in .{args.format}")
     if args.dynamic and (args.size or args.batch != 1):
@@ -67,20 +69,18 @@ def main(args) -> None:
             dynamic=args.dynamic,
             dtype=torch.float32 if args.float else torch.uint8,
         )
-        args.passed = True
+        return 0
     except ParityError as error:
         sys.stderr.write(f"error: {error}\n")
+        return 1
 
 
 def run(arguments=None) -> int:
     """Exit status: 0 if the file was written, 1 if it is not what PyTorch computes, 2 after an error of the user's."""
     args = parse(arguments)
-    args.passed = False
-    from instseg_d2.engine.log import setup_logging
-    from instseg_d2.errors import run_script
+    from instseg_d2.console import run_script
 
-    setup_logging()
-    return run_script(main, args) or int(not args.passed)
+    return run_script(main, args)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import argparse
 import sys
 
 from instseg_d2.checkpoint import InstSegCheckpointer
+from instseg_d2.console import run_script
 from instseg_d2.engine import Trainer, argument_parser, launch, setup
-from instseg_d2.errors import run_script
 
 
 def main(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from typing import Optional
 
 import torch
 
+from ..console import run_script
 from ..errors import CheckpointError
 from .authors import convert_state_dict
 from .formats import INFORMATION, local_file, read_weights, save_safetensors, write_checkpoint_file
@@ -68,4 +69,4 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

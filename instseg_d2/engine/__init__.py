@@ -1,6 +1,5 @@
 """Training, evaluation and inference: set-up, processes, solver, trainer, predictor."""
 
-from ..errors import run_script
 from ..inference.predictor import Predictor
 from .launch import launch
 from .setup import argument_parser, setup

@@ -16,10 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from ..checkpoint import InstSegCheckpointer, read_extra
+from ..console import is_terminal
 from ..errors import CheckpointError
 from ..files import write_bytes
 from .batch_norms import share_buffers
-from .log import PROGRESS_LOGGER, is_terminal
+from .log import PROGRESS_LOGGER
 from .rng import get_rng_state, preserve_rng_state
 
 __all__ = ["EvaluationHook", "FreezeNorms", "PeriodicCheckpoint", "ProgressBar", "ProgressLines", "build_writers"]

@@ -6,7 +6,9 @@ import sys
 
 from tqdm import tqdm
 
-__all__ = ["PROGRESS_LOGGER", "is_terminal", "setup_logging"]
+from ..console import is_terminal
+
+__all__ = ["PROGRESS_LOGGER", "setup_logging"]
 
 # Progress lines: in the file, and on the console only where no progress bar is drawn.
 PROGRESS_LOGGER = "instseg_d2.progress"
@@ -16,11 +18,6 @@ _OURS = ("instseg_d2", "detectron2", "fvcore")
 _BAR_SHOWS = (PROGRESS_LOGGER, "detectron2.evaluation.evaluator")
 # Detectron2's notes on memory layout, and its alarm at category ids with gaps, which are nothing unusual.
 _FILE_ONLY = {"detectron2.data.common": "", "detectron2.data.datasets.coco": "Category ids in annotations"}
-
-
-def is_terminal() -> bool:
-    """True if a person is watching standard output."""
-    return sys.stdout.isatty()
 
 
 def _for_console(record: logging.LogRecord) -> bool:
@@ -38,9 +35,12 @@ class _ConsoleHandler(logging.Handler):
         self.addFilter(_for_console)
 
     def emit(self, record):
-        text = self.format(record)
-        tqdm.write(f"{record.levelname}: {text}" if record.levelno >= logging.WARNING else text, file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            text = self.format(record)
+            tqdm.write(f"{record.levelname}: {text}" if record.levelno >= logging.WARNING else text, file=sys.stdout)
+            sys.stdout.flush()
+        except Exception:  # as in every handler: a line that cannot be written stops nobody
+            self.handleError(record)
 
 
 def _from_known_package(record: logging.LogRecord) -> bool:
@@ -60,7 +60,7 @@ def setup_logging(output_dir: str = "", rank: int = 0) -> None:
     if output_dir:
         os.makedirs(output_dir, exist_ok=True)
         name = "log.txt" if rank == 0 else f"log.txt.rank{rank}"
-        file_handler = logging.FileHandler(os.path.join(output_dir, name))
+        file_handler = logging.FileHandler(os.path.join(output_dir, name), encoding="utf-8", errors="backslashreplace")
         file_handler.setFormatter(
             logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S")
         )

@@ -5,12 +5,12 @@ import json
 import logging
 import math
 import re
-import sys
 
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
 from detectron2.utils import comm
 from tqdm import tqdm
 
+from ..console import is_terminal
 from ..files import write_bytes
 from ..modeling.meta_arch import InstanceSegmenter
 
@@ -69,7 +69,7 @@ class _WithProgress:
         return len(self._loader)
 
     def __iter__(self):
-        hidden = not (comm.is_main_process() and sys.stdout.isatty())
+        hidden = not (comm.is_main_process() and is_terminal())
         return iter(tqdm(self._loader, desc=self._title, unit="batch", leave=False, disable=hidden))
 
 

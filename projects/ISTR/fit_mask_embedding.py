@@ -19,10 +19,11 @@ from detectron2.data import DatasetCatalog
 from pictures import draw_reconstructions, plot_components, save_picture
 from tabulate import tabulate
 
+from instseg_d2.console import run_script
 from instseg_d2.data import register_coco
 from instseg_d2.data.training_masks import TrainingMasks
 from instseg_d2.engine.log import setup_logging
-from instseg_d2.errors import ConfigError, run_script
+from instseg_d2.errors import ConfigError
 from instseg_d2.inference.cpu import keep_freed_memory
 from instseg_d2.modeling.istr import AE, DCT, PCA, fit_embedding, held_out_split, reconstruction_ious
 

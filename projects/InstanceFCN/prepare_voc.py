@@ -13,8 +13,8 @@ import argparse
 import os
 import sys
 
+from instseg_d2.console import run_script
 from instseg_d2.data.voc import prepare_voc
-from instseg_d2.errors import run_script
 
 
 def main(args: argparse.Namespace) -> None:

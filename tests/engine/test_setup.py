@@ -18,8 +18,9 @@ from PIL import Image
 
 from instseg_d2.checkpoint import InstSegCheckpointer
 from instseg_d2.config import class_count_keys, get_cfg, get_value
+from instseg_d2.console import run_script
 from instseg_d2.engine import argument_parser, launch, setup
-from instseg_d2.errors import CheckpointError, ConfigError, DatasetError, is_user_error, run_script, sentence
+from instseg_d2.errors import CheckpointError, ConfigError, DatasetError, is_user_error, sentence
 from instseg_d2.files import written_whole
 from instseg_d2.modeling.build import build
 

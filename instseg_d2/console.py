@@ -1,0 +1,83 @@
+"""What every command shares: a console that cannot stop a run, a home folder, and errors as one line."""
+
+import contextlib
+import errno
+import io
+import os
+import sys
+from typing import Callable
+
+from .errors import is_user_error, sentence
+from .files import temporary_home
+
+__all__ = ["is_terminal", "keep_console", "run_script"]
+
+# A pipe that nobody reads any more (on Windows EINVAL), a terminal that was closed.
+_GONE = (errno.EPIPE, errno.EINVAL, errno.EIO)
+
+
+def is_terminal() -> bool:
+    """True if a person is watching standard output."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+class _Console(io.FileIO):
+    """Drops what is written to a console that is gone."""
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            return len(data)
+
+
+def keep_console() -> None:
+    """
+    Make standard output and error safe to write to: closed streams and broken pipes swallow the text, and characters
+    that the console cannot show are escaped. Streams that a notebook or a test has put there stay.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed; a file opened later would get this number, and what libraries print
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
+        elif stream is getattr(sys, f"__{name}__"):
+            with contextlib.suppress(OSError):
+                stream.flush()
+            stream.reconfigure(errors="backslashreplace")
+            if type(getattr(stream.buffer, "raw", stream.buffer)) is io.FileIO:  # Windows has consoles of its own
+                raw = _Console(stream.fileno(), "w", closefd=False)
+                setattr(
+                    sys,
+                    name,
+                    io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=True),
+                )
+
+
+def run_script(main: Callable, *args) -> int:
+    """
+    Call ``main(*args)``; errors the user can mend become one line on stderr.
+
+    Returns:
+        Exit code: what ``main`` returns (None: 0), 2 after such an error, 130 after Ctrl-C. With INSTSEG_DEBUG=1 the
+        error is raised instead.
+    """
+    keep_console()
+    if not os.path.isabs(os.path.expanduser("~")):  # libraries would make a folder named ~
+        os.environ["HOME"] = str(temporary_home())
+    try:
+        return main(*args) or 0
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped by the user\n")
+        return 130
+    except Exception as error:
+        if os.environ.get("INSTSEG_DEBUG") == "1" or not is_user_error(error):
+            raise
+        sys.stderr.write(f"error: {sentence(error)}\n")
+        return 2
