@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -318,3 +319,26 @@ def test_files_that_cannot_be_read(folder, capsys, content, message):
     with pytest.raises(SystemExit):
         main([str(path)])
     assert "JSON IMAGES" in capsys.readouterr().err
+
+
+def test_values_of_more_than_eight_bits_and_further_pages(tmp_path, capsys):
+    json_file = Path(make_shapes(tmp_path, "train", 6, seed=0))
+    content = json.loads(json_file.read_text())
+    for place, listed in enumerate(content["images"]):
+        path = tmp_path / "images" / listed["file_name"]
+        grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16)
+        deep = Image.fromarray(grey if place == 5 else grey << 8)
+        path.unlink()
+        listed["file_name"] = f"{path.stem}.tif"
+        deep.save(path.with_suffix(".tif"), save_all=True, append_images=[deep] * (place == 2))
+    json_file.write_text(json.dumps(content))
+    found = {row.what: row for row in examine(str(json_file), str(tmp_path / "images")).findings}
+    deep = found["images: more than 8 bits"]
+    assert (deep.count, deep.first, deep.remedy) == (6, "values 0 to 65535 become 0 to 255", "note")
+    pages = found["images: further pages or frames, which are not read"]
+    assert (pages.count, pages.first) == (1, content["images"][2]["file_name"])
+    odd = found["images: values far from the range of the others"]
+    assert (odd.count, odd.remedy) == (1, "look")
+    assert odd.first.startswith(content["images"][5]["file_name"])
+    assert main([str(json_file), str(tmp_path / "images")]) == 1
+    assert "values 0 to 65535 become 0 to 255" in capsys.readouterr().out

@@ -193,7 +193,7 @@ def _pictures(contenders: Sequence[Contender], records: Sequence[dict], names, s
     """(title, picture): a row an image, the ground truth first."""
     panels = []
     for record in records:
-        image = read_image(record["file_name"], "RGB")
+        image = read_image(record["file_name"], "RGB", value_range=contenders[0].predictor.value_range)
         panels.append(("ground truth", draw_annotations(image, record, names)))
         for contender in contenders:
             predictor = contender.predictor

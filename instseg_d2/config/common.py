@@ -23,5 +23,9 @@ def add_common_config(cfg: CfgNode) -> None:
     # With CROP before_resize: place the window so that it holds the centre of a random instance.
     cfg.INPUT.CROP.CROP_INSTANCE = True
 
+    # Of images with more than 8 bits: the values (low, high) that become 0 and 255. Empty: found in a sample of the
+    # training images (see instseg_d2/data/eight_bits.py); then it travels in the checkpoint.
+    cfg.INPUT.VALUE_RANGE = ()
+
     # Metric whose best checkpoint is kept beside the last one.
     cfg.TEST.BEST_METRIC = "segm/AP"

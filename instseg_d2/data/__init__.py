@@ -7,6 +7,7 @@ from .loader import build_test_loader, build_train_loader
 from .mapper import InstanceDatasetMapper
 from .presence import check_images
 from .shapes import make_shapes, make_shapes_panoptic, register_shapes, register_shapes_panoptic
+from .value_range import common_range
 
 __all__ = [
     "InstanceDatasetMapper",
@@ -16,6 +17,7 @@ __all__ = [
     "check_images",
     "check_same_classes",
     "class_names",
+    "common_range",
     "make_shapes",
     "make_shapes_panoptic",
     "read_image",

@@ -22,7 +22,8 @@ from .coco_check import (
     repair_annotation,
     sizes_known,
 )
-from .images import image_size, read_image
+from .images import further_frames, image_size, read_image
+from .value_range import survey
 
 __all__ = ["NOTE", "Finding", "Report", "class_differences", "examine", "shared_pictures"]
 
@@ -141,10 +142,23 @@ def _check_images(images: list, image_root: str, found: _Findings, progress: boo
         digest = _digest(path)
         if digest in pictures:
             found.add("images: same picture under two names", NOTE, f"{name} and {pictures[digest]}")
+        if further_frames(path):
+            found.add("images: further pages or frames, which are not read", NOTE, name)
         pictures.setdefault(digest, name)
         by_name[name] = image["id"]
         kept.append(image)
     return kept, same, pictures
+
+
+def _check_values(files: list, found: _Findings) -> None:
+    """What a sample of the images says of values of more than eight bits."""
+    values = survey(files)
+    for _ in range(values.deep):
+        low, high = values.value_range
+        found.add("images: more than 8 bits", NOTE, f"values {low:g} to {high:g} become 0 to 255")
+    for file, image in values.misfits:
+        name = f"{os.path.basename(file)}: {image.low:g} to {image.high:g}"
+        found.add("images: values far from the range of the others", LOOK, name)
 
 
 def _differ(box: list, wanted: list) -> bool:
@@ -241,6 +255,7 @@ def examine(json_file: str, image_root: str, progress: bool = False) -> Report:
         content[key] = _entries(content, key, found)
     all_images = {image["id"] for image in content["images"]}
     content["images"], same, pictures = _check_images(content["images"], image_root, found, progress)
+    _check_values([os.path.join(image_root, image["file_name"]) for image in content["images"]], found)
     content["annotations"] = _check_annotations(content, all_images, same, found, progress)
     for key in NEEDED_KEYS:
         if not content[key]:

@@ -1,45 +1,113 @@
-"""Reading images of every common kind as three channels of eight bits."""
+"""Reading images of every common kind as three channels of eight bits. H, W in pixels."""
 
+import contextlib
+import functools
 import os
+from typing import Optional
 
+import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import ImageError
+from .eight_bits import three_channels
 
-__all__ = ["image_size", "read_image"]
+with contextlib.suppress(ImportError, OSError):  # HEIC, where the package for it is installed
+    import pillow_heif
 
+    pillow_heif.register_heif_opener()
+
+__all__ = ["deep_pixels", "further_frames", "image_size", "image_suffixes", "read_image"]
+
+HEIC_SUFFIXES = (".heic", ".heif", ".hif")
+_OPENCV_SUFFIXES = (".exr", ".hdr", ".pic", ".sr", ".pxm")  # that Pillow does not have
+_NOT_DECODED = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")  # that Pillow only recognises
+_ANIMATED = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")  # formats whose further frames are images of their own
 _EXIF_ORIENTATION = 274
 _SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations that turn by 90 degrees
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey images of 16 or 32 bits an 8-bit one: the high byte of 16 bits; floats in 0..1 are stretched to 0..255."""
-    values = np.asarray(image)
-    if values.dtype.kind == "f":
-        values = values * 255.0 if values.size and values.max() <= 1.0 else values
-    elif image.mode.startswith("I;16") or (values.size and values.max() > 255):
-        values = values.astype(np.int64) >> 8
-    return Image.fromarray(np.nan_to_num(values).clip(0, 255).astype(np.uint8))
+@functools.cache
+def image_suffixes() -> frozenset:
+    """The suffixes, in lower case with their dot, of the files that Pillow or OpenCV can read here."""
+    readable = {
+        suffix
+        for suffix, kind in Image.registered_extensions().items()
+        if kind in Image.OPEN and kind not in _NOT_DECODED
+    }
+    return frozenset(readable.union(filter(cv2.haveImageWriter, _OPENCV_SUFFIXES)))
 
 
 def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that is still to be applied; Pillow itself turns TIFF files."""
     try:
-        return image.getexif().get(_EXIF_ORIENTATION, 1)
+        return 1 if image.format == "TIFF" else image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # broken EXIF data do not make the pixels unreadable
         return 1
 
 
-def _upright(image: Image.Image, size) -> Image.Image:
-    """Apply the EXIF orientation unless the annotated ``size`` says that the annotations ignore it."""
-    orientation = _orientation(image)
-    stored_fits = size is not None and image.size == tuple(size) and image.size[0] != image.size[1]
-    if orientation == 1 or (orientation in _SWAPS_SIDES and stored_fits):
-        return image
-    return ImageOps.exif_transpose(image)
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels as an EXIF orientation from 1 to 8 wants them shown."""
+    if orientation in _SWAPS_SIDES:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
 
 
-def read_image(file_name: str, format: str = "BGR", size=None) -> np.ndarray:
+def _is_deep_color(image: Image.Image) -> bool:
+    """True for colours of 16 bits, of which Pillow would drop the lower eight."""
+    if image.mode[0] in "IF" or not image.tile:
+        return False
+    arguments = image.tile[0][3]
+    raw_mode = arguments if isinstance(arguments, str) else arguments[0]
+    return ";16" in str(raw_mode) or arguments == ("RGB", 65535)
+
+
+def _opencv(data: bytes) -> Optional[np.ndarray]:
+    """Pixels (H, W) or (H, W, 3) RGB with all their bits; None where OpenCV cannot read them."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    return pixels if pixels is None or pixels.ndim == 2 else pixels[:, :, 2::-1]
+
+
+def _pixels(file_name, deep_only: bool = False) -> tuple[Optional[np.ndarray], int]:
+    """
+    Pixels (H, W) or (H, W, 3) RGB with all their bits and the EXIF orientation that is still to be applied.
+
+    Args:
+        deep_only: None instead of pixels of eight bits, which are not decoded.
+    """
+    # Opened by its name, Pillow 13 maps a turned grey TIFF into memory and mixes up its rows.
+    with open(file_name, "rb") as file:
+        try:
+            with Image.open(file) as image:
+                grey, deep_color = image.mode[0] in "IF", _is_deep_color(image)
+                if deep_only and not grey and not deep_color:
+                    return None, 1
+                # The orientation last: it may stand behind the pixels, which Pillow decodes to get there.
+                pixels = None
+                if deep_color:
+                    with open(file_name, "rb") as again:
+                        pixels = _opencv(again.read())
+                if pixels is None:
+                    pixels = np.asarray(image if grey else image.convert("RGB"))
+                return pixels, _orientation(image)
+        except UnidentifiedImageError:
+            file.seek(0)
+            pixels = _opencv(file.read())
+            if pixels is None:
+                raise
+            return (None if deep_only and pixels.dtype == np.uint8 else pixels), 1
+
+
+def _unreadable(file_name, error: Exception) -> ImageError:
+    hint = "; pip install pillow-heif" if str(file_name).lower().endswith(HEIC_SUFFIXES) else ""
+    return ImageError(f"{file_name} cannot be read as an image ({error}{hint}).")
+
+
+def read_image(file_name, format: str = "BGR", size=None, value_range=()) -> np.ndarray:
     """
     Read grey, RGB, RGBA, palette, CMYK, 16-bit or float images, rotated as their EXIF data say.
 
@@ -48,6 +116,8 @@ def read_image(file_name: str, format: str = "BGR", size=None) -> np.ndarray:
         format: order of the channels, "BGR" or "RGB".
         size: optional (width, height) in pixels that the annotations were made for. Where it fits only the stored,
             unrotated pixels, these are returned.
+        value_range: (low, high) of the values that become 0 and 255 in images of more than eight bits; empty: decided
+            from this image, see `eight_bits.likely_range`. Images of eight bits keep their values.
 
     Returns:
         array of shape (height, width, 3), uint8.
@@ -61,19 +131,34 @@ def read_image(file_name: str, format: str = "BGR", size=None) -> np.ndarray:
     if not os.path.isfile(file_name):
         raise ImageError(f"{file_name}: there is no such image file.")
     try:
-        with Image.open(file_name) as image:
-            image = _upright(image, size)
-            if image.mode == "F" or image.mode.startswith("I"):
-                image = _eight_bits(image)
-            pixels = np.asarray(image.convert("RGB"))
+        pixels, orientation = _pixels(file_name)
+        height, width = pixels.shape[:2]
+        stored_fits = size is not None and (width, height) == tuple(size) and width != height
+        if not (orientation in _SWAPS_SIDES and stored_fits):
+            pixels = _turned(pixels, orientation)
+        pixels = three_channels(pixels, value_range)
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error and more
-        raise ImageError(f"{file_name} cannot be read as an image ({error}).") from error
+        raise _unreadable(file_name, error) from error
     return pixels if format == "RGB" else pixels[:, :, ::-1]
 
 
-def image_size(file_name: str):
+def deep_pixels(file_name) -> Optional[np.ndarray]:
     """
-    (width, height) of an image as ``read_image`` returns it, from the header alone.
+    The pixels (H, W) or (H, W, 3) of an image with more than eight bits, as stored; None for one of eight bits, of
+    which only the header is read.
+
+    Raises:
+        ImageError: the file is missing or no readable image.
+    """
+    try:
+        return _pixels(file_name, deep_only=True)[0]
+    except Exception as error:
+        raise _unreadable(file_name, error) from error
+
+
+def image_size(file_name):
+    """
+    (width, height) of an image as ``read_image`` returns it, from the header alone where Pillow knows the format.
 
     Raises:
         ImageError: the file is missing or no image.
@@ -82,6 +167,18 @@ def image_size(file_name: str):
         with Image.open(file_name) as image:
             width, height = image.size
             turned = _orientation(image) in _SWAPS_SIDES
+    except UnidentifiedImageError:
+        height, width = read_image(file_name).shape[:2]
+        return width, height
     except Exception as error:
-        raise ImageError(f"{file_name} cannot be read as an image ({error}).") from error
+        raise _unreadable(file_name, error) from error
     return (height, width) if turned else (width, height)
+
+
+def further_frames(file_name) -> int:
+    """How many pages or frames a file has after the first, which alone is read; 0 where that is not known."""
+    try:
+        with Image.open(file_name) as image:
+            return getattr(image, "n_frames", 1) - 1 if image.format in _ANIMATED else 0
+    except Exception:  # reading the image itself tells what is wrong
+        return 0

@@ -15,6 +15,7 @@ from .mapper import InstanceDatasetMapper
 from .packing import pack, unpack
 from .presence import loading
 from .samples import BatchIndices, TestSamples, TrainingSamples
+from .value_range import common_range
 
 __all__ = ["TrainLoader", "build_test_loader", "build_train_loader"]
 
@@ -145,6 +146,16 @@ def _sampler(cfg, dicts: list, seed: int):
     raise ConfigError(f"DATALOADER.SAMPLER_TRAIN is TrainingSampler or RepeatFactorTrainingSampler, not {kind!r}.")
 
 
+def _with_range(cfg, dicts: list, names):
+    """The config with an INPUT.VALUE_RANGE for all these images, where they have more than eight bits."""
+    if cfg.INPUT.VALUE_RANGE:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.INPUT.VALUE_RANGE = common_range([str(record["file_name"]) for record in dicts], ", ".join(names))
+    return cfg
+
+
 def _train_mappers(cfg) -> list:
     """One mapper; where a batch shares its size, one for each of INPUT.MIN_SIZE_TRAIN."""
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING != "batch":
@@ -192,7 +203,7 @@ def build_train_loader(cfg, mapper=None, start_iteration: int = 0, seed=None) ->
     dicts = _dataset_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     groups = [_group(record) for record in dicts] if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     batches = BatchIndices(_sampler(cfg, dicts, seed), total // world_size, groups, start_iteration)
-    mappers = _train_mappers(cfg) if mapper is None else [mapper]
+    mappers = _train_mappers(_with_range(cfg, dicts, cfg.DATASETS.TRAIN)) if mapper is None else [mapper]
     samples = TrainingSamples(DatasetFromList(dicts), mappers, seed, comm.get_rank())
     return TrainLoader(samples, batches, cfg.DATALOADER.NUM_WORKERS)
 
@@ -210,5 +221,5 @@ def build_test_loader(cfg, dataset_name: str, mapper=None) -> TestLoader:
         DatasetError: the data set cannot be used; while iterating, ImageError for an image that cannot be read.
     """
     dicts = _dataset_dicts([dataset_name], filter_empty=False)
-    mapper = InstanceDatasetMapper(cfg, False) if mapper is None else mapper
+    mapper = InstanceDatasetMapper(_with_range(cfg, dicts, [dataset_name]), False) if mapper is None else mapper
     return TestLoader(TestSamples(DatasetFromList(dicts), mapper), cfg.DATALOADER.NUM_WORKERS)

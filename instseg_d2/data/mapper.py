@@ -12,6 +12,7 @@ from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 from ..errors import ConfigError, DatasetError, ImageError
 from ..methods import method_of
 from .augmentations import build_augmentations
+from .eight_bits import checked_range
 from .images import read_image
 from .segmentations import paint_semantic, to_rle, transform_bitmasks, transform_polygons, transform_semantic
 
@@ -51,6 +52,7 @@ class InstanceDatasetMapper:
         crops: bool = False,
         rotates: bool = False,
         semantic_target: bool = False,
+        value_range: tuple = (),
     ):
         """
         Args:
@@ -61,6 +63,7 @@ class InstanceDatasetMapper:
             mask_format: "polygon" or "bitmask".
             crops, rotates: whether the augmentations do so; boxes are then made tight around the masks again.
             semantic_target: make basis_sem.
+            value_range: see ``read_image``.
         """
         if mask_format not in ("polygon", "bitmask"):
             raise ConfigError(f"INPUT.MASK_FORMAT is polygon or bitmask, not {mask_format!r}.")
@@ -74,6 +77,7 @@ class InstanceDatasetMapper:
         self.crops = crops
         self.rotates = rotates
         self.semantic_target = semantic_target
+        self.value_range = checked_range(value_range)
         logger.info(f"augmentations in {'training' if is_train else 'inference'}: {augmentations}")
 
     @classmethod
@@ -90,6 +94,7 @@ class InstanceDatasetMapper:
             "crops": is_train and (cfg.INPUT.CROP.ENABLED or cfg.LSJ_AUG),
             "rotates": is_train and cfg.INPUT.IS_ROTATE,
             "semantic_target": is_train and method.semantic_target(cfg),
+            "value_range": cfg.INPUT.VALUE_RANGE,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -123,7 +128,7 @@ class InstanceDatasetMapper:
 
     def _read(self, sample: dict) -> np.ndarray:
         size = (sample["width"], sample["height"]) if "width" in sample and "height" in sample else None
-        image = read_image(sample["file_name"], self.image_format, size)
+        image = read_image(sample["file_name"], self.image_format, size, self.value_range)
         if size is not None and size != image.shape[1::-1]:
             raise ImageError(
                 f"{sample['file_name']} has {image.shape[1]} x {image.shape[0]} pixels (width x height), "

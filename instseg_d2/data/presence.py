@@ -50,13 +50,16 @@ def _missing(files: list[str]) -> list[str]:
     return missing
 
 
-def check_images(name: str, *, training: bool, filter_empty: bool = False) -> None:
+def check_images(name: str, *, training: bool, filter_empty: bool = False) -> list[str]:
     """
     Load a data set and look for its image files.
 
     Args:
         training: up to max(1, 1 %) may be missing, as many as the training loader skips; else none may.
         filter_empty: images without objects are not read.
+
+    Returns:
+        the names of the image files.
 
     Raises:
         DatasetError: the set cannot be loaded, has no images, or too many of them are missing.
@@ -65,7 +68,7 @@ def check_images(name: str, *, training: bool, filter_empty: bool = False) -> No
     with loading([name]):
         records = DatasetCatalog.get(name)
     if not isinstance(records, list):  # a stream of its own
-        return
+        return []
     if not records:
         raise DatasetError(f"the data set {name} has no images.")
     if filter_empty and "annotations" in records[0]:
@@ -79,3 +82,4 @@ def check_images(name: str, *, training: bool, filter_empty: bool = False) -> No
             f"{len(missing)} of {len(files)} images of {name} are missing in {folder}, the first is "
             f"{first}{_builtin_hint(missing[0])}."
         )
+    return files

@@ -1,9 +1,9 @@
 """From command-line arguments to a frozen config that fits the data and the machine."""
 
 import argparse
+import itertools
 import logging
 import os
-from typing import Optional
 
 import torch
 import torch.distributed as dist
@@ -16,8 +16,9 @@ from detectron2.utils.env import seed_all_rng
 from .. import doctor
 from ..checkpoint import read_checkpoint_info, split_query
 from ..config import get_value, load_config, set_num_classes
-from ..data import check_images, check_same_classes, class_names, register_coco
+from ..data import check_images, check_same_classes, class_names, common_range, register_coco
 from ..data.coco import require_registered
+from ..data.value_range import trained_range
 from ..errors import CheckpointError, ConfigError, DatasetError
 from ..evaluation import check_evaluator
 from ..files import write_bytes
@@ -84,18 +85,21 @@ def _fit_classes(cfg: CfgNode, names: list[str], source: str) -> None:
 
 
 def _check_test_sets(cfg: CfgNode) -> None:
-    """What would stop the evaluation, which may be after the whole training."""
+    """Find what would stop the evaluation, which may be after the whole training; set INPUT.VALUE_RANGE if empty."""
     for name in cfg.DATASETS.TEST:
         require_registered(name)
         check_evaluator(name)
-        check_images(name, training=False)
+        files = check_images(name, training=False)
+        cfg.INPUT.VALUE_RANGE = common_range(files, name, cfg.INPUT.VALUE_RANGE)
 
 
 def _fit_to_training_data(cfg: CfgNode) -> None:
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN is empty: name a data set there or give --train-json and --train-images.")
-    for name in cfg.DATASETS.TRAIN:
-        check_images(name, training=True, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    files = [check_images(name, training=True, filter_empty=filter_empty) for name in cfg.DATASETS.TRAIN]
+    title = ", ".join(cfg.DATASETS.TRAIN)
+    cfg.INPUT.VALUE_RANGE = common_range(list(itertools.chain(*files)), title, cfg.INPUT.VALUE_RANGE)
     _check_test_sets(cfg)
     first, *others = cfg.DATASETS.TRAIN
     names = class_names(first)
@@ -115,14 +119,15 @@ def _fit_to_checkpoint(cfg: CfgNode) -> None:
     weights = cfg.MODEL.WEIGHTS
     if not weights:
         raise CheckpointError("--eval-only needs weights: give MODEL.WEIGHTS FILE at the end of the command.")
+    config, trained = None, None
+    if os.path.isfile(split_query(weights)[0]):
+        config, trained = read_checkpoint_info(weights)
+    cfg.INPUT.VALUE_RANGE = cfg.INPUT.VALUE_RANGE or trained_range(config)
     _check_test_sets(cfg)
     first, *others = cfg.DATASETS.TEST
     names = class_names(first)
     for other in others:
         check_same_classes(first, other)
-    trained: Optional[list[str]] = None
-    if os.path.isfile(split_query(weights)[0]):
-        trained = read_checkpoint_info(weights)[1]
     if trained is not None and list(trained) != names:
         raise DatasetError(
             f"{weights} was trained on {len(trained)} classes ({_shown(trained)}), but {first} has {len(names)} "

@@ -43,6 +43,7 @@ def metadata(predictor: Predictor, *, size, batch: int, dynamic: bool, dtype: to
         "dtype": str(dtype).replace("torch.", ""),
         "batch": None if dynamic else batch,
         "size": None if dynamic else list(size),
+        "value_range": predictor.value_range,  # of images with more than 8 bits: what becomes 0 and 255
         "shortest_side": cfg.INPUT.MIN_SIZE_TEST,
         "longest_side": cfg.INPUT.MAX_SIZE_TEST,
         "class_score_threshold": model.score_threshold,

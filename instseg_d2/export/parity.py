@@ -122,7 +122,7 @@ def compare(predictor: Predictor, exported: ExportedPredictor, files: Sequence[s
         repeats: timed runs of both, in turns, on the last image.
     """
     parity, free = Parity(), exported.metadata["size"] is None
-    images = [read_image(file, "RGB") for file in files]
+    images = [read_image(file, "RGB", value_range=predictor.value_range) for file in files]
     turned = [np.rot90(images[0])] if free else []
     for index, image in enumerate([*images, *turned]):
         record = exported.preprocess(np.ascontiguousarray(image), "RGB")

@@ -129,6 +129,7 @@ class ExportedPredictor(ImagePredictor):
         self.class_names = self.metadata["class_names"]
         self.category_ids = {int(index): value for index, value in self.metadata["category_ids"].items()}
         self.input_format = self.metadata["channel_order"]
+        self.value_range = tuple(self.metadata.get("value_range", ()))
         sides = self.metadata["shortest_side"], self.metadata["longest_side"]
         self.resize = ResizeToFit(*sides, self.metadata["size"])
 

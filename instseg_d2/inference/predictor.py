@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Optional, Union
 
 import numpy as np
@@ -16,7 +16,9 @@ from PIL import Image, ImageOps
 from ..checkpoint import InstSegCheckpointer, read_extra
 from ..config import get_cfg, get_value, load_config, merge_overrides, set_num_classes
 from ..config.detectron2_files import add_project_config
+from ..data.eight_bits import checked_range, three_channels
 from ..data.images import read_image
+from ..data.value_range import trained_range
 from ..errors import ConfigError
 from ..methods import method_of
 from ..modeling import InstanceSegmenter
@@ -32,13 +34,14 @@ logger = logging.getLogger(__name__)
 ImageLike = Union[str, os.PathLike, Image.Image, np.ndarray]
 
 
-def to_rgb(image: ImageLike, channel_order: str = "BGR") -> np.ndarray:
+def to_rgb(image: ImageLike, channel_order: str = "BGR", value_range=()) -> np.ndarray:
     """
     Any image as (H, W, 3) uint8 RGB.
 
     Args:
-        image: path, PIL image, or uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), the last with alpha.
+        image: path, PIL image, or array of real numbers (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), the last with alpha.
         channel_order: "BGR" (OpenCV's) or "RGB": the order of an array's channels; paths and PIL images know theirs.
+        value_range: (low, high) that become 0 and 255 where the image is not of uint8; empty: decided from it.
 
     Raises:
         ImageError: a path that cannot be read; it names the file.
@@ -47,19 +50,17 @@ def to_rgb(image: ImageLike, channel_order: str = "BGR") -> np.ndarray:
     if channel_order not in ("BGR", "RGB"):
         raise ValueError(f'channel_order must be "BGR" or "RGB"; got {channel_order!r}')
     if isinstance(image, (str, os.PathLike)):
-        return read_image(os.fspath(image), "RGB")
+        return read_image(os.fspath(image), "RGB", value_range=value_range)
     if isinstance(image, Image.Image):
-        if image.mode[0] in "FI":  # Pillow clips these at 255
-            raise ValueError(f"a PIL image of mode {image.mode} has no 8 bits a channel; convert it, or pass its path")
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        image = ImageOps.exif_transpose(image)
+        return three_channels(np.array(image if image.mode[0] in "FI" else image.convert("RGB")), value_range)
     shape = getattr(image, "shape", None)
-    fits = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size > 0
+    fits = isinstance(image, np.ndarray) and image.dtype.kind in "buif" and image.size > 0
     if not fits or not (image.ndim == 2 or (image.ndim == 3 and shape[2] in (1, 3, 4))):
         kind = type(image).__name__ if shape is None else f"{type(image).__name__} {tuple(shape)} {image.dtype}"
-        raise ValueError(f"an image is a path, a PIL image or a uint8 array (H, W[, 1, 3 or 4]); got {kind}")
-    if image.ndim == 2 or shape[2] == 1:
-        return np.repeat(image.reshape(*shape[:2], 1), 3, axis=2)
-    return np.ascontiguousarray(image[:, :, :3] if channel_order == "RGB" else image[:, :, 2::-1])
+        raise ValueError(f"an image is a path, a PIL image or an array of numbers (H, W[, 1, 3 or 4]); got {kind}")
+    pixels = three_channels(image, value_range)
+    return np.ascontiguousarray(pixels if channel_order == "RGB" else pixels[:, :, ::-1])
 
 
 class ImagePredictor:
@@ -72,6 +73,8 @@ class ImagePredictor:
         category_ids: {contiguous class index: id of the data set}, for the classes that have one.
         input_format: "BGR" or "RGB", the channels that ``predict`` wants.
         resize: Detectron2's augmentation of test time.
+        value_range: (low, high) of the values that become 0 and 255 in images of more than eight bits; (): decided
+            from each image.
     """
 
     class_names: Optional[list] = None
@@ -79,6 +82,7 @@ class ImagePredictor:
     category_ids: dict
     input_format: str
     resize: T.Augmentation
+    value_range: tuple = ()
 
     def class_name(self, index: int) -> str:
         """The name of a contiguous class index."""
@@ -90,7 +94,7 @@ class ImagePredictor:
 
     def preprocess(self, image: ImageLike, channel_order: str = "BGR") -> dict:
         """Detectron2's input record of an image: resized as at test time, channels as `predict` wants them."""
-        rgb = to_rgb(image, channel_order)
+        rgb = to_rgb(image, channel_order, self.value_range)
         resized = self.resize.get_transform(rgb).apply_image(rgb)
         if self.input_format == "BGR":
             resized = resized[:, :, ::-1]
@@ -124,9 +128,10 @@ class ImagePredictor:
         """
         return self.batch([image], channel_order)[0]
 
-    def batch(self, images: Sequence[ImageLike], channel_order: str = "BGR") -> list[Instances]:
+    def batch(self, images: Iterable[ImageLike], channel_order: str = "BGR") -> list[Instances]:
         """The instances of several images, run through the network together."""
-        return self.predict([self.preprocess(image, channel_order) for image in images]) if len(images) else []
+        inputs = [self.preprocess(image, channel_order) for image in images]
+        return self.predict(inputs) if inputs else []
 
     def explain(self, image: ImageLike, max_instances: int = 4, channel_order: str = "BGR") -> list:
         """
@@ -173,6 +178,7 @@ class Predictor(ImagePredictor):
             logger.info("No GPU here: running on the CPU.")
             self.cfg.MODEL.DEVICE = "cpu"
         self.input_format = self.cfg.INPUT.FORMAT
+        self.value_range = checked_range(self.cfg.INPUT.get("VALUE_RANGE", ()))
         weights = self.cfg.MODEL.WEIGHTS if weights is None else weights
         if weights and "TIMM" in self.cfg.MODEL:
             self.cfg.MODEL.TIMM.PRETRAINED = False  # the checkpoint has the backbone
@@ -221,6 +227,7 @@ class Predictor(ImagePredictor):
             raise ConfigError(f"{path} carries no config: name the YAML file it was trained with (--config-file).")
         if config_file:
             cfg = load_config(config_file, opts)
+            cfg.INPUT.VALUE_RANGE = cfg.INPUT.VALUE_RANGE or trained_range(text)
             if information.get("class_names"):
                 set_num_classes(cfg, len(information["class_names"]))
             if information.get("stuff_names"):

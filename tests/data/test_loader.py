@@ -4,6 +4,7 @@ import logging
 import pickle
 import random
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
+from PIL import Image
 
 from instseg_d2.data import build_test_loader, build_train_loader
 from instseg_d2.data.loader import TrainLoader
@@ -351,3 +353,19 @@ def test_a_broken_image_stops_the_test(train_cfg, damaged, workers):
     with pytest.raises(ImageError, match=f"{file_name} cannot be read as an image") as caught:
         list(build_test_loader(train_cfg, name))
     assert "\n" not in str(caught.value)
+
+
+def test_the_loaders_find_one_range_of_values_for_all_images(registered, coco_files, cfg):
+    path, images = coco_files()
+    for name, peak in (("a.png", 4000), ("b.png", 200)):
+        size = Image.open(images / name).size
+        Image.fromarray(np.linspace(0, peak, size[0] * size[1]).reshape(size[::-1]).astype(np.uint16)).save(
+            images / name
+        )
+    name = registered("deep", path, images)
+    cfg.DATASETS.TRAIN = (name,)
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    brightest = {Path(s["file_name"]).name: int(s["image"].max()) for (s,) in build_test_loader(cfg, name)}
+    assert brightest == {"a.png": 4000 >> 4, "b.png": 200 >> 4}
+    for sample in next(iter(build_train_loader(cfg))):
+        assert int(sample["image"].max()) <= brightest[Path(sample["file_name"]).name]

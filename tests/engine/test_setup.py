@@ -373,3 +373,42 @@ def test_a_user_trains_resumes_and_evaluates(tmp_path, data, capsys):
     assert run_script(launch, main, args) == 0
     assert json.loads((out / "inference" / "results.json").read_text()) == results
     assert torch.load(out / "model_final.pth")["class_names"] == ["cup", "fork", "spoon"]
+
+
+def make_deep(folder, bits):
+    """The images of ``write_coco`` with values of so many bits, stored in 16."""
+    for path in sorted(folder.glob("*.png")):
+        ramp = np.linspace(0, 2**bits - 1, 64 * 64).reshape(64, 64).astype(np.uint16)
+        Image.fromarray(ramp).save(path)
+
+
+def test_values_of_more_than_eight_bits_have_one_range(tmp_path, data):
+    make_deep(tmp_path / "train", 12)
+    cfg = setup(parse(tmp_path, data))
+    assert cfg.INPUT.VALUE_RANGE == (0, 4095)
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert log.count("their values 0 to 4095 become 0 to 255") == 1
+    assert "VALUE_RANGE:\n  - 0\n  - 4095" in (tmp_path / "out" / "config.yaml").read_text()
+    assert setup(parse(tmp_path, data, "INPUT.VALUE_RANGE", "(0, 9999)")).INPUT.VALUE_RANGE == (0, 9999)
+    with pytest.raises(ConfigError, match=r"INPUT\.VALUE_RANGE is two numbers"):
+        setup(parse(tmp_path, data, "INPUT.VALUE_RANGE", "(9,)"))
+
+
+def test_validation_images_are_read_like_the_training_images(tmp_path, data):
+    make_deep(tmp_path / "train", 12)
+    make_deep(tmp_path / "val", 16)
+    assert setup(parse(tmp_path, data)).INPUT.VALUE_RANGE == (0, 4095)
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "custom_val: 2 of 2 images do not fit the range of values 0 to 4095" in log
+
+
+def test_evaluation_reads_images_as_training_did(tmp_path, data):
+    make_deep(tmp_path / "val", 12)
+    cfg = get_cfg()
+    for trained, expected in (((0, 16383), (0, 16383)), ((), (0, 4095))):
+        cfg.INPUT.VALUE_RANGE = trained
+        names = ["cup", "fork", "spoon"]
+        torch.save({"model": {}, "cfg": cfg.dump(), "class_names": names}, tmp_path / "w.pth")
+        weights = ["--eval-only", "MODEL.WEIGHTS", str(tmp_path / "w.pth")]
+        args = argument_parser().parse_args([*data[4:], *weights, "OUTPUT_DIR", str(tmp_path / "out")])
+        assert setup(args).INPUT.VALUE_RANGE == expected

@@ -101,7 +101,46 @@ def test_grey_images_and_batches(checkpoint):
     several = predictor.batch([spots_image(), np.zeros((9, 7, 3), np.uint8), grey], "RGB")
     assert [len(instances) for instances in several] == [2, 0, 2]
     assert several[1].pred_masks.shape == (0, 9, 7)
-    assert predictor.batch([]) == []
+    generated = predictor.batch((image for image in [spots_image(), grey]), "RGB")
+    assert [len(instances) for instances in generated] == [2, 2]
+    for nothing in ([], (), iter([]), (x for x in [])):
+        assert predictor.batch(nothing) == []
+
+
+def _kinds_of_16_bits(tmp_path, rgb):
+    deep = rgb.astype(np.uint16) << 4
+    cv2.imwrite(str(tmp_path / "deep.png"), deep[..., ::-1])
+    return {"array": deep, "path": tmp_path / "deep.png", "float": rgb / np.float32(255), "double": deep.astype(float)}
+
+
+@pytest.mark.parametrize("kind", ["array", "path", "float", "double"])
+def test_images_of_more_than_eight_bits(tmp_path, checkpoint, kind):
+    rgb = spots_image()
+    found = Predictor.from_checkpoint(checkpoint)(_kinds_of_16_bits(tmp_path, rgb)[kind], "RGB")
+    torch.testing.assert_close(found.scores, torch.tensor([200 / 255, 100 / 255]))
+    assert found.pred_classes.tolist() == [0, 1]
+
+
+def test_the_range_of_values_travels_in_the_checkpoint(tmp_path):
+    cfg = spots_config()
+    cfg.INPUT.VALUE_RANGE = (0, 8191)  # 12 bits come out half as bright
+    weights = save_checkpoint(tmp_path / "spots.pth", cfg, CLASS_NAMES)
+    plain = spots_config()
+    (tmp_path / "plain.yaml").write_text(plain.dump())
+    deep = _kinds_of_16_bits(tmp_path, spots_image())
+    for predictor in (
+        Predictor.from_checkpoint(weights),
+        Predictor.from_checkpoint(weights, str(tmp_path / "plain.yaml")),
+        Predictor(cfg, weights),
+    ):
+        assert predictor.value_range == (0, 8191)
+        assert predictor(deep["path"]).scores.tolist() == pytest.approx([100 / 255])  # 50 is below the limit of 60
+        assert predictor(deep["array"], "RGB").scores.tolist() == pytest.approx([100 / 255])
+        assert predictor(spots_image(), "RGB").scores.tolist() == pytest.approx([200 / 255, 100 / 255])
+    overridden = Predictor.from_checkpoint(weights, opts=["INPUT.VALUE_RANGE", "(0, 4095)"])
+    assert overridden(deep["path"]).scores.tolist() == pytest.approx([200 / 255, 100 / 255])
+    with pytest.raises(ConfigError, match=r"INPUT\.VALUE_RANGE is two numbers.*got \(3, 1\)"):
+        Predictor.from_checkpoint(weights, opts=["INPUT.VALUE_RANGE", "(3, 1)"])
 
 
 def test_resizes_as_the_config_says(tmp_path):
@@ -119,13 +158,13 @@ def test_resizes_as_the_config_says(tmp_path):
 @pytest.mark.parametrize(
     ("image", "order", "message"),
     [
-        (np.zeros((4, 4, 3), np.float32), "BGR", r"uint8 array .* got ndarray \(4, 4, 3\) float32"),
+        (np.zeros((4, 4, 3), complex), "BGR", r"array of numbers .* got ndarray \(4, 4, 3\) complex128"),
+        (np.array([["a"]]), "BGR", "got ndarray"),
         (np.zeros((4, 4, 2), np.uint8), "BGR", r"got ndarray \(4, 4, 2\) uint8"),
         (np.zeros((0, 4, 3), np.uint8), "BGR", "got ndarray"),
         (torch.zeros(3, 4, 4), "BGR", "got Tensor"),
         (None, "BGR", "got NoneType"),
         (np.zeros((4, 4, 3), np.uint8), "GBR", "channel_order must be"),
-        (Image.new("I;16", (4, 4)), "BGR", "mode I;16"),
         ("no/such.png", "BGR", "no/such.png"),
     ],
 )

@@ -1,0 +1,119 @@
+"""One range of values for all images of a data set, found in a sample of them."""
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
+
+import numpy as np
+import yaml
+
+from ..errors import ImageError
+from .eight_bits import Extremes, checked_range, extremes, likely_range
+from .images import deep_pixels
+
+__all__ = ["Survey", "common_range", "survey", "trained_range"]
+
+logger = logging.getLogger(__name__)
+
+SAMPLE = 50  # images that are looked at
+BLACK, VISIBLE = 4, 32  # an image of fewer levels looks black or white; of so many it shows something
+
+
+class Survey(NamedTuple):
+    """
+    What a sample of images says of their values.
+
+    Attributes:
+        looked_at: images of the sample that could be read.
+        deep: those of them with more than eight bits.
+        value_range: (low, high) that become 0 and 255 in these; () where there are none.
+        misfits: (file name, Extremes) of those that would come out almost black or white.
+    """
+
+    looked_at: int
+    deep: int
+    value_range: tuple
+    misfits: list
+
+
+def _levels(image: Extremes, value_range: tuple) -> float:
+    """How many of the 256 levels the values of an image spread over."""
+    low, high = value_range
+    inside = min(image.high, high) - max(image.low, low)
+    return 256 * max(inside, 0) / (high - low)
+
+
+def _is_misfit(image: Extremes, value_range: tuple) -> bool:
+    own = likely_range([image])
+    too_dark = _levels(image, value_range) < BLACK and _levels(image, own) >= VISIBLE
+    cut_off = min(image.high, value_range[1]) - max(image.low, value_range[0]) < (image.high - image.low) / 2
+    return too_dark or cut_off
+
+
+def survey(files: Sequence[str], value_range: Sequence = ()) -> Survey:
+    """
+    Look at a sample of images, spread evenly over the files; of those with eight bits at the header alone.
+
+    Args:
+        files: names of image files; those that cannot be read are left out.
+        value_range: (low, high) as INPUT.VALUE_RANGE gives it; empty: the likely one.
+
+    Raises:
+        ConfigError: ``value_range`` is no range.
+    """
+    value_range, looked_at, found = checked_range(value_range), 0, []
+    for place in np.unique(np.linspace(0, len(files) - 1, min(SAMPLE, len(files))).round().astype(int)):
+        try:
+            pixels = deep_pixels(files[place])
+        except ImageError:
+            continue
+        looked_at += 1
+        if pixels is not None:
+            found.append((files[place], extremes(pixels)))
+    if not found:
+        return Survey(looked_at, 0, (), [])
+    chosen = value_range or likely_range([image for _, image in found])
+    return Survey(looked_at, len(found), chosen, [pair for pair in found if _is_misfit(pair[1], chosen)])
+
+
+def common_range(files: Sequence[str], title: str, value_range: Sequence = ()) -> tuple:
+    """
+    The range of values that becomes 0 to 255 in all these images, and say so; () where a sample has but eight bits.
+
+    Args:
+        files: names of image files.
+        title: what the log calls them.
+        value_range: (low, high) that is used already; it is only compared with the images.
+
+    Raises:
+        ConfigError: ``value_range`` is no range.
+    """
+    found = survey(files, value_range)
+    if found.deep and not value_range:
+        low, high = found.value_range
+        logger.info(
+            "%s: images of more than 8 bits; their values %g to %g become 0 to 255 (INPUT.VALUE_RANGE changes that).",
+            title,
+            low,
+            high,
+        )
+    if found.misfits:
+        file, image = found.misfits[0]
+        logger.warning(
+            "%s: %d of %d images do not fit the range of values %g to %g and come out almost black or white; the "
+            "first is %s with %g to %g. INPUT.VALUE_RANGE sets the range.",
+            title,
+            len(found.misfits),
+            found.deep,
+            *found.value_range,
+            file,
+            image.low,
+            image.high,
+        )
+    return checked_range(value_range) or found.value_range
+
+
+def trained_range(config: Optional[str]) -> tuple:
+    """INPUT.VALUE_RANGE of the config that a checkpoint carries, as YAML text; () where it has none."""
+    values = yaml.safe_load(config) if config else {}
+    return checked_range(values.get("INPUT", {}).get("VALUE_RANGE", ()))
