@@ -7,7 +7,7 @@ from .deform_conv import DeformConv, SelfOffsetDeformConv, make_block_deformable
 from .locations import LocationGrid, conv_at_rows, flatten_levels
 from .norm import get_norm
 from .pyramid_pooler import PyramidPooler
-from .tower import ConvTower, conv_norm_elu
+from .tower import ConvTower, conv_norm_elu, conv_stack, init_normal
 
 __all__ = [
     "ConvTower",
@@ -20,10 +20,12 @@ __all__ = [
     "assemble_boxes",
     "conv_at_rows",
     "conv_norm_elu",
+    "conv_stack",
     "crop_boxes",
     "crop_nearest",
     "exportable_pools",
     "flatten_levels",
     "get_norm",
+    "init_normal",
     "make_block_deformable",
 ]

@@ -1,5 +1,6 @@
-"""Towers of 3x3 convolutions that several pyramid levels share."""
+"""Rows of convolutions. N images, C channels, h x w cells of a map."""
 
+import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
 from detectron2.layers import NaiveSyncBatchNorm
@@ -9,22 +10,27 @@ from .deform_conv import DeformConv
 from .norm import get_norm
 
 
+def init_normal(*layers: nn.Module) -> None:
+    """Weights of deviation 0.01 and biases of 0: how the methods' authors start what predicts."""
+    for layer in layers:
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.zeros_(layer.bias)
+
+
 class TowerBlock(nn.Module):
-    """3x3 conv, norm, ReLU. The convolution is shared by all levels; BN and SyncBN keep one norm a level."""
+    """3x3 convolution, norm, ReLU. All levels share the convolution; BN and SyncBN have one norm a level."""
 
     def __init__(self, channels: int, norm: str, num_levels: int, deformable: bool = False):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.normal_(self.conv.weight, std=0.01)
-        nn.init.zeros_(self.conv.bias)
+        init_normal(self.conv)
         self.offset = None
         if deformable:
-            # The deformable weight keeps its own kind's default instead of the towers'.
+            # A deformable weight starts as those of its kind do.
             nn.init.kaiming_uniform_(self.conv.weight, nonlinearity="relu")
             self.conv = DeformConv(self.conv.weight, self.conv.bias)
             self.offset = nn.Conv2d(channels, 27, 3, padding=1)
-            nn.init.normal_(self.offset.weight, std=0.01)
-            nn.init.zeros_(self.offset.bias)
+            init_normal(self.offset)
         self.norm = None
         self.level_norms = None
         if norm in ("BN", "SyncBN"):
@@ -41,7 +47,7 @@ class TowerBlock(nn.Module):
 
 class ConvTower(nn.Module):
     """
-    ``num_convs`` blocks of 3x3 conv + norm + ReLU, channels unchanged.
+    ``num_convs`` blocks of 3x3 convolution, norm and ReLU for all levels of a pyramid; the channels stay as they are.
 
     Args:
         norm: GN, NaiveGN, BN, SyncBN (one norm a level) or none.
@@ -55,10 +61,21 @@ class ConvTower(nn.Module):
         )
 
     def forward(self, x: torch.Tensor, level: int) -> torch.Tensor:
-        """x (N, C, H, W) of pyramid level ``level`` -> (N, C, H, W)."""
+        """x (N, C, h, w) of pyramid level ``level`` -> (N, C, h, w)."""
         for block in self.blocks:
             x = block(x, level)
         return x
+
+
+def conv_stack(in_channels: int, channels: int, num_convs: int, norm: str = "") -> nn.Sequential:
+    """``num_convs`` times 3x3 convolution, norm, ReLU (a bias where there is no norm), MSRA initialisation."""
+    layers = []
+    for i in range(num_convs):
+        layer_norm = get_norm(norm, channels)
+        conv = nn.Conv2d(in_channels if i == 0 else channels, channels, 3, padding=1, bias=layer_norm is None)
+        weight_init.c2_msra_fill(conv)
+        layers += [conv, *([] if layer_norm is None else [layer_norm]), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
 
 
 def conv_norm_elu(in_channels: int, channels: int, kernel_size: int, stride: int = 1) -> list[nn.Module]:

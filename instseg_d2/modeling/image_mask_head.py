@@ -81,8 +81,8 @@ def add_masks(instances: list[Instances], masks: torch.Tensor) -> list[Instances
     return instances
 
 
-def rescaled(masks: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Masks scaled so that Detectron2, which pastes a mask where it is 0.5, pastes it at the threshold."""
+def for_pasting(masks: torch.Tensor, threshold: float) -> torch.Tensor:
+    """The masks times a factor that makes their threshold 0.5, which is where Detectron2 cuts a mask that it pastes."""
     return masks * (0.5 / threshold)
 
 

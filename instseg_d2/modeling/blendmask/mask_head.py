@@ -12,7 +12,7 @@ from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
 from torch import nn
 
 from ...errors import ConfigError
-from ...layers import ConvTower
+from ...layers import ConvTower, init_normal
 from ..image_mask_head import ImageMaskHead, box_pooler, joined
 from .basis_module import build_basis_module
 from .blender import Blender
@@ -70,8 +70,7 @@ class BlendMaskHead(ImageMaskHead):
         if blender.num_attention_channels:
             channels = next(iter(input_shape.values())).channels
             attention = nn.Conv2d(channels, blender.num_bases, 3, padding=1)
-            nn.init.normal_(attention.weight, std=0.01)
-            nn.init.zeros_(attention.bias)
+            init_normal(attention)
             pooler = box_pooler(cfg, input_shape, blender.attention_size)
             num_convs = cfg.MODEL.BLEND_MASK_HEAD.ATTN_CONVS
             tower = ConvTower(channels, num_convs, "GN", 1) if num_convs else None

@@ -4,9 +4,8 @@ from ...config.embedmask import add_embedmask_config
 from ...methods import MaskHead, Method, Publication, register_mask_head, register_method
 from .authors import MASK_TOWER, convert_embedmask
 from .embedmask import EmbedMask
+from .head import PixelHead, ProposalHead
 from .mask_head import EmbedMaskHead
-from .pixel_embedding import PixelHead
-from .proposals import ProposalHead
 
 __all__ = ["EmbedMask", "EmbedMaskHead", "PixelHead", "ProposalHead"]
 

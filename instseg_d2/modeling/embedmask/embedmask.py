@@ -18,8 +18,7 @@ from ..meta_arch import InstanceSegmenter
 from ..proposal_generator import FCOS
 from .criterion import MaskCriterion
 from .explain import explain_image
-from .pixel_embedding import PixelHead
-from .proposals import ProposalHead
+from .head import PixelHead, ProposalHead
 from .targets import GroundTruth
 from .versions import Version, fcos_arguments, mask_stride, value_of, version_of
 from .window_masks import WindowMasks, detection_windows

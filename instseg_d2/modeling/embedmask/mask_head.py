@@ -15,13 +15,12 @@ from torch import nn
 
 from ... import ops
 from ...errors import ConfigError
-from ...layers import ConvTower, crop_boxes
+from ...layers import ConvTower, crop_boxes, init_normal
 from ..ground_truth import box_masks
-from ..image_mask_head import ImageMaskHead, add_masks, box_pooler, joined, rescaled
+from ..image_mask_head import ImageMaskHead, add_masks, box_pooler, for_pasting, joined
 from ..losses.lovasz import lovasz_hinge
 from .criterion import probability_logits
-from .pixel_embedding import PixelHead, add_position
-from .proposals import MAX_LOG_MARGIN
+from .head import MAX_LOG_MARGIN, PixelHead, add_position, box_margin_layer
 from .versions import check_divisors, check_margin, mask_stride, value_of, version_of
 
 
@@ -65,15 +64,11 @@ class BoxProposalHead(nn.Module):
         self.box_margin, self.margin = None, None
         layers = [self.embedding]
         if margin == "box" and not fixed:
-            self.box_margin = nn.Linear(4, 1)
-            nn.init.normal_(self.box_margin.weight, std=0.01)
-            nn.init.constant_(self.box_margin.bias, math.log(self.initial_margin))
+            self.box_margin = box_margin_layer(self.initial_margin)
         elif not fixed:
             self.margin = nn.Linear(channels * size * size, embed_dim if margin == "dimension" else 1)
             layers.append(self.margin)
-        for layer in layers:
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+        init_normal(*layers)
         if self.margin is not None:
             nn.init.constant_(self.margin.bias, math.log(self.initial_margin))
 
@@ -217,7 +212,7 @@ class EmbedMaskHead(ImageMaskHead):
         log_probabilities = self.log_probabilities(features, self.boxes_of(instances))
         if self.training:
             return {"loss_mask": self.loss_weight * self._loss(log_probabilities, instances)}
-        return add_masks(instances, rescaled(log_probabilities.exp(), self.mask_threshold)[:, None])
+        return add_masks(instances, for_pasting(log_probabilities.exp(), self.mask_threshold)[:, None])
 
     def _loss(self, log_probabilities: torch.Tensor, instances) -> torch.Tensor:
         """The Lovasz hinge of each box, the mean over all boxes; 0 without any."""

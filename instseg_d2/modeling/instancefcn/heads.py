@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...layers import init_normal
+
 
 class InstanceFCNHead(nn.Module):
     """Instance-sensitive score maps, and the objectness of the window that belongs to each cell (figure 3)."""
@@ -20,9 +22,7 @@ class InstanceFCNHead(nn.Module):
         self.score_maps = nn.Conv2d(hidden_dim, grid * grid, 3, padding=1)
         self.objectness_conv = nn.Conv2d(in_channels, hidden_dim, 3, padding=1)
         self.objectness = nn.Conv2d(hidden_dim, 1, 1)
-        for layer in self.children():
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+        init_normal(*self.children())
 
     def forward(self, x: torch.Tensor):
         """

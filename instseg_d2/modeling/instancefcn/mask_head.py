@@ -9,7 +9,7 @@ from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
 from torch import nn
 
 from ...errors import ConfigError
-from ...layers import assemble_boxes, get_norm
+from ...layers import assemble_boxes, conv_stack, init_normal
 from ..image_mask_head import ImageMaskHead, joined
 
 
@@ -56,19 +56,9 @@ class AssembleMaskHead(ImageMaskHead):
         self.resolution = resolution
         self.spatial_scale = 1.0 / stride
         self.sampling_ratio = sampling_ratio
-        layers = []
-        for _ in range(num_convs):
-            layer_norm = get_norm(norm, conv_dim)
-            conv = nn.Conv2d(in_channels, conv_dim, 3, padding=1, bias=layer_norm is None)
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            if conv.bias is not None:
-                nn.init.zeros_(conv.bias)
-            layers += [conv, *([layer_norm] if layer_norm is not None else []), nn.ReLU(inplace=True)]
-            in_channels = conv_dim
-        self.tower = nn.Sequential(*layers)
-        self.score_maps = nn.Conv2d(in_channels, grid * grid * num_classes, 1)
-        nn.init.normal_(self.score_maps.weight, std=0.01)
-        nn.init.zeros_(self.score_maps.bias)
+        self.tower = conv_stack(in_channels, conv_dim, num_convs, norm)
+        self.score_maps = nn.Conv2d(conv_dim if num_convs else in_channels, grid * grid * num_classes, 1)
+        init_normal(self.score_maps)
 
     @classmethod
     def from_config(cls, cfg, input_shape):

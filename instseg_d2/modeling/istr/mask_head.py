@@ -14,7 +14,7 @@ from detectron2.structures import Instances
 
 from ...errors import ConfigError
 from ..ground_truth import box_masks
-from ..image_mask_head import add_masks, rescaled
+from ..image_mask_head import add_masks, for_pasting
 from .embedding import MaskEmbedding, build_mask_embedding, mask_dice_losses, require_fitted
 from .head import MASK_ROI_SIZE, RoIMaskBranch
 from .inference import paste_threshold
@@ -105,4 +105,4 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
         if self.training:
             require_fitted(self.mask_embedding)
             return {"loss_mask": self.loss_weight * self.losses(codes, instances)}
-        return add_masks(instances, rescaled(self.mask_embedding.decode(codes)[:, None], self.mask_threshold))
+        return add_masks(instances, for_pasting(self.mask_embedding.decode(codes)[:, None], self.mask_threshold))

@@ -8,7 +8,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.structures import ImageList, Instances
 from torch import nn
 
-from ..image_mask_head import rescaled
+from ..image_mask_head import for_pasting
 from ..proposal_free import ProposalFreeROIHeads
 from .criterion import ISTRCriterion
 from .embedding import MaskEmbedding, build_mask_embedding, require_fitted
@@ -84,5 +84,5 @@ class ISTRHeads(ProposalFreeROIHeads, RefinementHeads):
         found = detect(self, features, *self._start(images, features), self.mask_embedding, self.max_detections)
         results = to_instances(found, images.image_sizes)
         for x in results:
-            x.pred_masks = rescaled(x.pred_masks, self.mask_threshold)
+            x.pred_masks = for_pasting(x.pred_masks, self.mask_threshold)
         return results

@@ -11,7 +11,7 @@ from detectron2.layers import ShapeSpec
 from torch import nn
 
 from ...errors import ConfigError
-from ...layers import ConvTower, LocationGrid, flatten_levels
+from ...layers import ConvTower, LocationGrid, flatten_levels, init_normal
 
 
 def serves_roi_heads(cfg) -> bool:
@@ -76,9 +76,7 @@ class FCOSHead(nn.Module):
         self.class_logits = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.box_distances = nn.Conv2d(channels, 4, 3, padding=1)
         self.quality_logits = nn.Conv2d(channels, 1, 3, padding=1)
-        for layer in (self.class_logits, self.box_distances, self.quality_logits):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+        init_normal(self.class_logits, self.box_distances, self.quality_logits)
         nn.init.constant_(self.class_logits.bias, -math.log((1 - prior_prob) / prior_prob))
         self.scales = nn.ParameterList(nn.Parameter(torch.ones(1)) for _ in range(levels)) if use_scale else None
 

@@ -20,6 +20,7 @@ from .targets import resized_targets
 
 logger = logging.getLogger(__name__)
 
+DICE_EPSILON = 1e-4  # the authors'
 LOSS_ITEMS = ("labels", "masks")
 
 
@@ -88,7 +89,7 @@ class SparseInstCriterion:
         """
         scores = []
         for logits, masks, classes, target in zip(class_logits, mask_logits, gt_classes, targets):
-            dice = pairwise_dice(masks.float().sigmoid().flatten(1), target.flatten(1))
+            dice = pairwise_dice(masks.float().sigmoid().flatten(1), target.flatten(1), DICE_EPSILON)
             scores.append(logits.float().sigmoid()[:, classes] ** self.beta * dice**self.alpha)
         return match_by_score(scores)
 
@@ -136,6 +137,6 @@ class SparseInstCriterion:
             iou = intersection / ((inside | wanted).sum(1) + 1e-6)
         return {
             "loss_mask": pixels,
-            "loss_dice": (1 - paired_dice(probabilities, target)).sum() / count,
+            "loss_dice": (1 - paired_dice(probabilities, target, DICE_EPSILON)).sum() / count,
             "loss_objectness": F.binary_cross_entropy_with_logits(objectness, iou, reduction="sum") / pairs,
         }

@@ -14,6 +14,7 @@ from detectron2.utils.registry import Registry
 from torch import nn
 
 from ...errors import ConfigError
+from ...layers import conv_stack, init_normal
 
 SPARSE_INST_DECODER_REGISTRY = Registry("SPARSE_INST_DECODER")
 SPARSE_INST_DECODER_REGISTRY.__doc__ = """
@@ -33,16 +34,6 @@ def coordinate_channels(x: torch.Tensor) -> torch.Tensor:
     ys, xs = ys.to(x.dtype), xs.to(x.dtype)
     shape = (x.shape[0], 1, height, width)
     return torch.cat([xs.expand(shape), ys[:, None].expand(shape)], dim=1)
-
-
-def conv_stack(in_channels: int, channels: int, num_convs: int) -> nn.Sequential:
-    """3x3 convolutions with ReLU, MSRA initialisation."""
-    layers = []
-    for i in range(num_convs):
-        conv = nn.Conv2d(in_channels if i == 0 else channels, channels, 3, padding=1)
-        weight_init.c2_msra_fill(conv)
-        layers += [conv, nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
 
 
 class InstanceBranch(nn.Module):
@@ -70,12 +61,9 @@ class InstanceBranch(nn.Module):
         self.class_logits = nn.Linear(width, num_classes)
         self.mask_kernel = nn.Linear(width, kernel_dim)
         self.objectness = nn.Linear(width, 1)
-        prior = -math.log((1 - 0.01) / 0.01)
-        for layer in (self.iam_conv, self.class_logits, self.mask_kernel):
-            nn.init.normal_(layer.weight, std=0.01)
-        nn.init.constant_(self.iam_conv.bias, prior)
-        nn.init.constant_(self.class_logits.bias, prior)
-        nn.init.zeros_(self.mask_kernel.bias)
+        init_normal(self.iam_conv, self.class_logits, self.mask_kernel)
+        for layer in (self.iam_conv, self.class_logits):
+            nn.init.constant_(layer.bias, -math.log((1 - 0.01) / 0.01))  # a probability of 0.01
         if self.fc is not None:
             weight_init.c2_xavier_fill(self.fc)
 

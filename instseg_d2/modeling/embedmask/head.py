@@ -1,5 +1,7 @@
 """
-The proposal embedding and margin of EmbedMask, at chosen locations alone. P locations, D dimensions, C channels.
+The two heads of EmbedMask: where each pixel lies in the embedding space, and where each object does.
+
+N images, P locations, C channels, E dimensions of the embedding, h x w cells of the finest level.
 """
 
 import math
@@ -10,19 +12,112 @@ import torch.nn.functional as F
 from detectron2.config import configurable
 from torch import nn
 
-from ...layers import conv_at_rows, flatten_levels
+from ...layers import ConvTower, conv_at_rows, flatten_levels, init_normal
 from ..proposal_generator.fcos_head import HeadOutputs
-from .pixel_embedding import add_position, embedding_conv
 from .versions import value_of
 
+POSITION_UNIT = 100.0  # pixels
 MAX_LOG_MARGIN = 40.0  # far beyond any that is learned: the product with a squared distance stays finite
+
+
+def embedding_conv(channels: int, embed_dim: int) -> nn.Conv2d:
+    """A 3x3 convolution to an embedding, initialised as the authors do."""
+    conv = nn.Conv2d(channels, embed_dim, 3, padding=1)
+    init_normal(conv)
+    return conv
+
+
+def box_margin_layer(initial_margin: float) -> nn.Linear:
+    """From the four distances of a box to the logarithm of its margin."""
+    layer = nn.Linear(4, 1)
+    init_normal(layer)
+    nn.init.constant_(layer.bias, math.log(initial_margin))
+    return layer
+
+
+def add_position(embeddings: torch.Tensor, xy: torch.Tensor, position_scale: Optional[torch.Tensor]) -> torch.Tensor:
+    """
+    Add position_scale * (x, y) / 100 to the first two dimensions of an embedding, if there is a scale.
+
+    Args:
+        embeddings: (P, E), or a map (N, E, h, w).
+        xy: (P, 2), or (2, h, w), pixels.
+        position_scale: (1,) or None.
+    """
+    if position_scale is None:
+        return embeddings
+    return torch.cat([embeddings[:, :2] + position_scale * (xy / POSITION_UNIT), embeddings[:, 2:]], dim=1)
+
+
+class PixelHead(nn.Module):
+    """A tower on the finest level, then one convolution to the pixel embedding."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        channels: int,
+        embed_dim: int,
+        stride: int,
+        num_convs: int = 4,
+        norm: str = "GN",
+        deformable: bool = False,
+        divisor: float = 1.0,
+        scale_factor: int = 2,
+    ):
+        """
+        Args:
+            stride: of the input map, pixels.
+            deformable: the tower's last convolution is deformable.
+            divisor: of the tower's output before the convolution.
+            scale_factor: from the input map to the embedding.
+        """
+        super().__init__()
+        self.stride = stride
+        self.divisor = divisor
+        self.scale_factor = scale_factor
+        self.tower = ConvTower(channels, num_convs, norm, 1, deformable)
+        self.embedding = embedding_conv(channels, embed_dim)
+
+    @classmethod
+    def from_config(cls, cfg, channels: int):
+        node = cfg.MODEL.EMBED_MASK
+        return {
+            "channels": channels,
+            "embed_dim": value_of(cfg, "EMBED_DIM"),
+            "stride": node.FPN_STRIDES[0],
+            "num_convs": node.MASK_NUM_CONVS,
+            "norm": node.NORM,
+            "deformable": node.USE_DCN_IN_TOWER,
+            "divisor": node.EMBED_REDUCE_FACTOR,
+            "scale_factor": node.MASK_SCALE_FACTOR,
+        }
+
+    def forward(self, x: torch.Tensor, position_scale: Optional[torch.Tensor]) -> torch.Tensor:
+        """
+        Args:
+            x: (N, C, h, w).
+            position_scale: (1,), or None for embeddings that do not know where they are.
+
+        Returns:
+            (N, E, h * scale_factor, w * scale_factor) float32.
+        """
+        x = self.tower(x, 0)
+        x = self.embedding(x / self.divisor if self.divisor != 1 else x).float()
+        height, width = x.shape[-2:]
+        ys, xs = (torch.arange(n, device=x.device) * self.stride + self.stride // 2 for n in (height, width))
+        xy = torch.stack([xs.expand(height, width), ys[:, None].expand(height, width)])
+        x = add_position(x, xy, position_scale)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.interpolate(x, scale_factor=self.scale_factor, mode="bilinear", align_corners=False)
 
 
 class ProposalHead(nn.Module):
     """
     For a location of FCOS: the point that its object's pixels should be near to, and how near (EmbedMask, eq. 3-5).
 
-    A margin is 1 / (2 sigma^2) of the paper: a pixel belongs to the object with exp(-margin * squared distance).
+    A margin is 1 / (2 sigma^2) of the paper: a pixel belongs to the object with exp(-margin * squared distance). Both
+    are computed at chosen locations only.
     """
 
     @configurable
@@ -45,7 +140,7 @@ class ProposalHead(nn.Module):
             prior_margin: distance at which the initial probability is 0.5.
             fixed: masks use the initial margin everywhere.
             divisor, margin_divisor: of the box tower before the convolutions.
-            box_scale: of box distances, pixels; -1: the shorter side of the padded batch. "box" alone.
+            box_scale: of box distances, pixels; -1: the shorter side of the padded batch. Only for "box".
         """
         super().__init__()
         self.initial_margin = -math.log(0.5) / prior_margin**2
@@ -56,9 +151,7 @@ class ProposalHead(nn.Module):
         self.embedding = embedding_conv(channels, embed_dim)
         self.box_margin, self.margin, self.margin_scales = None, None, None
         if margin == "box":
-            self.box_margin = nn.Linear(4, 1)
-            nn.init.normal_(self.box_margin.weight, std=0.01)
-            nn.init.constant_(self.box_margin.bias, math.log(self.initial_margin))
+            self.box_margin = box_margin_layer(self.initial_margin)
         elif not fixed:  # a layer that nothing reads would get no gradient
             self.margin = embedding_conv(channels, embed_dim if margin == "dimension" else 1)
             nn.init.constant_(self.margin.bias, math.log(self.initial_margin))
@@ -88,8 +181,8 @@ class ProposalHead(nn.Module):
             canvas: (H, W) of the padded batch, pixels.
 
         Returns:
-            embeddings: (P, D) float32.
-            margins: (P, 1) or (P, D) float32, as predicted; the initial one where nothing is predicted.
+            embeddings: (P, E) float32.
+            margins: (P, 1) or (P, E) float32, as predicted; the initial one where nothing is predicted.
         """
         grid = outputs.grid
         level, _, y, x = grid.locate(rows)
