@@ -10,8 +10,6 @@ from typing import Any, Optional
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from .errors import ConfigError
-
 __all__ = [
     "MaskHead",
     "Method",
@@ -124,7 +122,7 @@ _MASK_HEADS: dict[str, MaskHead] = {}
 def _register(records: dict, names: tuple[str, ...], record) -> None:
     taken = [name for name in names if name in records]
     if taken:
-        raise ConfigError(f"{taken[0]} has a record already.")
+        raise ValueError(f"{taken[0]} has a record already.")
     records.update(dict.fromkeys(names, record))
 
 
@@ -133,7 +131,7 @@ def register_method(method: Method) -> Method:
     Make a method known under its names; returns it.
 
     Raises:
-        ConfigError: one of the names is taken.
+        ValueError: one of the names is taken.
     """
     _register(_METHODS, (method.name, *method.aliases), method)
     return method

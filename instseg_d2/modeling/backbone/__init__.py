@@ -7,10 +7,8 @@ from .resnet import build_backbone, build_resnet
 from .swin import SwinBackbone, build_swint_fpn_backbone
 from .timm import TimmBackbone, build_fcos_timm_fpn_backbone, build_timm_backbone
 from .timm_families import build_cspnet_backbone, build_pyramid_vision_transformer, build_resnet_vd_backbone
-from .vgg import VGG16, build_vgg16_backbone
 
 __all__ = [
-    "VGG16",
     "FPNWithBottomUp",
     "LastLevelP6",
     "SwinBackbone",
@@ -26,6 +24,5 @@ __all__ = [
     "build_resnet_vd_backbone",
     "build_swint_fpn_backbone",
     "build_timm_backbone",
-    "build_vgg16_backbone",
     "freeze_unread_levels",
 ]

@@ -2,15 +2,18 @@
 
 from ...config.instancefcn import add_instancefcn_config
 from ...methods import MaskHead, Method, Publication, register_mask_head, register_method
+from .authors import VGG16_LAST_CONV, convert_vgg16
 from .heads import InstanceFCNHead
 from .inference import ProposalLimits
 from .instancefcn import InstanceFCN
 from .mask_head import AssembleMaskHead
 from .proposals import InstanceFCN as InstanceFCNProposals
 from .roi_heads import SegmentROIHeads
+from .vgg import VGG16, build_vgg16_backbone
 from .windows import WindowRules
 
 __all__ = [
+    "VGG16",
     "AssembleMaskHead",
     "InstanceFCN",
     "InstanceFCNHead",
@@ -18,6 +21,7 @@ __all__ = [
     "ProposalLimits",
     "SegmentROIHeads",
     "WindowRules",
+    "build_vgg16_backbone",
 ]
 
 register_method(
@@ -25,6 +29,7 @@ register_method(
         "InstanceFCN",
         add_config=add_instancefcn_config,
         class_agnostic=lambda cfg: not cfg.MODEL.INSTANCE_FCN.CLASSIFY,
+        authors_names={VGG16_LAST_CONV: convert_vgg16},
         publication=Publication(
             "InstanceFCN",
             "ECCV 2016, arXiv 1603.08678",

@@ -12,7 +12,7 @@ from instseg_d2.checkpoint import InstSegCheckpointer
 from instseg_d2.checkpoint.authors import convert_state_dict
 from instseg_d2.config import load_config
 from instseg_d2.errors import ConfigError
-from instseg_d2.modeling.backbone import VGG16
+from instseg_d2.modeling.instancefcn import VGG16
 
 RESNET = [
     "MODEL.BACKBONE.NAME", "build_dilated_resnet_backbone",

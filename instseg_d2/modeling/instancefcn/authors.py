@@ -1,6 +1,6 @@
 """torchvision's VGG-16, trained on ImageNet."""
 
-from .renaming import StateDict, renamed
+from ...checkpoint.authors.renaming import StateDict, renamed
 
 # Its last convolution, which no smaller VGG has.
 VGG16_LAST_CONV = "features.28."
