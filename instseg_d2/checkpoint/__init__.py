@@ -1,4 +1,6 @@
 """Loading and saving weights: safely, with a report, in the formats of Detectron2 and of the methods' authors."""
 
 from .checkpointer import InstSegCheckpointer
-from .formats import read_checkpoint_info, read_extra, read_weights, save_safetensors, split_query
+from .formats import read_checkpoint_info, read_extra, read_weights
+from .paths import split_query
+from .writing import save_safetensors

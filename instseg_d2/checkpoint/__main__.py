@@ -1,6 +1,7 @@
 """``python -m instseg_d2.checkpoint SOURCE TARGET``: a weight file in another format, under this package's names."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Optional
@@ -10,7 +11,10 @@ import torch
 from ..console import run_script
 from ..errors import CheckpointError
 from .authors import convert_state_dict
-from .formats import INFORMATION, local_file, read_weights, save_safetensors, write_checkpoint_file
+from .formats import INFORMATION, read_weights
+from .layouts import plain_names
+from .paths import local_file
+from .writing import save_safetensors, write_checkpoint_file
 
 
 def convert_file(source: str, target: str, trust: bool = False) -> int:
@@ -26,19 +30,21 @@ def convert_file(source: str, target: str, trust: bool = False) -> int:
         how many tensors were written.
 
     Raises:
-        CheckpointError: a file that cannot be read or written, another ending, or weights whose names make sense beside
-            a model alone.
+        CheckpointError: a file that cannot be read or written, the same file twice, another ending, or weights whose
+            names make sense beside a model alone.
     """
-    if not target.endswith((".safetensors", ".pth")):
+    if not target.endswith((".safetensors", ".pth")) or os.path.isdir(target):
         raise CheckpointError(f"{target}: name a file that ends in .safetensors or .pth.")
     source = local_file(source)
+    if os.path.exists(target) and os.path.samefile(source, target):
+        raise CheckpointError(
+            f"{target} is the file to read, too: name another one, for its optimiser would be lost in place."
+        )
     data = read_weights(source, trust)
     if data.get("matching_heuristics"):
         raise CheckpointError(f"{source} is no whole model: its names are matched to one when it is loaded.")
     state = {name: torch.as_tensor(value) for name, value in data["model"].items()}
-    if all(name.startswith("module.") for name in state):
-        state = {name[len("module.") :]: value for name, value in state.items()}
-    state = convert_state_dict(state)
+    state = convert_state_dict(plain_names(source, state))
     information = {key: data[key] for key in INFORMATION if key in data}
     if target.endswith(".safetensors"):
         save_safetensors(target, state, **information)
@@ -47,8 +53,8 @@ def convert_file(source: str, target: str, trust: bool = False) -> int:
     return len(state)
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """Convert a file; the exit status."""
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    """Convert a file."""
     parser = argparse.ArgumentParser(prog="python -m instseg_d2.checkpoint", description=__doc__.split(": ", 1)[1])
     parser.add_argument("source", help="weights to read: .pth, .pkl or .safetensors")
     parser.add_argument("target", help="file to write: .safetensors or .pth")
@@ -56,16 +62,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         "--trust", action="store_true", help="read a file that may run code, from a source that you trust"
     )
     args = parser.parse_args(arguments)
-    try:
-        count = convert_file(args.source, args.target, args.trust)
-    except ModuleNotFoundError as error:  # what a trusted file refers to
-        sys.stderr.write(f"error: {args.source} needs the module {error.name}, which is not installed\n")
-        return 2
-    except (CheckpointError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    count = convert_file(args.source, args.target, args.trust)
     sys.stdout.write(f"{args.target}: {count} tensors\n")
-    return 0
 
 
 if __name__ == "__main__":

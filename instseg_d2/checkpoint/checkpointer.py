@@ -12,7 +12,11 @@ from fvcore.common.checkpoint import Checkpointer
 
 from ..errors import CheckpointError
 from .authors import convert_classifier, convert_state_dict, is_classifier
-from .formats import check_sha256, read_weights, split_query, write_checkpoint_file
+from .formats import read_weights
+from .identify import require_file
+from .layouts import plain_names, without_owner
+from .paths import check_sha256, split_query
+from .writing import write_checkpoint_file
 
 __all__ = ["InstSegCheckpointer"]
 
@@ -58,12 +62,14 @@ class InstSegCheckpointer(DetectionCheckpointer):
             save_to_disk: default: on the main process.
             checkpointables: objects with state_dict and load_state_dict.
         """
+        model = getattr(model, "_orig_mod", model)  # of torch.compile
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.for_test = for_test
         self.metadata = dict(metadata or {})
         self._strict = for_test
         self._source = ""
         self._heuristics = False
+        self._resuming = False
 
     def load(self, path: str, checkpointables: Optional[list[str]] = None, *, strict: Optional[bool] = None) -> dict:
         """
@@ -95,10 +101,19 @@ class InstSegCheckpointer(DetectionCheckpointer):
         return Checkpointer.load(self, local, checkpointables)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
-        """Resume from the last checkpoint of ``save_dir`` if there is one and ``resume``; else load the weights."""
-        if resume and self.has_checkpoint():
+        """
+        Resume from the last checkpoint of ``save_dir`` if there is one and ``resume``; else load the weights.
+
+        Raises:
+            CheckpointError: see :meth:`load`; the last checkpoint lacks the state of a checkpointable.
+        """
+        if not resume or not self.has_checkpoint():
+            return self.load(path, checkpointables=[])
+        self._resuming = True
+        try:
             return self.load(self.get_checkpoint_file(), strict=True)
-        return self.load(path, checkpointables=[])
+        finally:
+            self._resuming = False
 
     def _local_path(self, path: str) -> str:
         try:
@@ -106,15 +121,39 @@ class InstSegCheckpointer(DetectionCheckpointer):
         except Exception as error:
             reason = getattr(error, "reason", None) or error
             raise CheckpointError(f"{path} cannot be downloaded ({reason}). {_FROM_SCRATCH}.") from error
-        if not os.path.isfile(local):
-            raise CheckpointError(f"{path}: there is no such weight file. {_FROM_SCRATCH}.")
+        try:
+            require_file(local)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} {self._remedy() or _FROM_SCRATCH}.") from None
         return local
 
+    def _remedy(self) -> str:
+        """What else can be done about a file that cannot be read."""
+        if self._resuming:
+            last = os.path.basename(self.get_checkpoint_file())
+            names = sorted(name for name in os.listdir(self.save_dir) if re.fullmatch(r"model_\d+\.pth", name))
+            earlier = next((name for name in reversed(names) if name != last), None)
+            if earlier:
+                return f"To go on from {earlier}, write this name into {os.path.join(self.save_dir, 'last_checkpoint')}"
+            return f"{self.save_dir} has no earlier checkpoint: start anew without --resume"
+        if "://" in self._source:
+            return f"It was downloaded from {self._source}: delete it to download it again"
+        return ""
+
     def _load_file(self, filename: str) -> dict:
-        data = read_weights(filename)
-        state = data["model"]
-        if all(name.startswith("module.") for name in state):
-            state = {name[len("module.") :]: value for name, value in state.items()}
+        try:
+            data = read_weights(filename)
+        except CheckpointError as error:
+            remedy = self._remedy()
+            raise CheckpointError(f"{error} {remedy}." if remedy else str(error)) from error
+        lacking = [name for name in self.checkpointables if name not in data] if self._resuming else []
+        if lacking:
+            raise CheckpointError(
+                f"{filename} holds no state of the {lacking[0]}, so nothing can be resumed from it: start a new run "
+                "from its weights with MODEL.WEIGHTS and without --resume."
+            )
+        known = self.model.state_dict().keys()
+        state = plain_names(filename, data["model"], known)
         self._convert_ndarray_to_tensor(state)
         if is_classifier(state):
             data["model"] = convert_classifier(state)
@@ -123,6 +162,8 @@ class InstSegCheckpointer(DetectionCheckpointer):
         data["model"] = convert_state_dict(state)
         if self._heuristics:
             data["matching_heuristics"] = True
+        if not data.get("matching_heuristics"):
+            data["model"] = without_owner(data["model"], known)
         return data
 
     def _load_model(self, checkpoint: dict):
@@ -184,7 +225,12 @@ class InstSegCheckpointer(DetectionCheckpointer):
             lines.append(f"{len(names)} of another shape, reinitialised: {_summary(names)}.")
         if unexpected:
             lines.append(f"{len(unexpected)} not used by this model: {_summary(unexpected)}.")
-        logger.log(logging.WARNING if missing or mismatched else logging.INFO, " ".join(lines))
+        diverged = [name for name, p in self.model.named_parameters() if not p.is_meta and not p.isfinite().all()]
+        if diverged:
+            lines.append(
+                f"{len(diverged)} hold values that are not finite, as after a diverged run: {_summary(diverged)}."
+            )
+        logger.log(logging.WARNING if missing or mismatched or diverged else logging.INFO, " ".join(lines))
         for title, keys in (("missing", missing), ("not used", unexpected)):
             if keys:
                 logger.debug("Weights %s: %s", title, ", ".join(keys))

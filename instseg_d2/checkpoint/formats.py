@@ -1,42 +1,30 @@
-"""Reading and writing weight files without running code that they might contain, and never half a file."""
+"""Reading weight files without running code that they might contain."""
 
-import errno
 import functools
-import hashlib
 import json
 import logging
 import os
 import pickle
+import pickletools
 import re
-import tarfile
-import zipfile
-from typing import Callable, Optional
+from typing import Callable
 
-import numpy as np
 import torch
+from torch import nn
 
 from ..errors import CheckpointError
-from ..files import written_whole
-from .pickles import ARRAY_CODES, load_arrays
+from .identify import check_sums, damaged, format_of
+from .layouts import find_weights
+from .paths import local_file
+from .pickles import load_arrays
 
-__all__ = [
-    "check_sha256",
-    "load_torch",
-    "local_file",
-    "read_checkpoint_info",
-    "read_extra",
-    "read_weights",
-    "save_safetensors",
-    "split_query",
-    "write_checkpoint_file",
-]
+__all__ = ["INFORMATION", "load_torch", "read_checkpoint_info", "read_extra", "read_weights"]
 
 logger = logging.getLogger(__name__)
 
 # What a checkpoint of this package says beside its weights: a text, and lists.
 INFORMATION = ("cfg", "class_names", "category_ids", "stuff_names")
-# What damaged files raise in Python and PyTorch.
-_DAMAGES = (EOFError, ValueError, TypeError, LookupError, AttributeError, MemoryError, OverflowError, RuntimeError)
+_PICKLES = {"old": 5, "pickle": 1}  # one after the other in a file
 
 
 def _refused(path: str, reason: str) -> CheckpointError:
@@ -46,65 +34,47 @@ def _refused(path: str, reason: str) -> CheckpointError:
     )
 
 
-def split_query(path: str) -> tuple[str, dict[str, str]]:
-    """
-    The path and what follows a question mark: ``matching_heuristics=True``, ``sha256=DIGEST``, joined by &.
-
-    Raises:
-        CheckpointError: anything else follows.
-    """
-    path, _, query = path.partition("?")
-    options = dict(part.partition("=")[::2] for part in query.split("&") if part)
-    known = {"matching_heuristics": "True", "sha256": "[0-9a-fA-F]{64}"}
-    for key, value in options.items():
-        if not re.fullmatch(known.get(key, "$^"), value):
-            raise CheckpointError(
-                f"{path}?{query}: ?matching_heuristics=True and ?sha256=64 HEXADECIMAL DIGITS are known after a path."
-            )
-    return path, options
-
-
-def check_sha256(path: str, digest: str) -> None:
-    """
-    Raises:
-        CheckpointError: the file has another SHA-256.
-    """
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    if found.hexdigest() != digest.lower():
-        raise CheckpointError(f"{path} is not loaded: its SHA-256 is {found.hexdigest()}, expected {digest.lower()}.")
-
-
-def local_file(path: str) -> str:
-    """
-    The path alone of a local file that may be followed by a query.
-
-    Raises:
-        CheckpointError: there is no such file, it has another SHA-256 than the query says, or the query is unknown.
-    """
-    path, options = split_query(path)
-    if not os.path.isfile(path):
-        raise CheckpointError(f"{path}: there is no such weight file.")
-    if "sha256" in options:
-        check_sha256(path, options["sha256"])
-    return path
-
-
-def _read_pickle(path: str, trust: bool = False) -> dict:
+def _is_whole(path: str, pickles: int) -> bool:
     try:
         with open(path, "rb") as file:
-            data = pickle.load(file, encoding="latin1") if trust else load_arrays(file)
-    except pickle.UnpicklingError as error:
-        if "refers to" in str(error):
-            raise _refused(path, str(error)) from None
-        raise CheckpointError(f"{path} is no pickle file or is damaged: {error}.") from error
-    except _DAMAGES as error:
-        raise CheckpointError(f"{path} is no pickle file or is damaged ({type(error).__name__}: {error}).") from error
+            for _ in range(pickles):
+                for _ in pickletools.genops(file):
+                    pass
+    except Exception:
+        return False
+    return True
+
+
+def _read(path: str, kind: str, trust: bool, read: Callable[[], object]) -> dict:
+    """What ``read`` gives, as a dict; an error of Python or PyTorch becomes one that says what the file is."""
+    try:
+        data = read()
+    except Exception as error:  # a damaged file may raise anything
+        text = " ".join(str(error).split())
+        named = re.search(r"GLOBAL (\S+)", text)
+        if not _is_whole(path, _PICKLES.get(kind, 0)):
+            raise damaged(path, "it ends too early") from error
+        if trust and isinstance(error, (AttributeError, ImportError)):
+            raise CheckpointError(f"{path} refers to what is not installed here ({text}).") from error
+        if named or isinstance(error, pickle.UnpicklingError):
+            raise _refused(path, f"it refers to {named[1]}" if named else text[-100:]) from None
+        if "TorchScript" in text:
+            raise _refused(path, "it is a TorchScript model") from None
+        raise damaged(path, f"it cannot be read to its end ({text[:100] or type(error).__name__})") from error
+    if isinstance(data, nn.Module):  # of a file that is trusted
+        return {"model": data}
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__} where a dict of weights was expected.")
-    if "model" in data and "__author__" in data:  # Detectron2's model zoo
+    return data
+
+
+def _read_pickle(path: str, trust: bool) -> dict:
+    def read():
+        with open(path, "rb") as file:
+            return pickle.load(file, encoding="latin1") if trust else load_arrays(file)
+
+    data = _read(path, "pickle", trust, read)
+    if "model" in data:  # Detectron2's model zoo
         return data
     # Caffe2 and Detectron: detection models keep their weights under "blobs", ImageNet models at the top.
     blobs = data.get("blobs", data)
@@ -124,76 +94,51 @@ def _warn_of_old_torch() -> None:
         )
 
 
-def load_torch(path: str, mmap: bool = False, trust: bool = False) -> dict:
+def _read_torch(path: str, kind: str, trust: bool, mmap: bool = False) -> dict:
+    if not trust:
+        if kind == "tar":  # PyTorch before 2.6 runs code of these all the same: CVE-2025-32434
+            raise _refused(path, "it is in PyTorch's first format, a tar file")
+        _warn_of_old_torch()
+
+    data = _read(path, kind, trust, lambda: torch.load(path, map_location="cpu", weights_only=not trust, mmap=mmap))
+    if "model_state" in data and "model" not in data:  # pycls
+        return {"model": data["model_state"], "__author__": "pycls", "matching_heuristics": True}
+    return data
+
+
+def load_torch(path) -> dict:
     """
     The dict of a PyTorch file, on the CPU.
 
-    Args:
-        mmap: leave the weights on the disk until they are used.
-        trust: let the file run whatever code it holds.
-
     Raises:
-        CheckpointError: the file is damaged, holds no dict, or objects that could run code.
+        CheckpointError: it is no such file or is damaged, holds no dict, or objects that could run code.
     """
-    if not trust:
-        if tarfile.is_tarfile(path):  # PyTorch before 2.6 runs code of these all the same: CVE-2025-32434
-            raise _refused(path, "it is in PyTorch's first format, a tar file")
-        _warn_of_old_torch()
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=not trust, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL (\S+)", str(error))
-        if name:
-            raise _refused(path, f"it refers to {name[1]}") from None
-        raise CheckpointError(f"{path} is no PyTorch checkpoint or is damaged.") from error
-    except (*_DAMAGES, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is no PyTorch checkpoint or is damaged.") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a {type(data).__name__} where a dict of weights was expected.")
-    return data
+    path = os.fspath(path)
+    kind = format_of(path)
+    if kind in ("safetensors", "pickle"):
+        raise CheckpointError(f"{path} is a file of {kind}, not of PyTorch.")
+    return _read_torch(path, kind, trust=False)
 
 
-def _read_torch(path: str, mmap: bool = False, trust: bool = False) -> dict:
-    data = load_torch(path, mmap, trust)
-    if "model_state" in data:  # pycls
-        return {"model": data["model_state"], "__author__": "pycls", "matching_heuristics": True}
-    if "model" in data:
-        return data
-    return {"model": data.get("state_dict", data)}
+def _read_safetensors(path: str, weights: bool) -> dict:
+    from safetensors import safe_open
 
-
-def _read_safetensors(path: str) -> dict:
-    from safetensors import SafetensorError, safe_open
-
-    try:
+    def read():
         with safe_open(path, framework="pt") as file:
             info = file.metadata() or {}
-            data = {"model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+            data = {"model": {name: file.get_tensor(name) for name in file.keys()}} if weights else {}  # noqa: SIM118
         data.update({key: info[key] if key == "cfg" else json.loads(info[key]) for key in INFORMATION if key in info})
-    except (SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path} is no safetensors file or is damaged: {error}.") from error
-    return data
+        return data
+
+    return _read(path, "safetensors", False, read)
 
 
-def _weight(path: str, name: str, value):
-    """A tensor or an array of numbers; numbers of NumPy become arrays without dimensions."""
-    if not isinstance(name, str):
-        raise CheckpointError(f"{path} holds no state dict: the name {name!r} is no text.")
-    if isinstance(value, torch.Tensor):
-        return value
-    if not isinstance(value, (np.ndarray, np.generic)):
-        raise CheckpointError(f"{path} holds no state dict: {name} is no tensor.")
-    if value.dtype.str[1:] not in ARRAY_CODES:
-        raise CheckpointError(f"{path} holds no state dict: {name} is an array of {value.dtype}, not of numbers.")
-    return np.asarray(value)
-
-
-def read_weights(path: str, trust: bool = False) -> dict:
+def read_weights(path, trust: bool = False) -> dict:
     """
-    Read a local weight file as data, on the CPU.
+    Read a local weight file as data, on the CPU: of PyTorch, safetensors, or a pickle of NumPy arrays (Detectron2's
+    zoo, Caffe2). The content counts, not the name.
 
     Args:
-        path: ``.pkl`` (Detectron2's zoo, Caffe2; NumPy arrays only), ``.safetensors``, anything else: PyTorch.
         trust: let the file run whatever code it holds.
 
     Returns:
@@ -201,23 +146,26 @@ def read_weights(path: str, trust: bool = False) -> dict:
         whose names Detectron2 matches by their endings.
 
     Raises:
-        CheckpointError: the file is missing or damaged, holds no weights, or objects that could run code.
+        CheckpointError: the file is missing, damaged or something else, holds no weights, or objects that could run
+            code.
     """
-    if not os.path.isfile(path):
-        raise CheckpointError(f"{path}: there is no such weight file.")
-    if path.endswith(".pkl"):
+    path = os.fspath(path)
+    kind = format_of(path)
+    if kind == "zip":
+        check_sums(path)
+    if kind == "pickle":
         data = _read_pickle(path, trust)
-    elif path.endswith(".safetensors"):
-        data = _read_safetensors(path)
+    elif kind == "safetensors":
+        data = _read_safetensors(path, weights=True)
     else:
-        data = _read_torch(path, trust=trust)
-    if not isinstance(data["model"], dict) or not data["model"]:
-        raise CheckpointError(f"{path} holds no state dict: it has no dict of names and tensors.")
-    data["model"] = {name: _weight(path, name, value) for name, value in data["model"].items()}
-    return data
+        data = _read_torch(path, kind, trust)
+    weights, note = find_weights(path, data)
+    if note:
+        logger.info(note)
+    return {**data, "model": weights}
 
 
-def read_extra(path: str) -> dict:
+def read_extra(path) -> dict:
     """
     What a checkpoint of this package holds besides weights (cfg, class_names, iteration, ...), quickly.
 
@@ -228,19 +176,21 @@ def read_extra(path: str) -> dict:
         A dict; empty for formats that never carry it.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or not the one that the digest says.
+        CheckpointError: see :func:`read_weights`; or it is not the file that the digest says.
     """
     path = local_file(path)
-    if path.endswith(".safetensors"):
-        data = _read_safetensors(path)
-    elif zipfile.is_zipfile(path):
-        data = _read_torch(path, mmap=True)
+    kind = format_of(path)
+    if kind == "safetensors":
+        data = _read_safetensors(path, weights=False)
+    elif kind == "zip":
+        data = _read_torch(path, kind, trust=False, mmap=True)
+        find_weights(path, data)
     else:
-        return {}
+        data = read_weights(path)
     return {key: value for key, value in data.items() if key != "model"}
 
 
-def read_checkpoint_info(path: str):
+def read_checkpoint_info(path):
     """
     The config and the class names that travel in a checkpoint of this package; its path as for `read_extra`.
 
@@ -248,58 +198,7 @@ def read_checkpoint_info(path: str):
         (config as YAML text or None, class names or None)
 
     Raises:
-        CheckpointError: the file is missing, damaged, or not the one that the digest says.
+        CheckpointError: see :func:`read_extra`.
     """
     extra = read_extra(path)
     return extra.get("cfg"), extra.get("class_names")
-
-
-def _is_full(error: Optional[BaseException]) -> bool:
-    """True if the disk or the quota was full; torch.save may hide that behind a RuntimeError."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def write_checkpoint_file(path: str, write: Callable) -> None:
-    """
-    Write a file whole or not at all.
-
-    Args:
-        path: the file to create or replace.
-        write: called with the open binary file.
-
-    Raises:
-        CheckpointError: no space left; what was at ``path`` before is intact.
-    """
-    try:
-        with written_whole(path) as temporary, open(temporary, "wb") as file:
-            write(file)
-    except Exception as error:
-        if _is_full(error):
-            raise CheckpointError(
-                f"no space left on the device to write {path}; earlier files are intact: free some space, "
-                "then go on with --resume."
-            ) from error
-        raise
-
-
-def save_safetensors(path: str, state_dict: dict, cfg: Optional[str] = None, **lists) -> None:
-    """
-    Save weights as a safetensors file, and optionally what a checkpoint of this package says beside them: the config
-    (YAML text) and the lists ``class_names``, ``category_ids`` and ``stuff_names``.
-
-    Raises:
-        CheckpointError: no space left.
-    """
-    from safetensors.torch import save
-
-    info = {}
-    if cfg is not None:
-        info["cfg"] = cfg
-    info.update({key: json.dumps(list(values)) for key, values in lists.items() if values is not None})
-    # The format wants every tensor dense and in memory of its own.
-    tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state_dict.items()}
-    write_checkpoint_file(path, lambda file: file.write(save(tensors, metadata=info)))

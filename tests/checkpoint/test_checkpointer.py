@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from instseg_d2.checkpoint import InstSegCheckpointer, read_checkpoint_info, read_extra, save_safetensors
-from instseg_d2.checkpoint.__main__ import main as convert
 from instseg_d2.errors import CheckpointError
+from tests.checkpoint.converting import convert
 
 
 def toy(classes=3, width=4):
@@ -188,24 +188,6 @@ def test_eval_is_refused_in_pickles(tmp_path):
         load(toy(), tmp_path / "w.pkl")
 
 
-@pytest.mark.parametrize("suffix", ["pkl", "pth", "safetensors"])
-@pytest.mark.parametrize("content", [b"", b"<html>Not found</html>", b"PK\x03\x04 truncated"])
-def test_damaged_files_are_named(tmp_path, suffix, content):
-    path = tmp_path / f"w.{suffix}"
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"w\.{suffix}.*damaged"):
-        load(toy(), path)
-
-
-def test_files_without_weights(tmp_path):
-    torch.save({"model": {"a": 1}}, tmp_path / "a.pth")
-    torch.save([1], tmp_path / "b.pth")
-    with pytest.raises(CheckpointError, match=r"a\.pth holds no state dict: a is no tensor"):
-        load(toy(), tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match=r"b\.pth holds a list"):
-        load(toy(), tmp_path / "b.pth")
-
-
 def test_missing_file_says_how_to_go_on(tmp_path):
     with pytest.raises(CheckpointError, match=r"none\.pth: there is no such weight file\..*from scratch.*FREEZE_AT 0"):
         load(toy(), tmp_path / "none.pth")
@@ -271,6 +253,16 @@ def test_other_architecture(tmp_path, for_test):
     torch.save({f"features.{i}.weight": torch.zeros(2) for i in range(30)}, tmp_path / "vgg.pth")
     with pytest.raises(CheckpointError, match=r"vgg\.pth is a checkpoint of another architecture: only 0 of its 30"):
         load(toy(), tmp_path / "vgg.pth", for_test=for_test)
+
+
+def test_weights_of_a_diverged_run_are_reported(tmp_path, caplog):
+    source = toy()
+    source["head"].bias.data[1] = float("nan")
+    torch.save(weights(source), tmp_path / "w.pth")
+    load(toy(), tmp_path / "w.pth", for_test=True)
+    (report,) = [record for record in caplog.records if "weights loaded" in record.getMessage()]
+    assert "1 hold values that are not finite, as after a diverged run: head (1)." in report.getMessage()
+    assert report.levelno == logging.WARNING
 
 
 def test_a_method_that_shares_parts_is_named(tmp_path):

@@ -154,7 +154,8 @@ def test_attacks_are_refused(tmp_path):
         path.write_bytes(attack)
     code = (
         "import sys\n"
-        "from instseg_d2.checkpoint import CheckpointError, read_weights\n"
+        "from instseg_d2.checkpoint import read_weights\n"
+        "from instseg_d2.errors import CheckpointError\n"
         "for path in sys.argv[1:]:\n"
         "    try:\n        found = read_weights(path)\n        found.clear()\n"
         "    except CheckpointError as error:\n        print(error, flush=True)\n"

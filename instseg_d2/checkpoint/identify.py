@@ -1,0 +1,141 @@
+"""Which format a weight file has, by its first bytes, whatever its name; and what it is if it has none."""
+
+import os
+import re
+import tarfile
+import zipfile
+from typing import Optional
+
+from ..errors import CheckpointError
+
+__all__ = ["check_sums", "damaged", "format_of", "require_file"]
+
+WEIGHT_SUFFIXES = (".pth", ".safetensors", ".pkl", ".pt", ".bin", ".ckpt")
+# PyTorch before 1.6 pickled this number first.
+_OLD_TORCH = re.compile(rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.S)
+# First bytes -> what such a file is.
+_OTHERS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch that with `git lfs pull`",
+    b"\x1f\x8b": "a gzip archive: unpack it",
+    b"BZh": "a bzip2 archive: unpack it",
+    b"\xfd7zXZ": "an xz archive: unpack it",
+    b"(\xb5/\xfd": "a Zstandard archive: unpack it",
+    b"7z\xbc\xaf": "a 7z archive: unpack it",
+    b"Rar!": "a RAR archive: unpack it",
+    b"\x89HDF": "an HDF5 file, as Keras writes it, not PyTorch's",
+    b"\x93NUMPY": "a single NumPy array, not a dict of weights",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+}
+_EXPORTED = "an exported model: demo.py runs it with --model"
+
+
+def damaged(path: str, reason: str) -> CheckpointError:
+    """The error of a file of which something is missing or wrong."""
+    return CheckpointError(f"{path} is damaged: {reason}; copy or download it again.")
+
+
+def require_file(path: str) -> None:
+    """
+    Raises:
+        CheckpointError: there is no file at ``path``; a folder is answered with the weight files in it.
+    """
+    if os.path.isdir(path):
+        found = sorted(name for name in os.listdir(path) if name.endswith(WEIGHT_SUFFIXES))
+        shown = ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")
+        raise CheckpointError(
+            f"{path} is a folder: name a weight file ({f'it has {shown}' if found else 'it has none'})."
+        )
+    if os.path.islink(path) and not os.path.exists(path):
+        raise CheckpointError(f"{path} is a link to {os.readlink(path)}, which does not exist.")
+    if not os.path.exists(path):
+        raise CheckpointError(f"{path}: there is no such weight file.")
+    if not os.path.isfile(path):
+        raise CheckpointError(f"{path} is a device or pipe: name a file.")
+
+
+def format_of(path: str) -> str:
+    """
+    "zip" (PyTorch), "old" (PyTorch before 1.6), "tar" (PyTorch's first), "safetensors" or "pickle".
+
+    Raises:
+        CheckpointError: there is no such file, half of it is missing, or it is something else; it says what.
+    """
+    require_file(path)
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    if not head:
+        raise CheckpointError(f"{path} is empty: copy or download it again.")
+    if not head.strip(b"\0"):
+        raise damaged(path, "it begins with zeros, so it was never written to its end")
+    if head.startswith(b"PK"):
+        _check_zip(path)
+        return "zip"
+    for mark, what in _OTHERS.items():
+        if head.startswith(mark):
+            raise CheckpointError(f"{path} is {what}.")
+    if tarfile.is_tarfile(path):
+        with tarfile.open(path) as tar:
+            names = tar.getnames()
+        if "storages" not in names:
+            raise CheckpointError(f"{path} is a tar archive: unpack it.")
+        return "tar"
+    if _OLD_TORCH.match(head):
+        return "old"
+    if head[5:9] == b"\0\0\0{":  # the length of a header in JSON, then the header
+        return "safetensors"
+    if head[:1] == b"\x80":
+        return "pickle"
+    if what := _text(head):
+        raise CheckpointError(f"{path} is {what}.")
+    if path.endswith(".pkl"):  # the first protocols of pickle have no mark
+        return "pickle"
+    if path.endswith(".onnx"):
+        raise CheckpointError(f"{path} is {_EXPORTED}.")
+    raise CheckpointError(f"{path} is no weight file of PyTorch, safetensors or pickle: it begins with {head[:12]!r}.")
+
+
+def _check_zip(path: str) -> None:
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = file.namelist()
+    except Exception as error:  # zipfile lets through what reading at wrong places raises
+        raise damaged(path, f"it is half a file, {os.path.getsize(path)} bytes and no end") from error
+    inside = {name.partition("/")[2] for name in names}
+    if "archive_format" in inside:
+        raise CheckpointError(f"{path} is {_EXPORTED}.")
+    if "data.pkl" not in inside:
+        shown = ", ".join(names[:3]) or "nothing"
+        raise CheckpointError(f"{path} is a zip archive, but not one of PyTorch (it holds {shown}): unpack it.")
+
+
+def check_sums(path: str) -> None:
+    """
+    Compare the contents of a zip file with its check sums, which PyTorch does not look at.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    with zipfile.ZipFile(path) as file:
+        if not any(member.CRC for member in file.infolist()):  # torch.serialization.set_crc32_options(False)
+            return
+        try:
+            wrong = file.testzip()
+        except Exception as error:
+            raise damaged(path, f"it cannot be read to its end ({error})") from error
+    if wrong is not None:
+        raise damaged(path, f"{wrong} in it does not have its check sum")
+
+
+def _text(head: bytes) -> Optional[str]:
+    """What a text is; None for other files."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").decode("latin1")
+    if re.match(r"<!doctype html|<html|<head|<script|<body", text, re.I):
+        title = re.search(r"<title[^>]*>([^<]*)", text, re.I)
+        named = f" ({' '.join(title[1].split())[:80]})" if title and title[1].strip() else ""
+        return f"a web page{named}, not the weights: look at the address that it was downloaded from"
+    if text.startswith("<"):
+        return "an XML text, not the weights: look at the address that it was downloaded from"
+    if text[:1] in ("{", "["):
+        return "a JSON text, not the weights"
+    return None

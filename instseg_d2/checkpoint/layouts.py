@@ -1,0 +1,115 @@
+"""Where the weights are in what a file holds, and what modules around the model have put before their names."""
+
+import re
+from collections import Counter
+from collections.abc import Collection
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import CheckpointError
+from .pickles import ARRAY_CODES
+
+__all__ = ["find_weights", "plain_names", "without_owner"]
+
+# Keys that weights are kept under. Of several in one file the first is meant: averages (EMA) come last.
+PLACES = (
+    "model", "state_dict", "model_state_dict", "model_state", "module", "net", "network", "params", "weights",
+    "model_ema", "ema_model", "ema", "model_ema_state_dict", "ema_state_dict", "state_dict_ema", "params_ema",
+)  # fmt: skip
+_TENSORS = (torch.Tensor, np.ndarray, np.generic)
+# torch.compile, FSDP and activation checkpointing stand anywhere in a name, parallel and Lightning modules in front.
+_INNER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_OUTER = re.compile(r"^(?:(?:module|model)\.)+")
+
+
+def find_weights(path: str, data: dict) -> tuple[dict, str]:
+    """
+    The names and tensors in what the file ``path`` holds: the dict itself, a dict below the keys of `PLACES`, or the
+    only dict of tensors in it.
+
+    Returns:
+        (weights, a sentence on where they were found if that needs telling)
+
+    Raises:
+        CheckpointError: there are none or several, or not all values are tensors.
+    """
+    notes, sets = [], []
+    for _ in range(8):  # levels; a crafted file may have no last one
+        # The modules of a trusted file count as their weights.
+        data = {key: dict(x.state_dict()) if isinstance(x, nn.Module) else x for key, x in data.items()}
+        dicts = {key: value for key, value in data.items() if isinstance(value, dict)}
+        sets = [key for key, x in dicts.items() if x and all(isinstance(item, _TENSORS) for item in x.values())]
+        tensors = [value for value in data.values() if isinstance(value, _TENSORS)]
+        place, *others = [place for place in PLACES if place in dicts] or [None]
+        if place is None:
+            if any(value.ndim for value in tensors) or (tensors and not sets):
+                weights = {name: _weight(path, name, value) for name, value in data.items()}
+                return weights, f"{path}: {' and '.join(notes)}." if notes else ""
+            if len(sets) != 1:
+                break
+            place = sets[0]
+        if others:
+            notes.append(f"its {place} is loaded, not its {', '.join(others)}")
+        elif place not in ("model", "state_dict", "model_state"):
+            notes.append(f"its {place} is loaded")
+        data = dicts[place]
+    raise CheckpointError(f"{path} holds {_instead(data, sets)}.")
+
+
+def _instead(data: dict, sets: list) -> str:
+    if sets:
+        return f"several sets of weights ({', '.join(map(str, sets))}): save the one that you mean as a file of its own"
+    names = ", ".join(map(str, list(data)[:6])) + (", ..." if len(data) > 6 else "")
+    if "param_groups" in data or any(str(key).startswith("optim") for key in data):
+        return f"the state of an optimiser and no weights ({names}): name the file of the model"
+    return f"no weights{f', only {names}' if names else ''}"
+
+
+def _weight(path: str, name: str, value):
+    """A tensor or an array of numbers; numbers of NumPy become arrays without dimensions."""
+    if not isinstance(name, str):
+        raise CheckpointError(f"{path} holds no state dict: the name {name!r} is no text.")
+    if isinstance(value, torch.Tensor):
+        return value
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise CheckpointError(f"{path} holds no state dict: {name} is no tensor.")
+    if value.dtype.str[1:] not in ARRAY_CODES:
+        raise CheckpointError(f"{path} holds no state dict: {name} is an array of {value.dtype}, not of numbers.")
+    return np.asarray(value)
+
+
+def plain_names(path: str, state: dict, known: Collection[str] = ()) -> dict:
+    """
+    A state dict without what DataParallel, torch.compile, FSDP, Lightning and their like put before names: ``module.``,
+    ``_orig_mod.``, ``model.``, on all or some of them.
+
+    Args:
+        path: of the file, for the error; known: names that stay as they are.
+
+    Raises:
+        CheckpointError: two names become one.
+    """
+    plain, before = {}, {}
+    for name, value in state.items():
+        short = name if name in known else _OUTER.sub("", _INNER.sub("", name))
+        if short in plain:
+            raise CheckpointError(f"{path} holds {short} twice, as {before[short]} and {name}: leave one of them out.")
+        plain[short], before[short] = value, name
+    return plain
+
+
+def without_owner(state: dict, known: Collection[str]) -> dict:
+    """
+    A state dict whose names are all unknown, with those below the one first part that makes most of them known
+    (``detector.backbone...`` of a Lightning module); else as it is.
+    """
+    if any(name in known for name in state):
+        return state
+    parts = [name.partition(".") for name in state]
+    found = Counter(first for first, _, rest in parts if rest in known).most_common(2)
+    if not found or (len(found) == 2 and found[0][1] == found[1][1]):
+        return state
+    first = found[0][0] + "."
+    return {name[len(first) :] if name.startswith(first) else name: value for name, value in state.items()}

@@ -1,0 +1,55 @@
+"""Paths of weight files, which may be followed by a query as URLs are."""
+
+import hashlib
+import os
+import re
+
+from ..errors import CheckpointError
+from .identify import require_file
+
+__all__ = ["check_sha256", "local_file", "split_query"]
+
+
+def split_query(path) -> tuple[str, dict[str, str]]:
+    """
+    The path and what follows a question mark: ``matching_heuristics=True``, ``sha256=DIGEST``, joined by &.
+
+    Raises:
+        CheckpointError: anything else follows.
+    """
+    path, _, query = os.fspath(path).partition("?")
+    options = dict(part.partition("=")[::2] for part in query.split("&") if part)
+    known = {"matching_heuristics": "True", "sha256": "[0-9a-fA-F]{64}"}
+    for key, value in options.items():
+        if not re.fullmatch(known.get(key, "$^"), value):
+            raise CheckpointError(
+                f"{path}?{query}: ?matching_heuristics=True and ?sha256=64 HEXADECIMAL DIGITS are known after a path."
+            )
+    return path, options
+
+
+def check_sha256(path: str, digest: str) -> None:
+    """
+    Raises:
+        CheckpointError: the file has another SHA-256.
+    """
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    if found.hexdigest() != digest.lower():
+        raise CheckpointError(f"{path} is not loaded: its SHA-256 is {found.hexdigest()}, expected {digest.lower()}.")
+
+
+def local_file(path) -> str:
+    """
+    The path alone of a local file that may be followed by a query.
+
+    Raises:
+        CheckpointError: there is no such file, it has another SHA-256 than the query says, or the query is unknown.
+    """
+    path, options = split_query(path)
+    require_file(path)
+    if "sha256" in options:
+        check_sha256(path, options["sha256"])
+    return path
