@@ -8,11 +8,12 @@ from typing import Optional
 
 from ..errors import CheckpointError
 
-__all__ = ["check_sums", "damaged", "format_of", "require_file"]
+__all__ = ["check_sums", "damaged", "format_of", "require_file", "something_else"]
 
 WEIGHT_SUFFIXES = (".pth", ".safetensors", ".pkl", ".pt", ".bin", ".ckpt")
 # PyTorch before 1.6 pickled this number first.
 _OLD_TORCH = re.compile(rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.S)
+_SAFETENSORS = re.compile(rb".{5}\0\0\0\{", re.S)  # the length of a header in JSON, then the header
 # First bytes -> what such a file is.
 _OTHERS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch that with `git lfs pull`",
@@ -27,12 +28,13 @@ _OTHERS = {
     b"\x89PNG": "a picture",
     b"\xff\xd8\xff": "a picture",
 }
+_AGAIN = "copy or download it again"
 _EXPORTED = "an exported model: demo.py runs it with --model"
 
 
 def damaged(path: str, reason: str) -> CheckpointError:
     """The error of a file of which something is missing or wrong."""
-    return CheckpointError(f"{path} is damaged: {reason}; copy or download it again.")
+    return CheckpointError(f"{path} is damaged: {reason}; {_AGAIN}.")
 
 
 def require_file(path: str) -> None:
@@ -43,9 +45,7 @@ def require_file(path: str) -> None:
     if os.path.isdir(path):
         found = sorted(name for name in os.listdir(path) if name.endswith(WEIGHT_SUFFIXES))
         shown = ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")
-        raise CheckpointError(
-            f"{path} is a folder: name a weight file ({f'it has {shown}' if found else 'it has none'})."
-        )
+        raise CheckpointError(f"{path} is a folder: name a weight file (it has {shown or 'none'}).")
     if os.path.islink(path) and not os.path.exists(path):
         raise CheckpointError(f"{path} is a link to {os.readlink(path)}, which does not exist.")
     if not os.path.exists(path):
@@ -62,18 +62,15 @@ def format_of(path: str) -> str:
         CheckpointError: there is no such file, half of it is missing, or it is something else; it says what.
     """
     require_file(path)
+    if what := something_else(path):
+        raise CheckpointError(f"{path} is {what}.")
     with open(path, "rb") as file:
-        head = file.read(4096)
-    if not head:
-        raise CheckpointError(f"{path} is empty: copy or download it again.")
-    if not head.strip(b"\0"):
-        raise damaged(path, "it begins with zeros, so it was never written to its end")
+        head = file.read(64)
+    if _SAFETENSORS.match(head):
+        return "safetensors"
     if head.startswith(b"PK"):
         _check_zip(path)
         return "zip"
-    for mark, what in _OTHERS.items():
-        if head.startswith(mark):
-            raise CheckpointError(f"{path} is {what}.")
     if tarfile.is_tarfile(path):
         with tarfile.open(path) as tar:
             names = tar.getnames()
@@ -82,13 +79,7 @@ def format_of(path: str) -> str:
         return "tar"
     if _OLD_TORCH.match(head):
         return "old"
-    if head[5:9] == b"\0\0\0{":  # the length of a header in JSON, then the header
-        return "safetensors"
-    if head[:1] == b"\x80":
-        return "pickle"
-    if what := _text(head):
-        raise CheckpointError(f"{path} is {what}.")
-    if path.endswith(".pkl"):  # the first protocols of pickle have no mark
+    if head[:1] == b"\x80" or path.endswith(".pkl"):  # the first protocols of pickle have no mark
         return "pickle"
     if path.endswith(".onnx"):
         raise CheckpointError(f"{path} is {_EXPORTED}.")
@@ -100,7 +91,7 @@ def _check_zip(path: str) -> None:
         with zipfile.ZipFile(path) as file:
             names = file.namelist()
     except Exception as error:  # zipfile lets through what reading at wrong places raises
-        raise damaged(path, f"it is half a file, {os.path.getsize(path)} bytes and no end") from error
+        raise damaged(path, f"it is half a file of {os.path.getsize(path)} bytes, whose end is missing") from error
     inside = {name.partition("/")[2] for name in names}
     if "archive_format" in inside:
         raise CheckpointError(f"{path} is {_EXPORTED}.")
@@ -127,15 +118,26 @@ def check_sums(path: str) -> None:
         raise damaged(path, f"{wrong} in it does not have its check sum")
 
 
-def _text(head: bytes) -> Optional[str]:
-    """What a text is; None for other files."""
+def something_else(path: str) -> Optional[str]:
+    """What a file is that comes instead of weights: empty, zeros, an archive, a picture, a text. None for others."""
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    if not head:
+        return f"empty: {_AGAIN}"
+    if _SAFETENSORS.match(head):  # its length may begin like anything
+        return None
+    if not head.strip(b"\0"):
+        return f"damaged: it begins with zeros, so it was never written to its end; {_AGAIN}"
+    for mark, what in _OTHERS.items():
+        if head.startswith(mark):
+            return what
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").decode("latin1")
     if re.match(r"<!doctype html|<html|<head|<script|<body", text, re.I):
         title = re.search(r"<title[^>]*>([^<]*)", text, re.I)
         named = f" ({' '.join(title[1].split())[:80]})" if title and title[1].strip() else ""
-        return f"a web page{named}, not the weights: look at the address that it was downloaded from"
+        return f"a web page{named}, not the file itself: look at the address that it was downloaded from"
     if text.startswith("<"):
-        return "an XML text, not the weights: look at the address that it was downloaded from"
+        return "an XML text, not the file itself: look at the address that it was downloaded from"
     if text[:1] in ("{", "["):
-        return "a JSON text, not the weights"
+        return "a JSON text, not the file itself"
     return None

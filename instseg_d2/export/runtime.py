@@ -9,6 +9,7 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 
+from ..checkpoint.identify import something_else
 from ..errors import ConfigError
 from ..inference.predictor import ImagePredictor, worthwhile
 from ..modeling.postprocessing import boxes_of_masks
@@ -122,7 +123,8 @@ class ExportedPredictor(ImagePredictor):
         except ConfigError:
             raise
         except Exception as error:  # the runtimes raise all kinds
-            raise ConfigError(f"{path}: cannot be loaded ({first_line(error)})") from error
+            what = something_else(path) or f"damaged, or was not exported here ({first_line(error)})"
+            raise ConfigError(f"{path} is {what}.") from error
         if not self.program.text:
             raise ConfigError(f"{path}: carries no metadata of instseg_d2; export it with projects/export.py.")
         self.metadata = json.loads(self.program.text)

@@ -2,8 +2,10 @@
 
 import gzip
 import io
+import json
 import os
 import pickle
+import struct
 import tarfile
 import zipfile
 
@@ -95,6 +97,18 @@ def test_a_changed_value_is_noticed(tmp_path):
     assert read_weights(path)["model"].keys() == STATE.keys()
 
 
+@pytest.mark.parametrize("start", [b"{", b"[", b"<", b"\n{", b"\x1f\x8b", b"PK", b"\x80\x02"])
+def test_a_length_is_no_mark(tmp_path, start):
+    """safetensors files begin with the length of their header, any number."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    length = int.from_bytes(start, "little")
+    length += 256 ** len(start) * (length < len(header))
+    content = length.to_bytes(8, "little") + header.ljust(length) + struct.pack("<2f", 1, 2)
+    (tmp_path / "w.pth").write_bytes(content)
+    assert content.startswith(start)
+    assert read_weights(tmp_path / "w.pth")["model"]["w"].tolist() == [1, 2]
+
+
 def zipped(**members):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as target:
@@ -121,8 +135,8 @@ PAGE = b"\n<!DOCTYPE html><html><head><title>Google Drive -\n Quota exceeded</ti
 OTHERS = {
     "empty": (b"", "is empty"),
     "git-lfs": (POINTER, "is a Git LFS pointer, not the file itself: fetch that with `git lfs pull`"),
-    "web page": (PAGE, "is a web page (Google Drive - Quota exceeded), not the weights"),
-    "web page without a title": (b"\xef\xbb\xbf<html>Not found</html>", "is a web page, not the weights"),
+    "web page": (PAGE, "is a web page (Google Drive - Quota exceeded), not the file itself"),
+    "web page without a title": (b"\xef\xbb\xbf<html>Not found</html>", "is a web page, not the file itself"),
     "XML": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is an XML text"),
     "JSON": (b'{"message": "Not Found"}', "is a JSON text"),
     "gzip": (gzip.compress(b"weights"), "is a gzip archive: unpack it"),

@@ -193,7 +193,9 @@ class AE(MaskEmbedding):
             for name, prefix, module in self._parts():
                 state = {key.removeprefix("module.").removeprefix(prefix): x for key, x in data[name].items()}
                 module.load_state_dict(state)
-        except (CheckpointError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        except CheckpointError as error:
+            raise ConfigError(f"MODEL.ISTR.PATH_COMPONENTS: {error}") from error
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise ConfigError(
                 f"MODEL.ISTR.PATH_COMPONENTS: {path} does not hold the state dicts E and D of an auto-encoder with "
                 f"{self.dim} numbers a code."
