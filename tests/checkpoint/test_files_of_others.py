@@ -13,9 +13,9 @@ from instseg_d2.checkpoint.authors import convert_state_dict
 from instseg_d2.config import load_config
 from instseg_d2.engine import Predictor
 from tests.bright_spots import spots_image
+from tests.checkpoint.converting import convert
 from tests.checkpoint.test_authors import CONFIGS, LISTS, read_list
 from tests.tiny import tiny_config, tiny_model
-from tests.checkpoint.converting import convert
 
 
 def lists_folder():

@@ -8,8 +8,8 @@ from torch import nn
 
 from instseg_d2.checkpoint import InstSegCheckpointer, read_weights
 from instseg_d2.errors import CheckpointError
-from tests.checkpoint.test_checkpointer import assert_same, load, toy, weights
 from tests.checkpoint.converting import convert
+from tests.checkpoint.test_checkpointer import assert_same, load, toy, weights
 
 OPTIMISER = {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3, 4)}}, "param_groups": [{"lr": 0.1}]}
 LIGHTNING = {"epoch": 3, "global_step": 9, "pytorch-lightning_version": "2.0", "optimizer_states": [OPTIMISER]}

@@ -18,8 +18,8 @@ from instseg_d2.config import get_cfg
 from instseg_d2.engine import Predictor
 from instseg_d2.errors import CheckpointError, ConfigError
 from instseg_d2.modeling.istr.autoencoder import AE
-from tests.checkpoint.test_checkpointer import Evil
 from tests.checkpoint.converting import convert
+from tests.checkpoint.test_checkpointer import Evil
 
 
 def assert_refused(path, match):
