@@ -3,14 +3,14 @@
 from ...config.instancefcn import add_instancefcn_config
 from ...methods import MaskHead, Method, Publication, register_mask_head, register_method
 from .authors import VGG16_LAST_CONV, convert_vgg16
-from .heads import InstanceFCNHead
+from .head import InstanceFCNHead
 from .inference import ProposalLimits
 from .instancefcn import InstanceFCN
 from .mask_head import AssembleMaskHead
-from .proposals import InstanceFCN as InstanceFCNProposals
+from .proposal_generator import InstanceFCN as InstanceFCNProposals
 from .roi_heads import SegmentROIHeads
+from .targets import WindowRules
 from .vgg import VGG16, build_vgg16_backbone
-from .windows import WindowRules
 
 __all__ = [
     "VGG16",

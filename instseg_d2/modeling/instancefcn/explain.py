@@ -1,6 +1,6 @@
 """
-What InstanceFCN sees, as pictures: the score maps as a grid and how windows are assembled from them (figures 1 and 4
-of the paper). D segments, k grid, m mask size.
+What InstanceFCN sees, as pictures: the score maps, and how windows are assembled from them (figures 1 and 4 of the
+paper). D segments, k grid, m mask size, h x w cells of the score maps, H x W pixels.
 """
 
 import cv2
@@ -16,7 +16,7 @@ SEGMENTS_IN_MAP = 100
 
 
 def _objectness_map(image: np.ndarray, segments) -> np.ndarray:
-    """The largest objectness x mask probability of the best segments at each pixel, over the image."""
+    """The best segments' largest objectness x mask probability at each pixel, over the image."""
     best = segments[:SEGMENTS_IN_MAP]
     size = tuple(image.shape[:2])
     if len(best) == 0:
@@ -27,7 +27,7 @@ def _objectness_map(image: np.ndarray, segments) -> np.ndarray:
 
 
 def _score_map_grid(score_maps: torch.Tensor, grid: int) -> np.ndarray:
-    """Probabilities of the maps (k * k, h, w), arranged as the relative positions they stand for."""
+    """The maps (k * k, h, w) as probabilities, arranged as the relative positions they stand for."""
     maps = [colorize(x, 0, 1) for x in score_maps.float().sigmoid().cpu().numpy()]
     maps = [cv2.copyMakeBorder(x, 0, GAP, 0, GAP, cv2.BORDER_CONSTANT, value=(WHITE,) * 3) for x in maps]
     return np.vstack([np.hstack(maps[row * grid : (row + 1) * grid]) for row in range(grid)])[:-GAP, :-GAP]
@@ -63,7 +63,7 @@ def explain_image(image: np.ndarray, segments, maps: list, grid: int, max_instan
         image: (H, W, 3) uint8, RGB, network input size.
         segments: Instances in input pixels with scores, objectness_logits, pred_masks (D, m, m) probabilities,
             windows and scale_index, best first.
-        maps: for each scale ((h, w) of the image without padding, score maps (k * k, H', W') that cover the padding).
+        maps: for each scale the size (H, W) of the image without padding, and score maps (k * k, h, w) with padding.
         grid: k.
 
     Returns:

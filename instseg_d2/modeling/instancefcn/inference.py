@@ -1,7 +1,8 @@
 """
-From score maps to segments. N images, n windows an image, D segments, k grid, m mask size, H x W cells.
+From score maps to segments.
 
-Cells are of the feature map, pixels of the network's input.
+N images, n windows an image, D segments, k grid, m mask size, h x w cells of the feature map, H x W pixels of the
+network's input.
 """
 
 from collections.abc import Sequence
@@ -18,18 +19,17 @@ from ..postprocessing import boxes_of_masks, rescored
 from .windows import inside_image, window_corners
 
 SCORES = ("objectness", "product")
-FEW = 4  # times the wanted number of segments is mostly enough to choose them from
+FEW = 4  # times as many segments as are wanted mostly hold enough that survive
 
 
 @dataclass(frozen=True)
 class ProposalLimits:
     """
     Attributes:
-        top_windows: windows assembled of each image and scale, by objectness.
-        score: what ranks the segments: "objectness", or "product" of objectness and mean mask probability inside the
-            mask.
-        nms_threshold: box IoU above which the worse of two segments goes.
-        max_proposals: N, the best ones kept.
+        top_windows: windows of an image and scale that are assembled, by objectness.
+        score: ranks the segments: "objectness", or "product" of objectness and mean mask probability inside the mask.
+        nms_threshold: box IoU above which the worse of two segments is dropped.
+        max_proposals: how many of the best segments are kept.
     """
 
     top_windows: int = 2000
@@ -44,17 +44,17 @@ class ProposalLimits:
 
 def segments_of_windows(mask_logits: torch.Tensor, objectness: torch.Tensor, corners, stride: int, image_size, score):
     """
-    Windows of one image as segments: a mask is where the logit is above 0, a box is tight around the mask's cells.
+    Windows of one image as segments: the mask is where the logit is above 0, the box is tight around the mask's cells.
 
     Args:
         mask_logits: (n, m, m) float32; objectness: (n,) logits, float32.
         corners: first row and column of the windows, each (n,).
-        image_size: (H, W), pixels; boxes are clipped to it.
+        image_size: (H, W); boxes are clipped to it.
         score: see `ProposalLimits`.
 
     Returns:
-        Instances with pred_boxes, scores (0 to 1), objectness_logits, pred_masks (D, m, m) probabilities, windows
-        (Boxes that the masks fill). Windows whose mask is empty or beside the image are left out.
+        Instances with pred_boxes, scores (0 to 1), objectness_logits, pred_masks (D, m, m) probabilities and windows,
+        the Boxes that the masks fill. A window whose mask is empty or outside the image is left out.
     """
     top, left = corners
     size = mask_logits.shape[-1]
@@ -77,10 +77,10 @@ def segments_of_windows(mask_logits: torch.Tensor, objectness: torch.Tensor, cor
 
 def best_windows(objectness: torch.Tensor, image_sizes: Sequence[tuple], stride: int, mask_size: int, count: int):
     """
-    The windows of highest objectness (N, H, W) with their centre in the image.
+    The windows of highest objectness (N, h, w) with their centre in the image.
 
     Returns:
-        values: (N, n) logits, best first, -inf where an image has fewer windows; cells: (N, n) y * W + x.
+        values: (N, n) logits, best first, -inf where an image has fewer windows; cells: (N, n) y * w + x.
     """
     size = objectness.shape[-2:]
     inside = torch.stack([inside_image(size, x, stride, mask_size, objectness.device) for x in image_sizes])
@@ -95,8 +95,8 @@ def decode(
     The segments of one scale, before non-maximum suppression.
 
     Args:
-        score_maps: (N, k * k, H, W); objectness: (N, H, W) logits.
-        image_sizes: (H, W) of each image without padding, pixels.
+        score_maps: (N, k * k, h, w); objectness: (N, h, w) logits.
+        image_sizes: (H, W) of each image without padding.
 
     Returns:
         see `segments_of_windows`.
@@ -113,8 +113,8 @@ def decode(
     return results
 
 
-def rescaled(segments: Instances, image_size: tuple) -> Instances:
-    """The segments of one scale in the pixels of an image of another (H, W) size."""
+def in_pixels_of(segments: Instances, image_size: tuple) -> Instances:
+    """The segments with boxes and windows in the pixels of the same image at another size (H, W)."""
     height, width = segments.image_size
     result = Instances(tuple(image_size), **segments.get_fields())
     for name in ("pred_boxes", "windows"):
@@ -127,7 +127,7 @@ def rescaled(segments: Instances, image_size: tuple) -> Instances:
 def best_segments(segments: Instances, limits: ProposalLimits) -> Instances:
     """Greedy box NMS without classes (section 3.3), then the best ``max_proposals``, best first."""
     boxes, scores, count = segments.pred_boxes.tensor, segments.scores, limits.max_proposals
-    # Only better segments suppress one: where the first few leave enough, the others need no look.
+    # Only better segments suppress one. If the first few leave enough, the others do not matter.
     few = scores.topk(min(FEW * count, len(scores))).indices
     keep = few[nms(boxes[few], scores[few], limits.nms_threshold)]
     if len(keep) < count and len(few) < len(scores):
@@ -136,7 +136,7 @@ def best_segments(segments: Instances, limits: ProposalLimits) -> Instances:
 
 
 def as_proposals(segments: Instances) -> Instances:
-    """What Detectron2's ROI heads take: proposal_boxes and objectness_logits."""
+    """Segments as Detectron2's ROI heads take them: proposal_boxes and objectness_logits."""
     result = Instances(segments.image_size)
     result.proposal_boxes = segments.pred_boxes
     result.objectness_logits = segments.objectness_logits
@@ -145,13 +145,13 @@ def as_proposals(segments: Instances) -> Instances:
 
 def paste(segments: Instances, size: tuple) -> Instances:
     """
-    Segments as detections at the output size (H, W): masks pasted bilinearly into their windows, tight boxes; empty
-    masks are left out.
+    Segments as detections at the output size (H, W): masks pasted bilinearly into their windows, and their tight boxes.
+    Empty masks are left out.
 
     Args:
         segments: with scores, pred_classes, pred_masks (D, m, m) probabilities and windows.
     """
-    segments = rescaled(segments, size)
+    segments = in_pixels_of(segments, size)
     masks = paste_masks_in_image(segments.pred_masks, segments.windows, tuple(size), threshold=0.5).bool()
     boxes = Boxes(boxes_of_masks(masks))
     result = Instances(tuple(size))
@@ -160,4 +160,4 @@ def paste(segments: Instances, size: tuple) -> Instances:
     result.pred_classes = segments.pred_classes
     result.pred_masks = masks
     found = boxes.nonempty()
-    return result if found.all() else result[found]  # a copy of all masks of full size only where it must be
+    return result if found.all() else result[found]  # indexing copies all masks of full size

@@ -18,7 +18,7 @@ from ...errors import ConfigError
 from ..backbone import build_backbone, freeze_unread_levels
 from ..meta_arch import InstanceSegmenter
 from .explain import explain_image
-from .inference import as_proposals, best_segments, paste, rescaled
+from .inference import as_proposals, best_segments, in_pixels_of, paste
 
 
 @META_ARCH_REGISTRY.register()
@@ -43,7 +43,7 @@ class InstanceFCN(InstanceSegmenter):
     ):
         """
         Args:
-            proposal_generator: the `InstanceFCN` of proposals.py.
+            proposal_generator: the `InstanceFCN` of proposal_generator.py.
             scales: shorter sides at which an image is looked at, pixels; max_size: limit of the longer side.
             roi_heads: a `SegmentROIHeads`, or None.
             classifier_scale: the one of the scales whose features the ROI heads get.
@@ -125,7 +125,7 @@ class InstanceFCN(InstanceSegmenter):
             segments = self.proposal_generator.segments(outputs, resized.image_sizes)
             for parts, part, size in zip(found, segments, images.image_sizes):
                 part.scale_index = torch.full_like(part.scores, index, dtype=torch.int64)
-                parts.append(rescaled(part, size))
+                parts.append(in_pixels_of(part, size))
         results = [best_segments(Instances.cat(parts), self.proposal_generator.limits) for parts in found]
         if self.roi_heads is not None:
             return self._classify(results, *classifier_input), maps
@@ -145,11 +145,11 @@ class InstanceFCN(InstanceSegmenter):
         """The segments with classes, from features of images at one scale."""
         proposals = []
         for x, size in zip(segments, images.image_sizes):
-            x = rescaled(x, size)
+            x = in_pixels_of(x, size)
             x.proposal_boxes = x.pred_boxes
             proposals.append(x)
         results = self.roi_heads(images, features, proposals)[0]
-        return [rescaled(x, segment.image_size) for x, segment in zip(results, segments)]
+        return [in_pixels_of(x, segment.image_size) for x, segment in zip(results, segments)]
 
     def postprocess(self, results: Sequence[Instances], batched_inputs: Sequence[dict]) -> list[dict]:
         """
@@ -161,7 +161,7 @@ class InstanceFCN(InstanceSegmenter):
             size = tuple(x.get(key, side) for key, side in zip(("height", "width"), result.image_size))
             output = {"instances": paste(result, size)}
             if self.roi_heads is None:
-                output["proposals"] = as_proposals(rescaled(result, size))
+                output["proposals"] = as_proposals(in_pixels_of(result, size))
             outputs.append(output)
         return outputs
 

@@ -1,6 +1,7 @@
 """
-The assembling module inside the boxes of any detector. N images, M boxes, C classes (1 when class-agnostic), k grid,
-R mask resolution, feature map of H x W cells.
+The assembling module inside the boxes of any detector.
+
+N images, D boxes (proposals in training, else detections), K classes (1 if class-agnostic), k grid, R mask resolution.
 """
 
 import torch
@@ -17,11 +18,8 @@ from ..image_mask_head import ImageMaskHead, joined
 class AssembleMaskHead(ImageMaskHead):
     """
     Mask head that predicts k x k score maps once for the image and assembles them inside each box: InstanceFCN's
-    assembling (arXiv 1603.08678, section 3.1) for boxes of any size, as FCIS merges its maps. Nothing is computed for
-    a box but the reading of R x R cells.
-
-    Works by name on configs of Detectron2's GeneralizedRCNN, with MODEL.ROI_MASK_HEAD.POOLER_TYPE "" so that it gets
-    the features of the image instead of pooled ones.
+    assembling (arXiv 1603.08678, section 3.1) for boxes of any size, as FCIS merges its maps. A box costs no more than
+    reading R x R cells.
     """
 
     @configurable
@@ -43,7 +41,7 @@ class AssembleMaskHead(ImageMaskHead):
         """
         Args:
             in_feature, in_channels, stride: name, channels and stride in pixels of the feature map.
-            num_classes: C; 1 for class-agnostic masks.
+            num_classes: K; 1 for class-agnostic masks.
             grid: k.
             resolution: R.
             sampling_ratio: of RoIAlign.

@@ -1,4 +1,4 @@
-"""Classes for segments: Detectron2's box head on the tight boxes of proposals that keep their masks."""
+"""Classes for segments: Detectron2's box head reads their tight boxes, and they keep their masks."""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -12,9 +12,9 @@ from detectron2.structures import ImageList, Instances
 @ROI_HEADS_REGISTRY.register()
 class SegmentROIHeads(StandardROIHeads):
     """
-    StandardROIHeads without a mask head: the proposals bring the masks, the box head gives their classes.
+    StandardROIHeads without a mask head: the proposals have masks, and the box head gives them classes.
 
-    The box regression trains along, as in MNC, but moves no box: a segment's box is tight around its mask.
+    The box regression is trained too, as in MNC, but moves no box, since a segment's box is tight around its mask.
     """
 
     @classmethod
@@ -29,8 +29,7 @@ class SegmentROIHeads(StandardROIHeads):
         targets: Optional[Sequence[Instances]] = None,
     ):
         """
-        As Detectron2's; in inference the result has scores and pred_classes of its own and all other fields of the
-        proposals.
+        As Detectron2's. In inference results have new scores and pred_classes, and the other fields of the proposals.
         """
         if self.training:
             return super().forward(images, features, proposals, targets)

@@ -1,77 +1,15 @@
 """
-Windows: which of them are objects in training, which are sampled, and what their masks should be.
+Where the windows of InstanceFCN lie. h x w cells of the feature map, m mask size, H x W pixels of the network's input.
 
-Cell (y, x) of the feature map stands for the window of m x m cells whose first row and column are y - m // 2 and
-x - m // 2; with an odd m its centre is the cell's. N images, G objects, H x W cells, P windows, m mask size.
-Coordinates of boxes and centres are pixels of the network's input.
+Cell (y, x) stands for the window of m x m cells whose first row and column are y - m // 2 and x - m // 2. If m is odd,
+the window's centre is the cell's.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
-from detectron2.structures import Instances
-
-from ...errors import ConfigError
-from ..ground_truth import canvas_masks
-
-CELL_TARGETS = ("center", "share")
-
-
-@dataclass(frozen=True)
-class WindowRules:
-    """
-    What makes a window positive or negative (DeepMask's definition, scaled to a window of 168 pixels).
-
-    Attributes:
-        canonical_size: longer side of the object that a window is for, pixels.
-        positive_octaves, positive_shift: a window is positive for an object whose longer side is canonical_size times
-            2^(+-octaves) and whose centre is at most ``shift`` pixels away in each axis.
-        negative_octaves, negative_shift: a window is negative without an object that is canonical up to
-            2^(+-octaves) and closer than ``shift`` pixels in both axes.
-        windows_per_image: windows sampled of an image.
-        positive_fraction: largest share of positive ones; negatives fill up.
-        cell_target: what a cell of the mask should be: "center", whether the object covers its centre, or "share", how
-            much of the cell it covers.
-    """
-
-    canonical_size: float = 96.0
-    positive_octaves: float = 0.25
-    positive_shift: float = 12.0
-    negative_octaves: float = 1.0
-    negative_shift: float = 24.0
-    windows_per_image: int = 256
-    positive_fraction: float = 0.5
-    cell_target: str = "center"
-
-    def __post_init__(self):
-        if self.cell_target not in CELL_TARGETS:
-            raise ConfigError(
-                f"MODEL.INSTANCE_FCN.CELL_TARGET is {self.cell_target!r}; it must be one of {', '.join(CELL_TARGETS)}."
-            )
-
-
-@dataclass
-class SampledWindows:
-    """
-    The windows that train. Slots of a fixed number, of which some are not used.
-
-    Attributes:
-        positives: (N, P) cells y * W + x; negatives: (N, Q).
-        positives_used: (N, P) bool; negatives_used: (N, Q) bool.
-        objects: (N, P) object of each positive slot among those of its image, G where it is not used.
-    """
-
-    positives: torch.Tensor
-    positives_used: torch.Tensor
-    negatives: torch.Tensor
-    negatives_used: torch.Tensor
-    objects: torch.Tensor
 
 
 def window_offset(mask_size: int) -> float:
-    """Where the centre of a cell's window lies, in cells right of and below the cell's corner: 0.5 for an odd m."""
+    """How far right of and below a cell's corner the centre of its window lies, in cells: 0.5 for an odd m."""
     return mask_size / 2 - mask_size // 2
 
 
@@ -80,124 +18,12 @@ def window_corners(cells: torch.Tensor, width: int, mask_size: int):
     return cells // width - mask_size // 2, cells % width - mask_size // 2
 
 
-def _centers(count: int, stride: int, mask_size: int, device) -> torch.Tensor:
+def window_centers(count: int, stride: int, mask_size: int, device) -> torch.Tensor:
+    """Where the windows of ``count`` rows or columns of cells have their centres, pixels: (count,)."""
     return (torch.arange(count, device=device) + window_offset(mask_size)) * stride
 
 
 def inside_image(size: tuple, image_size: tuple, stride: int, mask_size: int, device) -> torch.Tensor:
-    """Which of the (H, W) = ``size`` windows have their centre in the image of ``image_size`` pixels: (H, W) bool."""
-    inside = [_centers(n, stride, mask_size, device) < limit for n, limit in zip(size, image_size)]
+    """Which of the (h, w) = ``size`` windows have their centre in the image of ``image_size`` (H, W): (h, w) bool."""
+    inside = [window_centers(n, stride, mask_size, device) < limit for n, limit in zip(size, image_size)]
     return inside[0][:, None] & inside[1]
-
-
-def _closest_object(centers: torch.Tensor, canonical: torch.Tensor, size: tuple, stride, mask_size, shift: float):
-    """
-    Of each window the canonical object with the closest centre, at most ``shift`` away in each axis; G for none.
-
-    Each object reaches a small number of windows, so these are listed and reduced: centers (G, 2) x, y and canonical
-    (G,) bool -> (H * W,) int64.
-    """
-    height, width = size
-    count = len(centers)
-    reach = torch.arange(int(2 * shift / stride) + 2, device=centers.device)
-    first = ((centers - shift) / stride - window_offset(mask_size)).floor().long()
-    xs, ys = (first[:, axis, None] + reach for axis in (0, 1))
-    dx, dy = (((v + window_offset(mask_size)) * stride - centers[:, i, None]) for i, v in enumerate((xs, ys)))
-    x_fits = (dx.abs() <= shift) & (xs >= 0) & (xs < width)
-    y_fits = (dy.abs() <= shift) & (ys >= 0) & (ys < height)
-    fits = (y_fits[:, :, None] & x_fits[:, None, :] & canonical[:, None, None]).flatten()
-    distances = (dy[:, :, None] ** 2 + dx[:, None, :] ** 2).flatten()
-    cells = (ys[:, :, None] * width + xs[:, None, :]).flatten()
-    cells = torch.where(fits, cells, height * width)  # one cell more takes what does not fit
-    nearest = distances.new_full((height * width + 1,), torch.inf)
-    nearest = nearest.scatter_reduce(0, cells, distances, "amin")
-    objects = torch.arange(count, device=centers.device).repeat_interleave(len(reach) ** 2)
-    objects = torch.where(distances == nearest[cells], objects, count)
-    closest = cells.new_full((height * width + 1,), count).scatter_reduce(0, cells, objects, "amin")
-    return closest[:-1]
-
-
-def label_windows(boxes: torch.Tensor, size: tuple, image_size: tuple, stride: int, mask_size: int, rules: WindowRules):
-    """
-    Args:
-        boxes: (G, 4) objects of one image.
-        size: (H, W) of the feature map; image_size: (H, W) of the image without padding, pixels.
-
-    Returns:
-        labels: (H * W,) int64, 1 positive, 0 negative, -1 ignored.
-        objects: (H * W,) int64, the object of each positive window, G elsewhere.
-    """
-    device = boxes.device
-    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-    sides = (boxes[:, 2:] - boxes[:, :2]).amax(1).clamp(min=1e-3)
-    octaves = (sides / rules.canonical_size).log2().abs()
-    objects = _closest_object(centers, octaves <= rules.positive_octaves, size, stride, mask_size, rules.positive_shift)
-    ys, xs = (_centers(n, stride, mask_size, device) for n in size)
-    near_x = (xs - centers[:, 0, None]).abs() < rules.negative_shift
-    near_y = (ys - centers[:, 1, None]).abs() < rules.negative_shift
-    near_y &= (octaves <= rules.negative_octaves)[:, None]
-    # How many objects are near: a product of small matrices instead of a (G, H, W) tensor.
-    near = (near_y.float().T @ near_x.float()).flatten() > 0.5
-    inside = inside_image(size, image_size, stride, mask_size, device).flatten()
-    positive = (objects < len(boxes)) & inside
-    labels = torch.where(positive, 1, torch.where(near | ~inside, -1, 0))
-    return labels, objects
-
-
-def sample_windows(labels: torch.Tensor, objects: torch.Tensor, rules: WindowRules) -> SampledWindows:
-    """
-    At most ``windows_per_image`` random windows of each image, at most ``positive_fraction`` of them positive.
-
-    Args:
-        labels, objects: (N, H * W), see `label_windows`.
-    """
-    total = min(rules.windows_per_image, labels.shape[1])
-    wanted = min(round(rules.windows_per_image * rules.positive_fraction), labels.shape[1])
-    order = torch.rand(labels.shape, device=labels.device)
-    rank, positives = torch.where(labels == 1, order, -1.0).topk(wanted, dim=1)
-    positives_used = rank >= 0
-    rank, negatives = torch.where(labels == 0, order, -1.0).topk(total, dim=1)
-    room = rules.windows_per_image - positives_used.sum(1, keepdim=True)
-    negatives_used = (rank >= 0) & (torch.arange(total, device=labels.device) < room)
-    return SampledWindows(positives, positives_used, negatives, negatives_used, objects.gather(1, positives))
-
-
-def cell_masks(instances: Instances, size: tuple, stride: int, kind: str = "center") -> torch.Tensor:
-    """
-    What the objects are at the (H, W) = ``size`` cells, and an empty object at the end, on the device of the boxes.
-
-    Args:
-        kind: "center", the mask at the cell's centre, or "share", the share of the cell that the mask covers.
-
-    Returns:
-        (G + 1, H, W) float32, 0 to 1.
-    """
-    rows, columns = size
-    canvas = (rows * stride, columns * stride)
-    if kind == "center":
-        masks = canvas_masks([instances], canvas, stride, stride // 2).float()
-    else:
-        masks = canvas_masks([instances], canvas).view(-1, rows, stride, columns, stride)
-        masks = masks.sum((2, 4), dtype=torch.int32) / stride**2
-    return F.pad(masks, (0, 0, 0, 0, 0, 1))
-
-
-def mask_targets(masks: Sequence[torch.Tensor], sampled: SampledWindows, mask_size: int):
-    """
-    Args:
-        masks: for each image (G + 1, H, W), see `cell_masks`.
-
-    Returns:
-        targets: (N, P, m, m) float32, the masks of the positive slots' objects at the windows' cells.
-        inside: (N, P, m, m) bool, the cells that lie on the feature map; the others are to be ignored.
-    """
-    height, width = masks[0].shape[-2:]
-    starts = torch.tensor([0, *(len(x) for x in masks[:-1])]).cumsum(0).to(sampled.objects.device, non_blocking=True)
-    rows, columns = window_corners(sampled.positives, width, mask_size)
-    cell = torch.arange(mask_size, device=rows.device)
-    rows, columns = rows[..., None] + cell, columns[..., None] + cell
-    inside_y, inside_x = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
-    inside = inside_y[..., :, None] & inside_x[..., None, :]
-    objects = (sampled.objects + starts[:, None])[..., None, None]
-    rows, columns = rows.clamp(0, height - 1)[..., :, None], columns.clamp(0, width - 1)[..., None, :]
-    return torch.cat(list(masks))[objects, rows, columns] * inside, inside

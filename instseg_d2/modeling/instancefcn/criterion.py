@@ -1,10 +1,14 @@
-"""The losses of InstanceFCN (eq. 1). N images, P and Q slots of sampled windows, m mask size. In float32."""
+"""
+The losses of InstanceFCN (eq. 1), in float32.
+
+N images, P and Q slots of positive and negative windows, m mask size, h x w cells of the feature map.
+"""
 
 import torch
 import torch.nn.functional as F
 
 from ..losses import mean_over_workers
-from .windows import SampledWindows
+from .targets import SampledWindows
 
 
 def window_losses(
@@ -16,13 +20,13 @@ def window_losses(
 ) -> dict[str, torch.Tensor]:
     """
     Args:
-        objectness: (N, H * W) logits.
+        objectness: (N, h * w) logits.
         mask_logits: (N, P, m, m) of the positive slots' windows.
         targets, inside: (N, P, m, m), see `mask_targets`.
 
     Returns:
-        loss_window_objectness: logistic loss, mean over the sampled windows of the batch.
-        loss_window_mask: logistic loss, mean over the cells on the map of a window, then over the positive windows.
+        loss_window_objectness: logistic loss, the mean over the sampled windows of the batch.
+        loss_window_mask: logistic loss, the mean over a window's cells on the map, then over the positive windows.
     """
     with torch.autocast(objectness.device.type, enabled=False):
         objectness, mask_logits = objectness.float(), mask_logits.float()

@@ -1,4 +1,4 @@
-"""The two branches of InstanceFCN. N images, C channels, k x k relative positions, H x W cells."""
+"""The two branches of InstanceFCN. N images, C channels, k x k relative positions, h x w cells of a map."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from ...layers import init_normal
 
 
 class InstanceFCNHead(nn.Module):
-    """Instance-sensitive score maps, and the objectness of the window that belongs to each cell (figure 3)."""
+    """Instance-sensitive score maps, and the objectness of each cell's window (figure 3)."""
 
     def __init__(self, *, in_channels: int, hidden_dim: int = 512, grid: int = 5):
         """
@@ -27,11 +27,11 @@ class InstanceFCNHead(nn.Module):
     def forward(self, x: torch.Tensor):
         """
         Args:
-            x: (N, C, H, W).
+            x: (N, C, h, w).
 
         Returns:
-            score_maps: (N, k * k, H, W) logits, relative position (row, column) at row * k + column.
-            objectness: (N, H, W) logits.
+            score_maps: (N, k * k, h, w) logits, relative position (row, column) at row * k + column.
+            objectness: (N, h, w) logits.
         """
         score_maps = self.score_maps(F.relu(self.instance_conv(x), inplace=True))
         objectness = self.objectness(F.relu(self.objectness_conv(x), inplace=True))

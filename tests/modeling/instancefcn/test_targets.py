@@ -6,16 +6,16 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 
-from instseg_d2.modeling.instancefcn.losses import window_losses
-from instseg_d2.modeling.instancefcn.windows import (
+from instseg_d2.modeling.instancefcn.criterion import window_losses
+from instseg_d2.modeling.instancefcn.targets import (
     SampledWindows,
     WindowRules,
     cell_masks,
     label_windows,
     mask_targets,
     sample_windows,
-    window_corners,
 )
+from instseg_d2.modeling.instancefcn.windows import window_corners
 
 RULES = WindowRules()
 

@@ -1,4 +1,8 @@
-"""The proposal generator of InstanceFCN: segments of one scale. N images, k grid, m mask size, H x W cells."""
+"""
+The proposal generator of InstanceFCN: segments of one scale.
+
+N images, D segments, k grid, m mask size, h x w cells of the feature map.
+"""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -12,10 +16,11 @@ from torch import nn
 
 from ... import ops
 from ...errors import ConfigError
-from .heads import InstanceFCNHead
+from .criterion import window_losses
+from .head import InstanceFCNHead
 from .inference import ProposalLimits, as_proposals, best_segments, decode
-from .losses import window_losses
-from .windows import WindowRules, cell_masks, label_windows, mask_targets, sample_windows, window_corners
+from .targets import WindowRules, cell_masks, label_windows, mask_targets, sample_windows
+from .windows import window_corners
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -94,11 +99,11 @@ class InstanceFCN(nn.Module):
         }
 
     def outputs(self, features: dict[str, torch.Tensor]):
-        """The backbone's maps -> score_maps (N, k * k, H, W), objectness (N, H, W), logits."""
+        """The backbone's maps -> score_maps (N, k * k, h, w), objectness (N, h, w), logits."""
         return self.head(features[self.in_feature])
 
     def losses(self, outputs, gt_instances: Sequence[Instances]) -> dict[str, torch.Tensor]:
-        """loss_window_objectness and loss_window_mask; every object counts, whatever its class."""
+        """loss_window_objectness and loss_window_mask. Every object counts, whatever its class."""
         score_maps, objectness = outputs
         size = tuple(score_maps.shape[-2:])
         with torch.no_grad():
