@@ -36,9 +36,11 @@ def main(args) -> int:
     from instseg_d2.engine.log import setup_logging
     from instseg_d2.errors import ConfigError
     from instseg_d2.export import ExportedPredictor
+    from instseg_d2.inference.cpu import tune_cpu
     from instseg_d2.inference.predictor import Predictor
 
     setup_logging()
+    tune_cpu()
     find_inputs(args.input)  # a wrong path is told before the model is loaded
     if args.model and (args.config_file or args.opts):
         raise ConfigError("an exported model cannot be changed by a config: leave out --config-file and KEY VALUE")

@@ -36,9 +36,11 @@ def main(args) -> int:
     from instseg_d2.engine.log import setup_logging
     from instseg_d2.errors import ConfigError
     from instseg_d2.export import ParityError, export_verified
+    from instseg_d2.inference.cpu import tune_cpu
     from instseg_d2.inference.predictor import Predictor
 
     setup_logging()
+    tune_cpu()
     if not args.output.endswith(f".{args.format}"):
         raise ConfigError(f"{args.output}: name a file that ends in .{args.format}")
     if args.dynamic and (args.size or args.batch != 1):

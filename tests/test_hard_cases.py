@@ -14,8 +14,7 @@ from PIL import Image
 
 from instseg_d2.data import InstanceDatasetMapper
 from instseg_d2.errors import ConfigError
-from instseg_d2.modeling.meta_arch import finite
-from instseg_d2.modeling.postprocessing import boxes_of_masks
+from instseg_d2.modeling.postprocessing import boxes_of_masks, kept
 from instseg_d2.modeling.postprocessing.run_lengths import run_lengths
 from tests.methods import METHODS, small_config, small_model
 from tests.tiny import random_batch
@@ -164,9 +163,9 @@ def test_inference_in_half_precision(model, dtype, scale):
 def test_what_is_no_number_is_left_out():
     result = Instances((8, 8), pred_boxes=Boxes(torch.ones(4, 4)), scores=torch.tensor([0.5, math.nan, 0.25, 0.125]))
     result.pred_boxes.tensor[2, 3] = math.inf
-    assert finite(result).scores.tolist() == [0.5, 0.125]
+    assert kept(result).scores.tolist() == [0.5, 0.125]
     result.remove("pred_boxes")
-    assert finite(result).scores.tolist() == [0.5, 0.25, 0.125]
+    assert kept(result).scores.tolist() == [0.5, 0.25, 0.125]
 
 
 def check_detections(output, size, at_least=0):
@@ -295,7 +294,8 @@ def test_image_files(model, tmp_path, kind):
     size = shape[::-1] if "exif" in options else shape
     with torch.no_grad():
         (found,) = model.eval().infer(model.preprocess([mapped]))
-        (output,) = model.postprocess([found[:3] if "size" in options else found], [mapped])
+        found["instances"] = found["instances"][: 3 if "size" in options else None]
+        output = model.output(found, size, "full")
     check_detections(output, size)
     height, width = size
     x, y = width / 4, height / 4

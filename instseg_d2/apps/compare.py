@@ -26,6 +26,7 @@ from ..errors import ConfigError
 from ..evaluation import ProposalRecallEvaluator
 from ..files import write_bytes
 from ..inference.predictor import Predictor
+from ..modeling.meta_arch import detect
 from ..visualization import draw_annotations, draw_instances, titled_grid
 from .costs import count_parameters, gflops, interleaved_medians, peak_memory
 
@@ -184,7 +185,7 @@ def _device(contenders: Sequence[Contender]) -> torch.device:
 def _latencies(contenders: Sequence[Contender], files: Sequence[str], repeats: int) -> list[float]:
     def call(predictor: Predictor):
         samples = itertools.cycle([predictor.preprocess(file) for file in files])
-        return lambda: predictor.model([next(samples)])
+        return lambda: detect(predictor.model, [next(samples)])
 
     return interleaved_medians([call(c.predictor) for c in contenders], repeats, str(_device(contenders)))
 
@@ -198,7 +199,6 @@ def _pictures(contenders: Sequence[Contender], records: Sequence[dict], names, s
         for contender in contenders:
             predictor = contender.predictor
             (instances,) = predictor.predict([predictor.preprocess(image, "RGB")], score_threshold)
-            instances = instances[instances.scores >= score_threshold]
             if getattr(predictor.model, "class_agnostic", False):  # proposals: as many as there are objects
                 instances = instances[: len(record["annotations"])]
             panels.append((contender.name, draw_instances(image, instances, predictor.class_names)))

@@ -17,7 +17,7 @@ from fvcore.nn.jit_handles import get_shape
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..modeling import InstanceSegmenter
+from ..modeling.meta_arch import InstanceSegmenter, detect
 
 __all__ = ["count_parameters", "gflops", "interleaved_medians", "peak_memory"]
 
@@ -30,7 +30,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 class _Network(nn.Module):
-    """A method of this package up to its results in input pixels; any other model as a whole."""
+    """A method of this package without the drawing of masks at the output's size; any other model as a whole."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -70,7 +70,7 @@ def gflops(model: nn.Module, sample: dict) -> float:
 
 
 def cpu_peak(run) -> int:
-    """The largest sum of live allocations that PyTorch makes while ``run()`` runs."""
+    """The most bytes of PyTorch's allocations that live at one time while ``run()`` runs."""
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -85,15 +85,15 @@ def cpu_peak(run) -> int:
 
 @torch.no_grad()
 def peak_memory(model: nn.Module, sample: dict) -> int:
-    """Bytes that inference of one input record takes at most beside the weights, masks of full size included."""
+    """The most bytes that detection on one input record takes beside the weights, masks of full size included."""
     device = next(model.parameters()).device
-    model([sample])  # fills caches
+    detect(model, [sample])  # fills caches
     if device.type != "cuda":
-        return cpu_peak(lambda: model([sample]))
+        return cpu_peak(lambda: detect(model, [sample]))
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    model([sample])
+    detect(model, [sample])
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
 

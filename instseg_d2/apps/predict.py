@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 JPEG_QUALITY = 90
+LOOK_AGAIN = 8  # images, to tell the best score where nothing reaches the threshold
 
 
 def is_video(path: str) -> bool:
@@ -133,7 +134,7 @@ class _Run:
         self.results: list[dict] = []
         self.entries: list[dict] = []
         self.seconds: dict[str, list[float]] = {"load": [], "network": [], "draw": []}
-        self.best_score: Optional[float] = None
+        self.first: list[dict] = []  # records, for the best score where nothing reaches the threshold
         self.done = self.failed = 0
 
     def images(self, files: Sequence[str], explain: bool) -> None:
@@ -192,9 +193,8 @@ class _Run:
         output = self.predictor.outputs([record], self.score_threshold)[0]
         instances = output["instances"]
         network = time.perf_counter()
-        if len(instances):
-            self.best_score = max(self.best_score or 0.0, float(instances.scores.max()))
-        instances = instances[instances.scores >= self.score_threshold]
+        if len(self.first) < LOOK_AGAIN:
+            self.first.append(record)
         names = self.predictor.class_names, self.predictor.stuff_names
         if "panoptic_seg" in output:
             drawn = draw_panoptic(image, *output["panoptic_seg"], *names, score_threshold=self.score_threshold)
@@ -211,6 +211,13 @@ class _Run:
         _, data = cv2.imencode(".jpg", image_rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         write_bytes(os.path.join(self.output, name), data.tobytes())
 
+    def best_score(self) -> str:
+        """What the model finds in the first images when no score is too low."""
+        found = (self.predictor.predict([record], masks="none")[0] for record in self.first)
+        scores = [float(x.scores.max()) for x in found if len(x)]
+        where = f" in the first {LOOK_AGAIN} images" if self.done > LOOK_AGAIN else ""
+        return f"the best score{where} is {max(scores):.3f}" if scores else f"the model found nothing{where}"
+
     def finish(self) -> None:
         lines = ",\n".join(json.dumps(result) for result in self.results)
         write_bytes(os.path.join(self.output, "results.json"), f"[{lines}]\n".encode())
@@ -222,8 +229,7 @@ class _Run:
         skipped = f", {self.failed} skipped" if self.failed else ""
         logger.info("%d done%s, %d objects; medians: %s", self.done, skipped, len(self.results), times)
         if not self.results:
-            best = "the model found nothing" if self.best_score is None else f"the best score is {self.best_score:.3f}"
-            logger.warning("Nothing reaches the score threshold of %g: %s.", self.score_threshold, best)
+            logger.warning("Nothing reaches the score threshold of %g: %s.", self.score_threshold, self.best_score())
         logger.info("Written: %s", index)
 
 

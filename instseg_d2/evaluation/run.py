@@ -1,18 +1,18 @@
 """Running an evaluation: progress, results, and a sentence where numbers are missing."""
 
-import contextlib
+import functools
 import json
 import logging
 import math
 import re
 
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_context, inference_on_dataset
 from detectron2.utils import comm
 from tqdm import tqdm
 
 from ..console import is_terminal
 from ..files import write_bytes
-from ..modeling.meta_arch import InstanceSegmenter
+from ..modeling.meta_arch import detect
 
 __all__ = ["evaluate", "write_results"]
 
@@ -50,8 +50,8 @@ class _DetectionCounter(DatasetEvaluator):
         if images and not detections:
             logger.warning(
                 "Nothing was detected in the %d images of %s: the model is not trained (enough), its weights are not "
-                "those meant (see the load report), the score threshold is too high for it, or the images differ from "
-                "the training images in channel order (INPUT.FORMAT), scale or normalisation.",
+                "the right ones (see the load report), its score threshold is too high, or the images differ from the "
+                "training images in channel order (INPUT.FORMAT), scale or normalisation.",
                 images,
                 self._name,
             )
@@ -60,7 +60,7 @@ class _DetectionCounter(DatasetEvaluator):
 
 
 class _WithProgress:
-    """A loader with a progress bar; on a terminal, on the main process."""
+    """A loader with a progress bar, which only the main process shows, and only on a terminal."""
 
     def __init__(self, loader, title: str):
         self._loader, self._title = loader, title
@@ -74,7 +74,7 @@ class _WithProgress:
 
 
 def _explain_missing(task: str, metrics: dict, dataset_name: str) -> None:
-    """One line for the metrics of a task that are nan."""
+    """Log one line that says why metrics of a task are nan."""
     absent = [name for name, value in metrics.items() if isinstance(value, float) and math.isnan(value)]
     if not absent:
         return
@@ -105,10 +105,11 @@ def evaluate(model, loader, evaluator: DatasetEvaluator, dataset_name: str) -> d
         {task: {metric: value}}; empty on processes other than the main one.
     """
     network = getattr(model, "module", model)
-    encoded = isinstance(network, InstanceSegmenter) and _reads_run_lengths(evaluator)
+    masks = "run_lengths" if _reads_run_lengths(evaluator) else "full"
     evaluator = DatasetEvaluators([_DetectionCounter(dataset_name), evaluator])
-    with network.masks_as_run_lengths() if encoded else contextlib.nullcontext():
-        results = inference_on_dataset(model, _WithProgress(loader, dataset_name), evaluator)
+    with inference_context(network):
+        run = functools.partial(detect, network, masks=masks)
+        results = inference_on_dataset(run, _WithProgress(loader, dataset_name), evaluator)
     for task, metrics in results.items():
         if isinstance(metrics, dict):
             _explain_missing(task, metrics, dataset_name)

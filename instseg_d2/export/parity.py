@@ -1,11 +1,12 @@
 """
 The gate of an export: the file is run on real images and must give what the model in PyTorch gives.
 
-Every one of the N slots is compared, whether it passes a threshold or not. B images, K classes.
+All N slots are compared, whether they pass a threshold or not. K classes.
 """
 
 import copy
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -87,27 +88,44 @@ class Parity:
 @torch.no_grad()
 def reference(predictor: Predictor, records: Sequence[dict], canvas: tuple[int, int]) -> list[tuple]:
     """
-    PyTorch's results on preprocessed RGB images, by the model's own inference with every threshold on scores removed.
+    What PyTorch detects in preprocessed RGB images when every slot is a detection, whatever its score.
 
     Args:
         canvas: (H, W) of the file's input, which is padded to a multiple of 32.
 
     Returns:
-        for each image class scores (N, K), scores (N,) and masks (N, height, width) bool, in the order of the slots.
+        for each image class scores (N, K), scores (N,) and masks (N, height, width) bool, in the order of the slots; 0
+        and empty where a score is no number.
     """
-    model = copy.copy(predictor.model)
-    model.score_threshold = -1.0
+    original, of_classes = predictor.model, []
+
+    def preprocess(records):
+        images = original.preprocess(records)
+        bottom, right = (-(-side // 32) * 32 - now for side, now in zip(canvas, images.tensor.shape[-2:]))
+        return ImageList(F.pad(images.tensor, (0, right, 0, bottom)), images.image_sizes)
+
+    def outputs(images):
+        outputs = original.outputs(images)
+        of_classes.extend(class_scores(outputs))
+        return outputs
+
+    def postprocess(result, size, masks=True):
+        scaled = original.postprocess(result, size, masks)
+        scaled.slots = result.slots
+        return scaled
+
+    model = copy.copy(original)
+    model.preprocess, model.outputs, model.postprocess = preprocess, outputs, postprocess
+    model.score_threshold, model.max_detections = -math.inf, math.inf
     if model.input_format == "BGR":
         records = [{**x, "image": x["image"].flip(0)} for x in records]
-    images = model.preprocess(records)
-    bottom, right = (-(-side // 32) * 32 - now for side, now in zip(canvas, images.tensor.shape[-2:]))
-    images = ImageList(F.pad(images.tensor, (0, right, 0, bottom)), images.image_sizes)
-    outputs = model.outputs(images)
-    scores = class_scores(outputs)
-    model.max_detections = scores.shape[1]
-    results = model.postprocess(model.detections(outputs, images.image_sizes), records)
-    instances = [x["instances"].to("cpu") for x in results]
-    return [(score.cpu(), x.scores, x.pred_masks) for score, x in zip(scores, instances)]
+    results = []
+    for x, classes in zip(model.detect(records, -math.inf), of_classes):
+        found = x["instances"].to("cpu")
+        scores, masks = torch.zeros(len(classes)), torch.zeros((len(classes), *found.image_size), dtype=torch.bool)
+        scores[found.slots], masks[found.slots] = found.scores, found.pred_masks
+        results.append((classes.cpu().nan_to_num(0.0), scores, masks))
+    return results
 
 
 def compare(predictor: Predictor, exported: ExportedPredictor, files: Sequence[str], repeats: int = 3) -> Parity:

@@ -11,8 +11,8 @@ from detectron2.structures import Boxes, Instances
 
 from ..checkpoint.identify import something_else
 from ..errors import ConfigError
-from ..inference.predictor import ImagePredictor, worthwhile
-from ..modeling.postprocessing import boxes_of_masks
+from ..inference.predictor import ImagePredictor
+from ..modeling.postprocessing import boxes_of_masks, check_mask_form, kept, set_mask_form
 from ..modeling.sparseinst.sparseinst import best_slots
 from .exporters import INPUTS, METADATA, MIN_SIDE
 from .packages import needed
@@ -154,7 +154,8 @@ class ExportedPredictor(ImagePredictor):
         found = self.program(images, torch.tensor([height, width]), output_size)
         return tuple(x[: len(inputs)] for x in found)
 
-    def predict(self, inputs: Sequence[dict], score_threshold: float = 0.0) -> list[Instances]:
+    def outputs(self, inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[dict]:
+        check_mask_form(masks)
         groups: dict[tuple, list[int]] = {}
         for index, x in enumerate(inputs):
             groups.setdefault((x["image"].shape, x["height"], x["width"]), []).append(index)
@@ -164,7 +165,8 @@ class ExportedPredictor(ImagePredictor):
             for start in range(0, len(members), step):
                 part = members[start : start + step]
                 for index, *slots in zip(part, *self.run([inputs[i] for i in part])):
-                    results[index] = worthwhile(self._instances((height, width), *slots), score_threshold)
+                    found = kept(self._instances((height, width), *slots), score_threshold)
+                    results[index] = {"instances": set_mask_form(found, masks)}
         return [results[index] for index in range(len(inputs))]
 
     def _instances(self, size: tuple, scores, labels, masks) -> Instances:

@@ -21,13 +21,12 @@ from ..data.images import read_image
 from ..data.value_range import trained_range
 from ..errors import ConfigError
 from ..methods import method_of
-from ..modeling import InstanceSegmenter
 from ..modeling.build import build
+from ..modeling.meta_arch import detect
 from ..visualization.overlay import class_name
-from .cpu import tune_cpu
 from .optimize import optimize_for_inference
 
-__all__ = ["ImagePredictor", "Predictor", "to_rgb", "worthwhile"]
+__all__ = ["ImagePredictor", "Predictor", "to_rgb"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +65,12 @@ def to_rgb(image: ImageLike, channel_order: str = "BGR", value_range=()) -> np.n
 class ImagePredictor:
     """
     Images in, instances out: what a model in PyTorch (:class:`Predictor`) and an exported one share. A subclass sets
-    the attributes and writes ``predict``.
+    the attributes and writes ``outputs``.
 
     Attributes:
         class_names: list or None; stuff_names: of the semantic labels of a panoptic model, or None.
         category_ids: {contiguous class index: id of the data set}, for the classes that have one.
-        input_format: "BGR" or "RGB", the channels that ``predict`` wants.
+        input_format: "BGR" or "RGB", the channels that ``outputs`` wants.
         resize: Detectron2's augmentation of test time.
         value_range: (low, high) of the values that become 0 and 255 in images of more than eight bits; (): decided
             from each image.
@@ -93,7 +92,7 @@ class ImagePredictor:
         return self.category_ids.get(index, index)
 
     def preprocess(self, image: ImageLike, channel_order: str = "BGR") -> dict:
-        """Detectron2's input record of an image: resized as at test time, channels as `predict` wants them."""
+        """Detectron2's input record of an image: resized as at test time, channels as `outputs` wants them."""
         rgb = to_rgb(image, channel_order, self.value_range)
         resized = self.resize.get_transform(rgb).apply_image(rgb)
         if self.input_format == "BGR":
@@ -101,19 +100,22 @@ class ImagePredictor:
         tensor = torch.from_numpy(resized.transpose(2, 0, 1).copy())
         return {"image": tensor, "height": rgb.shape[0], "width": rgb.shape[1]}
 
-    def predict(self, inputs: Sequence[dict], score_threshold: float = 0.0) -> list[Instances]:
+    def outputs(self, inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[dict]:
         """
-        The instances of preprocessed images, at their original sizes, on the CPU.
+        What the model finds in preprocessed images, at their original sizes, on the CPU.
 
         Args:
-            score_threshold: objects with a lower score may be left out, before their full-size masks are made where
-                the model allows it; the best one of an image always stays.
+            inputs: of :meth:`preprocess`.
+            score_threshold, masks: as of :meth:`InstanceSegmenter.detect`.
+
+        Returns:
+            {"instances": Instances} of each image; from a panoptic model also "panoptic_seg".
         """
         raise NotImplementedError
 
-    def outputs(self, inputs: Sequence[dict], score_threshold: float = 0.0) -> list[dict]:
-        """As :meth:`predict`, as {"instances": Instances}; from a panoptic model also "panoptic_seg", on the CPU."""
-        return [{"instances": instances} for instances in self.predict(inputs, score_threshold)]
+    def predict(self, inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[Instances]:
+        """The instances alone, see :meth:`outputs`."""
+        return [output["instances"] for output in self.outputs(inputs, score_threshold, masks)]
 
     def __call__(self, image: ImageLike, channel_order: str = "BGR") -> Instances:
         """
@@ -202,8 +204,6 @@ class Predictor(ImagePredictor):
             self.stuff_names = _known_stuff(self.cfg)
         if optimize:
             self.model = optimize_for_inference(self.model)
-            if self.cfg.MODEL.DEVICE == "cpu":
-                tune_cpu()
         self.resize = T.ResizeShortestEdge(
             [self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MIN_SIZE_TEST], self.cfg.INPUT.MAX_SIZE_TEST
         )
@@ -243,37 +243,21 @@ class Predictor(ImagePredictor):
             merge_overrides(cfg, opts)
         return cls(cfg, path, optimize=optimize)
 
-    def predict(self, inputs: Sequence[dict], score_threshold: float = 0.0) -> list[Instances]:
-        with torch.no_grad():
-            if isinstance(self.model, InstanceSegmenter):
-                results = [worthwhile(x, score_threshold) for x in self.model.infer(self.model.preprocess(inputs))]
-                outputs = self.model.postprocess(results, inputs)
-            else:
-                outputs = self.model(list(inputs))
-            return [output["instances"].to("cpu") for output in outputs]
-
-    def outputs(self, inputs: Sequence[dict], score_threshold: float = 0.0) -> list[dict]:
-        if getattr(self.model, "sem_seg_head", None) is None:
-            return super().outputs(inputs, score_threshold)
-        with torch.no_grad():
-            results = self.model(list(inputs))
-        return [
-            {"instances": x["instances"].to("cpu"), "panoptic_seg": (x["panoptic_seg"][0].cpu(), x["panoptic_seg"][1])}
-            for x in results
-        ]
+    def outputs(self, inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[dict]:
+        results = []
+        for found in detect(self.model, inputs, score_threshold, masks):
+            result = {"instances": found["instances"].to("cpu")}
+            if "panoptic_seg" in found:
+                ids, segments = found["panoptic_seg"]
+                result["panoptic_seg"] = ids.cpu(), segments
+            results.append(result)
+        return results
 
     def explain(self, image: ImageLike, max_instances: int = 4, channel_order: str = "BGR") -> list:
         if not hasattr(self.model, "explain"):
             return []
         with torch.no_grad():
             return self.model.explain([self.preprocess(image, channel_order)], max_instances)[0]
-
-
-def worthwhile(result: Instances, score_threshold: float) -> Instances:
-    """The instances that reach the threshold, or else the best one."""
-    if len(result) == 0:
-        return result
-    return result[result.scores >= result.scores.max().clamp(max=score_threshold)]
 
 
 def _checkpoint_info(path: str) -> dict:

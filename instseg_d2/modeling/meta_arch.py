@@ -1,6 +1,5 @@
-"""What every meta-architecture of this package does alike: input, output, the way between. N images."""
+"""What all meta-architectures of this package share: preprocessing, inference, the form of the output. N images."""
 
-import contextlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,50 +11,15 @@ from torch import nn
 from ..checkpoint.authors import convert_state_dict
 from ..errors import ConfigError
 from .ground_truth import with_masks
-from .postprocessing import RunLengthMasks
-
-# Of masks of full size that are made at a time: a byte each, 12 while Detectron2 pastes them on a GPU.
-MASK_PIXELS = 1 << 26
-
-
-def finite(result: Instances) -> Instances:
-    """The detections whose score and box are numbers: half precision may overflow inside a network."""
-    keep = result.scores.isfinite()
-    if result.has("pred_boxes"):
-        keep = keep & result.pred_boxes.tensor.isfinite().all(1)
-    return result if keep.all() else result[keep]
-
-
-def pasted(result: Instances, height: int, width: int, threshold: float) -> Instances:
-    """
-    Detectron2's ``detector_postprocess``, some masks of full size at a time: boxes are scaled and clipped, empty ones
-    dropped, and each mask (D, 1, R, R) is pasted into its clipped box.
-    """
-    step = max(1, MASK_PIXELS // (height * width))
-    if len(result) <= step or not result.has("pred_masks"):
-        result = detector_postprocess(result, height, width, threshold)
-        if result.has("pred_masks"):
-            result.pred_masks = result.pred_masks.bool()  # an empty result comes back as uint8
-        return result
-    masks = torch.empty((len(result), height, width), dtype=torch.bool, device=result.scores.device)
-    parts, count = [], 0
-    for start in range(0, len(result), step):
-        part = detector_postprocess(result[start : start + step], height, width, threshold)
-        masks[count : count + len(part)] = part.pred_masks
-        count += len(part)
-        part.remove("pred_masks")
-        parts.append(part)
-    whole = Instances.cat(parts)
-    whole.pred_masks = masks[:count]
-    return whole
+from .postprocessing import check_mask_form, in_parts, kept, set_mask_form
 
 
 class InstanceSegmenter(nn.Module):
     """
     Base of the meta-architectures.
 
-    Subclasses write ``losses(images, batched_inputs)`` -> dict of scalars and ``infer(images)`` -> one Instances an
-    image in input pixels. Training and inference part on ``self.training`` alone.
+    A subclass writes ``losses(images, batched_inputs)``, a dict of scalars, and `infer`; where its masks are not cut
+    out by boxes also `postprocess`, and where its output holds more than instances also `output`.
 
     Args:
         backbone: a Detectron2 backbone.
@@ -65,7 +29,6 @@ class InstanceSegmenter(nn.Module):
     """
 
     makes_masks = True
-    _run_lengths = False  # see `masks_as_run_lengths`
     class_agnostic = False  # True: every detection is of class 0, "object", whatever classes the data have
 
     def __init__(
@@ -79,7 +42,7 @@ class InstanceSegmenter(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        """As of any module; a state dict with its authors' names is one of ours, whoever reads the file."""
+        """As of any module, but the authors' names are understood, too."""
         return super().load_state_dict(convert_state_dict(state_dict), *args, **kwargs)
 
     @property
@@ -93,8 +56,9 @@ class InstanceSegmenter(nn.Module):
 
     def preprocess(self, batched_inputs: Sequence[dict]) -> ImageList:
         """
-        Normalised images, padded with zeros right and below to multiples of `size_divisibility`; one alone in training
-        so far that its coarsest map has several cells, without which a batch norm has no deviation.
+        Normalised images, padded with zeros right and below to multiples of `size_divisibility`.
+
+        A single small image in training is padded further: batch norm needs more than one cell of the coarsest map.
         """
         images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
         images = [self.normalize(image) for image in images]
@@ -146,51 +110,73 @@ class InstanceSegmenter(nn.Module):
                 ``height`` and ``width`` of the wanted output (default: the image's).
 
         Returns:
-            in training a dict of scalar losses, else a list of {"instances": Instances} with pred_boxes, scores,
-            pred_classes and, where the method makes masks, pred_masks (D, height, width) bool.
+            in training a dict of scalar losses, else what `detect` returns.
         """
-        images = self.preprocess(batched_inputs)
         if self.training:
-            return self.losses(images, batched_inputs)
-        return self.finish(self.infer(images), batched_inputs)
+            return self.losses(self.preprocess(batched_inputs), batched_inputs)
+        return self.detect(batched_inputs)
 
-    def finish(self, results: Sequence[Instances], batched_inputs: Sequence[dict]) -> list[dict]:
-        """Results of `infer` -> what `forward` returns in inference."""
-        postprocess = self._postprocess_in_parts if self._run_lengths else self.postprocess
-        return postprocess([finite(x) for x in results], batched_inputs)
+    @torch.no_grad()
+    def detect(self, batched_inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[dict]:
+        """
+        The only way from images to results. Detections below the threshold, or whose score or box is no number, are
+        left out before masks of full size are made.
 
-    @contextlib.contextmanager
-    def masks_as_run_lengths(self):
-        """Inside, inference gives pred_masks as `RunLengthMasks`: some masks of full size exist at a time, not all."""
-        self._run_lengths = True
-        try:
-            yield
-        finally:
-            self._run_lengths = False
+        Args:
+            batched_inputs: see `forward`.
+            score_threshold: lowest score of a detection.
+            masks: "full" for pred_masks (D, height, width) bool; "run_lengths" for `RunLengthMasks`, where never all
+                masks exist at full size; "none" for the same detections without masks.
 
-    def _postprocess_in_parts(self, results: Sequence[Instances], batched_inputs: Sequence[dict]) -> list[dict]:
-        """What `postprocess` returns, but with masks as run lengths."""
+        Returns:
+            one {"instances": Instances} an image with pred_boxes, scores, pred_classes and, where the method makes
+            masks, pred_masks; a method may add keys of its own.
+
+        Raises:
+            ValueError: ``masks`` is something else.
+        """
+        check_mask_form(masks)
+        images = self.preprocess(batched_inputs)
         outputs = []
-        for result, x in zip(results, batched_inputs):
-            height, width = (x.get(key, size) for key, size in zip(("height", "width"), result.image_size))
-            step = max(1, MASK_PIXELS // (height * width))
-            parts = []
-            for start in range(0, max(len(result), 1), step):
-                (part,) = self.postprocess([result[start : start + step]], [x])
-                if part["instances"].has("pred_masks"):
-                    part["instances"].pred_masks = RunLengthMasks.encode(part["instances"].pred_masks)
-                parts.append(part)
-            outputs.append({key: Instances.cat([part[key] for part in parts]) for key in parts[0]})
+        for found, (height, width), x in zip(self.infer(images), images.image_sizes, batched_inputs):
+            found = {**found, "instances": kept(found["instances"], score_threshold)}
+            outputs.append(self.output(found, (x.get("height", height), x.get("width", width)), masks))
         return outputs
 
-    def postprocess(self, results: Sequence[Instances], batched_inputs: Sequence[dict]) -> list[dict]:
-        """
-        Results in input pixels -> results at the requested height and width.
+    def infer(self, images: ImageList) -> list[dict]:
+        """What the network finds in each image: {"instances": Instances in input pixels}, and what `output` reads."""
+        raise NotImplementedError
 
-        See `pasted`; methods whose masks are no crops of boxes have their own.
+    def postprocess(self, result: Instances, size: tuple, masks: bool = True) -> Instances:
         """
-        outputs = []
-        for result, x in zip(results, batched_inputs):
-            height, width = (x.get(key, size) for key, size in zip(("height", "width"), result.image_size))
-            outputs.append({"instances": pasted(result, height, width, self.mask_threshold)})
-        return outputs
+        Detections in input pixels -> in pixels of the output (H, W). By default Detectron2's ``detector_postprocess``:
+        boxes are scaled and clipped, empty ones dropped, and masks (D, 1, R, R) pasted into their clipped boxes.
+
+        Args:
+            masks: False: pred_masks are not needed.
+        """
+        if not masks and result.has("pred_masks"):
+            result.remove("pred_masks")
+        result = detector_postprocess(result, *size, self.mask_threshold)
+        if result.has("pred_masks"):
+            result.pred_masks = result.pred_masks.bool()  # an empty result comes back as uint8
+        return result
+
+    def output(self, found: dict, size: tuple, masks: str) -> dict:
+        """What `infer` found in an image -> its output at (H, W), with ``masks`` as of `detect`."""
+        return {"instances": in_parts(found["instances"], size, masks, self.postprocess)}
+
+
+@torch.no_grad()
+def detect(
+    model: nn.Module, batched_inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full"
+) -> list[dict]:
+    """`InstanceSegmenter.detect` for any model that takes and returns what Detectron2's do, such as Mask R-CNN."""
+    if isinstance(model, InstanceSegmenter):
+        return model.detect(batched_inputs, score_threshold, masks)
+    check_mask_form(masks)
+    outputs = [dict(output) for output in model(list(batched_inputs))]
+    for output in outputs:
+        if "instances" in output:
+            output["instances"] = set_mask_form(kept(output["instances"], score_threshold), masks)
+    return outputs

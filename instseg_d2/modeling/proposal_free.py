@@ -8,6 +8,7 @@ from detectron2.structures import ImageList, Instances
 
 from ..errors import ConfigError
 from .ground_truth import with_masks
+from .postprocessing import kept
 
 
 class ProposalFreeROIHeads:
@@ -33,7 +34,7 @@ class ProposalFreeROIHeads:
             in training the proposals and a dict of scalar losses; else N Instances and {}.
         """
         if not self.training:
-            return self.infer(images, features), {}
+            return [kept(x) for x in self.infer(images, features)], {}
         return proposals, self.losses(images, features, with_masks(targets, self))
 
     def forward_with_given_boxes(self, features: dict[str, torch.Tensor], instances: Sequence[Instances]):

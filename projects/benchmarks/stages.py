@@ -1,6 +1,7 @@
 """Where the time goes, plain against optimised, measured in turns in one run because machines are noisy."""
 
 import contextlib
+import copy
 import math
 import os
 import statistics
@@ -39,58 +40,58 @@ def plain_module(model):
     return PLAIN[type(model).__name__]
 
 
-def plain_path(model) -> tuple[Callable, Callable]:
-    """
-    Inference and post-processing of a method written the plain way: `plain_infer(model, images)` of its `plain_module`,
-    and `plain_postprocess(model, results, samples)` where it has one.
-    """
-    module = plain_module(model)
-    postprocess = getattr(module, "plain_postprocess", lambda model, *arguments: model.postprocess(*arguments))
-    return module.plain_infer, postprocess
+def plain_model(model):
+    """The same model with the `plain_infer` of its `plain_module` and, where there is one, its `plain_postprocess`."""
+    module, twin = plain_module(model), copy.copy(model)
+    twin.infer = lambda images: [{"instances": x} for x in module.plain_infer(model, images)]
+    if hasattr(module, "plain_postprocess"):
+        twin.postprocess = lambda result, size, masks=True: module.plain_postprocess(model, result, size)
+    return twin
 
 
 class StageTimer:
     """
-    Runs one model on one sample stage by stage and keeps the seconds of each.
+    Runs one model on one sample and keeps the seconds of each stage.
 
     Args:
         model: in evaluation mode.
-        path: (infer, postprocess) as of `plain_path`; None: the model's own methods.
         keep_memory: see `keep_freed_memory`.
-        autocast: type of mixed precision, or None.
+        autocast: type of mixed precision of the network, or None.
     """
 
-    def __init__(self, model, path=None, keep_memory: bool = True, autocast=None):
-        self.model = model
+    def __init__(self, model, keep_memory: bool = True, autocast=None):
+        self.model = copy.copy(model)
+        self.model.infer = self._infer
+        self.network = model.infer
         self.keep_memory = keep_memory
-        self.infer, self.postprocess = path or (type(model).infer, type(model).postprocess)
         self.autocast = autocast
         self.seconds = {stage: [] for stage in STAGES}
 
-    def _precision(self):
-        return torch.autocast(self.model.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
+    def _infer(self, images):
+        """The model's own, with the time before and after it."""
+        precision = torch.autocast(images.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
+        self.marks.append(self._now())
+        with precision:
+            found = self.network(images)
+        self.marks.append(self._now())
+        return found
 
     @torch.inference_mode()
     def run(self, path: str, size: tuple) -> None:
         """Read an image, resize it to (H, W), detect, draw; append the time of each stage."""
         keep_freed_memory(self.keep_memory)
-        marks = [self._now()]
+        self.marks = [self._now()]
         image_rgb = read_image(path, "RGB")
-        marks.append(self._now())
+        self.marks.append(self._now())
         image_rgb = cv2.resize(image_rgb, size[::-1], interpolation=cv2.INTER_LINEAR)
         channels = image_rgb if self.model.input_format == "RGB" else image_rgb[..., ::-1]
         image = torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1)))
         sample = {"image": image, "height": size[0], "width": size[1]}
-        images = self.model.preprocess([sample])
-        marks.append(self._now())
-        with self._precision():
-            results = self.infer(self.model, images)
-        marks.append(self._now())
-        (output,) = self.postprocess(self.model, results, [sample])
-        marks.append(self._now())
+        (output,) = self.model.detect([sample])
+        self.marks.append(self._now())
         draw_instances(image_rgb, output["instances"])
-        marks.append(self._now())
-        for stage, start, stop in zip(STAGES, marks[:-1], marks[1:]):
+        self.marks.append(self._now())
+        for stage, start, stop in zip(STAGES, self.marks[:-1], self.marks[1:]):
             self.seconds[stage].append(stop - start)
 
     def _now(self) -> float:
@@ -118,7 +119,7 @@ def stage_rows(model, path: str, size: tuple = (800, 1088), repeats: int = 5) ->
         the headers, and rows of the same length; the last row is the sum of a run. Ratios are over the plain column.
     """
     fast = optimize_for_inference(model)
-    timers = [StageTimer(model, plain_path(model), keep_memory=False), StageTimer(fast)]
+    timers = [StageTimer(plain_model(model), keep_memory=False), StageTimer(fast)]
     headers = ["stage", "plain ms", "optimised ms", "ratio"]
     half = autocast_type(True, model.device)
     if half is not None:
@@ -174,10 +175,10 @@ def training_row(model, samples: list, repeats: int = 5) -> list:
 
 @torch.no_grad()
 def some_detections(model, count: int, size: tuple = (96, 128)) -> Instances:
-    """``count`` detections in input pixels, repeated where an image of noise (H, W) has fewer; none of an empty box."""
+    """``count`` detections of an image of noise (H, W), repeated if there are fewer; empty boxes are left out."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
-    (result,) = model.infer(model.preprocess([{"image": image}]))
+    result = model.infer(model.preprocess([{"image": image}]))[0]["instances"]
     if result.has("pred_boxes"):
         boxes = result.pred_boxes.clone()
         boxes.clip(result.image_size)
@@ -188,14 +189,16 @@ def some_detections(model, count: int, size: tuple = (96, 128)) -> Instances:
 @torch.no_grad()
 def large_image_row(model, count: int = 300, size: tuple = (3000, 4000)) -> list:
     """
-    Detections of an image of size (H, W) from the network's results to run lengths: [number, most bytes that exist at
-    a time, seconds].
+    From the network's detections to run lengths on an image of size (H, W): [number, most bytes that exist at a time,
+    seconds].
     """
     result, outputs = some_detections(model, count), []
+    twin = copy.copy(model)
+    twin.infer = lambda images: [{"instances": result}]
+    sample = {"image": torch.zeros((3, *result.image_size), dtype=torch.uint8), "height": size[0], "width": size[1]}
 
     def run():
-        with model.masks_as_run_lengths():
-            outputs[:] = model.finish([result], [{"height": size[0], "width": size[1]}])
+        outputs[:] = twin.detect([sample], masks="run_lengths")
 
     start = time.perf_counter()
     peak = cpu_peak(run)

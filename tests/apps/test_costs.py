@@ -21,7 +21,7 @@ class Toy(nn.Module):
         self.register_buffer("extra", torch.zeros(1000))
 
     def forward(self, samples):
-        return self.layer(torch.stack([sample["image"].float() for sample in samples]))
+        return [{"sum": self.layer(torch.stack([sample["image"].float() for sample in samples]))}]
 
 
 @pytest.fixture

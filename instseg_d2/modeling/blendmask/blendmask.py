@@ -8,16 +8,17 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_proposal_generator
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import ImageList
 from torch import nn
 
 from ..backbone import freeze_unread_levels
 from ..ground_truth import box_masks, image_index
 from ..meta_arch import InstanceSegmenter
+from ..postprocessing import kept
 from .basis_module import build_basis_module
 from .blender import Blender
 from .explain import explain_image
-from .panoptic import Combination, add_panoptic, build_semantic_head, semantic_losses
+from .panoptic import Combination, build_semantic_head, panoptic_output, semantic_losses
 from .targets import semantic_target
 
 
@@ -118,23 +119,6 @@ class BlendMask(InstanceSegmenter):
             losses.update(semantic_losses(self.sem_seg_head, features, batched_inputs, images.tensor.shape[-2:]))
         return losses
 
-    def forward(self, batched_inputs: Sequence[dict]):
-        """
-        As `InstanceSegmenter` does. A panoptic model reads ``sem_seg`` (H, W) of training samples, and its results
-        also have "sem_seg" (classes, height, width) logits and "panoptic_seg", as Detectron2's ``PanopticFPN`` gives.
-        """
-        if self.training or self.sem_seg_head is None:
-            return super().forward(batched_inputs)
-        return self.segment(batched_inputs)
-
-    @torch.no_grad()
-    def segment(self, batched_inputs: Sequence[dict]) -> list[dict]:
-        """Panoptic results of a model with a semantic head, see `forward`."""
-        images = self.preprocess(batched_inputs)
-        features = self.backbone(images.tensor)
-        outputs = self.finish(self._detect(images, features)[0], batched_inputs)
-        return add_panoptic(outputs, self.sem_seg_head(features)[0], images.image_sizes, self.combination)
-
     def _detect(self, images: ImageList, features: dict):
         fcos = self.proposal_generator
         outputs = fcos.outputs(features)
@@ -152,25 +136,43 @@ class BlendMask(InstanceSegmenter):
         return found, bases, attention
 
     @torch.no_grad()
-    def infer(self, images: ImageList) -> list[Instances]:
-        """Detections with pred_masks (D, 1, R, R) probabilities inside the unclipped boxes."""
-        return self._detect(images, self.backbone(images.tensor))[0]
+    def infer(self, images: ImageList) -> list[dict]:
+        """
+        Detections with pred_masks (D, 1, R, R) probabilities inside the unclipped boxes; from a panoptic model also
+        "sem_seg", the logits (classes, H, W) of the image.
+        """
+        features = self.backbone(images.tensor)
+        results = [{"instances": x} for x in self._detect(images, features)[0]]
+        if self.sem_seg_head is not None:
+            logits = self.sem_seg_head(features)[0]
+            for result, x, (height, width) in zip(results, logits, images.image_sizes):
+                result["sem_seg"] = x[:, :height, :width]
+        return results
+
+    def output(self, found: dict, size: tuple, masks: str) -> dict:
+        """
+        As of `InstanceSegmenter`. A panoptic model adds what Detectron2's ``PanopticFPN`` does: "sem_seg", the logits
+        (classes, height, width), and "panoptic_seg", which needs masks and is left out without them.
+        """
+        output = super().output(found, size, masks)
+        if self.sem_seg_head is not None:
+            output.update(panoptic_output(output["instances"], found["sem_seg"], self.combination))
+        return output
 
     @torch.no_grad()
     def explain(self, batched_inputs: Sequence[dict], max_instances: int = 4) -> list[list]:
         """Titled RGB pictures of the bases, and of attention and mask of the best detections, for each image."""
         images = self.preprocess(batched_inputs)
         found, bases, attention = self._detect(images, self.backbone(images.tensor))
-        counts = [len(x) for x in found]
-        if attention is None:
-            attention = [None] * len(found)
-        else:
+        if attention is not None:
             size = self.blender.attention_size
             attention = attention.view(-1, self.blender.num_bases, size, size)
-            attention = (attention.softmax(1) if self.blender.merging == "blender" else attention).split(counts)
+            attention = attention.softmax(1) if self.blender.merging == "blender" else attention
+            for detections, weights in zip(found, attention.split([len(x) for x in found])):
+                detections.attention = weights
         panels = []
-        for sample, detections, base, weights in zip(batched_inputs, found, bases, attention):
+        for sample, detections, base in zip(batched_inputs, found, bases):
             height, width = (round(side * self.blender.spatial_scale) for side in detections.image_size)
             image = self.rgb_image(sample)
-            panels.append(explain_image(image, detections, base[:, :height, :width], weights, max_instances))
+            panels.append(explain_image(image, kept(detections), base[:, :height, :width], max_instances))
         return panels

@@ -36,13 +36,13 @@ def _attention_strip(weights: np.ndarray) -> np.ndarray:
     return np.hstack([part for a in maps for part in (a, gap)][:-1])
 
 
-def explain_image(image: np.ndarray, detections, bases: torch.Tensor, attention, max_instances: int) -> list:
+def explain_image(image: np.ndarray, detections, bases: torch.Tensor, max_instances: int) -> list:
     """
     Args:
         image: (H, W, 3) uint8, RGB, network input size.
-        detections: Instances in input pixels with pred_boxes, scores and pred_masks (D, 1, R, R), best first.
+        detections: Instances in input pixels with pred_boxes, scores, pred_masks (D, 1, R, R) and, but for fcis,
+            attention (D, K, A, A), the weights of the bases; best first.
         bases: (K, h, w), padding cut off.
-        attention: (D, K, A, A) weights of the bases, or None (fcis).
 
     Returns:
         [(title, RGB uint8 picture)]: K bases, then two pictures (one without attention) for each instance.
@@ -52,8 +52,8 @@ def explain_image(image: np.ndarray, detections, bases: torch.Tensor, attention,
     for i in range(min(max_instances, len(detections))):
         box = detections.pred_boxes.tensor[i].cpu().numpy()
         title = f"#{i + 1}, {float(detections.scores[i]):.0%}"
-        if attention is not None:
-            weights = attention[i].float().cpu().numpy()
+        if detections.has("attention"):
+            weights = detections.attention[i].float().cpu().numpy()
             panels.append((f"{title}: attention to the bases", _attention_strip(weights)))
         mask = detections.pred_masks[i, 0].float().cpu().numpy()
         panels.append((f"{title}: blended mask", _heatmap_in_box(image, box, mask)))

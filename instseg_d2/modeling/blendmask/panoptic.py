@@ -17,6 +17,7 @@ from torch import nn
 
 from ...errors import ConfigError
 from ..ground_truth import pad_maps
+from ..postprocessing import RunLengthMasks
 
 
 def build_semantic_head(cfg, input_shape: dict[str, ShapeSpec]) -> Optional[nn.Module]:
@@ -72,25 +73,34 @@ class Combination(NamedTuple):
     def __call__(self, instances: Instances, labels: torch.Tensor):
         """
         Args:
-            instances: at the size of the output, with pred_masks (D, H, W).
+            instances: at the size of the output, with pred_masks (D, H, W) or run lengths.
             labels: (H, W) classes of the semantic head.
 
         Returns:
             (H, W) int32 segment ids, 0 for none, and a list of dicts with id, category_id (contiguous, of things or of
             stuff), isthing and score or area.
         """
-        return combine_semantic_and_instance_outputs(instances, labels, *self)
+        if not isinstance(instances.pred_masks, RunLengthMasks):
+            return combine_semantic_and_instance_outputs(instances, labels, *self)
+        index = (instances.scores >= self.score_threshold).nonzero()[:, 0]  # only these have a place in the map
+        confident = instances[index]
+        confident.pred_masks = confident.pred_masks.decode()
+        ids, segments = combine_semantic_and_instance_outputs(confident, labels, *self)
+        for segment in segments:
+            if segment["isthing"]:
+                segment["instance_id"] = int(index[segment["instance_id"]])
+        return ids, segments
 
 
-def add_panoptic(outputs: list[dict], logits: torch.Tensor, image_sizes: Sequence[tuple], combination) -> list[dict]:
+def panoptic_output(instances: Instances, logits: torch.Tensor, combination: Combination) -> dict:
     """
-    Add "sem_seg" and "panoptic_seg" to the postprocessed instances of every image, in place.
+    What a panoptic output holds beside its instances: "sem_seg" and, where they have masks, "panoptic_seg".
 
     Args:
-        logits: (N, classes, H, W) of the padded input; image_sizes: (H, W) of what of it is image.
+        instances: at the size of the output.
+        logits: (classes, H, W) of the image in input pixels.
     """
-    for output, image_logits, size in zip(outputs, logits, image_sizes):
-        height, width = output["instances"].image_size
-        output["sem_seg"] = sem_seg_postprocess(image_logits, size, height, width)
-        output["panoptic_seg"] = combination(output["instances"], output["sem_seg"].argmax(dim=0))
-    return outputs
+    result = {"sem_seg": sem_seg_postprocess(logits, logits.shape[-2:], *instances.image_size)}
+    if instances.has("pred_masks"):
+        result["panoptic_seg"] = combination(instances, result["sem_seg"].argmax(dim=0))
+    return result

@@ -15,6 +15,7 @@ from torch import nn
 from ... import ops
 from ..backbone import freeze_unread_levels
 from ..meta_arch import InstanceSegmenter
+from ..postprocessing import kept
 from ..proposal_generator import FCOS
 from .criterion import MaskCriterion
 from .explain import explain_image
@@ -153,24 +154,21 @@ class EmbedMask(InstanceSegmenter):
         return found, pixels, embeddings.split(counts), margins.split(counts)
 
     @torch.no_grad()
-    def infer(self, images: ImageList) -> list[Instances]:
+    def infer(self, images: ImageList) -> list[dict]:
         """Detections, boxes clipped to the image, with ``masks``, a `WindowMasks` over the padded batch."""
-        return self._detect(images)[0]
+        return [{"instances": x} for x in self._detect(images)[0]]
 
-    def postprocess(self, results: Sequence[Instances], batched_inputs: Sequence[dict]) -> list[dict]:
+    def postprocess(self, result: Instances, size: tuple, masks: bool = True) -> Instances:
         """The maps of the padded batch are resized once to the output's scale, compared, cropped; boxes are scaled."""
-        threshold = math.log(self.mask_threshold) if self.log_masks else self.mask_threshold
-        outputs = []
-        for result, x in zip(results, batched_inputs):
-            crop = tuple(x.get(key, side) for key, side in zip(("height", "width"), result.image_size))
-            scaled = detector_postprocess(self._exclusive(result, crop), *crop)
-            masks = scaled.masks
-            scaled.remove("masks")
-            sides = zip(masks.size, crop, result.image_size)
-            size = tuple(-(-cells * self.stride * to // of) for cells, to, of in sides)
-            scaled.pred_masks = masks.resize(size, crop, threshold)
-            outputs.append({"instances": scaled})
-        return outputs
+        scaled = detector_postprocess(self._exclusive(result, size), *size)
+        maps = scaled.masks
+        scaled.remove("masks")
+        if masks:
+            sides = zip(maps.size, size, result.image_size)
+            canvas = tuple(-(-cells * self.stride * to // of) for cells, to, of in sides)
+            threshold = math.log(self.mask_threshold) if self.log_masks else self.mask_threshold
+            scaled.pred_masks = maps.resize(canvas, size, threshold)
+        return scaled
 
     def _exclusive(self, result: Instances, size: tuple) -> Instances:
         """With a pixel of the output (H, W) added to x2, y2 where boxes are inclusive."""
@@ -185,7 +183,9 @@ class EmbedMask(InstanceSegmenter):
     def explain(self, batched_inputs: Sequence[dict], max_instances: int = 4) -> list[list]:
         """Titled RGB pictures: the pixel embedding; distance, margin and mask of the best detections, an image each."""
         found, pixels, embeddings, margins = self._detect(self.preprocess(batched_inputs))
-        return [
-            explain_image(self.rgb_image(sample), self.stride, *parts, max_instances)
-            for sample, *parts in zip(batched_inputs, found, pixels, embeddings, margins)
-        ]
+        panels = []
+        for sample, detections, image_pixels, *proposals in zip(batched_inputs, found, pixels, embeddings, margins):
+            detections.embeddings, detections.margins = proposals
+            image = self.rgb_image(sample)
+            panels.append(explain_image(image, self.stride, kept(detections), image_pixels, max_instances))
+        return panels

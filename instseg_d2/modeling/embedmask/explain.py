@@ -36,14 +36,14 @@ def _margin_bars(margins: torch.Tensor) -> np.ndarray:
     return picture
 
 
-def explain_image(image: np.ndarray, stride: int, detections, pixels, embeddings, margins, max_instances: int) -> list:
+def explain_image(image: np.ndarray, stride: int, detections, pixels, max_instances: int) -> list:
     """
     Args:
         image: (H, W, 3) uint8, RGB, network input size.
         stride: pixels of a cell.
-        detections: Instances in input pixels with scores and `WindowMasks` masks, best first.
+        detections: K Instances in input pixels with scores, masks (`WindowMasks`), embeddings (K, D) and margins
+            (K, 1 or D), best first.
         pixels: (D, h, w) pixel embeddings, padding included.
-        embeddings: (K, D), margins: (K, 1 or D) of the detections.
 
     Returns:
         [(title, RGB uint8 picture)]: the embedding, then three pictures for each instance.
@@ -57,10 +57,10 @@ def explain_image(image: np.ndarray, stride: int, detections, pixels, embeddings
     maps = maps.exp() if detections.masks.fill < 0 else maps
     for i in range(count):
         title = f"#{i + 1}, {float(detections.scores[i]):.0%}"
-        distance = (pixels - embeddings[i, :, None, None]).square().sum(0).sqrt()
+        distance = (pixels - detections.embeddings[i, :, None, None]).square().sum(0).sqrt()
         panels += [
             (f"{title}: distance", overlay_heatmap(image, distance.cpu().numpy(), 0.7)),
-            (f"{title}: half at this distance", _margin_bars(margins[i])),
+            (f"{title}: half at this distance", _margin_bars(detections.margins[i])),
             (f"{title}: mask", overlay_heatmap(image, maps[i].cpu().numpy(), 0.6, 0, 1)),
         ]
     return panels

@@ -17,6 +17,7 @@ from torch import nn
 from ...errors import ConfigError
 from ..backbone import build_backbone, freeze_unread_levels
 from ..meta_arch import InstanceSegmenter
+from ..postprocessing import kept
 from .explain import explain_image
 from .inference import as_proposals, best_segments, in_pixels_of, paste
 
@@ -134,12 +135,12 @@ class InstanceFCN(InstanceSegmenter):
         return results, maps
 
     @torch.no_grad()
-    def infer(self, images: ImageList) -> list[Instances]:
+    def infer(self, images: ImageList) -> list[dict]:
         """
         The best segments of all scales, best first, in input pixels: scores, pred_classes, pred_boxes (tight),
         pred_masks (D, m, m) probabilities inside windows (Boxes, unclipped), objectness_logits, scale_index.
         """
-        return self._detect(images)[0]
+        return [{"instances": x} for x in self._detect(images)[0]]
 
     def _classify(self, segments: Sequence[Instances], images: ImageList, features) -> list[Instances]:
         """The segments with classes, from features of images at one scale."""
@@ -151,19 +152,19 @@ class InstanceFCN(InstanceSegmenter):
         results = self.roi_heads(images, features, proposals)[0]
         return [in_pixels_of(x, segment.image_size) for x, segment in zip(results, segments)]
 
-    def postprocess(self, results: Sequence[Instances], batched_inputs: Sequence[dict]) -> list[dict]:
+    def postprocess(self, result: Instances, size: tuple, masks: bool = True) -> Instances:
+        """Masks pasted at the output's size, and their tight boxes."""
+        return paste(result, size)
+
+    def output(self, found: dict, size: tuple, masks: str) -> dict:
         """
-        Masks pasted at the requested height and width, tight boxes. Without ROI heads also "proposals": the segments'
-        proposal_boxes and objectness_logits, as Detectron2's ROI heads and proposal evaluation take them.
+        As of `InstanceSegmenter`. Without ROI heads also "proposals": the segments' proposal_boxes and
+        objectness_logits, as Detectron2's ROI heads and proposal evaluation take them.
         """
-        outputs = []
-        for result, x in zip(results, batched_inputs):
-            size = tuple(x.get(key, side) for key, side in zip(("height", "width"), result.image_size))
-            output = {"instances": paste(result, size)}
-            if self.roi_heads is None:
-                output["proposals"] = as_proposals(in_pixels_of(result, size))
-            outputs.append(output)
-        return outputs
+        output = super().output(found, size, masks)
+        if self.roi_heads is None:
+            output["proposals"] = as_proposals(in_pixels_of(found["instances"], size))
+        return output
 
     @torch.no_grad()
     def explain(self, batched_inputs: Sequence[dict], max_instances: int = 4) -> list[list]:
@@ -176,7 +177,7 @@ class InstanceFCN(InstanceSegmenter):
         return [
             explain_image(
                 self.rgb_image(sample),
-                segments,
+                kept(segments),
                 [(sizes[i], score_maps[i]) for sizes, score_maps in maps],
                 self.proposal_generator.grid,
                 max_instances,

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import ImageList
 from torch import nn
 
 from ..meta_arch import InstanceSegmenter
+from ..postprocessing import kept
 from .criterion import ISTRCriterion
 from .embedding import build_mask_embedding
 from .explain import explain_image
@@ -91,9 +92,9 @@ class ISTR(InstanceSegmenter):
         return detect(self.roi_heads, *self.start(images), self.mask_embedding, self.max_detections)
 
     @torch.no_grad()
-    def infer(self, images: ImageList) -> list[Instances]:
+    def infer(self, images: ImageList) -> list[dict]:
         """Detections, best first, with pred_masks (D, 1, S, S) inside the unclipped boxes."""
-        return to_instances(self._detect(images), images.image_sizes)
+        return [{"instances": x} for x in to_instances(self._detect(images), images.image_sizes)]
 
     @torch.no_grad()
     def explain(self, batched_inputs: Sequence[dict], max_instances: int = 4) -> list[list]:
@@ -102,10 +103,12 @@ class ISTR(InstanceSegmenter):
         for sample in batched_inputs:
             images = self.preprocess([sample])
             found = self._detect(images)
-            queries, scores = found.queries[0], found.scores[0]
-            best = dict.fromkeys(queries.tolist())  # a query may be there with several classes
-            chosen = torch.tensor([list(best)[:max_instances]], device=queries.device)
-            tags = [f"{float(scores[queries == number].max()):.0%}" for number in chosen[0]]
+            (detections,) = to_instances(found, images.image_sizes)
+            detections.queries = found.queries[0]
+            detections = kept(detections)
+            best = dict.fromkeys(detections.queries.tolist())  # a query may be there with several classes
+            chosen = torch.tensor([list(best)[:max_instances]], dtype=torch.int64, device=self.device)
+            tags = [f"{float(detections.scores[detections.queries == number].max()):.0%}" for number in chosen[0]]
             steps = [[x[0] for x in found.masks_of(stage, chosen)] for stage in found.stages]
             panels.append(explain_image(self.rgb_image(sample), steps, tags, self.mask_threshold))
         return panels

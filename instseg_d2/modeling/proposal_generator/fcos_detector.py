@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_proposal_generator
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import ImageList
 
 from ..backbone import freeze_unread_levels
 from ..meta_arch import InstanceSegmenter
@@ -41,12 +41,13 @@ class FCOSDetector(InstanceSegmenter):
         gt_instances = self.gt_instances(batched_inputs)
         return self.proposal_generator(images, self.backbone(images.tensor), gt_instances)[1]
 
-    def infer(self, images: ImageList) -> list[Instances]:
+    def infer(self, images: ImageList) -> list[dict]:
+        """Boxes, best first."""
         fcos = self.proposal_generator
         results = fcos.detect(fcos.outputs(self.backbone(images.tensor)), images.image_sizes)
         for result in results:
             result.remove("rows")
-        return results
+        return [{"instances": x} for x in results]
 
 
 class OneStageDetector(FCOSDetector):

@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 
 from ..backbone import build_backbone
 from ..meta_arch import InstanceSegmenter
-from ..postprocessing import boxes_of_masks, rescored, resize_in_chunks
+from ..postprocessing import boxes_of_masks, kept, rescored, resize_in_chunks
 from .criterion import SparseInstCriterion
 from .decoder import build_sparse_inst_decoder
 from .encoder import build_sparse_inst_encoder
@@ -127,31 +127,26 @@ class SparseInst(InstanceSegmenter):
         return self.criterion(self.outputs(images), self.gt_instances(batched_inputs), canvas)
 
     @torch.no_grad()
-    def infer(self, images: ImageList) -> list[Instances]:
+    def infer(self, images: ImageList) -> list[dict]:
         """Detections: scores, pred_classes, slots (D,) and pred_masks (D, h, w), probabilities on the padded canvas."""
-        return self.detections(self.outputs(images), images.image_sizes)
+        return [{"instances": x} for x in self.detections(self.outputs(images), images.image_sizes)]
 
     def detections(self, outputs: dict[str, torch.Tensor], image_sizes: Sequence[tuple]) -> list[Instances]:
-        """What `infer` returns, from the decoder's predictions."""
+        """The detections of `infer`, from the decoder's predictions."""
         return detections(outputs, image_sizes, self.score_threshold, self.mask_threshold, self.max_detections)
 
-    def postprocess(self, results: Sequence[Instances], batched_inputs: Sequence[dict]) -> list[dict]:
+    def postprocess(self, result: Instances, size: tuple, masks: bool = True) -> Instances:
         """
-        Probabilities resized to the padded input, cropped, resized to the output and thresholded, some masks at a
-        time; the boxes are the tight boxes of the masks.
+        Probabilities resized to the padded input, cropped, resized to the output and thresholded; the boxes are the
+        tight boxes of the masks.
         """
-        outputs = []
-        for result, x in zip(results, batched_inputs):
-            size = tuple(x.get(key, side) for key, side in zip(("height", "width"), result.image_size))
-            canvas = tuple(round(side * self.mask_stride) for side in result.pred_masks.shape[-2:])
-            masks = resize_in_chunks(result.pred_masks, canvas, result.image_size, size, self.mask_threshold)
-            scaled = Instances(size)
-            scaled.pred_boxes = Boxes(boxes_of_masks(masks))
-            scaled.scores = result.scores
-            scaled.pred_classes = result.pred_classes
-            scaled.pred_masks = masks
-            outputs.append({"instances": scaled})
-        return outputs
+        canvas = tuple(round(side * self.mask_stride) for side in result.pred_masks.shape[-2:])
+        scaled = Instances(size)
+        scaled.pred_masks = resize_in_chunks(result.pred_masks, canvas, result.image_size, size, self.mask_threshold)
+        scaled.pred_boxes = Boxes(boxes_of_masks(scaled.pred_masks))
+        scaled.scores = result.scores
+        scaled.pred_classes = result.pred_classes
+        return scaled
 
     @torch.no_grad()
     def explain(self, batched_inputs: Sequence[dict], max_instances: int = 4) -> list[list]:
@@ -162,5 +157,5 @@ class SparseInst(InstanceSegmenter):
         canvas = tuple(images.tensor.shape[-2:])
         return [
             explain_image(self.rgb_image(sample), result, maps[result.slots], canvas, max_instances)
-            for sample, result, maps in zip(batched_inputs, found, outputs["activation_maps"])
+            for sample, result, maps in zip(batched_inputs, map(kept, found), outputs["activation_maps"])
         ]

@@ -1,8 +1,6 @@
 """
 BlendMask's inference written the plain way, as the paper and its public code do it: the top layer on every location,
 loops over images and levels, RoIAlign, interpolation, softmax and sum one by one.
-
-The oracle of the tests and the baseline of the benchmark.
 """
 
 import torch
@@ -17,7 +15,7 @@ from projects.benchmarks.plain.fcos import plain_candidates
 
 @torch.no_grad()
 def plain_infer(model: BlendMask, images: ImageList) -> list[Instances]:
-    """What ``model.infer(images)`` returns, for the blender with RoIAlign (aligned)."""
+    """The detections of ``model.infer(images)``, for the blender with RoIAlign (aligned)."""
     features = model.backbone(images.tensor)
     fcos, head, blender = model.proposal_generator, model.proposal_generator.head, model.blender
     limits = fcos.limits_test

@@ -1,8 +1,6 @@
 """
 EmbedMask written the plain way, as the paper and its public code do it: embeddings and margins at every location, loops
 over images and objects, one tensor of (objects, height, width, dimensions) numbers, whole maps resized.
-
-The oracle of the tests and the baseline of the benchmark.
 """
 
 import math
@@ -102,26 +100,23 @@ def plain_infer(model: EmbedMask, images: ImageList) -> list[Instances]:
     return results
 
 
-def plain_postprocess(model: EmbedMask, results: Sequence[Instances], batched_inputs: Sequence[dict]) -> list[dict]:
+def plain_postprocess(model: EmbedMask, result: Instances, size: tuple) -> Instances:
     """The whole maps of `plain_infer` resized, compared and cropped."""
-    outputs = []
-    for result, x in zip(results, batched_inputs):
-        (in_height, in_width), (rows, columns) = result.image_size, result.pred_masks.shape[-2:]
-        height, width = x.get("height", in_height), x.get("width", in_width)
-        boxes = result.pred_boxes.tensor * torch.tensor([width / in_width, height / in_height] * 2).to(result.scores)
-        boxes[:, 2:] += 1 if model.inclusive else 0
-        size = (
-            math.ceil(model.stride * rows * height / in_height),
-            math.ceil(model.stride * columns * width / in_width),
-        )
-        maps = F.interpolate(result.pred_masks[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-        threshold = math.log(model.mask_threshold) if model.log_masks else model.mask_threshold
-        scaled = Instances((height, width), scores=result.scores, pred_classes=result.pred_classes)
-        scaled.pred_boxes = Boxes(boxes)
-        scaled.pred_boxes.clip((height, width))
-        scaled.pred_masks = maps[:, :height, :width] > threshold
-        outputs.append({"instances": scaled[scaled.pred_boxes.nonempty()]})
-    return outputs
+    (in_height, in_width), (rows, columns) = result.image_size, result.pred_masks.shape[-2:]
+    height, width = size
+    boxes = result.pred_boxes.tensor * torch.tensor([width / in_width, height / in_height] * 2).to(result.scores)
+    boxes[:, 2:] += 1 if model.inclusive else 0
+    canvas = (
+        math.ceil(model.stride * rows * height / in_height),
+        math.ceil(model.stride * columns * width / in_width),
+    )
+    maps = F.interpolate(result.pred_masks[:, None], canvas, mode="bilinear", align_corners=False)[:, 0]
+    threshold = math.log(model.mask_threshold) if model.log_masks else model.mask_threshold
+    scaled = Instances(size, scores=result.scores, pred_classes=result.pred_classes)
+    scaled.pred_boxes = Boxes(boxes)
+    scaled.pred_boxes.clip(size)
+    scaled.pred_masks = maps[:, :height, :width] > threshold
+    return scaled[scaled.pred_boxes.nonempty()]
 
 
 def _iou(a, b, end: int):

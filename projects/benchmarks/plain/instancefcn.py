@@ -1,8 +1,6 @@
 """
 InstanceFCN's inference written the plain way, as the paper describes it: every window of every scale is assembled, map
 by map, before anything is chosen.
-
-The oracle of the tests and the baseline of the benchmark.
 """
 
 import torch
@@ -79,7 +77,7 @@ def _segments(score_maps, objectness, scaled: tuple, size: tuple, generator) -> 
 
 @torch.no_grad()
 def plain_infer(model: InstanceFCN, images: ImageList) -> list[Instances]:
-    """What ``model.infer(images)`` returns without ROI heads when TOP_WINDOWS spares every window that matters."""
+    """The detections of ``model.infer(images)`` without ROI heads when TOP_WINDOWS spares every window that matters."""
     generator = model.proposal_generator
     found = [[] for _ in images.image_sizes]
     for scale in model.scales:

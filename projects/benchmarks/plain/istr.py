@@ -2,7 +2,7 @@
 ISTR's inference and training loss written the plain way, as the paper and its public code do it: Detectron2's pooler,
 every branch of every head, loops over heads and images, masks rasterised anew for each.
 
-The oracle of the tests and the baseline of the benchmark. B images, N queries an image, M_i objects of image i.
+B images, N queries an image, M_i objects of image i.
 """
 
 import math
@@ -96,7 +96,7 @@ def plain_heads(model: ISTR, images: ImageList, all_masks: bool):
 
 @torch.no_grad()
 def plain_infer(model: ISTR, images: ImageList) -> list[Instances]:
-    """What ``model.infer(images)`` returns."""
+    """The detections of ``model.infer(images)``."""
     outputs = plain_heads(model, images, all_masks=False)
     logits = torch.stack([x[0] for x in outputs[-model.roi_heads.averaged_heads :]]).mean(0)
     _, boxes, codes, features = outputs[-1]

@@ -2,7 +2,7 @@
 SparseInst written the plain way, as the paper and its public code do it: every concatenation, resize and product one
 by one, all full-size float masks at once, the cost of every pair of the batch in training.
 
-The oracle of the tests and the baseline of the benchmark. B images, N slots, M objects of the batch, K classes.
+B images, N slots, M objects of the batch, K classes.
 """
 
 import torch
@@ -63,7 +63,7 @@ def plain_decoder(decoder, features: torch.Tensor):
 
 @torch.no_grad()
 def plain_infer(model: SparseInst, images: ImageList) -> list[Instances]:
-    """What ``model.infer(images)`` returns."""
+    """The detections of ``model.infer(images)``."""
     predictions = plain_decoder(model.decoder, plain_encoder(model.encoder, model.backbone(images.tensor)))
     results = []
     for size, classes, objectness, masks in zip(images.image_sizes, *predictions):
@@ -79,22 +79,18 @@ def plain_infer(model: SparseInst, images: ImageList) -> list[Instances]:
     return results
 
 
-def plain_postprocess(model: SparseInst, results, batched_inputs) -> list[dict]:
-    """What ``model.postprocess(results, batched_inputs)`` returns, by two full-size resizes of all masks at once."""
-    outputs = []
-    for result, x in zip(results, batched_inputs):
-        height, width = result.image_size
-        masks = result.pred_masks[None]
-        masks = _resize(masks, tuple(round(side * model.mask_stride) for side in masks.shape[-2:]))
-        masks = _resize(masks[..., :height, :width], (x["height"], x["width"]))[0] > model.mask_threshold
-        scaled = Instances((x["height"], x["width"]))
-        boxes = torch.zeros(len(masks), 4)
-        filled = masks.flatten(1).any(1)
-        boxes[filled] = masks_to_boxes(masks[filled]) + torch.tensor([0.0, 0.0, 1.0, 1.0])
-        scaled.pred_boxes = Boxes(boxes)
-        scaled.scores, scaled.pred_classes, scaled.pred_masks = result.scores, result.pred_classes, masks
-        outputs.append({"instances": scaled})
-    return outputs
+def plain_postprocess(model: SparseInst, result: Instances, size: tuple) -> Instances:
+    """What ``model.postprocess(result, size)`` returns, by two full-size resizes of all masks at once."""
+    height, width = result.image_size
+    masks = result.pred_masks[None]
+    masks = _resize(masks, tuple(round(side * model.mask_stride) for side in masks.shape[-2:]))
+    masks = _resize(masks[..., :height, :width], size)[0] > model.mask_threshold
+    boxes = torch.zeros((len(masks), 4), device=masks.device)
+    filled = masks.flatten(1).any(1)
+    boxes[filled] = masks_to_boxes(masks[filled]) + torch.tensor([0.0, 0.0, 1.0, 1.0], device=masks.device)
+    scaled = Instances(size, pred_boxes=Boxes(boxes), pred_masks=masks)
+    scaled.scores, scaled.pred_classes = result.scores, result.pred_classes
+    return scaled
 
 
 def plain_losses(model: SparseInst, images: ImageList, gt_instances) -> dict:

@@ -151,7 +151,8 @@ def test_results_of_a_batch():
     batch[0].update(height=77, width=150)
     outputs = model(batch)
     images = model.preprocess(batch)
-    plain = [detector_postprocess(r, x["height"], x["width"]) for r, x in zip(model.infer(images), batch)]
+    found = [x["instances"] for x in model.infer(images)]
+    plain = [detector_postprocess(r, x["height"], x["width"]) for r, x in zip(found, batch)]
     logits = model.sem_seg_head(model.backbone(images.tensor))[0]
     kinds = set()
     for output, instances, x, image_logits in zip(outputs, plain, batch, logits):

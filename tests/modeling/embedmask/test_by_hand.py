@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from detectron2.structures import BitMasks, Boxes, ImageList, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 
 from instseg_d2.layers import LocationGrid
 from instseg_d2.modeling.embedmask import ProposalHead
@@ -148,8 +148,7 @@ def masks_of(model, monkeypatch, row, box):
     monkeypatch.setattr(model, "_outputs", lambda images: (None, row.T[None, :, None]))
     monkeypatch.setattr(model, "_proposals", lambda *arguments: (torch.zeros(1, 2), margins))
     monkeypatch.setattr(model.proposal_generator, "detect", lambda *arguments: [found])
-    images = ImageList(torch.zeros(1, 3, 4, width), [(4, width)])
-    (output,) = model.postprocess(model.infer(images), [{}])
+    (output,) = model.detect([{"image": torch.zeros(3, 4, width)}])
     (mask,) = output["instances"].pred_masks
     assert mask.shape == (4, width)
     assert (mask == mask[0]).all()

@@ -88,7 +88,7 @@ def test_grids_and_mask_sizes(grid, mask_size):
     assert objectness.shape == (1, 8, 12)
     confident(model)
     model.proposal_generator.limits = ProposalLimits(top_windows=10**6)
-    (found,), (expected,) = model.infer(images), plain_infer(model, images)
+    found, (expected,) = model.infer(images)[0]["instances"], plain_infer(model, images)
     assert len(found) == len(expected) > 5
     assert found.pred_masks.shape[1:] == (mask_size, mask_size)
     torch.testing.assert_close(found.pred_masks, expected.pred_masks)
@@ -163,7 +163,8 @@ def test_inference_equals_the_dense_way(score):
         )
     )  # fmt: skip
     images = model.preprocess(sized_batch())
-    for found, expected in zip(model.infer(images), plain_infer(model, images)):
+    for result, expected in zip(model.infer(images), plain_infer(model, images)):
+        found = result["instances"]
         assert len(found) == len(expected) > 10
         assert found.image_size == expected.image_size
         for name in ("scores", "objectness_logits", "pred_masks", "pred_classes"):
@@ -175,7 +176,7 @@ def test_inference_equals_the_dense_way(score):
         assert (boxes >= 0).all()
         assert (boxes[:, 2] <= found.image_size[1] + 1e-3).all()
     # One image alone gives what it gives in a batch of its size.
-    (alone,) = model.infer(model.preprocess([sized_batch()[1]]))
+    alone = model.infer(model.preprocess([sized_batch()[1]]))[0]["instances"]
     assert len(alone) > 10
 
 
@@ -185,7 +186,7 @@ def test_the_best_windows_are_enough():
     images = model.preprocess(random_batch([0], 96, 128))
     (expected,) = plain_infer(model, images)
     model.proposal_generator.limits = ProposalLimits(top_windows=40, max_proposals=8)
-    (found,) = model.infer(images)
+    found = model.infer(images)[0]["instances"]
     assert len(found) == 8
     torch.testing.assert_close(found.scores, expected.scores[:8])
     torch.testing.assert_close(found.pred_masks, expected.pred_masks[:8])
@@ -313,9 +314,9 @@ def test_classified_segments_keep_their_masks():
     model = confident(tiny_model(*CLASSIFIED))
     images = model.preprocess(random_batch([0], 70, 100))
     roi_heads, model.roi_heads = model.roi_heads, None
-    (proposals,) = model.infer(images)
+    proposals = model.infer(images)[0]["instances"]
     model.roi_heads = roi_heads
-    (found,) = model.infer(images)
+    found = model.infer(images)[0]["instances"]
     assert len(found) > 5
     difference = (found.windows.tensor[:, None] - proposals.windows.tensor).abs().amax(2)
     difference += (found.pred_masks[:, None] - proposals.pred_masks).abs().amax((2, 3))

@@ -66,7 +66,7 @@ def test_inference(method, optimised):
     expected = plain_infer(model, images)
     found = (optimize_for_inference(model) if optimised else model).infer(images)
     side = 112 if method else 28
-    for a, b in zip(found, expected):
+    for a, b in zip((x["instances"] for x in found), expected):
         assert a.image_size == b.image_size
         assert a.pred_masks.shape == (25, 1, side, side)
         torch.testing.assert_close(a.scores, b.scores, rtol=1e-3, atol=1e-5)
@@ -84,7 +84,7 @@ def test_best_of_one_flat_list(method):
         predictions = model.roi_heads(*model.start(images))
     logits = predictions.class_logits[2:, 0].mean(0) if method else predictions.class_logits[-1, 0]
     ranked = sorted(((float(logits[n, k]), n, k) for n in range(10) for k in range(3)), reverse=True)[:7]
-    (result,) = model.infer(images)
+    result = model.infer(images)[0]["instances"]
     assert result.pred_classes.tolist() == [k for _, _, k in ranked]
     for i, (logit, n, _) in enumerate(ranked):
         torch.testing.assert_close(result.scores[i], torch.tensor(logit).sigmoid(), rtol=1e-4, atol=1e-6)

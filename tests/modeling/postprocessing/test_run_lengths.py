@@ -9,8 +9,7 @@ from detectron2.structures import Boxes, Instances
 
 from instseg_d2.apps.costs import cpu_peak
 from instseg_d2.evaluation.coco import coco_results
-from instseg_d2.modeling import meta_arch
-from instseg_d2.modeling.postprocessing import RunLengthMasks
+from instseg_d2.modeling.postprocessing import RunLengthMasks, detections
 from projects.benchmarks.stages import large_image_row, some_detections
 from tests.methods import METHODS, small_model
 
@@ -85,7 +84,7 @@ def test_results_are_those_of_detectron2():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_inference_in_parts(method, monkeypatch):
-    """A few masks at a time, of images resized to other sizes: the same pixels, boxes and scores."""
+    """A few masks at a time, of images resized to other sizes: the same pixels, boxes and scores, in every form."""
     model = small_model(method).eval()
     torch.manual_seed(0)
     batch = [
@@ -93,24 +92,48 @@ def test_inference_in_parts(method, monkeypatch):
         {"image": torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)},
     ]
     expected = model(batch)
-    monkeypatch.setattr(meta_arch, "MASK_PIXELS", 7 * 120 * 161)
-    with model.masks_as_run_lengths():
-        found = model(batch)
-    assert isinstance(model(batch[1:])[0]["instances"].pred_masks, torch.Tensor)
-    for a, b in zip(found, expected):
-        a, b = a["instances"], b["instances"]
-        assert len(a) > 10
-        assert a.pred_masks.size == a.image_size
-        assert torch.equal(a.pred_masks.decode(), b.pred_masks)
-        for field in set(b.get_fields()) - {"pred_masks", "pred_boxes"}:
-            assert torch.equal(a.get(field), b.get(field))
-        assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
+    monkeypatch.setattr(detections, "MASK_PIXELS", 7 * 120 * 161)
+    for form in ("full", "run_lengths", "none"):
+        for a, b in zip(model.detect(batch, masks=form), expected):
+            assert a.keys() == b.keys()
+            a, b = a["instances"], b["instances"]
+            assert len(a) > 10
+            if form == "none":
+                assert not a.has("pred_masks")
+            else:
+                masks = a.pred_masks.decode() if form == "run_lengths" else a.pred_masks
+                assert torch.equal(masks, b.pred_masks)
+            assert set(b.get_fields()) == {"pred_boxes", "scores", "pred_classes", "pred_masks"}
+            assert torch.equal(a.scores, b.scores)
+            assert torch.equal(a.pred_classes, b.pred_classes)
+            assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
+    with pytest.raises(ValueError, match="masks must be one of full, run_lengths, none; got 'rle'"):
+        model.detect(batch, masks="rle")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_threshold_comes_before_the_masks(method, monkeypatch):
+    """Only what reaches it is postprocessed; at its own score a detection stays."""
+    model = small_model(method).eval()
+    torch.manual_seed(0)
+    batch = [{"image": torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)}]
+    postprocess, counts = model.postprocess, []
+    monkeypatch.setattr(model, "postprocess", lambda x, *rest: counts.append(len(x)) or postprocess(x, *rest))
+    every = model.detect(batch)[0]["instances"]
+    threshold = float(every.scores.median())
+    found = model.detect(batch, threshold)[0]["instances"]
+    expected = every[every.scores >= threshold]
+    assert len(every) > len(found) == len(expected) > 5
+    assert counts[1] < 0.7 * counts[0]
+    assert torch.equal(found.scores, expected.scores)
+    assert torch.equal(found.pred_masks, expected.pred_masks)
+    assert len(model.detect(batch, 1.1)[0]["instances"]) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_memory_of_a_large_image(method):
-    """60 detections on 12 megapixels: as a tensor they alone would be 687 MiB."""
+    """60 detections on 12 megapixels, whose masks would take 687 MiB as one tensor."""
     model = small_model(method).eval()
     found, peak, _ = large_image_row(model, count=60)
     assert 50 < found <= 60
@@ -119,17 +142,16 @@ def test_memory_of_a_large_image(method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_memory_of_plain_masks(method, monkeypatch):
+def test_memory_of_full_masks(method, monkeypatch):
     """Beside the result of full size some masks exist at a time, not all once more; the same masks in one part."""
     model = small_model(method).eval()
     result, again = some_detections(model, 40), some_detections(model, 40)  # Detectron2 scales boxes in place
-    sample = {"height": 1500, "width": 2000}
-    monkeypatch.setattr(meta_arch, "MASK_PIXELS", 3 * 1500 * 2000)
-    outputs = []
-    peak = cpu_peak(lambda: outputs.extend(model.postprocess([result], [sample])))
-    masks = outputs[0]["instances"].pred_masks
+    size = (1500, 2000)
+    monkeypatch.setattr(detections, "MASK_PIXELS", 3 * 1500 * 2000)
+    parts = []
+    peak = cpu_peak(lambda: parts.append(detections.in_parts(result, size, "full", model.postprocess)))
+    masks = parts[0].pred_masks
     assert peak < masks.numel() + 80 * 2**20 < 1.9 * masks.numel()
-    monkeypatch.setattr(meta_arch, "MASK_PIXELS", 2**60)
-    (whole,) = model.postprocess([again], [sample])
-    assert torch.equal(masks, whole["instances"].pred_masks)
-    assert torch.equal(outputs[0]["instances"].scores, whole["instances"].scores)
+    whole = model.postprocess(again, size)
+    assert torch.equal(masks, whole.pred_masks)
+    assert torch.equal(parts[0].scores, whole.scores)

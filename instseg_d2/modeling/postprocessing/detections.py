@@ -1,0 +1,75 @@
+"""Which detections are kept, and the form of their masks. D detections, H x W output pixels."""
+
+from collections.abc import Callable
+
+from detectron2.structures import Instances
+
+from .run_lengths import RunLengthMasks
+
+MASK_FORMS = ("full", "run_lengths", "none")
+
+# Pixels of full-size masks that are made at a time: a byte each, 12 while Detectron2 pastes them on a GPU.
+MASK_PIXELS = 1 << 26
+
+
+def kept(result: Instances, score_threshold: float = 0.0) -> Instances:
+    """
+    The detections whose score reaches the threshold.
+
+    Those whose score or box is NaN or infinite are left out: half precision may overflow inside a network.
+    """
+    keep = result.scores.isfinite() & (result.scores >= score_threshold)
+    if result.has("pred_boxes"):
+        keep = keep & result.pred_boxes.tensor.isfinite().all(1)
+    return result if keep.all() else result[keep]
+
+
+def check_mask_form(masks: str) -> None:
+    """
+    Raises:
+        ValueError: not one of ``MASK_FORMS``.
+    """
+    if masks not in MASK_FORMS:
+        raise ValueError(f"masks must be one of {', '.join(MASK_FORMS)}; got {masks!r}")
+
+
+def set_mask_form(instances: Instances, masks: str) -> Instances:
+    """The same instances, but their pred_masks (D, H, W) become run lengths or are dropped, as ``masks`` says."""
+    fields = instances.get_fields()
+    if masks == "none":
+        fields = {name: value for name, value in fields.items() if name != "pred_masks"}
+    elif masks == "run_lengths" and "pred_masks" in fields:
+        fields = {**fields, "pred_masks": RunLengthMasks.encode(fields["pred_masks"].bool())}
+    return Instances(instances.image_size, **fields)
+
+
+def in_parts(result: Instances, size: tuple, masks: str, postprocess: Callable) -> Instances:
+    """
+    Postprocess some detections at a time: beside the wanted masks only `MASK_PIXELS` pixels exist.
+
+    Args:
+        result: detections in input pixels.
+        size: (H, W) of the output.
+        masks: one of ``MASK_FORMS``.
+        postprocess: of `InstanceSegmenter`.
+
+    Returns:
+        the detections in output pixels.
+    """
+    step = max(1, MASK_PIXELS // (size[0] * size[1]))
+    if masks == "full" and len(result) <= step:
+        return postprocess(result, size)
+    full, parts, count = None, [], 0
+    for start in range(0, max(len(result), 1), step):
+        part = postprocess(result[start : start + step], size, masks != "none")
+        if masks == "full" and part.has("pred_masks"):
+            if full is None:
+                full = part.pred_masks.new_empty((len(result), *size))
+            full[count : count + len(part)] = part.pred_masks
+            part.remove("pred_masks")
+        parts.append(set_mask_form(part, masks))
+        count += len(part)
+    whole = Instances.cat(parts)
+    if full is not None:
+        whole.pred_masks = full[:count]
+    return whole
