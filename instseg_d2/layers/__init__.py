@@ -1,4 +1,4 @@
-"""Small modules that several methods share."""
+"""Small modules that know no method."""
 
 from .adaptive_average import adaptive_average, exportable_pools
 from .assemble_boxes import assemble_boxes, crop_boxes, crop_nearest

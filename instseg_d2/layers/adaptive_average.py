@@ -1,4 +1,8 @@
-"""Adaptive average pooling that can be exported with free heights and widths."""
+"""
+Adaptive average pooling that can be exported with free heights and widths.
+
+N images, C channels, h x w cells of a map.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -7,10 +11,10 @@ from torch import nn
 
 def adaptive_average(x: torch.Tensor, size: int) -> torch.Tensor:
     """
-    `adaptive_avg_pool2d` to (size, size): (N, C, H, W) -> (N, C, size, size).
+    `adaptive_avg_pool2d` to (size, size): (N, C, h, w) -> (N, C, size, size).
 
-    While a graph is traced it is the same sum written as two matrix products, since ONNX has no such pooling for
-    heights and widths known only at run time.
+    While a graph is traced, two matrix products compute the same: ONNX has no such pooling for heights and widths that
+    are only known at run time.
     """
     if not torch.compiler.is_compiling():
         return F.adaptive_avg_pool2d(x, size)
@@ -34,12 +38,12 @@ class AdaptiveAverage(nn.Module):
         self.size = size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C, size, size)."""
+        """(N, C, h, w) -> (N, C, size, size)."""
         return adaptive_average(x, self.size)
 
 
 def exportable_pools(module: nn.Module) -> None:
-    """Every square `nn.AdaptiveAvgPool2d` inside becomes an `AdaptiveAverage`, in place; one to 1 x 1 may stay."""
+    """Replace every square `nn.AdaptiveAvgPool2d` by an `AdaptiveAverage`, in place; one to 1 x 1 may stay."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d):

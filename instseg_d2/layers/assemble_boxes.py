@@ -1,7 +1,7 @@
 """
 Maps inside boxes, and position-sensitive masks assembled inside boxes of any size.
 
-N images, M boxes, C channels, k grid, R resolution, maps of H x W cells. Boxes are x1, y1, x2, y2 in input pixels.
+N images, D boxes, C channels, k grid, R resolution, h x w cells of a map. Boxes are x1, y1, x2, y2 in input pixels.
 """
 
 import torch
@@ -12,7 +12,7 @@ __all__ = ["assemble_boxes", "crop_boxes", "crop_nearest"]
 
 
 def crop_nearest(maps: Tensor, boxes: Tensor, batch_index: Tensor, resolution: int, spatial_scale: float) -> Tensor:
-    """The pixel of the maps nearest to each of the R x R cell centres of a box, 0 outside the map: (M, C, R, R)."""
+    """The cell of a map at each of the R x R centres of a box's parts, 0 outside the map: (D, C, R, R)."""
     height, width = maps.shape[-2:]
     cells = (torch.arange(resolution, device=boxes.device) + 0.5) / resolution
     scaled = boxes * spatial_scale
@@ -39,16 +39,16 @@ def crop_boxes(
     The maps inside each box.
 
     Args:
-        maps: (N, C, H, W), any float type.
-        boxes: (M, 4).
-        batch_index: (M,) int64, the image of each box.
+        maps: (N, C, h, w), any float type.
+        boxes: (D, 4).
+        batch_index: (D,) int64, the image of each box.
         resolution: R.
         spatial_scale: cells of the maps per input pixel.
         sampling_ratio, aligned: of RoIAlign.
-        interpolation: "bilinear" (RoIAlign, in float32) or "nearest" (the pixel at each cell's centre).
+        interpolation: "bilinear" (RoIAlign, in float32) or "nearest" (see `crop_nearest`).
 
     Returns:
-        (M, C, R, R).
+        (D, C, R, R).
     """
     if interpolation == "nearest":
         return crop_nearest(maps, boxes, batch_index, resolution, spatial_scale)
@@ -74,18 +74,18 @@ def assemble_boxes(
     cell (i, j) of R x R reads the map of the part that it lies in, (floor(i k / R), floor(j k / R)), at the points
     where RoIAlign of the whole box samples that cell.
 
-    Each part is cropped from its own map alone, so that M x R x R x C cells are sampled and not k * k times as many.
+    Each part is cropped only from its own map, so D x R x R x C cells are sampled and not k * k times as many.
 
     Args:
-        score_maps: (N, k * k * C, H, W), channel (row * k + column) * C + c.
+        score_maps: (N, k * k * C, h, w), channel (row * k + column) * C + c.
         boxes, batch_index, spatial_scale, aligned, interpolation: as in `crop_boxes`.
         grid: k.
         resolution: R; need not be a multiple of k.
-        sampling_ratio: of RoIAlign; with 0 a cell that is a whole number of map cells wide may get one sample more
-            than in the whole box.
+        sampling_ratio: of RoIAlign. With 0, a cell whose width is a whole number of map cells may get one sample more
+            than RoIAlign of the whole box takes.
 
     Returns:
-        (M, C, R, R).
+        (D, C, R, R).
     """
     parts = grid * grid
     images, channels, height, width = score_maps.shape
@@ -93,11 +93,11 @@ def assemble_boxes(
     folded = score_maps.reshape(images * parts, channels, height, width)
     boxes = boxes.float()
     if interpolation == "bilinear" and not aligned:
-        # What such RoIAlign makes of a box: half a cell further, one cell wide at least.
+        # RoIAlign that is not aligned moves a box by half a cell and makes it at least one cell wide.
         low, high = (boxes + 0.5 / spatial_scale).split(2, dim=1)
         boxes, aligned = torch.cat([low, torch.maximum(high, low + 1 / spatial_scale)], dim=1), True
 
-    # Parts differ by a cell where R is no multiple of k: all are cropped as large as the largest.
+    # Parts differ by a cell if R is no multiple of k: all are cropped as large as the largest.
     size = -(-resolution // grid)
     steps = torch.arange(grid, device=boxes.device)
     first = -(-steps * resolution // grid)  # the first cell of each part

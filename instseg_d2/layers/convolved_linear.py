@@ -1,4 +1,4 @@
-"""A large linear layer computed as a convolution."""
+"""A large linear layer computed as a convolution. X rows."""
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +9,8 @@ class ConvolvedLinear(nn.Module):
     """
     A linear layer as a 1x1 convolution over the rows, for inference on a CPU.
 
-    PyTorch's convolutions come from oneDNN, its float32 matrix products from the BLAS, which on processors that it was
-    not tuned for takes twice the time for large ones.
+    PyTorch takes convolutions from oneDNN and float32 matrix products from the BLAS. Where the BLAS is not tuned for
+    the processor, a large product takes twice as long.
     """
 
     def __init__(self, layer: nn.Linear):
@@ -19,8 +19,8 @@ class ConvolvedLinear(nn.Module):
         self.bias = layer.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(M, in) -> (M, out)."""
+        """(X, in) -> (X, out)."""
         if not len(x):
             return F.linear(x, self.weight[:, :, 0, 0], self.bias)
-        rows = x[None, :, None].permute(0, 3, 1, 2)  # (1, in, M, 1), channels last: a view
+        rows = x[None, :, None].permute(0, 3, 1, 2)  # (1, in, X, 1), channels last: a view
         return F.conv2d(rows, self.weight, self.bias).permute(0, 2, 3, 1).flatten(0, 2)

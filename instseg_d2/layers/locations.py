@@ -1,9 +1,10 @@
 """
 Rows: one numbering of all locations of a feature pyramid.
 
-Level-wise maps (N, C, H_l, W_l) become one matrix (R, C) whose rows run over level, image, y, x. Everything that
-picks locations (positives, candidates, detections) is an index vector into these rows.
-N images, R rows over all levels and images, P picked rows.
+The levels' maps (N, C, h_l, w_l) become one matrix (X, C) whose rows run over level, image, y, x. Whatever picks
+locations (positives, candidates, detections) is an index vector into these rows.
+
+N images, C channels, X rows of all levels and images, P picked rows, O output channels.
 """
 
 from collections.abc import Sequence
@@ -12,13 +13,13 @@ import torch
 
 
 def flatten_levels(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Maps (N, C, H_l, W_l), one a level -> (R, C)."""
+    """Maps (N, C, h_l, w_l), one a level -> (X, C)."""
     return torch.cat([x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) for x in maps])
 
 
 class LocationGrid:
     """
-    The locations of N images on pyramid levels of ``sizes`` (H_l, W_l) and ``strides`` (pixels).
+    The locations of N images on pyramid levels of ``sizes`` (h_l, w_l) and ``strides`` (pixels).
 
     Location (y, x) of a level lies at pixel (x * stride + stride // 2, y * stride + stride // 2) (FCOS, eq. 1).
     """
@@ -37,7 +38,7 @@ class LocationGrid:
         return sum(self.rows_per_level)
 
     def locate(self, rows: torch.Tensor):
-        """rows (P,) -> level, image, y, x, each (P,) int64; y and x count cells of the level."""
+        """rows (P,) -> level, image, y and x, each (P,) int64; y and x count cells of the level."""
         level = torch.searchsorted(self.starts, rows, right=True) - 1
         height, width = self.heights[level], self.widths[level]
         rest = rows - self.starts[level]
@@ -47,7 +48,7 @@ class LocationGrid:
         return level, image, y, rest - y * width
 
     def row(self, level, image, y, x) -> torch.Tensor:
-        """The row of cell (y, x) of a level of an image; broadcasts its int64 arguments."""
+        """The row of cell (y, x) of a level of an image; the int64 arguments broadcast."""
         return self.starts[level] + (image * self.heights[level] + y) * self.widths[level] + x
 
     def pixels(self, level, y, x) -> torch.Tensor:
@@ -58,16 +59,16 @@ class LocationGrid:
 
 def conv_at_rows(features, grid: LocationGrid, rows: torch.Tensor, weight, bias=None) -> torch.Tensor:
     """
-    A 3x3 convolution (padding 1, stride 1) evaluated at picked locations alone.
+    A 3x3 convolution (padding 1, stride 1) evaluated only at picked locations.
 
     Args:
-        features: (R, C) rows of the input maps (see `flatten_levels`).
+        features: (X, C) rows of the input maps (see `flatten_levels`).
         rows: (P,) int64.
         weight: (O, C, 3, 3).
         bias: (O,) or None.
 
     Returns:
-        (P, O), what the convolution of the maps has at those rows.
+        (P, O), the convolution of the maps at those rows.
     """
     level, _, y, x = grid.locate(rows)
     shift = torch.arange(-1, 2, device=rows.device)

@@ -1,6 +1,8 @@
 """
-What mask heads share that read the maps of the whole image instead of pooled features. N images, M boxes, C classes
-(1 when class-agnostic), R mask resolution.
+What mask heads share that read the maps of the whole image instead of pooled features.
+
+N images, D boxes (proposals in training, else detections), C channels, K classes (1 if class-agnostic), R mask
+resolution, h x w cells of a map.
 """
 
 from collections.abc import Sequence
@@ -17,8 +19,8 @@ from ..errors import ConfigError
 
 class ImageMaskHead(BaseMaskRCNNHead):
     """
-    Base of mask heads for Detectron2's GeneralizedRCNN with MODEL.ROI_MASK_HEAD.POOLER_TYPE "": StandardROIHeads and
-    CascadeROIHeads then hand over the maps named by MODEL.ROI_HEADS.IN_FEATURES.
+    Base of mask heads for Detectron2's GeneralizedRCNN. With MODEL.ROI_MASK_HEAD.POOLER_TYPE "" StandardROIHeads and
+    CascadeROIHeads give them the maps that MODEL.ROI_HEADS.IN_FEATURES names.
 
     Subclasses write ``mask_logits``; the loss is Mask R-CNN's (arXiv 1703.06870, section 3).
     """
@@ -40,22 +42,22 @@ class ImageMaskHead(BaseMaskRCNNHead):
     def mask_logits(self, features: dict[str, torch.Tensor], boxes: Sequence[Boxes]) -> torch.Tensor:
         """
         Args:
-            features: {name: (N, channels, H, W)}.
+            features: name -> (N, C, h, w).
             boxes: N Boxes in input pixels.
 
         Returns:
-            (M, C, R, R) float32 logits, image after image.
+            (D, K, R, R) float32 logits, image after image.
         """
         raise NotImplementedError
 
     def forward(self, features: dict[str, torch.Tensor], instances: list[Instances]):
         """
         Args:
-            features: {name: (N, channels, H, W)}.
-            instances: of each image; foreground proposals in training, else with pred_boxes and pred_classes.
+            features: name -> (N, C, h, w).
+            instances: N; foreground proposals in training, else detections with pred_boxes and pred_classes.
 
         Returns:
-            In training {"loss_mask": scalar}; else the instances with pred_masks (D, 1, R, R), probabilities.
+            in training {"loss_mask": scalar}; else the instances with pred_masks (D, 1, R, R), probabilities.
         """
         logits = self.mask_logits(features, self.boxes_of(instances))
         if self.training:
@@ -64,18 +66,18 @@ class ImageMaskHead(BaseMaskRCNNHead):
         return instances
 
     def boxes_of(self, instances: Sequence[Instances]) -> list[Boxes]:
-        """The boxes that get masks: of the proposals in training, else of the detections."""
+        """The boxes that get masks: those of proposals in training, else those of detections."""
         return [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
 
 
 def joined(boxes: Sequence[Boxes]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The boxes (M, 4) of all images and the image (M,), int64, of each."""
+    """The boxes (D, 4) of all images and the image of each, (D,) int64."""
     rows = convert_boxes_to_pooler_format(list(boxes))
     return rows[:, 1:], rows[:, 0].long()
 
 
 def add_masks(instances: list[Instances], masks: torch.Tensor) -> list[Instances]:
-    """The instances, of which each image gets its part of the masks (M, 1, R, R) as pred_masks."""
+    """The instances of all images with their parts of the masks (D, 1, R, R) as pred_masks."""
     for x, part in zip(instances, masks.split([len(x) for x in instances])):
         x.pred_masks = part
     return instances

@@ -1,4 +1,4 @@
-"""What ROI heads share that find objects by themselves. N images."""
+"""What ROI heads share that find objects by themselves. N images, C channels, h x w cells of a map."""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -13,8 +13,8 @@ from .postprocessing import kept
 
 class ProposalFreeROIHeads:
     """
-    Detectron2's contract of ROI heads over ``losses(images, features, targets)`` and ``infer(images, features)``: the
-    proposals of GeneralizedRCNN are ignored. A module's first base.
+    Detectron2's contract of ROI heads for modules with ``losses(images, features, targets)`` and
+    ``infer(images, features)``. The proposals of GeneralizedRCNN are ignored. It is a module's first base.
     """
 
     def forward(
@@ -26,7 +26,7 @@ class ProposalFreeROIHeads:
     ):
         """
         Args:
-            features: name -> (N, C, H, W).
+            features: name -> (N, C, h, w).
             proposals: handed back in training.
             targets: of each image, in training.
 

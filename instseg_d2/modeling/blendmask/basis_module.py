@@ -1,5 +1,5 @@
 """
-Bottom modules of BlendMask: K bases for the whole image. N images, C channels.
+Bottom modules of BlendMask: B bases for the whole image. N images, C channels, h x w cells of a map.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from ...layers import get_norm
 
 BASIS_MODULE_REGISTRY = Registry("BASIS_MODULE")
 BASIS_MODULE_REGISTRY.__doc__ = """
-Modules called with (cfg, input_shape) whose forward maps the backbone's features (name -> (N, C, H, W)) to
-(N, K, H', W') bases.
+Modules called with (cfg, input_shape) whose forward maps the backbone's features (name -> (N, C, h, w)) to
+bases (N, B, h', w').
 """
 
 
@@ -44,8 +44,8 @@ def conv_norm_relu(in_channels: int, out_channels: int, norm: str, kernel_size: 
 
 class BasisModule(nn.Module):
     """
-    What basis modules share: the semantic auxiliary head (BlendMask, section 3.2), two 3x3 conv + BN + ReLU and a 1x1
-    convolution to classes + 1 on the first input map, whatever the other norms are.
+    What basis modules share: the auxiliary semantic head (BlendMask, section 3.2) on the first input map. It is two 3x3
+    convolutions with BN and ReLU, whatever the other norms are, and a 1x1 convolution to classes + 1.
     """
 
     def __init__(self, *, in_features, in_channels: int, common_stride: int, num_classes: int, loss_on, loss_weight):
@@ -70,12 +70,12 @@ class BasisModule(nn.Module):
                 f"MODEL.BASIS_MODULE.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}."
             )
         stride = input_shape[node.IN_FEATURES[0]].stride
-        if any(scale * stride != 2 for scale in cfg.MODEL.BLENDMASK.POOLER_SCALES):  # bases are twice as fine
+        if any(scale * stride != 2 for scale in cfg.MODEL.BLENDMASK.POOLER_SCALES):  # the resolution is doubled
             raise ConfigError(
                 f"MODEL.BLENDMASK.POOLER_SCALES is {cfg.MODEL.BLENDMASK.POOLER_SCALES}; bases from "
                 f"{node.IN_FEATURES[0]} of stride {stride} have scale {2 / stride:g}."
             )
-        if node.LOSS_ON and node.COMMON_STRIDE != stride:  # the semantic logits have that of their input
+        if node.LOSS_ON and node.COMMON_STRIDE != stride:  # the semantic logits have their input's
             raise ConfigError(
                 f"MODEL.BASIS_MODULE.COMMON_STRIDE is {node.COMMON_STRIDE}; the semantic loss on "
                 f"{node.IN_FEATURES[0]} needs its stride, {stride}."
@@ -90,11 +90,11 @@ class BasisModule(nn.Module):
 
     def semantic_loss(self, features: dict[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
         """
-        Cross-entropy of the thing classes of all cells at the common stride, times its weight.
+        Cross-entropy of the classes of all cells at the common stride, times its weight.
 
         Args:
             features: of the backbone.
-            target: (N, H, W) int64 at the common stride, padding included: thing class + 1, 0 for none.
+            target: (N, h, w) int64 at the common stride, padding included: class + 1, 0 for none.
         """
         logits = self.semantic_head(features[self.in_features[0]]).float()
         return F.cross_entropy(logits, target) * self.loss_weight
@@ -103,7 +103,8 @@ class BasisModule(nn.Module):
 @BASIS_MODULE_REGISTRY.register()
 class ProtoNet(BasisModule):
     """
-    The bottom module of all released models: levels refined and summed at the finest, a tower, twice the resolution.
+    The bottom module of all released models: levels are refined and summed at the finest, a tower follows, and the
+    resolution is doubled.
     """
 
     @configurable
@@ -133,7 +134,7 @@ class ProtoNet(BasisModule):
         }
 
     def forward(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
-        """features: name -> (N, C, H, W) -> bases (N, K, 2H, 2W) of the finest input map's H, W."""
+        """features: name -> (N, C, h, w) -> bases (N, B, 2 h, 2 w), h x w of the finest input map."""
         x = None
         for name, refine in zip(self.in_features, self.refine):
             level = refine(features[name])
@@ -148,8 +149,8 @@ class DeepLabV3Plus(BasisModule):
     """
     The paper's first choice: a DeepLab V3+ decoder over a low-level and a high-level map (C3, C5 or P3, P5).
 
-    Atrous pyramid pooling of the high level, resized to the low one, joined with its 48-channel projection, two 3x3
-    convolutions, twice the resolution, K bases.
+    Atrous pyramid pooling of the high level is resized to the low level and joined with a 48-channel projection of it.
+    Two 3x3 convolutions follow, and the resolution is doubled.
     """
 
     @configurable
@@ -169,7 +170,7 @@ class DeepLabV3Plus(BasisModule):
     from_config = ProtoNet.from_config
 
     def forward(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
-        """features: name -> (N, C, H, W) -> bases (N, K, 2H, 2W) of the low map's H, W."""
+        """features: name -> (N, C, h, w) -> bases (N, B, 2 h, 2 w), h x w of the low-level map."""
         low, high = (features[name] for name in self.in_features)
         high = F.interpolate(self.pyramid(high), low.shape[-2:], mode="bilinear", align_corners=False)
         x = self.tower(torch.cat([high, self.project(low)], dim=1))

@@ -1,7 +1,8 @@
 """
 The blender of BlendMask: bases of the whole image and the attention of each detection become masks.
 
-N images, K bases, M boxes, P attentions (one a detection or positive location), A attention size, R mask resolution.
+N images, B bases, D boxes (of objects in training, else of detections), P attentions (one for each positive location or
+detection), A attention size, R mask resolution, h x w cells of the bases.
 """
 
 import math
@@ -21,9 +22,10 @@ class Blender(nn.Module):
     """
     Merges bases and attention inside boxes (BlendMask, section 3.3; `yolact` and `fcis` are its ablations).
 
-    * blender: softmax over the bases of the attention resized to R x R, times the cropped bases, summed (eq. 3-5).
-    * yolact: one weight a base; the weighted sum of the cropped bases.
-    * fcis: no attention; the box is divided k x k and a cell of part (i, j) reads base i * k + j.
+    * blender: the attention is resized to R x R, a softmax makes it weights of the cropped bases, and these are summed
+      (eq. 3-5).
+    * yolact: the sum of the cropped bases, with one weight a base.
+    * fcis: no attention. The box is divided into k x k parts; a cell of part (i, j) reads base i * k + j.
     """
 
     @configurable
@@ -92,11 +94,11 @@ class Blender(nn.Module):
 
     @property
     def num_attention_channels(self) -> int:
-        """Numbers that a detection must bring; 0 for fcis."""
+        """How many numbers a detection must bring; 0 for fcis."""
         return 0 if self.merging == "fcis" else self.num_bases * self.attention_size**2
 
     def crop(self, bases: torch.Tensor, boxes: torch.Tensor, batch_index: torch.Tensor) -> torch.Tensor:
-        """The bases inside each box: (M, K, R, R)."""
+        """The bases inside each box: (D, B, R, R)."""
         return crop_boxes(bases, boxes, batch_index, self.resolution, self.spatial_scale, **self._sampling)
 
     @property
@@ -117,11 +119,11 @@ class Blender(nn.Module):
     ) -> torch.Tensor:
         """
         Args:
-            bases: (N, K, H, W).
-            boxes: (M, 4) x1, y1, x2, y2, input pixels.
-            batch_index: (M,) int64 image of each box.
-            attention: (P, K * A * A), base-major; None for fcis.
-            box_index: (P,) int64 box of each attention; None: P = M, in order.
+            bases: (N, B, h, w).
+            boxes: (D, 4) x1, y1, x2, y2, input pixels.
+            batch_index: (D,) int64 image of each box.
+            attention: (P, B * A * A), base-major; None for fcis.
+            box_index: (P,) int64 box of each attention; None: P = D, in order.
 
         Returns:
             (P, R, R) mask logits.

@@ -1,5 +1,7 @@
 """
-The blender inside the boxes of any detector. M boxes, K bases, A attention size, R mask resolution, C channels.
+The blender inside the boxes of any detector.
+
+N images, D boxes (proposals in training, else detections), B bases, A attention size, R mask resolution, C channels.
 """
 
 from collections.abc import Sequence
@@ -23,9 +25,9 @@ class BlendMaskHead(ImageMaskHead):
     """
     Mask head that blends the image's bases with the attention of each box (BlendMask, section 3.3).
 
-    The attention is one 3x3 convolution of the box's features pooled to A x A cells: K maps; a tower may come before
-    (MODEL.BLEND_MASK_HEAD.ATTN_CONVS). Class-agnostic. The other keys are those of MODEL.BLENDMASK and
-    MODEL.BASIS_MODULE; MODEL.ROI_MASK_HEAD.POOLER_TYPE is "".
+    A 3x3 convolution, after a tower of MODEL.BLEND_MASK_HEAD.ATTN_CONVS convolutions, makes B maps of attention from
+    the box's features, pooled to A x A cells. Class-agnostic. The other keys are those of MODEL.BLENDMASK and
+    MODEL.BASIS_MODULE.
     """
 
     @configurable
@@ -42,10 +44,10 @@ class BlendMaskHead(ImageMaskHead):
     ):
         """
         Args:
-            basis_module: features -> bases (N, K, H, W).
+            basis_module: features -> bases (N, B, h, w).
             in_features: names of the maps that the attention reads.
             pooler: of these maps, to A x A.
-            attention: (M, C, A, A) -> (M, K, A, A); None, as the pooler, where the blender uses none (fcis).
+            attention: (D, C, A, A) -> (D, B, A, A). It and the pooler are None if the blender uses no attention (fcis).
             tower: on the pooled features.
             kwargs: loss_weight and vis_period of Detectron2's BaseMaskRCNNHead.
         """
@@ -86,7 +88,7 @@ class BlendMaskHead(ImageMaskHead):
         }
 
     def mask_logits(self, features, boxes) -> torch.Tensor:
-        """(M, 1, R, R); see `ImageMaskHead`."""
+        """(D, 1, R, R); see `ImageMaskHead`."""
         attention = None
         if self.attention is not None:
             pooled = self.pooler([features[name] for name in self.in_features], boxes)

@@ -1,7 +1,8 @@
 """
 The mask loss and the smooth loss of EmbedMask, in float32.
 
-N images, M objects of the batch, P positive locations, K proposals or their candidates, D dimensions.
+N images, M objects of the batch, Q candidates (the positive locations that make the objects' proposals), P cells of all
+windows, E dimensions of the embedding, h x w cells of the map.
 """
 
 from collections.abc import Sequence
@@ -16,18 +17,19 @@ from ..proposal_generator.fcos_inference import decode
 from .targets import GroundTruth, box_ious, choose_locations
 from .window_masks import cells_of_windows, training_windows, window_sides
 
-# Cells in a part of the mask loss: sorting takes about 100 bytes each. A GPU waits for the host once a part.
+# The mask loss works on so many cells at a time. Sorting takes about 100 bytes a cell; a GPU waits for the host once
+# a part.
 CELLS_AT_ONCE = 2**19
 CELLS_AT_ONCE_ON_GPU = 2**22
 
 
 def probability_logits(log_probabilities: torch.Tensor, least: float) -> torch.Tensor:
     """
-    log(p / (1 - p)) of log p, finite with its gradient also where p is 0 or 1.
+    log(p / (1 - p)) of log p; value and gradient are finite also where p is 0 or 1.
 
     Args:
         log_probabilities: (P,), at most 0.
-        least: a smaller p counts as this, and gets no gradient; 0: none does.
+        least: a smaller p is raised to this and gets no gradient.
     """
     log_p = log_probabilities.float()
     if least > 0:
@@ -38,7 +40,7 @@ def probability_logits(log_probabilities: torch.Tensor, least: float) -> torch.T
 
 class _ObjectLosses(torch.autograd.Function):
     """
-    The Lovasz hinge (section 3.4) of objects, whose gradient is computed with it: of all the steps between, nothing is
+    The Lovasz hinge (section 3.4) of objects. Its gradient is computed in the forward pass, so that no other tensor is
     kept for the backward pass.
     """
 
@@ -69,8 +71,9 @@ class _ObjectLosses(torch.autograd.Function):
 
 def parts_of_objects(cells: Sequence[int], most: int) -> list[tuple[int, int]]:
     """
-    First and last (excluded) of consecutive objects with at most ``most`` cells together, or of a larger one; without
-    objects one part without any, so that gradients still reach everything.
+    Split objects into runs [first, last) of at most ``most`` cells together; a larger object is a run of its own.
+
+    Without objects there is one empty run, so that gradients still reach everything.
     """
     parts, room = [], 0
     for index, count in enumerate(cells):
@@ -83,7 +86,7 @@ def parts_of_objects(cells: Sequence[int], most: int) -> list[tuple[int, int]]:
 
 
 def mean_of_objects(values: torch.Tensor, objects: torch.Tensor, num_objects: int):
-    """Mean of the rows (K, C) of each object (K,), and the number of its rows: (M, C) and (M,) int64."""
+    """Mean of the rows (Q, X) of each object (Q,), and the number of its rows: (M, X) and (M,) int64."""
     counts = torch.zeros(num_objects, dtype=torch.int64, device=values.device)
     counts.index_add_(0, objects, torch.ones_like(objects))
     sums = values.new_zeros((num_objects, values.shape[1])).index_add(0, objects, values)
@@ -91,7 +94,7 @@ def mean_of_objects(values: torch.Tensor, objects: torch.Tensor, num_objects: in
 
 
 def object_weights(images: torch.Tensor, num_images: int) -> torch.Tensor:
-    """(M,) weights that average over the objects of each image (M,), then over all images, also those without."""
+    """(M,) weights that average over the objects of each image (M,), then over all images, also empty ones."""
     counts = torch.zeros(num_images, dtype=torch.int64, device=images.device)
     counts.index_add_(0, images, torch.ones_like(images))
     return 1 / (counts[images] * num_images)
@@ -103,8 +106,8 @@ class MaskCriterion:
         averaged: an object's proposal is the mean of its candidates, and the smooth loss pulls these together.
         least_probability: smaller probabilities are raised to it.
         stride: pixels of a cell of the pixel embeddings.
-        iou_threshold: of the predicted boxes of an averaged proposal's candidates.
-        box_padding: share of the box by which the mask loss reaches beyond it; below 0: the whole map.
+        iou_threshold: of the candidates' predicted boxes, if averaged.
+        box_padding: how far the mask loss reaches beyond a box, as a share of its sides; below 0: the whole map.
         mask_weight, smooth_weight: factors of the losses.
     """
 
@@ -121,7 +124,7 @@ class MaskCriterion:
 
     @torch.no_grad()
     def choose(self, outputs, positives, truth: GroundTruth) -> torch.Tensor:
-        """The positives (K,) whose embeddings make proposals, by the IoU of their predicted boxes."""
+        """The positives (Q,) that are candidates, by the IoU of their predicted boxes."""
         boxes = truth.boxes[positives.objects]
         ious = box_ious(decode(outputs, positives.rows), boxes, truth.inclusive)
         return choose_locations(ious, positives.objects, len(truth.boxes), self.iou_threshold, self.averaged)
@@ -131,8 +134,8 @@ class MaskCriterion:
     ) -> dict:
         """
         Args:
-            pixels: (N, D, h, w) pixel embeddings.
-            embeddings: (K, D), margins: (K, 1 or D) of the candidates; objects: (K,) int64.
+            pixels: (N, E, h, w) pixel embeddings.
+            embeddings: (Q, E), margins: (Q, 1 or E) of the candidates; objects: (Q,) int64.
             fixed_margin: used for the masks instead of the predicted ones.
 
         Returns:
@@ -158,7 +161,7 @@ class MaskCriterion:
         return losses
 
     def _mask_losses(self, pixels, embeddings, margins, objects, truth: GroundTruth) -> torch.Tensor:
-        """The Lovasz hinge (EmbedMask, section 3.4) of proposals of objects (K,): (K,); 0 for an empty window."""
+        """The Lovasz hinge (section 3.4) of the proposals of objects (m,): (m,); 0 for an empty window."""
         height, width = pixels.shape[-2:]
         windows = training_windows(truth.boxes[objects], self.stride, self.box_padding, (height, width))
         log_probabilities = ops.mask_prob(pixels, embeddings, margins, windows, truth.images[objects])

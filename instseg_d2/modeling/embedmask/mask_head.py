@@ -1,6 +1,8 @@
 """
-EmbedMask's coupling of pixels and objects inside the boxes of any detector. M boxes, D dimensions, C channels, P cells
-a side of the pooled box features, R mask resolution.
+EmbedMask's coupling of pixels and objects inside the boxes of any detector.
+
+N images, D boxes (proposals in training, else detections), E dimensions of the embedding, C channels, P cells a side of
+the pooled box features, R mask resolution.
 """
 
 import math
@@ -26,8 +28,7 @@ from .versions import check_divisors, check_margin, mask_stride, value_of, versi
 
 class BoxProposalHead(nn.Module):
     """
-    For a box: the point of the embedding space that its object's pixels should be near to, and how near (EmbedMask,
-    eq. 3-5).
+    For a box: the point that its object's pixels should be near to, and how near (EmbedMask, eq. 3-5).
     """
 
     def __init__(
@@ -49,13 +50,13 @@ class BoxProposalHead(nn.Module):
         Args:
             size: P; num_convs, norm: of the tower on the pooled features.
             margin: "box", "scalar" or "dimension", see `Version`.
-            prior_margin: distance at which the initial probability is 0.5; fixed: the margin stays as it is there.
+            prior_margin: distance at which the initial probability is 0.5; fixed: the margin keeps its initial value.
             divisor, margin_divisor: of the tower before the linear layers.
-            box_scale: of the distances from a box's centre to its sides, pixels. "box" alone.
+            box_scale: of the distances from a box's centre to its sides, pixels. Only for "box".
         """
         super().__init__()
         self.initial_margin = -math.log(0.5) / prior_margin**2
-        self.input_scale = 3 / size  # the outputs then vary as those of the detector's 3x3 convolutions
+        self.input_scale = 3 / size  # so that outputs vary as those of a 3x3 convolution
         self.divisor = divisor
         self.margin_divisor = margin_divisor
         self.box_scale = box_scale
@@ -75,11 +76,11 @@ class BoxProposalHead(nn.Module):
     def forward(self, pooled: torch.Tensor, boxes: torch.Tensor, position_scale: Optional[torch.Tensor]):
         """
         Args:
-            pooled: (M, C, P, P); boxes: (M, 4) pixels.
+            pooled: (D, C, P, P); boxes: (D, 4) pixels.
             position_scale: (1,), or None for embeddings that do not know where they are.
 
         Returns:
-            embeddings (M, D) and margins (M, 1) or (M, D), float32.
+            embeddings (D, E) and margins (D, 1) or (D, E), float32.
         """
         x = self.tower(pooled, 0).flatten(1) * self.input_scale
         embeddings = self.embedding(x / self.divisor).float()
@@ -97,12 +98,12 @@ class BoxProposalHead(nn.Module):
 @ROI_MASK_HEAD_REGISTRY.register()
 class EmbedMaskHead(ImageMaskHead):
     """
-    Mask head that gives a pixel of the box to the object with probability exp(-margin * squared distance) of their
-    embeddings (EmbedMask, eq. 5): pixels are embedded once for the image, each box by its pooled features.
+    Mask head in which a pixel of a box belongs to the object with probability exp(-margin * squared distance) of their
+    embeddings (EmbedMask, eq. 5). Pixels are embedded once for the image, a box by its pooled features.
 
-    Every box is a proposal of its own, trained by the Lovasz hinge (section 3.4) inside the box. Class-agnostic. Its
-    keys are those of MODEL.EMBED_MASK and NUM_CONV, POOLER_RESOLUTION (R is twice as large, as in Mask R-CNN) and
-    POOLER_SAMPLING_RATIO of MODEL.ROI_MASK_HEAD, whose POOLER_TYPE is "".
+    Every box is trained by the Lovasz hinge (section 3.4) inside it. Class-agnostic. The keys are those of
+    MODEL.EMBED_MASK, and of MODEL.ROI_MASK_HEAD: NUM_CONV, POOLER_RESOLUTION (R is twice as large, as in Mask R-CNN)
+    and POOLER_SAMPLING_RATIO.
     """
 
     @configurable
@@ -125,11 +126,11 @@ class EmbedMaskHead(ImageMaskHead):
         """
         Args:
             in_features: names of the maps that the pooler reads.
-            pixel_feature: name of the map that pixels are embedded from; stride: pixels of a cell of the embedding.
+            pixel_feature: name of the map that the pixel head reads; stride: pixels of a cell of the embedding.
             sampling_ratio: of RoIAlign of the embedding.
             spatial: the first two dimensions follow the location.
             least_probability: smaller probabilities are raised to it in the loss.
-            mask_threshold: probability from which a pixel belongs to the mask.
+            mask_threshold: a pixel belongs to the mask from this probability on.
             kwargs: loss_weight and vis_period of Detectron2's BaseMaskRCNNHead.
         """
         super().__init__(**kwargs)
@@ -197,7 +198,7 @@ class EmbedMaskHead(ImageMaskHead):
         }
 
     def log_probabilities(self, features, boxes) -> torch.Tensor:
-        """Of each cell in each box: (M, R, R) float32."""
+        """Of each cell in each box: (D, R, R) float32."""
         pixels = self.pixel_head(features[self.pixel_feature], self.position_scale)
         pooled = self.pooler([features[name] for name in self.in_features], boxes)
         boxes, images = joined(boxes)
@@ -215,7 +216,7 @@ class EmbedMaskHead(ImageMaskHead):
         return add_masks(instances, for_pasting(log_probabilities.exp(), self.mask_threshold)[:, None])
 
     def _loss(self, log_probabilities: torch.Tensor, instances) -> torch.Tensor:
-        """The Lovasz hinge of each box, the mean over all boxes; 0 without any."""
+        """The Lovasz hinge, the mean over all boxes; 0 if there is none."""
         count = len(log_probabilities)
         labels = box_masks(instances, self.resolution)
         owners = torch.arange(count, device=labels.device).repeat_interleave(self.resolution**2)

@@ -1,5 +1,7 @@
 """
-Training targets of EmbedMask. N images, M objects of the batch, P positive locations, K chosen ones.
+Training targets of EmbedMask.
+
+N images, M objects of the batch, P positive locations, Q candidates among them, H x W pixels.
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ class GroundTruth:
     The objects of a batch.
 
     Attributes:
-        boxes: (M, 4) pixels; inclusive: x2, y2 are their last pixels.
+        boxes: (M, 4) pixels; inclusive: x2 and y2 are the boxes' last pixels.
         images: (M,) int64; num_images: N.
         masks: (M, H, W) bool on one canvas.
     """
@@ -30,7 +32,7 @@ class GroundTruth:
         self.masks = canvas_masks(gt_instances, canvas)
 
     def hold(self, objects: torch.Tensor, xy: torch.Tensor) -> torch.Tensor:
-        """Whether each location (P, 2), pixels, lies on its object (P,): (P,) bool, False beyond the canvas."""
+        """Whether each location (P, 2), pixels, lies on its object (P,): (P,) bool, False outside the canvas."""
         x, y = xy.long().unbind(1)
         height, width = self.masks.shape[-2:]
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
@@ -38,9 +40,9 @@ class GroundTruth:
 
     def cells(self, stride: int) -> torch.Tensor:
         """
-        (M, H / stride, W / stride) bool: the masks resized bilinearly to an even stride, where that is above 0.
+        The masks resized bilinearly to an even stride, where the value is above 0: (M, H / stride, W / stride) bool.
 
-        A cell's bilinear value is the mean of the 2 x 2 pixels around its centre.
+        The value of a cell is the mean of the 2 x 2 pixels around its centre.
         """
         first = stride // 2 - 1
         a, b, c, d = (self.masks[:, first + i :: stride, first + j :: stride] for i in (0, 1) for j in (0, 1))
@@ -48,22 +50,22 @@ class GroundTruth:
 
 
 def box_ious(boxes: torch.Tensor, others: torch.Tensor, inclusive: bool) -> torch.Tensor:
-    """IoU (P,) of boxes (P, 4) in pairs; with ``inclusive`` x2, y2 are their last pixels."""
+    """IoU (P,) of boxes (P, 4) in pairs; if ``inclusive``, x2 and y2 are their last pixels."""
     end = boxes.new_tensor([0.0, 0.0, 1.0, 1.0]) if inclusive else 0.0
     return matched_pairwise_iou(Boxes(boxes + end), Boxes(others + end))
 
 
 def choose_locations(ious: torch.Tensor, objects: torch.Tensor, num_objects: int, threshold: float, averaged: bool):
     """
-    The positive locations that make each object's proposal.
+    The candidates: the positive locations that make each object's proposal.
 
     Args:
         ious: (P,) of the predicted with the true box; objects: (P,) int64, rows in order.
-        averaged: all with an IoU strictly above the threshold, or, where there is none, those with the best; without,
-            the first of those with the best.
+        averaged: take all with an IoU strictly above the threshold, or, if there is none, all with the best IoU. If
+            False, take the first with the best IoU.
 
     Returns:
-        (K,) int64 indices into the positives. An object without positive locations has none.
+        (Q,) int64 indices into the positives. An object without positive locations has no candidate.
     """
     best = ious.new_zeros(num_objects).scatter_reduce_(0, objects, ious, "amax")[objects]
     if averaged:

@@ -1,4 +1,4 @@
-"""The three published versions of EmbedMask, and its keys as arguments of the shared FCOS."""
+"""The three published versions of EmbedMask, and its keys as arguments of FCOS."""
 
 from dataclasses import dataclass
 from typing import Union
@@ -14,15 +14,15 @@ from ..proposal_generator.fcos_inference import DetectionLimits
 @dataclass(frozen=True)
 class Version:
     """
-    What no key of its own says.
+    What a version decides and no key says.
 
     Attributes:
         spatial: the first two dimensions of an embedding follow the location.
-        margin: "box" (one number from the predicted box), "scalar" (one from the box tower) or "dimension" (one for
-            each dimension of the embedding).
+        margin: "box" (one number, from the predicted box), "scalar" (one number, from the box tower) or "dimension"
+            (one number for each dimension of the embedding).
         averaged: an object's proposal is the mean over its good locations, not its best location.
         least_probability: probabilities below it are raised to it in the mask loss.
-        log_masks: masks are resized and compared as log-probabilities, not as probabilities.
+        log_masks: masks are resized and thresholded as log-probabilities, not as probabilities.
     """
 
     spatial: bool

@@ -1,5 +1,7 @@
 """
-Masks that are known inside windows and constant around them. D masks, P cells of all windows, h x w cells of the map.
+Masks that are known inside windows and constant around them.
+
+M objects, D detections or other masks, P cells of all windows, h x w cells of the map, H x W pixels.
 """
 
 from dataclasses import dataclass
@@ -10,19 +12,19 @@ import torch.nn.functional as F
 
 from ... import ops
 
-# Output pixels that exist as numbers at a time where all masks are made at once.
+# How many output pixels exist as floats at a time when all masks are made at once.
 CHUNK_PIXELS = 1 << 19
 
 
 def window_sides(windows: torch.Tensor) -> torch.Tensor:
-    """Width and height (D, 2) of half-open windows (D, 4) x1, y1, x2, y2; both 0 where one of them is."""
+    """Width and height (D, 2) of half-open windows (D, 4) x1, y1, x2, y2; both are 0 if one is."""
     sides = (windows[:, 2:] - windows[:, :2]).clamp(min=0)
     return sides * (sides > 0).all(1, keepdim=True)
 
 
 def cells_of_windows(windows: torch.Tensor, first: int, last: int):
     """
-    Cells number ``first`` to ``last`` (excluded) of windows (D, 4), window after window, row after row.
+    Cells [first, last) of windows (D, 4), counted window after window and row after row.
 
     Returns:
         window, number within it, y, x: (last - first,) int64 each.
@@ -39,8 +41,8 @@ def cells_of_windows(windows: torch.Tensor, first: int, last: int):
 
 def training_windows(boxes: torch.Tensor, stride: int, padding: float, size: tuple):
     """
-    The cells c, lo <= c < hi, of each object's mask loss: its box, each side out by ``padding`` times the box's width
-    or height and a cell; None, the whole map, for a padding below 0.
+    The cells c, lo <= c < hi, of each object's mask loss: its box, with every side moved out by ``padding`` times the
+    box's width or height and by one cell. None, the whole map, for a padding below 0.
 
     Args:
         boxes: (M, 4) pixels; stride: pixels of a cell; size: (h, w) of the map in cells.
@@ -57,8 +59,8 @@ def training_windows(boxes: torch.Tensor, stride: int, padding: float, size: tup
 
 def detection_windows(boxes: torch.Tensor, stride: int, whole_cells: bool, size: tuple) -> torch.Tensor:
     """
-    The cells of each detection's mask (v1, v2): x1 - 1 <= c < x2 + 1 of the box in cells; with ``whole_cells`` (v3)
-    int(x1) - 2 <= c < int(x2) + 2.
+    The cells of each detection's mask. In units of cells, x1 - 1 <= c < x2 + 1 of the box (v1, v2); if ``whole_cells``
+    (v3), int(x1) - 2 <= c < int(x2) + 2.
 
     Args, returns: see `training_windows`.
     """
@@ -69,7 +71,7 @@ def detection_windows(boxes: torch.Tensor, stride: int, whole_cells: bool, size:
 
 
 def _neighbours(cells: int, size: int, crop: int, device):
-    """The two cells that each of the first ``crop`` of ``size`` pixels lies between, and the second one's weight."""
+    """For the first ``crop`` of ``size`` pixels, the two cells that each lies between and the weight of the second."""
     position = ((torch.arange(crop, device=device) + 0.5) * (cells / size) - 0.5).clamp(min=0)
     near = position.long()
     return near, (near + 1).clamp(max=cells - 1), position - near
@@ -82,7 +84,7 @@ class WindowMasks:
 
     Attributes:
         values: (P,) of these maps and perhaps of others.
-        starts: (D,) int64 place of each map's first value; the others of its window follow, row after row.
+        starts: (D,) int64 index of each map's first value; the rest of its window follows, row after row.
         windows: (D, 4) int64 half-open cells x1, y1, x2, y2 inside the map.
         size: (h, w).
         fill: the value around the windows.
@@ -108,7 +110,7 @@ class WindowMasks:
         return maps
 
     def _bordered(self) -> "WindowMasks":
-        """The same maps in windows one cell larger on each side that lies inside the map, without foreign values."""
+        """The same maps, without values of others, in windows that reach one cell further where the map has one."""
         height, width = self.size
         grown = self.windows + self.windows.new_tensor([-1, -1, 1, 1])
         grown = torch.minimum(grown.clamp(min=0), grown.new_tensor([width, height, width, height]))
@@ -123,14 +125,13 @@ class WindowMasks:
 
     def resize(self, size: tuple, crop: tuple, threshold: float, packed: Optional[bool] = None) -> torch.Tensor:
         """
-        The maps resized bilinearly (align_corners False) to ``size`` (H, W), compared and cropped.
+        The maps resized bilinearly (align_corners False) to ``size`` (H, W), thresholded and cropped.
 
-        Only the pixels that a window reaches are computed, some at a time: around them is the fill, which must not pass
-        the threshold.
+        Only pixels that a window reaches are computed. The others are the fill, which must not pass the threshold.
 
         Args:
             crop: (H, W), at most ``size``; threshold: pixels strictly above it are True.
-            packed: all masks at once, not one after the other; default: on a GPU.
+            packed: make all masks at once instead of one by one; default: on a GPU.
 
         Returns:
             (D, *crop) bool.
@@ -140,7 +141,7 @@ class WindowMasks:
             return masks
         axes = [_neighbours(*axis, masks.device) for axis in zip(self.size, size, crop)]
         (y0, y1, _), (x0, x1, _) = axes
-        # A window reaches a pixel when one of its two columns and one of its two rows of cells lie inside.
+        # A window reaches a pixel if one of the pixel's two columns and one of its two rows of cells lie inside.
         left, top, right, bottom = self.windows.T.contiguous()
         edges = ((x1, left), (y1, top), (x0, right), (y0, bottom))
         reached = torch.stack([torch.searchsorted(cells, edge) for cells, edge in edges], dim=1)
@@ -150,7 +151,7 @@ class WindowMasks:
         return masks
 
     def _resize_each(self, masks: torch.Tensor, reached: torch.Tensor, axes, threshold: float) -> None:
-        """Write the reached pixels (D, 4) mask after mask: on a CPU many small tensors beat one large gather."""
+        """Write the reached pixels (D, 4) mask by mask: on a CPU many small tensors beat one large gather."""
         (y0, y1, wy), (x0, x1, wx) = axes
         rows = torch.cat([reached, self.windows, self.starts[:, None]], dim=1).tolist()
         for mask, (left, top, right, bottom, x, y, x2, y2, start) in zip(masks, rows):

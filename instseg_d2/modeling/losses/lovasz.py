@@ -7,11 +7,11 @@ def lovasz_hinge(logits: torch.Tensor, labels: torch.Tensor, objects: torch.Tens
     """
     The Lovasz hinge of every object over its own pixels: the convex surrogate of 1 - IoU (eq. 9 and algorithm 1).
 
-    Pixels on the right side of the margin (error 0 or less) are neither sorted nor kept: they lie behind all others
-    and add nothing. Labels may all be False; the loss is then the largest error.
+    Pixels on the right side of the margin (error 0 or less) are not sorted: they come last and add nothing. If all
+    labels are False, the loss is the largest error.
 
     Args:
-        logits: (P,) positive means inside; computed in float32.
+        logits: (P,), positive inside; computed in float32.
         labels: (P,) bool.
         objects: (P,) int64 object of each pixel, below ``num_objects``.
 
@@ -22,14 +22,14 @@ def lovasz_hinge(logits: torch.Tensor, labels: torch.Tensor, objects: torch.Tens
     errors = 1 - torch.where(labels, logits, -logits)
     positives = torch.zeros(num_objects, dtype=torch.int64, device=logits.device)
     positives.index_add_(0, objects, labels.long())  # of each object
-    wrong = (~(errors.detach() <= 0)).nonzero()[:, 0]  # NaN too: a diverged network must not look right
+    wrong = (~(errors.detach() <= 0)).nonzero()[:, 0]  # NaN too: a diverged network must not seem right
     errors, labels, objects = errors[wrong], labels[wrong], objects[wrong]
 
-    # One sort for all objects. The bits of a positive float32 grow with it: within an object, the largest error first.
+    # One sort for all objects, the largest error first within each: the bits of a positive float32 grow with its value.
     order = ((objects << 32) - errors.detach().view(torch.int32)).argsort()
     errors, labels, objects = errors[order], labels[order], objects[order]
     weights = _jaccard_steps(labels, objects, positives)
-    # A million summands of very different sizes.
+    # float64, because up to a million summands differ much in size.
     losses = torch.zeros_like(positives, dtype=torch.float64)
     return losses.index_add(0, objects, (errors * weights).double()).float()
 
@@ -38,8 +38,8 @@ def _jaccard_steps(labels: torch.Tensor, objects: torch.Tensor, positives: torch
     """
     How much 1 - IoU grows when each of the sorted pixels (P,) turns wrong after those before it in its object.
 
-    A missed positive lowers the intersection I by 1, a false one raises the union U by 1, so that the differences need
-    no subtraction of nearly equal numbers: 1 / U, and I / (U (U + 1)).
+    A missed positive lowers the intersection I by 1: the step is 1 / U for the union U. A false positive raises U by 1:
+    the step is I / (U (U + 1)). So nearly equal numbers are never subtracted.
     """
     counts = torch.zeros_like(positives).index_add_(0, objects, torch.ones_like(objects))
     starts = (counts.cumsum(0) - counts)[objects]

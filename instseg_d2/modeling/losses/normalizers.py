@@ -1,4 +1,4 @@
-"""Normalisers shared by the workers of a run."""
+"""Normalisers of losses over all workers."""
 
 import torch
 import torch.distributed as dist
@@ -6,7 +6,7 @@ from detectron2.utils import comm
 
 
 def mean_over_workers(values: torch.Tensor) -> torch.Tensor:
-    """The mean of a detached tensor over all workers, in one all-reduce; itself with one worker."""
+    """The mean of a tensor over all workers, detached, in one all-reduce; the tensor itself with one worker."""
     world_size = comm.get_world_size()
     values = values.detach().clone()
     if world_size > 1:

@@ -1,4 +1,4 @@
-"""Bipartite matching on the host. B images, N predictions an image, M_i objects of image i."""
+"""Bipartite matching on the host. N images, Q predictions an image, M_i objects of image i."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ def match_by_score(scores: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, t
     """
     The one-to-one matching of highest total score of every image (Hungarian algorithm).
 
-    All images travel to the host in one copy. Scores that are not finite count as the worst.
+    All images are copied to the host at once. Scores that are not finite count as the worst.
 
     Args:
-        scores: for each image (N, M_i), on one device.
+        scores: (Q, M_i) of each image, all on one device.
 
     Returns:
-        for each image (prediction, object) int64 index vectors of length min(N, M_i), on the scores' device, sorted
-        by prediction.
+        for each image (prediction, object), int64 index vectors of length min(Q, M_i) on the scores' device, sorted by
+        prediction.
     """
     most = max((x.shape[1] for x in scores), default=0)
     padded = torch.stack([F.pad(x.detach().float(), (0, most - x.shape[1])) for x in scores])

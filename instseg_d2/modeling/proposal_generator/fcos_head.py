@@ -1,4 +1,8 @@
-"""The convolutional head of FCOS. N images, C channels, R rows over levels, images and cells."""
+"""
+The convolutional head of FCOS.
+
+N images, C channels, K classes, X rows (see layers/locations.py), h x w cells of a level.
+"""
 
 import math
 from collections.abc import Sequence
@@ -15,21 +19,21 @@ from ...layers import ConvTower, LocationGrid, flatten_levels, init_normal
 
 
 def serves_roi_heads(cfg) -> bool:
-    """Whether FCOS proposes for a detector of Detectron2, whose ROI heads say how many classes there are."""
+    """Whether FCOS makes proposals for a detector of Detectron2, whose ROI heads know the number of classes."""
     return cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN")
 
 
 @dataclass
 class HeadOutputs:
     """
-    What the head says of every location, as rows over level, image, y, x.
+    What the head predicts at every location, as rows over level, image, y, x.
 
     Attributes:
-        grid: the rows' meaning.
-        class_logits: (R, classes).
-        ltrb: (R, 4) distances to the sides of the box in strides of the level, at least 0.
-        quality_logits: (R,) centerness, or IoU.
-        box_tower: one (N, C, H, W) map a level, the input of box regression, quality and top layers.
+        grid: says which location a row is.
+        class_logits: (X, K).
+        ltrb: (X, 4) distances to the sides of the box in strides of the level, at least 0.
+        quality_logits: (X,) centerness, or IoU.
+        box_tower: one (N, C, h, w) map a level, the input of box regression, quality and top layers.
     """
 
     grid: LocationGrid
@@ -62,9 +66,9 @@ class FCOSHead(nn.Module):
             channels: C of every level.
             strides: stride of each level, pixels.
             num_classes: foreground classes.
-            norm: of the towers; BN and SyncBN keep one norm a level.
-            deformable: last convolution of the class and box towers deformable.
-            use_scale: one learned factor a level on the box regression.
+            norm: of the towers; BN and SyncBN have one norm a level.
+            deformable: the last convolutions of the class and box towers are deformable.
+            use_scale: each level has a learned factor of the box regression.
             prior_prob: initial foreground probability.
         """
         super().__init__()
@@ -101,13 +105,13 @@ class FCOSHead(nn.Module):
         }
 
     def forward(self, features: Sequence[torch.Tensor]) -> HeadOutputs:
-        """features: one (N, C, H, W) map a level, finest first."""
+        """features: one (N, C, h, w) map a level, finest first."""
         logits, distances, qualities, towers = [], [], [], []
         for level, x in enumerate(features):
             x = self.shared_tower(x, level)
             logits.append(self.class_logits(self.class_tower(x, level)))
             tower = self.box_tower(x, level)
-            # One convolution for both small outputs reads the tower once.
+            # One convolution for both outputs reads the tower once.
             boxes = F.conv2d(
                 tower,
                 torch.cat([self.box_distances.weight, self.quality_logits.weight]),

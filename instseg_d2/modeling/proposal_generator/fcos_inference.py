@@ -1,4 +1,9 @@
-"""From the outputs of an FCOS head to boxes. N images, K candidates of an image, D detections, C classes."""
+"""
+From the outputs of an FCOS head to boxes.
+
+N images, D detections, K classes, X rows (see layers/locations.py), P picked rows, Q candidates of an image,
+Y locations of a level.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +26,7 @@ class DetectionLimits:
         nms_threshold: IoU of NMS within a class; 0 or less: no NMS.
         rooted: scores are sqrt(class * quality), else class * quality.
         clip: boxes are clipped to the unpadded image before NMS.
-        inclusive: x2, y2 of a box are its last pixels: its sides count one more, and clipping keeps them inside.
+        inclusive: x2 and y2 are a box's last pixels, so its sides are one longer and clipping keeps them inside.
     """
 
     score_threshold: float = 0.05
@@ -48,11 +53,11 @@ def _best_of_level(scores: torch.Tensor, topk: int):
     The best (location, class) pairs of one level.
 
     Args:
-        scores: (N, L, C); candidates that fail the threshold are -1.
+        scores: (N, Y, K); candidates that fail the threshold are -1.
 
     Returns:
-        score (N, K), location (N, K), class (N, K), best first. A location without a class among its level's
-        best ``topk`` locations cannot hold one of the best ``topk`` pairs, so only those locations are searched.
+        score, location and class, (N, Q) each, best first. The best ``topk`` pairs lie in the ``topk`` locations with
+        the best classes, so only these are searched.
     """
     num_classes = scores.shape[2]
     _, locations = scores.amax(2).topk(min(topk, scores.shape[1]), dim=1)
@@ -91,7 +96,7 @@ def detect(outputs: HeadOutputs, image_sizes: Sequence[tuple], limits: Detection
 
     results = []
     for image, size in enumerate(image_sizes):
-        # Without a candidate above the threshold the score is -1.
+        # A score of -1 is below the threshold.
         valid = (scores[image] >= 0).nonzero()[:, 0]
         score, row, label = scores[image][valid], rows[image][valid], classes[image][valid]
         score = score.sqrt() if limits.rooted else score

@@ -1,7 +1,7 @@
 """
 Which object each location of FCOS is trained for.
 
-N images, M objects of the whole batch, R rows (see layers/locations.py), P positive rows, Q candidate pairs.
+N images, M objects of the batch, X rows (see layers/locations.py), P positive rows, Q candidate pairs, L levels.
 """
 
 import math
@@ -40,7 +40,7 @@ def centerness(ltrb: torch.Tensor) -> torch.Tensor:
 
 
 def _window_pairs(grid: LocationGrid, boxes, radius: float):
-    """All (object, cell) pairs with the cell within ``radius`` strides of the box centre: object, level, y, x (Q,)."""
+    """(object, cell) pairs whose cell is within ``radius`` strides of the box centre: object, level, y, x (Q,)."""
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     strides = grid.strides
     first = torch.floor((centers[:, None] - strides[:, None] // 2) / strides[:, None] - radius).long()  # (M, L, 2)
@@ -56,7 +56,7 @@ def _window_pairs(grid: LocationGrid, boxes, radius: float):
 
 
 def _all_pairs(grid: LocationGrid, images):
-    """All (object, cell) pairs of the same image: object, level, y, x, each (Q,)."""
+    """All (object, cell) pairs of an image: object, level, y, x (Q,)."""
     rows = torch.arange(grid.num_rows, device=images.device)
     level, image, y, x = grid.locate(rows)
     objects, cells = (images[:, None] == image).nonzero(as_tuple=True)
@@ -77,17 +77,17 @@ def assign(
     """
     Match locations to objects (FCOS, section 3.1 and the improved version's centre sampling).
 
-    A location is positive for an object when it lies strictly inside the object's centre region (``radius``
-    strides around the box centre, clipped to the box; the whole box without ``center_sample``) and
-    max(l, t, r, b) lies in the level's range; among several objects the smallest box wins, then the first.
+    A location is positive for an object if it lies strictly inside the object's centre region and max(l, t, r, b) lies
+    in the level's range. The region is ``radius`` strides around the box centre, clipped to the box; without
+    ``center_sample`` it is the box. Among several objects the smallest box wins, then the first.
 
     Args:
         boxes: (M, 4) float32 x1, y1, x2, y2, pixels, of all images in order.
         images: (M,) int64 image of each box.
         size_ranges: (L, 2) lowest and highest max(l, t, r, b), pixels, both included.
         radius: in strides of the level.
-        allowed: one more condition, (objects (Q,), xy (Q, 2) pixels of locations) -> (Q,) bool.
-        inclusive: x2, y2 are a box's last pixels, so that its area is (w + 1)(h + 1).
+        allowed: another condition, (objects (Q,), xy (Q, 2) pixels of locations) -> (Q,) bool.
+        inclusive: x2 and y2 are a box's last pixels, so its area is (w + 1)(h + 1).
     """
     if center_sample:
         objects, level, y, x = _window_pairs(grid, boxes, radius)
@@ -124,7 +124,7 @@ def assign(
 
 
 def _smallest_first(rows, objects, area, num_rows: int, num_objects: int):
-    """For each row the candidate of the smallest area, then of the lowest index: (R,) int64, num_objects for none."""
+    """For each row the candidate of smallest area, then of lowest index: (X,) int64, num_objects for none."""
     smallest = area.new_full((num_rows,), math.inf).scatter_reduce_(0, rows, area, "amin")
     objects = torch.where(area == smallest[rows], objects, num_objects)
     return objects.new_full((num_rows,), num_objects).scatter_reduce_(0, rows, objects, "amin")

@@ -1,6 +1,7 @@
 """
-Matching and losses of SparseInst (section 3.5 of the paper). B images, N predictions an image, M_i objects of image i,
-h x w the masks' size, K classes. Everything is computed in float32, also under autocast.
+Matching and losses of SparseInst (section 3.5 of the paper), in float32 also under autocast.
+
+N images, Q slots an image, M_i objects of image i, P matched pairs, K classes, h x w cells of the predicted masks.
 """
 
 import functools
@@ -26,7 +27,7 @@ LOSS_ITEMS = ("labels", "masks")
 
 @functools.cache
 def warn_of_many_objects(num_masks: int) -> None:
-    """Once a process: some image has more objects than there are predictions."""
+    """Once a process: an image has more objects than there are slots."""
     logger.warning(
         "An image has more objects than MODEL.SPARSE_INST.DECODER.NUM_MASKS %d: the ones that match worst are left "
         "out of its mask losses. Training goes on; for crowded images raise NUM_MASKS.",
@@ -40,7 +41,7 @@ class SparseInstCriterion:
         alpha, beta: exponents of dice and class probability in the matching score.
         weights: of loss_ce, loss_mask, loss_dice, loss_objectness.
         items: "labels" for the classes, "masks" for the other three.
-        binarise: probability from which a predicted pixel counts in the objectness target.
+        binarise: a predicted pixel counts in the objectness target from this probability on.
     """
 
     def __init__(self, *, alpha: float, beta: float, weights: dict[str, float], items: Sequence[str], binarise=0.4):
@@ -81,8 +82,8 @@ class SparseInstCriterion:
         score(i, k) = p_i[class_k]^beta * dice(m_i, gt_k)^alpha, maximised (eq. 4).
 
         Args:
-            class_logits: (B, N, K); mask_logits: (B, N, h, w).
-            gt_classes: for each image (M_i,); targets: for each image (M_i, h, w).
+            class_logits: (N, Q, K); mask_logits: (N, Q, h, w).
+            gt_classes: (M_i,) of each image; targets: (M_i, h, w) of each image.
 
         Returns:
             see `match_by_score`.
@@ -126,8 +127,8 @@ class SparseInstCriterion:
 
     def _mask_losses(self, logits, target, objectness, count, pairs) -> dict:
         """
-        logits, target: (P, h * w) of the matched pairs; objectness: (P,); count and pairs: objects and matched pairs,
-        means over the workers.
+        logits, target: (P, h * w) of the matched pairs; objectness: (P,); count and pairs: numbers of objects and of
+        matched pairs, means over the workers.
         """
         probabilities = logits.sigmoid()
         pixels = F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / (pairs * logits.shape[1])

@@ -1,7 +1,7 @@
 """
-Decoders of SparseInst: instance activation maps pick features, masks come from dynamic kernels (sections 3.2, 3.4).
+Decoders of SparseInst: instance activation maps pick features, dynamic kernels make masks (sections 3.2 and 3.4).
 
-B images, N instances, G groups, C channels, D kernel size, K classes.
+N images, Q slots an image, G groups, C channels, E numbers of a kernel, K classes, h x w cells of the features.
 """
 
 import math
@@ -18,7 +18,7 @@ from ...layers import conv_stack, init_normal
 
 SPARSE_INST_DECODER_REGISTRY = Registry("SPARSE_INST_DECODER")
 SPARSE_INST_DECODER_REGISTRY.__doc__ = """
-Modules called with (cfg) whose forward maps the encoder's features (B, C, H, W) to a dict of predictions.
+Modules called with (cfg) whose forward maps the encoder's features (N, C, h, w) to a dict of predictions.
 """
 
 
@@ -28,7 +28,7 @@ def build_sparse_inst_decoder(cfg) -> nn.Module:
 
 
 def coordinate_channels(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) -> (B, 2, H, W): x, then y, from -1 at the first cell to 1 at the last."""
+    """(N, C, h, w) -> (N, 2, h, w): x, then y, from -1 at the first cell to 1 at the last."""
     height, width = x.shape[-2:]
     ys, xs = (torch.arange(n, device=x.device) * 2 / max(n - 1, 1) - 1 for n in (height, width))
     ys, xs = ys.to(x.dtype), xs.to(x.dtype)
@@ -38,12 +38,11 @@ def coordinate_channels(x: torch.Tensor) -> torch.Tensor:
 
 class InstanceBranch(nn.Module):
     """
-    Features (B, C, H, W) -> class logits, mask kernels, objectness logits and the activation maps.
+    Features (N, C, h, w) -> class logits, mask kernels, objectness logits and the activation maps.
 
-    * groups 0: N maps by a 3x3 convolution, sigmoid, each normalised by its own sum (the paper's BaseIAM).
-    * groups G: N maps a group by a grouped convolution; the G vectors of an instance are joined and pass through a
-      linear layer (GroupIAM).
-    * softmax: over the pixels instead of sigmoid and sum (GroupIAMSoft).
+    * groups 0: Q maps by a 3x3 convolution and a sigmoid, each divided by its sum (the paper's BaseIAM).
+    * groups G: Q maps a group by a grouped convolution; a linear layer joins the G vectors of a slot (GroupIAM).
+    * softmax: over the cells, instead of sigmoid and sum (GroupIAMSoft).
     """
 
     def __init__(self, in_channels, channels, num_convs, num_masks, num_classes, kernel_dim, groups=0, softmax=False):
@@ -56,7 +55,7 @@ class InstanceBranch(nn.Module):
         self.iam_conv = nn.Conv2d(channels, num_masks * max(groups, 1), 3, padding=1, groups=max(groups, 1))
         width = channels * max(groups, 1)
         self.fc = nn.Linear(width, width) if groups else None
-        # Kept for the authors' checkpoints: a softmax does not feel a constant.
+        # It is in the authors' checkpoints, though a softmax ignores a constant.
         self.softmax_bias = nn.Parameter(torch.ones(1)) if softmax else None
         self.class_logits = nn.Linear(width, num_classes)
         self.mask_kernel = nn.Linear(width, kernel_dim)
@@ -68,7 +67,7 @@ class InstanceBranch(nn.Module):
             weight_init.c2_xavier_fill(self.fc)
 
     def activation_maps(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, G * N, H * W) in float32, each map summing to 1 (to less where nothing is active)."""
+        """(N, C, h, w) -> (N, G * Q, h * w) float32. Each map sums to 1, or to less where nothing is active."""
         logits = self.iam_conv(features).float().flatten(2)
         if self.softmax_bias is not None:
             return (logits + self.softmax_bias).softmax(-1)
@@ -86,7 +85,7 @@ class InstanceBranch(nn.Module):
 
 
 class MaskBranch(nn.Module):
-    """Features (B, C, H, W) -> mask features (B, D, H, W)."""
+    """Features (N, C, h, w) -> mask features (N, E, h, w)."""
 
     def __init__(self, in_channels: int, channels: int, num_convs: int, kernel_dim: int):
         super().__init__()
@@ -99,7 +98,7 @@ class MaskBranch(nn.Module):
 
 
 class IAMDecoder(nn.Module):
-    """The instance branch and the mask branch over features and their coordinates."""
+    """The instance branch and the mask branch, which also read the features' coordinates."""
 
     grouped = False
     softmax = False
@@ -141,17 +140,17 @@ class IAMDecoder(nn.Module):
     def forward(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
         """
         Args:
-            features: (B, C, H, W).
+            features: (N, C, h, w).
 
         Returns:
-            class_logits (B, N, K), objectness_logits (B, N), mask_logits (B, N, sH, sW) in float32 for scale factor s,
-            and activation_maps (B, N, max(G, 1), H, W).
+            class_logits (N, Q, K), objectness_logits (N, Q), mask_logits (N, Q, s h, s w) float32 for scale factor s,
+            and activation_maps (N, Q, max(G, 1), h, w).
         """
         batch, _, height, width = features.shape
         x = torch.cat([coordinate_channels(features), features], dim=1)
         class_logits, kernels, objectness, maps = self.instance_branch(x)
         mask_features = self.mask_branch(x)
-        with torch.autocast(features.device.type, enabled=False):  # the product may be beyond float16
+        with torch.autocast(features.device.type, enabled=False):  # float16 might overflow
             masks = torch.bmm(kernels.float(), mask_features.flatten(2).float()).view(batch, -1, height, width)
         masks = F.interpolate(masks, scale_factor=self.scale_factor, mode="bilinear", align_corners=False)
         maps = maps.view(batch, -1, self.instance_branch.num_masks, height, width).transpose(1, 2)
@@ -165,19 +164,19 @@ class IAMDecoder(nn.Module):
 
 @SPARSE_INST_DECODER_REGISTRY.register()
 class BaseIAMDecoder(IAMDecoder):
-    """One activation map an instance."""
+    """One activation map a slot."""
 
 
 @SPARSE_INST_DECODER_REGISTRY.register()
 class GroupIAMDecoder(IAMDecoder):
-    """GROUPS activation maps an instance."""
+    """GROUPS activation maps a slot."""
 
     grouped = True
 
 
 @SPARSE_INST_DECODER_REGISTRY.register()
 class GroupIAMSoftDecoder(IAMDecoder):
-    """GROUPS activation maps an instance, softmax over the pixels."""
+    """GROUPS activation maps a slot, with a softmax over the cells."""
 
     grouped = True
     softmax = True

@@ -1,5 +1,5 @@
 """
-The instance context encoder of SparseInst (section 3.3 of the paper). N images, C channels.
+The instance context encoder of SparseInst (section 3.3 of the paper). N images, C channels, h x w cells of a map.
 """
 
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ from ...layers import adaptive_average
 
 SPARSE_INST_ENCODER_REGISTRY = Registry("SPARSE_INST_ENCODER")
 SPARSE_INST_ENCODER_REGISTRY.__doc__ = """
-Modules called with (cfg, input_shape) whose forward maps the backbone's features to one map (N, C, H/8, W/8).
+Modules called with (cfg, input_shape) whose forward maps the backbone's features to one map (N, C, h, w) of stride 8.
 """
 
 
 def build_sparse_inst_encoder(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
     """The module named by MODEL.SPARSE_INST.ENCODER.NAME."""
     name = cfg.MODEL.SPARSE_INST.ENCODER.NAME
-    # The authors' default names a module that exists nowhere; it means the encoder of the paper.
+    # The authors' default names a module that does not exist; it means the encoder of the paper.
     name = "InstanceContextEncoder" if name == "FPNPPMEncoder" else name
     return SPARSE_INST_ENCODER_REGISTRY.get(name)(cfg, input_shape)
 
 
 class PyramidPooling(nn.Module):
-    """Averages over 1, 2, 3 and 6 cells a side, each through a 1x1 convolution, joined with the input."""
+    """The input joined with averages over 1, 2, 3 and 6 cells a side, each after a 1x1 convolution."""
 
     def __init__(self, channels: int, branch_channels: int, sizes: Sequence[int] = (1, 2, 3, 6)):
         super().__init__()
@@ -39,7 +39,7 @@ class PyramidPooling(nn.Module):
         self.bottleneck = nn.Conv2d(channels + len(self.sizes) * branch_channels, channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """(N, C, h, w) -> (N, C, h, w)."""
         pooled = [
             F.interpolate(F.relu(branch(adaptive_average(x, size))), x.shape[-2:], mode="bilinear", align_corners=False)
             for size, branch in zip(self.sizes, self.branches)
@@ -49,7 +49,7 @@ class PyramidPooling(nn.Module):
 
 @SPARSE_INST_ENCODER_REGISTRY.register()
 class InstanceContextEncoder(nn.Module):
-    """FPN with pyramid pooling on its coarsest level, all levels fused at the finest one."""
+    """FPN with pyramid pooling on its coarsest level; all levels are fused at the finest one."""
 
     @configurable
     def __init__(self, *, in_features: Sequence[str], in_channels: Sequence[int], channels: int = 256):
@@ -89,7 +89,7 @@ class InstanceContextEncoder(nn.Module):
         }
 
     def forward(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
-        """features: name -> (N, C_l, H_l, W_l) -> (N, C, H, W) of the finest input map."""
+        """features: name -> (N, C_l, h_l, w_l) -> (N, C, h, w) of the finest input map."""
         maps = [lateral(features[name]) for name, lateral in zip(self.in_features, self.laterals)]
         top_down = self.context(maps[-1])
         outputs = [self.outputs[-1](top_down)]
@@ -105,9 +105,9 @@ class InstanceContextEncoder(nn.Module):
     @torch.no_grad()
     def fold(self) -> None:
         """
-        Join each output convolution with its share of the fusion, in place, for inference alone.
+        For inference only: join each output convolution with its share of the fusion, in place.
 
-        No nonlinearity stands between them, and a 1x1 convolution commutes with the bilinear resizing.
+        There is no nonlinearity between them, and a 1x1 convolution commutes with bilinear resizing.
         """
         shares = self.fusion.weight[:, :, 0, 0].split(self.fusion.out_channels, dim=1)
         biases = [self.fusion.bias] + [torch.zeros_like(self.fusion.bias)] * (len(shares) - 1)

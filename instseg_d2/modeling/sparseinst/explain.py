@@ -1,6 +1,6 @@
 """
-What SparseInst sees, as pictures: for the best detections the activation map that picked the object's features and the
-mask that came of them (figures 1 and 4 of the paper).
+What SparseInst sees, as pictures: for the best detections the activation map that picked the object's features, and the
+mask (figures 1 and 4 of the paper). D detections, G groups, h x w cells of a mask, H x W pixels.
 """
 
 import cv2
@@ -21,7 +21,7 @@ def explain_image(image: np.ndarray, detections, activation_maps: torch.Tensor, 
     Args:
         image: (H, W, 3) uint8, RGB, network input size.
         detections: Instances with scores and pred_masks (D, h, w) probabilities on the padded canvas.
-        activation_maps: (D, G, H/8, W/8) of the same detections; the mean over the G groups is drawn.
+        activation_maps: (D, G, H / 8, W / 8) of the same detections; the mean over the groups is drawn.
         canvas: (H, W) of the padded input.
 
     Returns:

@@ -1,4 +1,8 @@
-"""SparseInst inside Detectron2's GeneralizedRCNN. B images, D detections, h x w the masks' size."""
+"""
+SparseInst inside Detectron2's GeneralizedRCNN.
+
+N images, D detections, h x w cells of the predicted masks, H x W pixels.
+"""
 
 from collections.abc import Sequence
 
@@ -19,8 +23,8 @@ from .sparseinst import detections
 
 class CanvasMasks(ROIMasks):
     """
-    Masks of the whole image where Detectron2 expects masks of boxes: its postprocessing then resizes them to the output
-    instead of pasting them.
+    Masks of the whole image in the place of masks of boxes: Detectron2's postprocessing then resizes them instead of
+    pasting them.
     """
 
     def __init__(self, tensor: torch.Tensor, canvas: tuple, crop: tuple, threshold: float):
@@ -49,12 +53,12 @@ class CanvasMasks(ROIMasks):
         return resize_in_chunks(self.tensor, self.canvas, self.crop, size, self.threshold)
 
     def to_bitmasks(self, boxes, height: int, width: int, threshold: float = 0.5) -> BitMasks:
-        """Of the output's height and width; boxes and threshold, which are for masks of boxes, change nothing."""
+        """At the output's height and width. Boxes and threshold are for masks of boxes and change nothing here."""
         return BitMasks(self.resized((height, width)))
 
 
 def without_pyramid(names: Sequence[str], features: dict) -> dict:
-    """What is called res3 where only the pyramid's p3 is there, and the same for all names."""
+    """The features, with the pyramid's p3 also under the name res3 if there is no res3, and so for all names."""
     pyramid = {name: name.replace("res", "p") for name in names if name not in features}
     return {**features, **{name: features[other] for name, other in pyramid.items() if other in features}}
 
@@ -64,8 +68,8 @@ class SparseInstHeads(ProposalFreeROIHeads, nn.Module):
     """
     SparseInst's encoder, decoder and losses; proposals are ignored.
 
-    Its keys are those of MODEL.SPARSE_INST but for the number of classes, which is MODEL.ROI_HEADS.NUM_CLASSES. Over a
-    feature pyramid the encoder's res3, res4 and res5 are p3, p4 and p5.
+    The keys are those of MODEL.SPARSE_INST, but MODEL.ROI_HEADS.NUM_CLASSES counts the classes. Over a feature pyramid
+    p3, p4 and p5 stand for the encoder's res3, res4 and res5.
     """
 
     @configurable
