@@ -18,7 +18,7 @@ from detectron2.structures import ImageList
 
 from ..data.images import read_image
 from ..inference.predictor import Predictor
-from ..modeling.sparseinst.sparseinst import class_scores
+from ..modeling.sparseinst.inference import class_scores
 from .runtime import ExportedPredictor, first_line
 
 __all__ = ["Parity", "compare"]

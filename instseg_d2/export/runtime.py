@@ -13,7 +13,7 @@ from ..checkpoint.identify import something_else
 from ..errors import ConfigError
 from ..inference.predictor import ImagePredictor
 from ..modeling.postprocessing import boxes_of_masks, check_mask_form, kept, set_mask_form
-from ..modeling.sparseinst.sparseinst import best_slots
+from ..modeling.sparseinst.inference import best_slots
 from .exporters import INPUTS, METADATA, MIN_SIDE
 from .packages import needed
 

@@ -1,7 +1,7 @@
 """Small modules that know no method."""
 
 from .adaptive_average import adaptive_average, exportable_pools
-from .assemble_boxes import assemble_boxes, crop_boxes, crop_nearest
+from .assemble_boxes import assemble_boxes, crop_boxes, crop_nearest, join_boxes
 from .convolved_linear import ConvolvedLinear
 from .deform_conv import DeformConv, SelfOffsetDeformConv, make_block_deformable
 from .locations import LocationGrid, conv_at_rows, flatten_levels
@@ -27,5 +27,6 @@ __all__ = [
     "flatten_levels",
     "get_norm",
     "init_normal",
+    "join_boxes",
     "make_block_deformable",
 ]

@@ -4,11 +4,21 @@ Maps inside boxes, and position-sensitive masks assembled inside boxes of any si
 N images, D boxes, C channels, k grid, R resolution, h x w cells of a map. Boxes are x1, y1, x2, y2 in input pixels.
 """
 
+from collections.abc import Sequence
+
 import torch
+from detectron2.structures import Boxes
 from torch import Tensor
 from torchvision.ops import roi_align
 
-__all__ = ["assemble_boxes", "crop_boxes", "crop_nearest"]
+__all__ = ["assemble_boxes", "crop_boxes", "crop_nearest", "join_boxes"]
+
+
+def join_boxes(boxes: Sequence[Boxes]) -> tuple[Tensor, Tensor]:
+    """The boxes (D, 4) of N images and the image of each, (D,) int64."""
+    tensor = torch.cat([x.tensor for x in boxes])
+    counts = torch.tensor([len(x) for x in boxes])
+    return tensor, torch.repeat_interleave(counts).to(tensor.device, non_blocking=True)
 
 
 def crop_nearest(maps: Tensor, boxes: Tensor, batch_index: Tensor, resolution: int, spatial_scale: float) -> Tensor:

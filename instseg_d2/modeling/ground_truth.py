@@ -19,7 +19,6 @@ __all__ = [
     "box_masks",
     "canvas_masks",
     "crop_masks",
-    "image_index",
     "image_masks",
     "pad_maps",
     "semantic_map",
@@ -43,11 +42,6 @@ def with_masks(instances: Sequence[Instances], owner: nn.Module) -> list[Instanc
             x.gt_masks = BitMasks(torch.zeros((0, *x.image_size), dtype=torch.bool, device=x.gt_boxes.device))
         completed.append(x)
     return completed
-
-
-def image_index(instances: Sequence[Instances], device) -> torch.Tensor:
-    """The image of each object or detection of a batch: (M,) int64."""
-    return torch.repeat_interleave(torch.tensor([len(x) for x in instances])).to(device, non_blocking=True)
 
 
 def image_masks(instances: Instances, stride: int = 1, first: int = 0) -> torch.Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.poolers import ROIPooler, convert_boxes_to_pooler_format
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import BaseMaskRCNNHead
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
 from detectron2.structures import Boxes, Instances
@@ -68,12 +68,6 @@ class ImageMaskHead(BaseMaskRCNNHead):
     def boxes_of(self, instances: Sequence[Instances]) -> list[Boxes]:
         """The boxes that get masks: those of proposals in training, else those of detections."""
         return [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
-
-
-def joined(boxes: Sequence[Boxes]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The boxes (D, 4) of all images and the image of each, (D,) int64."""
-    rows = convert_boxes_to_pooler_format(list(boxes))
-    return rows[:, 1:], rows[:, 0].long()
 
 
 def add_masks(instances: list[Instances], masks: torch.Tensor) -> list[Instances]:

@@ -21,7 +21,6 @@ from instseg_d2.data.shapes.instances import make_shapes
 from instseg_d2.errors import ConfigError
 from instseg_d2.modeling.blendmask import BlendMaskHead
 from instseg_d2.modeling.embedmask import EmbedMaskHead
-from instseg_d2.modeling.image_mask_head import joined
 from tests.tiny import random_batch
 from tests.tiny_rcnn import CASCADE, FCOS, tiny_rcnn, tiny_rcnn_config
 
@@ -286,12 +285,6 @@ def test_embedding_by_hand(version, fixed):
     found = head.eval()(features, detections_at(proposals))
     expected = torch.stack(expected) * 0.5 / 0.6
     torch.testing.assert_close(torch.cat([x.pred_masks for x in found])[:, 0], expected, rtol=1e-3, atol=1e-4)
-
-
-def test_boxes_of_images():
-    corners, images = joined([Boxes(torch.ones(2, 4)), Boxes(torch.zeros(0, 4)), Boxes(torch.zeros(1, 4))])
-    assert corners.shape == (3, 4)
-    assert images.tolist() == [0, 0, 2]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from instseg_d2.errors import ConfigError
-from instseg_d2.modeling.sparseinst.roi_heads import CanvasMasks
+from instseg_d2.modeling.sparseinst.inference import CanvasMasks
 from tests.tiny import random_batch
 from tests.tiny_rcnn import tiny_rcnn, tiny_rcnn_config
 

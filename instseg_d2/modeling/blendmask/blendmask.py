@@ -1,5 +1,8 @@
 """
-The BlendMask meta-architecture. N images, M objects of the batch, P positive locations, R mask resolution.
+The BlendMask meta-architecture.
+
+N images, M objects of the batch, P locations, D detections, B bases, A attention size, R mask resolution,
+h x w cells of the bases, H x W pixels.
 """
 
 from collections.abc import Sequence
@@ -11,8 +14,9 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_propos
 from detectron2.structures import ImageList
 from torch import nn
 
+from ...layers import init_normal, join_boxes
 from ..backbone import freeze_unread_levels
-from ..ground_truth import box_masks, image_index
+from ..ground_truth import box_masks
 from ..meta_arch import InstanceSegmenter
 from ..postprocessing import kept
 from .basis_module import build_basis_module
@@ -25,8 +29,8 @@ from .targets import semantic_target
 @META_ARCH_REGISTRY.register()
 class BlendMask(InstanceSegmenter):
     """
-    FCOS whose detections carry an attention that blends the image's bases into masks (BlendMask, figure 1); with a
-    semantic head beside it (MODEL.PANOPTIC_FPN.COMBINE.ENABLED) panoptic segmentation.
+    FCOS whose detections carry an attention that blends the image's bases into masks (BlendMask, figure 1). A semantic
+    head (MODEL.PANOPTIC_FPN.COMBINE.ENABLED) makes it a model of panoptic segmentation.
     """
 
     @configurable
@@ -45,7 +49,7 @@ class BlendMask(InstanceSegmenter):
         """
         Args:
             proposal_generator: an `FCOS`.
-            basis_module: features -> bases (N, K, H, W).
+            basis_module: features -> bases (N, B, h, w).
             blender: a `Blender`.
             top_layer: 3x3 convolution from the box tower to the attention, or None (fcis).
             sem_seg_head: semantic head of Detectron2's registry, or None; combination: a `Combination`, with it.
@@ -69,8 +73,7 @@ class BlendMask(InstanceSegmenter):
         if blender.num_attention_channels:
             channels = shapes[cfg.MODEL.FCOS.IN_FEATURES[0]].channels
             top_layer = nn.Conv2d(channels, blender.num_attention_channels, 3, padding=1)
-            nn.init.normal_(top_layer.weight, std=0.01)
-            nn.init.zeros_(top_layer.bias)
+            init_normal(top_layer)
         proposal_generator = build_proposal_generator(cfg, shapes)
         basis_module, sem_seg_head = build_basis_module(cfg, shapes), build_semantic_head(cfg, shapes)
         semantic = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES if sem_seg_head is not None else []
@@ -88,7 +91,7 @@ class BlendMask(InstanceSegmenter):
         }
 
     def attention(self, outputs, rows: torch.Tensor):
-        """The attention of picked locations (P,): (P, K * A * A), or None (fcis)."""
+        """The attention of picked locations (P,): (P, B * A * A), or None (fcis)."""
         if self.top_layer is None:
             return None
         return self.proposal_generator.top_features(outputs, rows, self.top_layer)
@@ -108,10 +111,9 @@ class BlendMask(InstanceSegmenter):
             target = semantic_target(batched_inputs, gt_instances, size, stride)
             losses["loss_basis_sem"] = self.basis_module.semantic_loss(features, target)
 
-        boxes = torch.cat([x.gt_boxes.tensor for x in gt_instances])
-        images_of_boxes = image_index(gt_instances, boxes.device)
+        boxes, box_images = join_boxes([x.gt_boxes for x in gt_instances])
         attention = self.attention(outputs, positives.rows)
-        logits = self.blender(bases, boxes, images_of_boxes, attention, positives.objects).float()
+        logits = self.blender(bases, boxes, box_images, attention, positives.objects).float()
         targets = box_masks(gt_instances, self.blender.resolution, "gt_boxes")[positives.objects].to(logits.dtype)
         per_location = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean((1, 2))
         losses["loss_mask"] = self.mask_loss_weight * (per_location * weights).sum() / normalizer
@@ -123,14 +125,11 @@ class BlendMask(InstanceSegmenter):
         fcos = self.proposal_generator
         outputs = fcos.outputs(features)
         found = fcos.detect(outputs, images.image_sizes)
-        counts = [len(x) for x in found]
-        rows = torch.cat([x.rows for x in found])
-        boxes = torch.cat([x.pred_boxes.tensor for x in found])
-        image_index = torch.repeat_interleave(torch.tensor(counts)).to(boxes.device)
+        boxes, box_images = join_boxes([x.pred_boxes for x in found])
         bases = self.basis_module(features)
-        attention = self.attention(outputs, rows)
-        logits = self.blender(bases, boxes, image_index, attention)
-        for result, masks in zip(found, logits.float().sigmoid()[:, None].split(counts)):
+        attention = self.attention(outputs, torch.cat([x.rows for x in found]))
+        masks_of_batch = self.blender(bases, boxes, box_images, attention).float().sigmoid()[:, None]
+        for result, masks in zip(found, masks_of_batch.split([len(x) for x in found])):
             result.pred_masks = masks
             result.remove("rows")
         return found, bases, attention

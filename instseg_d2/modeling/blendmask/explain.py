@@ -1,6 +1,8 @@
 """
-What BlendMask sees, as pictures: the bases over the image, then for the best detections the attention and the
-blended mask (figures 1 and 3 of the paper). K bases, A attention size, R mask resolution.
+What BlendMask sees, as pictures: the bases over the image, and for the best detections the attention and the blended
+mask (figures 1 and 3 of the paper).
+
+D detections, B bases, A attention size, R mask resolution, h x w cells of the bases, H x W pixels.
 """
 
 import cv2
@@ -28,7 +30,7 @@ def _heatmap_in_box(image: np.ndarray, box, probabilities: np.ndarray) -> np.nda
 
 
 def _attention_strip(weights: np.ndarray) -> np.ndarray:
-    """The weights of the K bases (K, A, A) side by side, one scale of colours for all."""
+    """The weights of the bases (B, A, A) side by side, with one scale of colours."""
     cell = max(1, 112 // weights.shape[-1])
     low, high = min(0.0, float(weights.min())), max(1.0, float(weights.max()))
     maps = [np.kron(colorize(a, low, high), np.ones((cell, cell, 1), np.uint8)) for a in weights]
@@ -40,12 +42,12 @@ def explain_image(image: np.ndarray, detections, bases: torch.Tensor, max_instan
     """
     Args:
         image: (H, W, 3) uint8, RGB, network input size.
-        detections: Instances in input pixels with pred_boxes, scores, pred_masks (D, 1, R, R) and, but for fcis,
-            attention (D, K, A, A), the weights of the bases; best first.
-        bases: (K, h, w), padding cut off.
+        detections: Instances in input pixels with pred_boxes, scores, pred_masks (D, 1, R, R) and, except for
+            fcis, attention (D, B, A, A), the weights of the bases; best first.
+        bases: (B, h, w), padding cut off.
 
     Returns:
-        [(title, RGB uint8 picture)]: K bases, then two pictures (one without attention) for each instance.
+        [(title, RGB uint8 picture)]: B bases, then two pictures (one without attention) for each instance.
     """
     bases = bases.float().cpu().numpy()
     panels = [(f"basis {k}", overlay_heatmap(image, base, 0.7)) for k, base in enumerate(bases)]

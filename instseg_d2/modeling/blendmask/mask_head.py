@@ -14,8 +14,8 @@ from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
 from torch import nn
 
 from ...errors import ConfigError
-from ...layers import ConvTower, init_normal
-from ..image_mask_head import ImageMaskHead, box_pooler, joined
+from ...layers import ConvTower, init_normal, join_boxes
+from ..image_mask_head import ImageMaskHead, box_pooler
 from .basis_module import build_basis_module
 from .blender import Blender
 
@@ -93,4 +93,4 @@ class BlendMaskHead(ImageMaskHead):
         if self.attention is not None:
             pooled = self.pooler([features[name] for name in self.in_features], boxes)
             attention = self.attention(pooled if self.tower is None else self.tower(pooled, 0)).flatten(1)
-        return self.blender(self.basis_module(features), *joined(boxes), attention).float()[:, None]
+        return self.blender(self.basis_module(features), *join_boxes(boxes), attention).float()[:, None]

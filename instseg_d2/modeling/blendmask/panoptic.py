@@ -1,7 +1,7 @@
 """
 The panoptic part of BlendMask: a semantic head for stuff beside the instances, and both in one map.
 
-N images; H, W: height and width in pixels. Class 0 of the semantic head is every thing, its others are stuff.
+N images, D detections, H x W pixels. Class 0 of the semantic head stands for all things, the others are stuff.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def semantic_losses(head: nn.Module, features: dict, batched_inputs: Sequence[di
     """
     The head's losses (loss_sem_seg) on the samples' ``sem_seg`` (H, W) int64, padded with its ``ignore_value``.
 
-    A batch without any labelled pixel has a loss of 0 that still reaches the head.
+    In a batch without a labelled pixel the loss is 0 but still reaches the head.
 
     Args:
         size: (H, W) of the padded batch.
@@ -52,7 +52,7 @@ def semantic_losses(head: nn.Module, features: dict, batched_inputs: Sequence[di
         )
     device = next(iter(features.values())).device
     target = pad_maps([x["sem_seg"] for x in batched_inputs], size, head.ignore_value, device)
-    # The mean over no pixel would be nan: such a batch gets some labels, and the weight 0.
+    # The mean over no pixel is NaN, so such a batch gets labels and a weight of 0.
     labelled = (target != head.ignore_value).any()
     losses = head(features, torch.where(labelled, target, 0))[1]
     return {name: loss * labelled for name, loss in losses.items()}
@@ -61,8 +61,8 @@ def semantic_losses(head: nn.Module, features: dict, batched_inputs: Sequence[di
 class Combination(NamedTuple):
     """How instances and stuff become one map; MODEL.PANOPTIC_FPN.COMBINE holds the values."""
 
-    overlap_threshold: float  # an instance of which more is covered by better ones is dropped
-    stuff_area_limit: float  # pixels; stuff of a class that covers fewer is dropped
+    overlap_threshold: float  # an instance is dropped if better ones cover a larger share of it
+    stuff_area_limit: float  # a class of stuff is dropped if it covers fewer pixels
     score_threshold: float
 
     @classmethod

@@ -1,5 +1,8 @@
 """
-The EmbedMask meta-architecture. N images, M objects of the batch, D detections, h x w cells of the pixel embeddings.
+The EmbedMask meta-architecture.
+
+N images, M objects of the batch, D detections, P locations, E dimensions of the embedding, h x w cells of the pixel
+embedding, H x W pixels.
 """
 
 import math
@@ -13,6 +16,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
 from ... import ops
+from ...layers import join_boxes
 from ..backbone import freeze_unread_levels
 from ..meta_arch import InstanceSegmenter
 from ..postprocessing import kept
@@ -28,7 +32,7 @@ LOSS_NAMES = {"loss_fcos_cls": "loss_cls", "loss_fcos_loc": "loss_reg", "loss_fc
 
 
 def _last_pixel(boxes: torch.Tensor, size: tuple, of: tuple) -> torch.Tensor:
-    """(4,): what lies between inclusive and exclusive boxes in images resized from ``of`` (H, W) to ``size``."""
+    """How far inclusive boxes end before exclusive ones, in an image resized from ``of`` (H, W) to ``size``: (4,)."""
     return boxes.new_tensor([0.0, 0.0, size[1] / of[1], size[0] / of[0]])
 
 
@@ -108,7 +112,7 @@ class EmbedMask(InstanceSegmenter):
         return instances
 
     def _outputs(self, images: ImageList):
-        """FCOS's outputs for every location, and the pixel embeddings (N, D, h, w)."""
+        """FCOS's outputs for every location, and the pixel embedding (N, E, h, w)."""
         features = self.backbone(images.tensor)
         fcos = self.proposal_generator
         return fcos.outputs(features), self.pixel_head(features[fcos.in_features[0]], self.position_scale)
@@ -134,18 +138,17 @@ class EmbedMask(InstanceSegmenter):
         return losses
 
     def _detect(self, images: ImageList):
-        """Detections, and what `explain` shows: pixel embeddings, and embedding and margin of every detection."""
+        """Detections, and what `explain` draws: pixel embeddings, and the detections' embeddings and margins."""
         outputs, pixels = self._outputs(images)
         found = self.proposal_generator.detect(outputs, images.image_sizes)
         counts = [len(x) for x in found]
-        boxes = torch.cat([x.pred_boxes.tensor for x in found])
-        image_index = torch.repeat_interleave(torch.tensor(counts)).to(boxes.device)
+        boxes, box_images = join_boxes([x.pred_boxes for x in found])
         embeddings, margins = self._proposals(outputs, torch.cat([x.rows for x in found]), images)
         if self.proposal_head.fixed_margin is not None:
             margins = torch.full_like(margins, self.proposal_head.fixed_margin)
         size = tuple(pixels.shape[-2:])
         windows = detection_windows(boxes, self.stride, self.log_masks, size)
-        values = ops.mask_prob(pixels, embeddings, margins, windows, image_index)
+        values = ops.mask_prob(pixels, embeddings, margins, windows, box_images)
         values, fill = (values, -10.0) if self.log_masks else (values.exp(), 0.0)
         starts = ops.window_offsets(windows)[:-1]
         for result, *parts in zip(found, starts.split(counts), windows.split(counts)):
@@ -159,7 +162,7 @@ class EmbedMask(InstanceSegmenter):
         return [{"instances": x} for x in self._detect(images)[0]]
 
     def postprocess(self, result: Instances, size: tuple, masks: bool = True) -> Instances:
-        """The maps of the padded batch are resized once to the output's scale, compared, cropped; boxes are scaled."""
+        """The maps of the padded batch are resized to the output's scale, thresholded and cropped; boxes are scaled."""
         scaled = detector_postprocess(self._exclusive(result, size), *size)
         maps = scaled.masks
         scaled.remove("masks")
@@ -171,7 +174,7 @@ class EmbedMask(InstanceSegmenter):
         return scaled
 
     def _exclusive(self, result: Instances, size: tuple) -> Instances:
-        """With a pixel of the output (H, W) added to x2, y2 where boxes are inclusive."""
+        """The result with exclusive boxes: inclusive ones get a pixel of the output (H, W) more in x2 and y2."""
         if not self.inclusive:
             return result
         result = Instances(result.image_size, **result.get_fields())

@@ -1,6 +1,8 @@
 """
-What EmbedMask sees, as pictures: the pixel embedding in colours, then for the best detections how far each pixel lies
-from the proposal, the margin, and the mask. D dimensions, h x w cells.
+What EmbedMask sees, as pictures: the pixel embedding in colours, and for the best detections each pixel's distance from
+the proposal, the margin, and the mask.
+
+D detections, E dimensions of the embedding, h x w cells of the map, H x W pixels.
 """
 
 import math
@@ -13,7 +15,7 @@ from ...visualization import overlay_heatmap
 
 
 def embedding_colors(embedding: torch.Tensor) -> np.ndarray:
-    """The three principal components of an embedding (D, h, w) as red, green and blue: (h, w, 3) uint8."""
+    """The three principal components of an embedding (E, h, w) as red, green and blue: (h, w, 3) uint8."""
     points = embedding.flatten(1).T.double()
     points = points - points.mean(0)
     _, directions = torch.linalg.eigh(points.T @ points)
@@ -26,7 +28,7 @@ def embedding_colors(embedding: torch.Tensor) -> np.ndarray:
 
 
 def _margin_bars(margins: torch.Tensor) -> np.ndarray:
-    """One bar a margin (1 or D): the distance at which the probability is one half, on a scale of at least 4."""
+    """One bar a margin (1 or E): the distance at which the probability is one half, on a scale of at least 4."""
     radii = (math.log(2) / margins.double()).sqrt().clamp(max=1e6).tolist()
     height, width, top = 112, 20, max(4.0, *radii)
     picture = np.full((height, width * len(radii) + 4, 3), 255, np.uint8)
@@ -41,9 +43,9 @@ def explain_image(image: np.ndarray, stride: int, detections, pixels, max_instan
     Args:
         image: (H, W, 3) uint8, RGB, network input size.
         stride: pixels of a cell.
-        detections: K Instances in input pixels with scores, masks (`WindowMasks`), embeddings (K, D) and margins
-            (K, 1 or D), best first.
-        pixels: (D, h, w) pixel embeddings, padding included.
+        detections: Instances in input pixels with scores, masks (`WindowMasks`), embeddings (D, E) and margins
+            (D, 1 or E), best first.
+        pixels: (E, h, w) pixel embeddings, padding included.
 
     Returns:
         [(title, RGB uint8 picture)]: the embedding, then three pictures for each instance.

@@ -17,9 +17,9 @@ from torch import nn
 
 from ... import ops
 from ...errors import ConfigError
-from ...layers import ConvTower, crop_boxes, init_normal
+from ...layers import ConvTower, crop_boxes, init_normal, join_boxes
 from ..ground_truth import box_masks
-from ..image_mask_head import ImageMaskHead, add_masks, box_pooler, for_pasting, joined
+from ..image_mask_head import ImageMaskHead, add_masks, box_pooler, for_pasting
 from ..losses.lovasz import lovasz_hinge
 from .criterion import probability_logits
 from .head import MAX_LOG_MARGIN, PixelHead, add_position, box_margin_layer
@@ -201,7 +201,7 @@ class EmbedMaskHead(ImageMaskHead):
         """Of each cell in each box: (D, R, R) float32."""
         pixels = self.pixel_head(features[self.pixel_feature], self.position_scale)
         pooled = self.pooler([features[name] for name in self.in_features], boxes)
-        boxes, images = joined(boxes)
+        boxes, images = join_boxes(boxes)
         embeddings, margins = self.proposal_head(pooled, boxes, self.position_scale)
         size = self.resolution
         crops = crop_boxes(pixels, boxes, images, size, self.spatial_scale, sampling_ratio=self.sampling_ratio)

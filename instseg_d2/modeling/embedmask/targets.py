@@ -10,7 +10,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.structures.boxes import matched_pairwise_iou
 
-from ..ground_truth import canvas_masks, image_index
+from ...layers import join_boxes
+from ..ground_truth import canvas_masks
 
 
 class GroundTruth:
@@ -25,9 +26,9 @@ class GroundTruth:
 
     def __init__(self, gt_instances: Sequence[Instances], canvas: tuple, inclusive: bool = False):
         """canvas: (H, W) of the padded batch, pixels."""
-        self.boxes = torch.cat([x.gt_boxes.tensor for x in gt_instances]).float()
+        boxes, self.images = join_boxes([x.gt_boxes for x in gt_instances])
+        self.boxes = boxes.float()
         self.inclusive = inclusive
-        self.images = image_index(gt_instances, self.boxes.device)
         self.num_images = len(gt_instances)
         self.masks = canvas_masks(gt_instances, canvas)
 

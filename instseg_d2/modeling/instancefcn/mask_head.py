@@ -10,8 +10,8 @@ from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
 from torch import nn
 
 from ...errors import ConfigError
-from ...layers import assemble_boxes, conv_stack, init_normal
-from ..image_mask_head import ImageMaskHead, joined
+from ...layers import assemble_boxes, conv_stack, init_normal, join_boxes
+from ..image_mask_head import ImageMaskHead
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -92,7 +92,7 @@ class AssembleMaskHead(ImageMaskHead):
         """See `ImageMaskHead`."""
         return assemble_boxes(
             self.score_maps(self.tower(features[self.in_feature])),
-            *joined(boxes),
+            *join_boxes(boxes),
             self.grid,
             self.resolution,
             self.spatial_scale,

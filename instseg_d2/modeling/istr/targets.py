@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from detectron2.structures import Instances
 from torchvision.ops import generalized_box_iou
 
-from ..ground_truth import box_masks, crop_masks, image_index, image_masks
+from ...layers import join_boxes
+from ..ground_truth import box_masks, crop_masks, image_masks
 from ..losses.dice import pairwise_dice
 from ..matching import match_by_score
 from .embedding import DICE_EPSILON, MaskEmbedding
@@ -39,10 +40,10 @@ class Targets:
         """
         self.size = size
         self.counts = [len(x) for x in gt_instances]
-        self.boxes = torch.cat([x.gt_boxes.tensor for x in gt_instances]).float()
+        boxes, self.image = join_boxes([x.gt_boxes for x in gt_instances])
+        self.boxes = boxes.float()
         self.classes = torch.cat([x.gt_classes for x in gt_instances])
         device = self.boxes.device
-        self.image = image_index(gt_instances, device)
         sizes = [x.image_size for x in gt_instances]
         self.scale = torch.tensor([[w, h, w, h] for h, w in sizes], dtype=torch.float32, device=device)
         # Each polygon is rasterised once: at full size if it is cropped again later, else inside its box.

@@ -17,8 +17,7 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import nn
 
 from ...errors import ConfigError
-from ...layers import conv_at_rows, flatten_levels
-from ..ground_truth import image_index
+from ...layers import conv_at_rows, flatten_levels, join_boxes
 from ..losses import LTRB_LOSSES, ltrb_iou_loss, ltrb_ious, mean_over_workers
 from .fcos_head import FCOSHead, HeadOutputs, serves_roi_heads
 from .fcos_inference import DetectionLimits, detect
@@ -155,11 +154,11 @@ class FCOS(nn.Module):
         self, outputs: HeadOutputs, gt_instances: Sequence[Instances], allowed: Optional[Callable] = None
     ) -> Assignment:
         """The positive locations of a batch, where ``allowed`` agrees; see `fcos_targets.assign`."""
-        boxes = torch.cat([x.gt_boxes.tensor for x in gt_instances]).float()
+        boxes, images = join_boxes([x.gt_boxes for x in gt_instances])
         return assign(
             outputs.grid,
-            boxes,
-            image_index(gt_instances, boxes.device),
+            boxes.float(),
+            images,
             self.size_ranges,
             center_sample=self.center_sample,
             radius=self.radius,

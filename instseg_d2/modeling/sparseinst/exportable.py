@@ -4,7 +4,7 @@ from detectron2.structures import ImageList
 
 from ..exportable import Exportable
 from ..postprocessing import rescored
-from .sparseinst import class_scores
+from .inference import class_scores
 
 
 class ExportableSparseInst(Exportable):

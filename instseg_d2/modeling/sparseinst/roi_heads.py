@@ -10,51 +10,15 @@ import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.structures import BitMasks, Boxes, ImageList, Instances, ROIMasks
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
-from ..postprocessing import boxes_of_masks, resize_in_chunks
+from ..postprocessing import boxes_of_masks
 from ..proposal_free import ProposalFreeROIHeads
 from .criterion import SparseInstCriterion
 from .decoder import build_sparse_inst_decoder
 from .encoder import build_sparse_inst_encoder
-from .sparseinst import detections
-
-
-class CanvasMasks(ROIMasks):
-    """
-    Masks of the whole image in the place of masks of boxes: Detectron2's postprocessing then resizes them instead of
-    pasting them.
-    """
-
-    def __init__(self, tensor: torch.Tensor, canvas: tuple, crop: tuple, threshold: float):
-        """
-        Args:
-            tensor: (D, h, w) probabilities that cover the canvas.
-            canvas: (H, W) of the padded input; crop: (H, W) of the input without padding.
-            threshold: pixels strictly above it belong to the mask.
-        """
-        super().__init__(tensor)
-        self.canvas = canvas
-        self.crop = crop
-        self.threshold = threshold
-
-    def _like(self, tensor: torch.Tensor) -> "CanvasMasks":
-        return CanvasMasks(tensor, self.canvas, self.crop, self.threshold)
-
-    def to(self, *args, **kwargs) -> "CanvasMasks":
-        return self._like(self.tensor.to(*args, **kwargs))
-
-    def __getitem__(self, item) -> "CanvasMasks":
-        return self._like(super().__getitem__(item).tensor)
-
-    def resized(self, size: tuple) -> torch.Tensor:
-        """(D, *size) bool."""
-        return resize_in_chunks(self.tensor, self.canvas, self.crop, size, self.threshold)
-
-    def to_bitmasks(self, boxes, height: int, width: int, threshold: float = 0.5) -> BitMasks:
-        """At the output's height and width. Boxes and threshold are for masks of boxes and change nothing here."""
-        return BitMasks(self.resized((height, width)))
+from .inference import CanvasMasks, detections
 
 
 def without_pyramid(names: Sequence[str], features: dict) -> dict:
@@ -89,7 +53,7 @@ class SparseInstHeads(ProposalFreeROIHeads, nn.Module):
         Args:
             encoder, decoder, mask_stride, score_threshold, max_detections: see `SparseInst`.
             in_features: the names of the encoder's maps.
-            mask_threshold: probability above which a pixel belongs to a mask.
+            mask_threshold: pixels above this probability belong to a mask.
         """
         super().__init__()
         self.encoder = encoder

@@ -1,5 +1,7 @@
 """
-The SparseInst meta-architecture. B images, N instance slots, D detections, h x w the masks' size at stride 4.
+The SparseInst meta-architecture.
+
+N images, Q slots an image, D detections, C channels, h x w cells of the predicted masks, H x W pixels.
 """
 
 from collections.abc import Sequence
@@ -11,55 +13,12 @@ from detectron2.structures import Boxes, ImageList, Instances
 
 from ..backbone import build_backbone
 from ..meta_arch import InstanceSegmenter
-from ..postprocessing import boxes_of_masks, kept, rescored, resize_in_chunks
+from ..postprocessing import boxes_of_masks, kept, resize_in_chunks
 from .criterion import SparseInstCriterion
 from .decoder import build_sparse_inst_decoder
 from .encoder import build_sparse_inst_encoder
 from .explain import explain_image
-
-
-def class_scores(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """sqrt(class * objectness) of the decoder's predictions, float32: (B, N, K)."""
-    classes, objectness = (outputs[name].float().sigmoid() for name in ("class_logits", "objectness_logits"))
-    return (classes * objectness[..., None]).sqrt()
-
-
-def best_slots(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """The `count` slots of the highest scores (D,), in the order of the slots."""
-    return scores.topk(count).indices.sort().values
-
-
-def detections(
-    outputs: dict[str, torch.Tensor],
-    image_sizes: Sequence[tuple],
-    score_threshold: float,
-    mask_threshold: float,
-    max_detections: int,
-) -> list[Instances]:
-    """
-    The best slots of every image, from the decoder's predictions.
-
-    Args:
-        image_sizes: (H, W) without padding.
-        score_threshold: on sqrt(class * objectness), strictly above, before rescoring.
-        mask_threshold: of the rescoring.
-
-    Returns:
-        scores, pred_classes, slots (D,) and pred_masks (D, h, w), probabilities on the padded canvas.
-    """
-    results = []
-    best = class_scores(outputs).max(-1)
-    for size, score, classes, masks in zip(image_sizes, *best, outputs["mask_logits"]):
-        slots = (score > score_threshold).nonzero()[:, 0]
-        result = Instances(size)
-        result.pred_masks = masks[slots].float().sigmoid()
-        result.scores = rescored(score[slots], result.pred_masks, mask_threshold)
-        result.pred_classes = classes[slots]
-        result.slots = slots
-        if len(result) > max_detections:
-            result = result[best_slots(result.scores, max_detections)]
-        results.append(result)
-    return results
+from .inference import detections
 
 
 @META_ARCH_REGISTRY.register()
@@ -80,8 +39,8 @@ class SparseInst(InstanceSegmenter):
     ):
         """
         Args:
-            encoder: features of the backbone -> (B, C, H/8, W/8).
-            decoder: that -> class_logits, objectness_logits, mask_logits, activation_maps.
+            encoder: features of the backbone -> one map (N, C, H / 8, W / 8).
+            decoder: this map -> class_logits, objectness_logits, mask_logits, activation_maps.
             mask_stride: input pixels of a cell of the mask logits.
             score_threshold: on sqrt(class * objectness), strictly above, before rescoring.
             max_detections: the best ones kept of each image.

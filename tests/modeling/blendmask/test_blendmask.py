@@ -232,14 +232,6 @@ def test_fcis_reads_one_base_a_cell():
     assert [logits[3, 3], logits[3, 20], logits[20, 3], logits[20, 20]] == [0, 1, 2, 3]
 
 
-def test_nearest_crop_by_hand():
-    from instseg_d2.layers import crop_nearest
-
-    bases = torch.arange(16.0).view(1, 1, 4, 4)
-    crop = crop_nearest(bases, torch.tensor([[4.0, 4.0, 12.0, 12.0]]), torch.tensor([0]), 4, 0.25)
-    assert crop[0, 0].tolist() == [[5, 5, 6, 6], [5, 5, 6, 6], [9, 9, 10, 10], [9, 9, 10, 10]]
-
-
 def test_wrong_values_name_the_key():
     with pytest.raises(ValueError, match=r"BLENDMASK\.MERGING"):
         tiny_model("MODEL.BLENDMASK.MERGING", "sum")

@@ -1,0 +1,92 @@
+"""
+From the decoder's predictions to detections.
+
+N images, Q slots an image, D detections, K classes, h x w cells of the predicted masks, H x W pixels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.structures import BitMasks, Instances, ROIMasks
+
+from ..postprocessing import rescored, resize_in_chunks
+
+
+def class_scores(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """sqrt(class * objectness) of the decoder's predictions, float32: (N, Q, K)."""
+    classes, objectness = (outputs[name].float().sigmoid() for name in ("class_logits", "objectness_logits"))
+    return (classes * objectness[..., None]).sqrt()
+
+
+def best_slots(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """The ``count`` slots of the highest scores (Q,), in the order of the slots."""
+    return scores.topk(count).indices.sort().values
+
+
+def detections(
+    outputs: dict[str, torch.Tensor],
+    image_sizes: Sequence[tuple],
+    score_threshold: float,
+    mask_threshold: float,
+    max_detections: int,
+) -> list[Instances]:
+    """
+    The best slots of every image, from the decoder's predictions.
+
+    Args:
+        image_sizes: (H, W) without padding.
+        score_threshold: on sqrt(class * objectness), strictly above, before rescoring.
+        mask_threshold: of the rescoring.
+
+    Returns:
+        scores, pred_classes, slots (D,) and pred_masks (D, h, w), probabilities on the padded canvas.
+    """
+    results = []
+    best = class_scores(outputs).max(-1)
+    for size, score, classes, masks in zip(image_sizes, *best, outputs["mask_logits"]):
+        slots = (score > score_threshold).nonzero()[:, 0]
+        result = Instances(size)
+        result.pred_masks = masks[slots].float().sigmoid()
+        result.scores = rescored(score[slots], result.pred_masks, mask_threshold)
+        result.pred_classes = classes[slots]
+        result.slots = slots
+        if len(result) > max_detections:
+            result = result[best_slots(result.scores, max_detections)]
+        results.append(result)
+    return results
+
+
+class CanvasMasks(ROIMasks):
+    """
+    Masks of the whole image in the place of masks of boxes: Detectron2's postprocessing then resizes them instead of
+    pasting them.
+    """
+
+    def __init__(self, tensor: torch.Tensor, canvas: tuple, crop: tuple, threshold: float):
+        """
+        Args:
+            tensor: (D, h, w) probabilities that cover the canvas.
+            canvas: (H, W) of the padded input; crop: (H, W) of the input without padding.
+            threshold: pixels strictly above it belong to the mask.
+        """
+        super().__init__(tensor)
+        self.canvas = canvas
+        self.crop = crop
+        self.threshold = threshold
+
+    def _like(self, tensor: torch.Tensor) -> "CanvasMasks":
+        return CanvasMasks(tensor, self.canvas, self.crop, self.threshold)
+
+    def to(self, *args, **kwargs) -> "CanvasMasks":
+        return self._like(self.tensor.to(*args, **kwargs))
+
+    def __getitem__(self, item) -> "CanvasMasks":
+        return self._like(super().__getitem__(item).tensor)
+
+    def resized(self, size: tuple) -> torch.Tensor:
+        """(D, *size) bool."""
+        return resize_in_chunks(self.tensor, self.canvas, self.crop, size, self.threshold)
+
+    def to_bitmasks(self, boxes, height: int, width: int, threshold: float = 0.5) -> BitMasks:
+        """At the output's height and width. Boxes and threshold are for masks of boxes and change nothing here."""
+        return BitMasks(self.resized((height, width)))
