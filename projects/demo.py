@@ -32,7 +32,8 @@ def parse(arguments=None):
 
 
 def main(args) -> int:
-    from instseg_d2.apps.predict import find_inputs, run_demo
+    from instseg_d2.apps.inputs import find_inputs
+    from instseg_d2.apps.predict import run_demo
     from instseg_d2.engine.log import setup_logging
     from instseg_d2.errors import ConfigError
     from instseg_d2.export import ExportedPredictor
@@ -41,7 +42,7 @@ def main(args) -> int:
 
     setup_logging()
     tune_cpu()
-    find_inputs(args.input)  # a wrong path is told before the model is loaded
+    files = find_inputs(args.input)  # a wrong path is told before the model is loaded
     if args.model and (args.config_file or args.opts):
         raise ConfigError("an exported model cannot be changed by a config: leave out --config-file and KEY VALUE")
     if args.model:
@@ -50,7 +51,7 @@ def main(args) -> int:
         predictor = Predictor.from_checkpoint(args.weights, args.config_file, args.opts)
     worked = run_demo(
         predictor,
-        args.input,
+        files,
         args.output,
         score_threshold=args.score_threshold,
         max_images=args.max_images,

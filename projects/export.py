@@ -31,7 +31,7 @@ def parse(arguments=None):
 def main(args) -> int:
     import torch
 
-    from instseg_d2.apps.predict import find_inputs
+    from instseg_d2.apps.inputs import find_inputs
     from instseg_d2.config import load_config
     from instseg_d2.engine.log import setup_logging
     from instseg_d2.errors import ConfigError
@@ -47,15 +47,14 @@ def main(args) -> int:
         raise ConfigError("--dynamic leaves batch and size free: it goes without --batch and --size")
     if args.max_images < 1:
         raise ConfigError(f"--max-images must be at least 1; got {args.max_images}")
-    if args.images:
-        find_inputs(args.images)  # a wrong path is told before the model is loaded
+    files = find_inputs(args.images) if args.images else []  # a wrong path is told before the model is loaded
     opts = [*args.opts, "MODEL.DEVICE", "cpu"]
     if args.weights:
         predictor = Predictor.from_checkpoint(args.weights, args.config_file, opts)
     else:
         predictor = Predictor(load_config(args.config_file, opts), "")
     try:
-        files = find_inputs(args.images or predictor.cfg.DATASETS.TEST)
+        files = files or find_inputs(predictor.cfg.DATASETS.TEST)
     except FileNotFoundError as error:
         raise ConfigError(f"name images to check the file with (--images): {error}") from error
     if not files:

@@ -8,6 +8,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import BitMasks, Instances
 from torch import nn
 
+from instseg_d2.apps.video import write_video
 from instseg_d2.config import get_cfg
 
 CLASS_NAMES = ["red spot", "blue spot"]
@@ -89,3 +90,9 @@ def spots_image():
     image[10:30, 10:40] = (200, 0, 0)
     image[40:55, 50:70] = (0, 0, 100)
     return image
+
+
+def spots_clip(path, frames=6, size=(80, 60)):
+    """A video (path without suffix) of 12 frames a second in which the spots move; returns its path."""
+    image = cv2.resize(spots_image(), size)
+    return write_video(str(path), [np.roll(image, 2 * i, axis=1) for i in range(frames)], 12.0)

@@ -5,79 +5,45 @@ Detection on image files or a video: pictures, ``results.json`` and ``index.html
 ``category_name`` added. ``image_id`` counts the images from 1 in the order they were read, in a video its frames.
 """
 
-import glob
-import json
+import contextlib
 import logging
 import os
 import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Optional
+from typing import Optional, Union
 
 import cv2
 import numpy as np
-from detectron2.data import DatasetCatalog
+import torch
 from detectron2.structures import Instances
 from tqdm import tqdm
 
-from ..data.images import read_image
+from ..data import common_range, read_image
+from ..data.images import further_frames
 from ..errors import ConfigError
-from ..evaluation.coco import coco_results
 from ..files import write_bytes
 from ..inference.predictor import Predictor
 from ..visualization.html import write_index
 from ..visualization.overlay import draw_instances, draw_panoptic
 from ..visualization.panels import titled_grid
-from .video import read_video, write_video
+from .inputs import find_inputs, is_video
+from .results import ResultsFile, free_stem, named_results, shown_name
+from .video import Video, write_video
 
-__all__ = ["find_inputs", "run_demo"]
+__all__ = ["run_demo"]
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 JPEG_QUALITY = 90
 LOOK_AGAIN = 8  # images, to tell the best score where nothing reaches the threshold
 
 
-def is_video(path: str) -> bool:
-    return path.lower().endswith(VIDEO_SUFFIXES)
-
-
-def find_inputs(patterns: Sequence[str]) -> list[str]:
-    """
-    The files that paths, folders (their images, not those of folders inside), globs (``**`` too) and registered data
-    sets name, each once.
-
-    Raises:
-        FileNotFoundError: a name matches nothing, a folder holds no image.
-        ConfigError: a video beside other inputs.
-    """
-    files: dict[str, None] = {}
-    for pattern in patterns:
-        if os.path.isfile(pattern):
-            found = [pattern]
-        elif os.path.isdir(pattern):
-            found = [e.path for e in os.scandir(pattern) if e.is_file() and e.name.lower().endswith(IMAGE_SUFFIXES)]
-            if not found:
-                raise FileNotFoundError(f"{pattern}: no image in this folder ({', '.join(IMAGE_SUFFIXES)})")
-        elif pattern in DatasetCatalog.list():
-            found = [record["file_name"] for record in DatasetCatalog.get(pattern)]
-        else:
-            found = [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
-            if not found:
-                raise FileNotFoundError(f"{pattern}: no such file, folder or registered data set")
-        files.update(dict.fromkeys(sorted(found)))
-    if len(files) > 1 and any(map(is_video, files)):
-        raise ConfigError(f"{next(filter(is_video, files))}: a video must be the only input")
-    return list(files)
-
-
 def run_demo(
     predictor: Predictor,
-    inputs: Sequence[str],
-    output: str,
+    inputs: Union[str, os.PathLike, Sequence],
+    output: Union[str, os.PathLike],
     *,
     score_threshold: float = 0.5,
     max_images: Optional[int] = None,
@@ -86,7 +52,8 @@ def run_demo(
     """
     Detect on every input and write the pictures, ``results.json`` and ``index.html`` into ``output``.
 
-    A file that cannot be read is reported and skipped. Ctrl-C ends the run with what is done so far.
+    A file that cannot be read is named and skipped, and so is a picture that cannot be written. An interrupted run
+    keeps what it has; one that is killed keeps its results as ``results.jsonl``.
 
     Args:
         inputs: paths, folders, globs, or one video.
@@ -100,12 +67,13 @@ def run_demo(
 
     Raises:
         FileNotFoundError, ImageError, ConfigError: the inputs or arguments cannot be used.
+        OSError: the results cannot be written.
     """
     if not 0 <= score_threshold <= 1:
         raise ConfigError(f"the score threshold must be between 0 and 1; got {score_threshold}")
     if max_images is not None and max_images < 1:
         raise ConfigError(f"the number of images must be at least 1; got {max_images}")
-    files = find_inputs(inputs)[:max_images]
+    files, output = find_inputs(inputs)[:max_images], os.path.expanduser(output)
     folders = {os.path.realpath(os.path.dirname(file)) for file in files}
     if os.path.realpath(output) in folders:
         raise ConfigError(f"{output}: holds the input files, which would be overwritten; choose another output folder")
@@ -113,16 +81,23 @@ def run_demo(
         raise ConfigError(f"{output}: is a file; name a folder for the output")
     if explain and is_video(files[0]):
         raise ConfigError("only images are explained, not videos")
+    video = Video(files[0]) if is_video(files[0]) else None
     os.makedirs(output, exist_ok=True)
     run = _Run(predictor, output, score_threshold)
     try:
-        if is_video(files[0]):
-            run.video(files[0], max_images)
+        if video is not None:
+            run.video(video, files[0], max_images)
         else:
             run.images(files, explain)
     except KeyboardInterrupt:
         logger.warning("Stopped; writing what is done so far.")
-    run.finish()
+    except BaseException:
+        with contextlib.suppress(OSError):
+            run.finish()
+        raise
+    index = run.finish()
+    run.report()
+    logger.info("Written: %s", index)
     return run.done > 0
 
 
@@ -131,64 +106,84 @@ class _Run:
 
     def __init__(self, predictor: Predictor, output: str, score_threshold: float):
         self.predictor, self.output, self.score_threshold = predictor, output, score_threshold
-        self.results: list[dict] = []
+        self.results = ResultsFile(output)
         self.entries: list[dict] = []
         self.seconds: dict[str, list[float]] = {"load": [], "network": [], "draw": []}
         self.first: list[dict] = []  # records, for the best score where nothing reaches the threshold
-        self.done = self.failed = 0
+        self.done = self.failed = self.unwritten = 0
 
     def images(self, files: Sequence[str], explain: bool) -> None:
         common = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+        value_range = common_range(files, shown_name(common), self.predictor.value_range)
         taken: set[str] = set()
+        further: Counter = Counter()  # of a file: its pages and frames after the first
         for file in tqdm(files, unit="image", disable=None):
             start = time.perf_counter()
-            try:
-                image = read_image(file, "RGB")
-                record = self.predictor.preprocess(image, "RGB")
-            except (ValueError, OSError) as error:
-                self.failed += 1
-                logger.warning("skipped %s", error if str(file) in str(error) else f"{file}: {error}")
-                continue
-            loaded = time.perf_counter()
             name = os.path.relpath(os.path.abspath(file), common)
-            drawn, counts = self.detect(image, record, name, loaded - start)
-            stem = _free_stem(file, taken)
-            entry = {"name": name, "picture": f"{stem}.jpg", "counts": counts}
-            self.save(entry["picture"], drawn)
+            try:
+                image = read_image(file, "RGB", value_range=value_range)
+                record = self.predictor.preprocess(image, "RGB")
+                loaded = time.perf_counter()
+                drawn, instances = self.detect(image, record)
+            except (ValueError, OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
+                self.failed += 1
+                logger.warning(
+                    "skipped %s", error if file in str(error) else f"{file}: {str(error) or 'out of memory'}"
+                )
+                continue
+            self.seconds["load"].append(loaded - start)
+            counts = self.keep(instances, self.done, name)
+            further[file] = further_frames(file)
+            stem = free_stem(file, taken, ("", "_explain"))
+            entry = {"name": shown_name(name), "picture": f"{stem}.jpg", "counts": counts}
+            written = self.save(entry["picture"], drawn, file)
             panels = self.predictor.explain(image, channel_order="RGB") if explain else []
-            if panels:
+            if panels and self.save(f"{stem}_explain.jpg", titled_grid(panels), file):
                 entry["explain"] = f"{stem}_explain.jpg"
-                self.save(entry["explain"], titled_grid(panels))
-            self.entries.append(entry)
+            if written:
+                self.entries.append(entry)
+        further = +further
+        if further:
+            text = "The first page or frame of a file alone is looked at: %d more, in %d files, are passed over."
+            logger.info(text, sum(further.values()), len(further))
         if explain and self.entries and not any("explain" in entry for entry in self.entries):
             logger.warning("Nothing to explain: this model has no such pictures, or found no object.")
 
-    def video(self, file: str, max_frames: Optional[int]) -> None:
-        frames, count, fps = read_video(file)
+    def video(self, frames: Video, file: str, max_frames: Optional[int]) -> None:
         name = os.path.basename(file)
         counts: Counter = Counter()
 
         def drawn_frames():
+            """A frame that cannot be read is shown as the one before it, at the beginning as the one after it."""
+            drawn, waiting = None, 0
+            total = min(frames.count, max_frames or frames.count) or None
             start = time.perf_counter()
-            total = min(count, max_frames or count) or None
-            for image in tqdm(frames, total=total, unit="frame", disable=None):
-                try:
-                    record = self.predictor.preprocess(image, "RGB")
-                    drawn, in_frame = self.detect(image, record, name, time.perf_counter() - start)
-                except KeyboardInterrupt:
-                    logger.warning("Stopped; the video ends here.")
-                    return
-                counts.update(in_frame)
+            for number, image in enumerate(tqdm(frames, total=total, unit="frame", disable=None), 1):
+                if image is None:
+                    waiting += 1
+                    continue
+                record = self.predictor.preprocess(image, "RGB")
+                self.seconds["load"].append(time.perf_counter() - start)
+                before = drawn
+                drawn, instances = self.detect(image, record)
+                counts.update(self.keep(instances, number, name))
+                yield from [drawn if before is None else before] * waiting
                 yield drawn
+                waiting = 0
                 if self.done == max_frames:
                     return
                 start = time.perf_counter()
 
-        written = write_video(os.path.join(self.output, os.path.splitext(name)[0]), drawn_frames(), fps)
-        self.entries.append({"name": name, "picture": os.path.basename(written), "counts": counts, "video": True})
+        stem = os.path.join(self.output, free_stem(file, set()))
+        written = write_video(stem, drawn_frames(), frames.fps)
+        picture = os.path.basename(written)
+        self.entries.append({"name": shown_name(name), "picture": picture, "counts": counts, "video": True})
+        if frames.broken:
+            total = frames.read + frames.broken
+            logger.warning("%s: %d of %d frames could not be read.", file, frames.broken, total)
 
-    def detect(self, image: np.ndarray, record: dict, name: str, load_seconds: float):
-        """Run the network on one image; returns the drawn image and the number of objects by class name."""
+    def detect(self, image: np.ndarray, record: dict) -> tuple[np.ndarray, Instances]:
+        """Run the network on one image; returns the image with the objects drawn on it, and the objects."""
         start = time.perf_counter()
         output = self.predictor.outputs([record], self.score_threshold)[0]
         instances = output["instances"]
@@ -201,15 +196,27 @@ class _Run:
         else:
             drawn = draw_instances(image, instances, names[0])
         self.done += 1
-        self.seconds["load"].append(load_seconds)
         self.seconds["network"].append(network - start)
         self.seconds["draw"].append(time.perf_counter() - network)
-        self.results += _coco_results(instances, self.predictor, self.done, name)
-        return drawn, Counter(self.predictor.class_name(index) for index in instances.pred_classes.tolist())
+        return drawn, instances
 
-    def save(self, name: str, image_rgb: np.ndarray) -> None:
-        _, data = cv2.imencode(".jpg", image_rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        write_bytes(os.path.join(self.output, name), data.tobytes())
+    def keep(self, instances: Instances, image_id: int, name: str) -> Counter:
+        """Write the objects of an image to the results; returns their number by class name."""
+        self.results.add(named_results(instances, self.predictor, image_id, name))
+        return Counter(self.predictor.class_name(index) for index in instances.pred_classes.tolist())
+
+    def save(self, name: str, image_rgb: np.ndarray, file: str) -> bool:
+        """Write a picture of a file; False, and a warning, where that fails."""
+        try:
+            encoded, data = cv2.imencode(".jpg", image_rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+            if not encoded:
+                raise OSError("a side of a JPEG has at most 65500 pixels")
+            write_bytes(os.path.join(self.output, name), data.tobytes())
+            return True
+        except OSError as error:
+            self.unwritten += 1
+            logger.warning("the picture %s of %s cannot be written: %s", name, file, error.strerror or error)
+            return False
 
     def best_score(self) -> str:
         """What the model finds in the first images when no score is too low."""
@@ -218,39 +225,20 @@ class _Run:
         where = f" in the first {LOOK_AGAIN} images" if self.done > LOOK_AGAIN else ""
         return f"the best score{where} is {max(scores):.3f}" if scores else f"the model found nothing{where}"
 
-    def finish(self) -> None:
-        lines = ",\n".join(json.dumps(result) for result in self.results)
-        write_bytes(os.path.join(self.output, "results.json"), f"[{lines}]\n".encode())
-        index = write_index(self.output, self.entries, "Detections")
+    def finish(self) -> str:
+        """Write ``results.json`` and ``index.html``, whose path is returned."""
+        self.results.finish()
+        return write_index(self.output, self.entries, "Detections")
+
+    def report(self) -> None:
+        """Log what was done."""
         if self.done == 0:
             logger.warning("No image could be processed.")
             return
         times = ", ".join(f"{stage} {1e3 * statistics.median(s):.1f} ms" for stage, s in self.seconds.items())
         skipped = f", {self.failed} skipped" if self.failed else ""
-        logger.info("%d done%s, %d objects; medians: %s", self.done, skipped, len(self.results), times)
-        if not self.results:
+        if self.unwritten:
+            skipped += f", {self.unwritten} picture{'s' * (self.unwritten > 1)} not written"
+        logger.info("%d done%s, %d objects; medians: %s", self.done, skipped, self.results.count, times)
+        if not self.results.count:
             logger.warning("Nothing reaches the score threshold of %g: %s.", self.score_threshold, self.best_score())
-        logger.info("Written: %s", index)
-
-
-def _free_stem(file: str, taken: set[str]) -> str:
-    """The file's name without suffix, numbered where an earlier picture has it; both its pictures become taken."""
-    base = os.path.splitext(os.path.basename(file))[0]
-    stem, number = base, 1
-    while {stem.lower(), f"{stem}_explain".lower()} & taken:
-        number += 1
-        stem = f"{base}_{number}"
-    taken |= {stem.lower(), f"{stem}_explain".lower()}
-    return stem
-
-
-def _coco_results(instances: Instances, predictor: Predictor, image_id: int, name: str) -> list[dict]:
-    results = coco_results(instances, image_id)
-    for result in results:
-        index = result["category_id"]
-        result["category_id"] = predictor.category_id(index)
-        result["category_name"] = predictor.class_name(index)
-        result["bbox"] = [round(value, 3) for value in result["bbox"]]
-        result["score"] = round(result["score"], 6)
-        result["file_name"] = name
-    return results

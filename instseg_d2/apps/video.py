@@ -1,43 +1,91 @@
 """Frames of a video file in and out, with OpenCV."""
 
+import contextlib
+import logging
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
+from typing import Optional
 
 import cv2
 import numpy as np
 
 from ..errors import ImageError
 
-__all__ = ["read_video", "write_video"]
+__all__ = ["Video", "write_video"]
+
+logger = logging.getLogger(__name__)
 
 # Which encoders OpenCV has differs from build to build: the first that works is taken.
 CODECS = (("mp4v", ".mp4"), ("avc1", ".mp4"), ("MJPG", ".avi"))
+# Frames in a row that cannot be read: so many end a video before the number of frames in its header, and after it.
+MOST_BROKEN, MOST_BROKEN_AT_END = 1000, 10
 
 
-def read_video(path: str) -> tuple[Iterator[np.ndarray], int, float]:
+@contextlib.contextmanager
+def _plain_name(path: str) -> Iterator[str]:
+    """A name of the same file that OpenCV can take: it crashes on one that is no UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = os.path.join(folder, f"video{os.path.splitext(path)[1]}".encode("ascii", "ignore").decode())
+            os.symlink(os.path.abspath(path), link)
+            yield link
+    else:
+        yield path
+
+
+class Video:
     """
-    A video's frames ((H, W, 3) uint8 RGB, read as they are asked for), their number (0: unknown) and frames per second.
+    The frames of a video file, to be iterated over once: (H, W, 3) uint8 RGB, or None for one that cannot be read.
+
+    Attributes:
+        count: number of frames by the file's header; 0: unknown. Headers may be wrong.
+        fps: frames per second; 25 where the file says nothing sensible.
+        read, broken: number of frames so far that could be read, and that could not.
 
     Raises:
         ImageError: no frame can be read; the message names the file.
     """
-    capture = cv2.VideoCapture(path)
-    opened, first = capture.read()
-    if not opened:
+
+    def __init__(self, path: str):
+        self.read = self.broken = 0
+        with _plain_name(path) as name:
+            self._capture = cv2.VideoCapture(name)
+        fps, count = (self._capture.get(key) for key in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
+        self.fps = fps if math.isfinite(fps) and 0 < fps <= 1000 else 25.0
+        self.count = int(count) if math.isfinite(count) and count > 0 else 0
+        self._frames = self._read()
+        self._begin = []  # up to the first frame that can be read
+        for frame in self._frames:
+            self._begin.append(frame)
+            if frame is not None:
+                return
         raise ImageError(f"{path}: no frame of this video can be read")
-    fps = capture.get(cv2.CAP_PROP_FPS)
-    count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
 
-    def frames():
-        more, frame = True, first
-        while more:
-            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            more, frame = capture.read()
-        capture.release()
+    def _read(self) -> Iterator[Optional[np.ndarray]]:
+        in_a_row = 0
+        while True:
+            found, frame = self._capture.read()
+            if found:
+                self.broken += in_a_row
+                yield from [None] * in_a_row
+                in_a_row = 0
+                self.read += 1
+                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                continue
+            in_a_row += 1
+            inside = self.read + self.broken + in_a_row < self.count
+            if in_a_row >= (MOST_BROKEN if inside else MOST_BROKEN_AT_END):
+                break
+        self._capture.release()
+        self.broken = max(self.broken, self.count - self.read)  # with those that are missing at the end
 
-    fps = fps if math.isfinite(fps) and 0 < fps <= 1000 else 25.0
-    return frames(), int(count) if math.isfinite(count) and count > 0 else 0, fps
+    def __iter__(self) -> Iterator[Optional[np.ndarray]]:
+        yield from self._begin
+        yield from self._frames
 
 
 def _readable(path: str) -> bool:
@@ -60,13 +108,15 @@ def _working_codec(stem: str, fps: float, size: tuple[int, int]) -> tuple[str, s
     raise ImageError(f"{stem}: this OpenCV cannot write videos of {size[0]} x {size[1]} pixels")
 
 
-def write_video(stem: str, frames_rgb: Iterable[np.ndarray], fps: float) -> str:
+def write_video(stem, frames_rgb: Iterable[np.ndarray], fps: float) -> str:
     """
     Write the frames as ``stem.mp4``, or ``stem.avi`` where OpenCV has no MPEG-4 encoder.
 
+    Ctrl-C, or another error of ``frames_rgb``, ends the video there; what is written by then is kept.
+
     Args:
         stem: path without suffix.
-        frames_rgb: at least one (H, W, 3) uint8 RGB frame, all of one size.
+        frames_rgb: at least one (H, W, 3) uint8 RGB frame; they get the size of the first.
 
     Returns:
         The path written.
@@ -74,7 +124,13 @@ def write_video(stem: str, frames_rgb: Iterable[np.ndarray], fps: float) -> str:
     Raises:
         ImageError: no frame, no encoder works for this size, or the written file cannot be read back.
     """
-    frames = iter(frames_rgb)
+    folder, name = os.path.split(os.fspath(stem))
+    with _plain_name(folder or ".") as plain:
+        written = _write(os.path.join(plain, name), iter(frames_rgb), fps)
+    return os.path.join(folder, os.path.basename(written))
+
+
+def _write(stem: str, frames: Iterator[np.ndarray], fps: float) -> str:
     frame = next(frames, None)
     if frame is None:
         raise ImageError(f"{stem}: a video needs at least one frame")
@@ -84,14 +140,18 @@ def write_video(stem: str, frames_rgb: Iterable[np.ndarray], fps: float) -> str:
     writer = cv2.VideoWriter(temporary, cv2.VideoWriter_fourcc(*codec), fps, size)
     try:
         while frame is not None:
+            frame = frame if frame.shape[1::-1] == size else cv2.resize(frame, size)  # others would be dropped
             writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
             frame = next(frames, None)
-        writer.release()
-        if not _readable(temporary):
-            raise ImageError(f"{stem}{suffix}: the video could not be written (is there space left?)")
-        os.replace(temporary, stem + suffix)
+    except KeyboardInterrupt:
+        logger.warning("Stopped; the video ends here.")
     finally:
         writer.release()
-        if os.path.exists(temporary):
+        whole = _readable(temporary)
+        if whole:
+            os.replace(temporary, stem + suffix)
+        elif os.path.exists(temporary):
             os.remove(temporary)
+    if not whole:
+        raise ImageError(f"{stem}{suffix}: the video could not be written (is there space left?)")
     return stem + suffix

@@ -62,7 +62,7 @@ def _is_deep_color(image: Image.Image) -> bool:
     if image.mode[0] in "IF" or not image.tile:
         return False
     arguments = image.tile[0][3]
-    raw_mode = arguments if isinstance(arguments, str) else arguments[0]
+    raw_mode = arguments[0] if isinstance(arguments, tuple) else arguments
     return ";16" in str(raw_mode) or arguments == ("RGB", 65535)
 
 

@@ -15,9 +15,8 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from instseg_d2.apps.predict import find_inputs
-from instseg_d2.apps.video import read_video, write_video
-from tests.bright_spots import CLASS_NAMES, save_checkpoint, spots_config, spots_image
+from instseg_d2.apps.video import Video
+from tests.bright_spots import CLASS_NAMES, save_checkpoint, spots_clip, spots_config, spots_image
 from tests.tiny import tiny_config
 
 SCRIPT = Path(__file__).resolve().parents[2] / "projects" / "demo.py"
@@ -163,35 +162,30 @@ def test_nothing_readable_is_exit_status_1(demo, folder, weights, tmp_path, caps
     assert "No image could be processed" in "".join(capsys.readouterr())
 
 
-def _clip(path, frames=6, size=(80, 60)):
-    image = cv2.resize(spots_image(), size)
-    return write_video(str(path), [np.roll(image, 2 * i, axis=1) for i in range(frames)], 12.0)
-
-
 def test_video_in_video_out(demo, weights, tmp_path):
-    clip, out = _clip(tmp_path / "clip"), tmp_path / "out"
-    assert demo.run(["--weights", weights, "--input", clip, "--output", str(out), "--score-threshold", "0.2"]) == 0
-    written = out / os.path.basename(clip)
+    path, out = spots_clip(tmp_path / "clip"), tmp_path / "out"
+    assert demo.run(["--weights", weights, "--input", path, "--output", str(out), "--score-threshold", "0.2"]) == 0
+    written = out / os.path.basename(path)
     assert sorted(os.listdir(out)) == sorted([written.name, "index.html", "results.json"])
-    frames, count, fps = read_video(str(written))
-    frames = list(frames)
-    assert len(frames) == count == 6
-    assert fps == pytest.approx(12)
-    original = list(read_video(clip)[0])
+    video = Video(str(written))
+    frames = list(video)
+    assert len(frames) == video.count == video.read == 6
+    assert video.fps == pytest.approx(12)
+    original = list(Video(path))
     for index in (0, 5):
         difference = np.abs(frames[index].astype(int) - original[index]).max(axis=2)
         assert difference[14:26, 14 + 2 * index : 36 + 2 * index].mean() > 40
     results = _results(out)
     assert {r["image_id"] for r in results} == set(range(1, 7))
-    assert {r["file_name"] for r in results} == {os.path.basename(clip)}
+    assert {r["file_name"] for r in results} == {os.path.basename(path)}
     assert "<video" in (out / "index.html").read_text()
 
 
 def test_video_limits_and_interruption(demo, weights, tmp_path, monkeypatch):
-    clip, out = _clip(tmp_path / "clip"), tmp_path / "out"
-    arguments = ["--weights", weights, "--input", clip, "--output", str(out)]
+    path, out = spots_clip(tmp_path / "clip"), tmp_path / "out"
+    arguments = ["--weights", weights, "--input", path, "--output", str(out)]
     assert demo.run([*arguments, "--max-images", "2"]) == 0
-    assert len(list(read_video(str(out / os.path.basename(clip)))[0])) == 2
+    assert len(list(Video(str(out / os.path.basename(path))))) == 2
 
     from instseg_d2.apps import predict as engine
 
@@ -205,40 +199,8 @@ def test_video_limits_and_interruption(demo, weights, tmp_path, monkeypatch):
 
     monkeypatch.setattr(engine, "draw_instances", interrupted)
     assert demo.run(arguments) == 0
-    assert len(list(read_video(str(out / os.path.basename(clip)))[0])) == 3
+    assert len(list(Video(str(out / os.path.basename(path))))) == 3
     assert not list(out.glob("*.part*"))
-
-
-def test_odd_sizes_and_unreadable_videos(tmp_path):
-    frames = list(read_video(_clip(tmp_path / "odd", 2, (81, 61)))[0])
-    assert len(frames) == 2
-    assert abs(frames[0].shape[0] - 61) <= 1
-    (tmp_path / "no.mp4").write_bytes(b"no video")
-    with pytest.raises(ValueError, match=r"no\.mp4: no frame"):
-        read_video(str(tmp_path / "no.mp4"))
-    with pytest.raises(ValueError, match="at least one frame"):
-        write_video(str(tmp_path / "none"), [], 10)
-
-
-def test_first_codec_that_works_is_taken(tmp_path, monkeypatch):
-    from instseg_d2.apps import video
-
-    monkeypatch.setattr(video, "CODECS", (("????", ".mp4"), ("MJPG", ".avi")))
-    assert _clip(tmp_path / "clip").endswith("clip.avi")
-    assert os.listdir(tmp_path) == ["clip.avi"]
-    monkeypatch.setattr(video, "CODECS", (("????", ".mp4"),))
-    with pytest.raises(ValueError, match="cannot write videos of 80 x 60"):
-        _clip(tmp_path / "other")
-
-
-def test_find_inputs(folder):
-    files = find_inputs([str(folder)])
-    assert [os.path.basename(file) for file in files] == ["black.jpg", "broken.jpg", "spots.png", "turned.png"]
-    assert find_inputs([str(folder / "turned.png"), str(folder / "*.png")]) == [files[3], files[2]]
-    assert find_inputs([str(folder.parent / "**" / "*.jpg")]) == files[:2]
-    bracket = folder / "a[1].png"
-    bracket.write_bytes(b"")
-    assert find_inputs([str(bracket)]) == [str(bracket)]
 
 
 @pytest.mark.parametrize(
@@ -265,12 +227,12 @@ def test_wrong_arguments_are_one_line_and_exit_status_2(demo, folder, weights, t
 
 def test_folder_without_images_and_video_beside_images(demo, folder, weights, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    clip = _clip(tmp_path / "clip")
+    path = spots_clip(tmp_path / "clip")
     common = ["--weights", weights, "--output", str(tmp_path / "out")]
     for words, message in (
         (["--input", str(tmp_path / "empty")], "no image in this folder"),
-        (["--input", clip, str(folder)], "a video must be the only input"),
-        (["--input", clip, "--explain"], "only images are explained"),
+        (["--input", path, str(folder)], "a video must be the only input"),
+        (["--input", path, "--explain"], "only images are explained"),
     ):
         assert demo.run([*common, *words]) == 2
         assert message in capsys.readouterr().err

@@ -1,0 +1,96 @@
+"""Which files a command is meant to look at."""
+
+import glob
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import Union
+
+from detectron2.data import DatasetCatalog
+
+from ..data.images import HEIC_SUFFIXES, image_suffixes
+from ..errors import ConfigError
+
+__all__ = ["find_inputs", "is_video"]
+
+logger = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = (
+    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov",
+    ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".rm", ".ts", ".vob", ".webm", ".wmv", ".y4m",
+)  # fmt: skip
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def is_video(name: str) -> bool:
+    """True if a file has the suffix of a video."""
+    return _suffix(name) in VIDEO_SUFFIXES
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _images_in(folder: str) -> list[str]:
+    """The images of a folder; what else it holds, hidden files aside, is said in one line."""
+    found, others, suffixes = [], Counter(), set()
+    for entry in os.scandir(folder):
+        suffix = _suffix(entry.name)
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            others["folder"] += 1
+        elif suffix in VIDEO_SUFFIXES:
+            others["video"] += 1
+        elif suffix in image_suffixes() and entry.is_file():
+            found.append(entry.path)
+        elif suffix in HEIC_SUFFIXES:
+            others["HEIC image"] += 1
+        else:
+            others["other file"] += 1
+            suffixes.add(suffix or "no suffix")
+    notes = {"folder": "**/* looks into them", "video": "name it", "HEIC image": "pip install pillow-heif"}
+    notes["other file"] = ", ".join(sorted(suffixes)[:5]) + (", ..." if len(suffixes) > 5 else "")
+    rest = ", ".join(f"{_counted(others[kind], kind)} ({notes[kind]})" for kind in notes if others[kind])
+    if not found:
+        raise FileNotFoundError(f"{folder}: no image in this folder{f' but {rest}' if rest else ''}")
+    if rest:
+        logger.info("%s: %s; passed over: %s.", folder, _counted(len(found), "image"), rest)
+    return found
+
+
+def find_inputs(patterns: Union[str, os.PathLike, Sequence]) -> list[str]:
+    """
+    The files that paths, folders (their images, not those of folders inside), globs (``**`` too) and registered data
+    sets name, each once.
+
+    Args:
+        patterns: one or several, text or paths.
+
+    Raises:
+        FileNotFoundError: a name matches nothing, a folder holds no image.
+        ConfigError: a video beside other inputs.
+    """
+    if isinstance(patterns, (str, os.PathLike)):
+        patterns = [patterns]
+    files: dict[str, None] = {}
+    for pattern in map(os.fspath, patterns):
+        path = os.path.expanduser(pattern)
+        if os.path.isfile(path):
+            found = [path]
+        elif os.path.isdir(path):
+            found = _images_in(path)
+        elif pattern in DatasetCatalog.list():
+            found = [os.fspath(record["file_name"]) for record in DatasetCatalog.get(pattern)]
+        else:
+            found = [name for name in glob.glob(path, recursive=True) if os.path.isfile(name)]
+            if not found:
+                raise FileNotFoundError(f"{pattern}: no such file, folder or registered data set")
+        files.update(dict.fromkeys(sorted(found)))
+    if len(files) > 1 and any(map(is_video, files)):
+        raise ConfigError(f"{next(filter(is_video, files))}: a video must be the only input")
+    return list(files)
