@@ -1,4 +1,8 @@
-"""Deformable convolutions by torchvision, under the parameter names of Detectron2's compiled ones."""
+"""
+Deformable convolutions of torchvision, with the parameter names of Detectron2's compiled ones.
+
+N images, h x w cells of the input, h' x w' cells of the output.
+"""
 
 import torch
 from detectron2.layers import CNNBlockBase, Conv2d
@@ -32,19 +36,19 @@ class DeformConv(nn.Module):
         self.norm = norm
 
     def forward(self, x: torch.Tensor, offset_mask: torch.Tensor) -> torch.Tensor:
-        """x (N, C_in, H, W), offset_mask (N, 18 or 27 times groups, H', W') -> (N, C_out, H', W')."""
+        """x (N, C_in, h, w), offset_mask (N, 18 or 27 times groups, h', w') -> (N, C_out, h', w')."""
         mask = None
         if self.modulated:
             split = offset_mask.shape[1] // 3 * 2
             offset_mask, mask = offset_mask[:, :split], offset_mask[:, split:].sigmoid()
-        # torchvision computes in one type, and autocast on the CPU does not know it: the weight's, float32.
+        # torchvision wants one type, and autocast on the CPU does not provide it: the weight's, float32.
         x, offset, mask = (None if t is None else t.to(self.weight.dtype) for t in (x, offset_mask, mask))
         x = deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.dilation, self.dilation, mask=mask)
         return x if self.norm is None else self.norm(x)
 
 
 def offset_conv(conv: nn.Conv2d, modulated: bool, groups: int) -> nn.Module:
-    """The 3x3 convolution, all zero at the start, that predicts the ``offset_mask`` of a deformable ``conv``."""
+    """The 3x3 convolution, at first all zero, that predicts the ``offset_mask`` of a deformable ``conv``."""
     offset = Conv2d(
         conv.in_channels,
         (27 if modulated else 18) * groups,
@@ -60,7 +64,7 @@ def offset_conv(conv: nn.Conv2d, modulated: bool, groups: int) -> nn.Module:
 
 class SelfOffsetDeformConv(DeformConv):
     """
-    A 3x3 convolution made deformable that predicts its own offsets; it takes the convolution's place.
+    A deformable form of a 3x3 convolution that predicts its own offsets.
 
     Args:
         conv: whose weight, bias, stride and dilation to use.
@@ -72,7 +76,7 @@ class SelfOffsetDeformConv(DeformConv):
         self.offset = offset_conv(conv, modulated, groups)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (N, C_in, H, W) -> (N, C_out, H', W')."""
+        """x (N, C_in, h, w) -> (N, C_out, h', w')."""
         return super().forward(x, self.offset(x))
 
 

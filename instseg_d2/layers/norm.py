@@ -18,7 +18,7 @@ def get_norm(name: Optional[str], channels: int) -> Optional[nn.Module]:
     Args:
         name: one of Detectron2's names (BN, SyncBN, FrozenBN, GN, LN, naiveSyncBN), NaiveGN (AdelaiDet's name of
             the same formula as GN), or "", "none", None for no layer.
-        channels: C of the (N, C, H, W) input.
+        channels: C of the input (N, C, h, w).
 
     Raises:
         ConfigError: the name is unknown.

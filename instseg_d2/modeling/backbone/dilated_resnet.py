@@ -10,11 +10,12 @@ from .resnet import build_resnet
 
 def _dilate(stage: nn.Module, dilation: int) -> int:
     """
-    Take the strides out of a stage of residual blocks and dilate what follows them, in place (the hole algorithm): at
-    every position it computes what the strided stage computes at its own.
+    Replace the strides of a stage of residual blocks by dilation, in place (the hole algorithm).
+
+    The stage then computes at every position what it computed at every second one.
 
     Args:
-        dilation: of the stage's input; the returned one is of its output.
+        dilation: of the stage's input; that of its output is returned.
     """
     for block in stage:
         block.stride = 1
@@ -34,8 +35,8 @@ def _dilate(stage: nn.Module, dilation: int) -> int:
 @BACKBONE_REGISTRY.register()
 def build_dilated_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
     """
-    Detectron2's ResNet of any depth with its weights' names, but no stage has a stride above
-    MODEL.RESNETS.OUTPUT_STRIDE: later stages are dilated instead.
+    Detectron2's ResNet of any depth, with the same parameter names. No stage has a stride above
+    MODEL.RESNETS.OUTPUT_STRIDE; later stages are dilated instead.
 
     Raises:
         ConfigError: an OUTPUT_STRIDE other than 4, 8, 16 or 32, or keys that do not go with it.
@@ -53,6 +54,6 @@ def build_dilated_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
     for number, stage in enumerate(plain.stages):
         if 4 * 2**number > limit:
             dilation = _dilate(stage, dilation)
-    # Built anew from its parts, the network counts its strides again.
+    # A new network of the same parts counts its strides again.
     stages = [list(stage) for stage in plain.stages]
     return ResNet(plain.stem, stages, out_features=cfg.MODEL.RESNETS.OUT_FEATURES)

@@ -1,4 +1,8 @@
-"""FPN with the extra levels of FCOS: P6 and P7 come from P5, or those above another last level from that."""
+"""
+FPN with the extra levels of FCOS: P6 and P7 from P5, or the levels above another last one.
+
+N images, C channels, h x w cells of a map, H x W pixels.
+"""
 
 from collections.abc import Iterable
 
@@ -17,8 +21,8 @@ class HalvingConv(nn.Conv2d):
     """
     3x3 convolution of stride 2 and padding 1.
 
-    In a map of one column only the middle column of the kernel counts, and only that is computed: of the other two
-    oneDNN (3.10) leaves the bfloat16 gradient as it finds the memory.
+    In a map of one column only the middle column of the kernel counts, so only that is computed: oneDNN (3.10) leaves
+    the bfloat16 gradient of the other two uninitialised.
     """
 
     def __init__(self, channels: int):
@@ -26,14 +30,14 @@ class HalvingConv(nn.Conv2d):
         weight_init.c2_xavier_fill(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C, ceil(H/2), ceil(W/2))."""
+        """(N, C, h, w) -> (N, C, ceil(h / 2), ceil(w / 2))."""
         if x.shape[-1] > 1:
             return super().forward(x)
         return F.conv2d(x, self.weight[..., 1:2], self.bias, stride=2, padding=(1, 0))
 
 
 class LastLevelP6(nn.Module):
-    """One convolution from P5, or another last level ``in_feature``, to the next one."""
+    """One convolution from P5, or another last level ``in_feature``, to the next level."""
 
     num_levels = 1
 
@@ -43,7 +47,7 @@ class LastLevelP6(nn.Module):
         self.p6 = HalvingConv(channels)
 
     def forward(self, p5: torch.Tensor) -> list:
-        """p5 (N, C, H, W) -> [(N, C, ceil(H/2), ceil(W/2))]."""
+        """p5 (N, C, h, w) -> [(N, C, ceil(h / 2), ceil(w / 2))]."""
         return [self.p6(p5)]
 
 
@@ -57,7 +61,7 @@ class LastLevelP6P7(LastLevelP6):
         self.p7 = HalvingConv(channels)
 
     def forward(self, p5: torch.Tensor) -> list:
-        """p5 (N, C, H, W) -> two maps, each of half the size of the one before."""
+        """p5 (N, C, h, w) -> two maps, each half the size of the one before."""
         p6 = self.p6(p5)
         return [p6, self.p7(F.relu(p6))]
 
@@ -66,7 +70,7 @@ class FPNWithBottomUp(FPN):
     """Detectron2's FPN that also returns the maps of its bottom-up network (res3, ..., under their own names)."""
 
     def forward(self, x: torch.Tensor) -> dict:
-        """x (N, C, H, W) -> name -> (N, C, H/stride, W/stride)."""
+        """x (N, 3, H, W) -> name -> (N, C, H / stride, W / stride)."""
         captured = {}
         hook = self.bottom_up.register_forward_hook(lambda module, inputs, maps: captured.update(maps))
         try:
@@ -104,11 +108,11 @@ def build_fcos_fpn(cfg, bottom_up) -> FPN:
 
 def freeze_unread_levels(backbone: nn.Module, names: Iterable[str]) -> None:
     """
-    Freeze what only serves other levels of an FPN than these: distributed training wants a gradient of all that is
-    trained. Any other backbone stays as it is.
+    Freeze the parts of an FPN that only serve other levels, since distributed training wants a gradient for every
+    trained parameter. Any other backbone stays as it is.
 
     Args:
-        names: of the maps that are read; those that are no levels of the pyramid (res3) do not count.
+        names: of the maps that are read. Names that are no levels of the pyramid (res3) do not count.
     """
     read = sorted(int(name[1:]) for name in names if name.startswith("p"))
     if not isinstance(backbone, FPN) or not read:
@@ -118,7 +122,7 @@ def freeze_unread_levels(backbone: nn.Module, names: Iterable[str]) -> None:
         unread = [f"fpn_output{level}"] * (level not in read) + [f"fpn_lateral{level}"] * (level < read[0])
         for part in unread:
             getattr(backbone, part, nn.Identity()).requires_grad_(False)
-    if backbone.top_block is not None:  # its layers are called p6 and p7, whatever they come from
+    if backbone.top_block is not None:  # its layers are called p6 and p7 above any level
         for level, layer in zip(levels[-backbone.top_block.num_levels :], backbone.top_block.children()):
             if level > read[-1]:
                 layer.requires_grad_(False)

@@ -10,8 +10,8 @@ from ...layers import make_block_deformable
 
 def build_resnet(cfg, input_shape: ShapeSpec) -> ResNet:
     """
-    Detectron2's ResNet from MODEL.RESNETS; where DEFORM_ON_PER_STAGE says so, the blocks whose index within their
-    stage is a multiple of DEFORM_INTERVAL become deformable.
+    Detectron2's ResNet from MODEL.RESNETS. In the stages of DEFORM_ON_PER_STAGE the blocks whose index is a multiple of
+    DEFORM_INTERVAL are deformable.
 
     Raises:
         ConfigError: a key asks for what is not supported.

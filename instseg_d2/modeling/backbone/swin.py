@@ -1,4 +1,4 @@
-"""Swin Transformers of timm as backbones of detectors. N images, C channels of a map."""
+"""Swin Transformers of timm as backbones of detectors. N images, C channels of a map, H x W pixels."""
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -12,8 +12,8 @@ from .timm import TimmBackbone, strides_of
 
 class SwinBackbone(TimmBackbone):
     """
-    A Swin Transformer (Liu et al., arXiv 2103.14030) for images of any size, with a LayerNorm after every stage that is
-    taken out, as its authors' detectors have it.
+    A Swin Transformer (Liu et al., arXiv 2103.14030) for images of any size, with a LayerNorm after every stage whose
+    map is used, as in its authors' detectors.
 
     Args:
         strides: feature name -> stride in input pixels.

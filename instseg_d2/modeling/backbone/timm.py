@@ -1,4 +1,4 @@
-"""Any network of timm as a backbone. N images, C channels of a map."""
+"""Any network of timm as a backbone. N images, C channels of a map, H x W pixels."""
 
 import difflib
 import re
@@ -61,14 +61,14 @@ def _stage_indices(timm, name: str, strides: Sequence[int], arguments: dict) -> 
 
 class TimmBackbone(Backbone):
     """
-    Maps of a network of timm, each under a name of one's own.
+    Maps of a network of timm, under names that the caller gives.
 
     Parameters are named ``net.`` and what they are called in timm's ``features_only`` model.
 
     Args:
         name: of the network, as timm knows it.
-        strides: feature name -> stride in input pixels. Of several maps of one stride the last is meant.
-        norm: FrozenBN; BN or empty for the network's own. Batch norms alone are concerned.
+        strides: feature name -> stride in input pixels. Of several maps of a stride the last one is taken.
+        norm: FrozenBN; BN or empty for the network's own. Only batch norms are changed.
         pretrained: with timm's weights (it downloads them).
         freeze_at: the layers up to the last map of stride 2 ** freeze_at are not trained; 0: all are.
         arguments: of timm's ``create_model``.
@@ -126,7 +126,7 @@ class TimmBackbone(Backbone):
             self.net[name] = freeze_norms(self.net[name]).requires_grad_(False)
 
     def fold(self) -> None:
-        """For inference alone: batch norms become part of the convolutions before them."""
+        """For inference only: batch norms become part of the convolutions before them."""
         fold_norms(self.net)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:

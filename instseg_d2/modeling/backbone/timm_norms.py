@@ -17,7 +17,7 @@ class FrozenBatchNormAct2d(FrozenBatchNorm2d):
         self.act = norm.act
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W), same type out."""
+        """(N, C, h, w) -> (N, C, h, w) of the same type."""
         return self.act(self.drop(super().forward(x)))
 
 

@@ -1,6 +1,7 @@
 """
-The InstanceFCN meta-architecture: segments at several scales, optionally with classes. N images, D segments, m mask
-size.
+The InstanceFCN meta-architecture: segments at several scales, optionally with classes.
+
+N images, D segments, m mask size, H x W pixels.
 """
 
 from collections.abc import Sequence
@@ -27,8 +28,8 @@ class InstanceFCN(InstanceSegmenter):
     """
     Class-agnostic segment proposals (InstanceFCN, arXiv 1603.08678); with ROI heads, classified segments.
 
-    Training looks at the image as it comes. Inference looks at it at every test scale and keeps the best segments of
-    all of them; all are of class 0, "object", unless ROI heads classify them.
+    Training takes an image at one scale. Inference takes it at every test scale and keeps the best segments of all
+    scales. Unless ROI heads classify them, all are of class 0, "object".
     """
 
     @configurable
@@ -45,9 +46,9 @@ class InstanceFCN(InstanceSegmenter):
         """
         Args:
             proposal_generator: the `InstanceFCN` of proposal_generator.py.
-            scales: shorter sides at which an image is looked at, pixels; max_size: limit of the longer side.
+            scales: shorter sides of an image in inference, pixels; max_size: limit of the longer side.
             roi_heads: a `SegmentROIHeads`, or None.
-            classifier_scale: the one of the scales whose features the ROI heads get.
+            classifier_scale: the scale whose features the ROI heads get.
             kwargs: of `InstanceSegmenter`.
 
         Raises:
@@ -99,7 +100,7 @@ class InstanceFCN(InstanceSegmenter):
         return losses
 
     def at_scale(self, images: ImageList, scale: int) -> ImageList:
-        """The images resized, antialiased, to a shorter side of ``scale`` pixels, padded as the backbone wants."""
+        """The images resized, antialiased, to a shorter side of ``scale`` pixels, and padded for the backbone."""
         resized = []
         for image, (height, width) in zip(images.tensor, images.image_sizes):
             size = ResizeShortestEdge.get_output_shape(height, width, scale, self.max_size)
@@ -110,14 +111,14 @@ class InstanceFCN(InstanceSegmenter):
         )
 
     def look(self, images: ImageList):
-        """At every scale: (scale, the resized images, their features, their score maps and objectness)."""
+        """For every scale: the scale, the resized images, their features, and their score maps and objectness."""
         for scale in self.scales:
             resized = self.at_scale(images, scale)
             features = self.backbone(resized.tensor)
             yield scale, resized, features, self.proposal_generator.outputs(features)
 
     def _detect(self, images: ImageList):
-        """What `infer` returns, and for each scale (image sizes, score maps)."""
+        """The best segments of each image, and (image sizes, score maps) of each scale."""
         found, maps = [[] for _ in images.image_sizes], []
         for index, (scale, resized, features, outputs) in enumerate(self.look(images)):
             maps.append((resized.image_sizes, outputs[0]))
@@ -143,7 +144,7 @@ class InstanceFCN(InstanceSegmenter):
         return [{"instances": x} for x in self._detect(images)[0]]
 
     def _classify(self, segments: Sequence[Instances], images: ImageList, features) -> list[Instances]:
-        """The segments with classes, from features of images at one scale."""
+        """The segments with classes, which features of images at one scale decide."""
         proposals = []
         for x, size in zip(segments, images.image_sizes):
             x = in_pixels_of(x, size)

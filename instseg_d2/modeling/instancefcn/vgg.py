@@ -1,4 +1,4 @@
-"""VGG-16 with a stride of 8, as InstanceFCN uses it. N images, C channels, H x W pixels."""
+"""VGG-16 with a stride of 8, as InstanceFCN uses it. N images, C channels, h x w cells of a map, H x W pixels."""
 
 from collections.abc import Sequence
 
@@ -15,10 +15,10 @@ STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 
 
 class ShiftedMaxPool(nn.Module):
-    """A 2x2 max pool of stride 1 that keeps the size: what the pool of stride 2 computes, at every position."""
+    """A 2x2 max pool of stride 1 that keeps the size; the pool of stride 2 has every second of its values."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (N, C, H, W), at least 0 (after a ReLU) -> (N, C, H, W)."""
+        """x (N, C, h, w), at least 0 (after a ReLU) -> (N, C, h, w)."""
         return F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 2, stride=1)
 
 

@@ -1,4 +1,4 @@
-"""Whole-image masks. D masks, H x W pixels."""
+"""Whole-image masks. N images, D masks, h x w cells of a predicted mask, H x W pixels."""
 
 import math
 
@@ -6,25 +6,25 @@ import cv2
 import torch
 import torch.nn.functional as F
 
-# Float pixels that exist at a time: 16 Mi are 64 MiB.
+# How many float pixels exist at a time: 16 Mi are 64 MiB.
 CHUNK_PIXELS = 1 << 24
 
 
 def rescored(scores: torch.Tensor, masks: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Scores (..., N) times the mean probability inside the masks (..., N, h, w) above the threshold; 0 if empty."""
+    """Scores (..., D) times the mean probability of their masks (..., D, h, w) above the threshold; 0 if none is."""
     inside = (masks > threshold).to(masks.dtype)
     return scores * (masks * inside).sum((-2, -1)) / (inside.sum((-2, -1)) + 1e-6)
 
 
 def boxes_of_masks(masks: torch.Tensor) -> torch.Tensor:
     """
-    Tight boxes of boolean masks (D, H, W): (D, 4) float32 x1, y1, x2, y2, the last two one beyond the last pixel;
-    zeros for an empty mask.
+    Tight boxes of boolean masks (D, H, W): (D, 4) float32 x1, y1, x2, y2; x2 and y2 are one more than the last pixel's.
+    Zeros for an empty mask.
     """
     height, width = masks.shape[-2:]
     if len(masks) == 0:
         return torch.zeros((0, 4), device=masks.device)
-    pixels = masks.view(torch.uint8)  # whose maximum is several times faster than `any` of bool
+    pixels = masks.view(torch.uint8)  # the maximum of bytes is several times faster than `any` of bool
     rows, columns = pixels.amax(2).bool(), pixels.amax(1).bool()
 
     def span(hits: torch.Tensor, size: int):
@@ -45,9 +45,9 @@ def resized(masks: torch.Tensor, canvas: tuple, crop: tuple, size: tuple) -> tor
 
 def resize_in_chunks(masks: torch.Tensor, canvas: tuple, crop: tuple, size: tuple, threshold: float) -> torch.Tensor:
     """
-    Probabilities -> boolean masks: bilinear to the padded canvas, cropped, bilinear to the output size, compared.
+    Probabilities -> boolean masks: bilinear to the padded canvas, cropped, bilinear to the output size, thresholded.
 
-    On a CPU only the part of each mask around its cells above the threshold is resized: no pixel outside can pass it.
+    On a CPU only the part around a mask's cells above the threshold is resized: no other pixel can pass the threshold.
 
     Args:
         masks: (D, h, w) probabilities that cover the canvas.
@@ -55,7 +55,7 @@ def resize_in_chunks(masks: torch.Tensor, canvas: tuple, crop: tuple, size: tupl
         threshold: pixels strictly above it are True.
 
     Returns:
-        (D, *size) bool. Only a bounded number of float pixels exists at a time.
+        (D, *size) bool. Never more than a bounded number of float pixels exists.
     """
     results = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
     scale = canvas[0] // masks.shape[-2]
@@ -79,7 +79,7 @@ def _resize_part(result: torch.Tensor, mask: torch.Tensor, box, scale: int, crop
 
     Args:
         box: x1, y1, x2, y2 of the cells above the threshold. A pixel above it lies between two cells of which one is
-            above, and its own neighbours count in the second resize: two more cells on every side are enough.
+            above, and the second resize reads the pixel's neighbours. So two more cells on every side are enough.
         scale: from cells to input pixels.
     """
     x1, y1 = max(box[0] - 2, 0), max(box[1] - 2, 0)
@@ -98,10 +98,10 @@ def _resize_part(result: torch.Tensor, mask: torch.Tensor, box, scale: int, crop
 
 def _resample(part: torch.Tensor, start: int, source: int, target: int, dim: int):
     """
-    Bilinear resampling of one axis from `source` to `target` pixels, of the part that begins at pixel `start` alone.
+    Bilinear resampling of one axis from ``source`` to ``target`` pixels, for the part that begins at pixel ``start``.
 
     Returns:
-        the resampled part and the target pixel it begins at.
+        the resampled part and the target pixel that it begins at.
     """
     ratio = source / target
     stop = start + part.shape[dim]

@@ -1,4 +1,4 @@
-"""Masks as COCO's run lengths: a few hundred bytes each, whatever the image. D masks, H x W pixels."""
+"""Masks as COCO's run lengths, a few hundred bytes each for images of any size. D masks, H x W pixels."""
 
 from collections.abc import Sequence
 from typing import Union
@@ -12,7 +12,7 @@ from .masks import boxes_of_masks
 
 def run_lengths(mask: np.ndarray, x: int, y: int, size: tuple) -> list[int]:
     """
-    Run lengths down the columns, background first, of an image that is empty but for a part.
+    Run lengths down the columns, background first, of an image that is empty outside a part.
 
     Args:
         mask: (h, w) bool, the part; x, y: its first column and row in the image.
@@ -21,7 +21,7 @@ def run_lengths(mask: np.ndarray, x: int, y: int, size: tuple) -> list[int]:
     height, width = size
     columns = np.zeros((mask.shape[1], mask.shape[0] + 2), dtype=bool)
     columns[:, 1:-1] = mask.T
-    column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])  # alternately where a run of pixels begins and ends
+    column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])  # where runs of pixels begin and end, in turn
     changes = (column + x) * height + row + y
     if mask.shape[0] == height:  # a run may go on at the top of the next column
         joined = np.flatnonzero(changes[1:-1:2] == changes[2::2])
@@ -47,7 +47,7 @@ class RunLengthMasks:
 
     @classmethod
     def encode(cls, masks: torch.Tensor) -> "RunLengthMasks":
-        """Of boolean masks (D, H, W): the same codes as pycocotools gives, from the pixels inside their boxes alone."""
+        """Of boolean masks (D, H, W). The codes are pycocotools' own, made from the pixels inside the boxes only."""
         size = tuple(masks.shape[-2:])
         boxes = boxes_of_masks(masks).int().tolist()
         masks = masks.cpu().numpy()
@@ -69,10 +69,10 @@ class RunLengthMasks:
         return RunLengthMasks([self.codes[i] for i in np.atleast_1d(chosen)], self.size)
 
     def to(self, *args, **kwargs) -> "RunLengthMasks":
-        """Itself: run lengths are on no device."""
+        """The same: run lengths are on no device."""
         return self
 
     @staticmethod
     def cat(parts: Sequence["RunLengthMasks"]) -> "RunLengthMasks":
-        """The masks of all parts, one after the other; of at least one part."""
+        """The masks of all parts, of which there is at least one, in order."""
         return RunLengthMasks([code for part in parts for code in part.codes], parts[0].size)

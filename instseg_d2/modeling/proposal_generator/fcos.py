@@ -1,7 +1,8 @@
 """
 FCOS (Tian et al., arXiv 1904.01355 and its improved version): a box for every location, no anchors.
 
-N images, M objects, R rows over levels, images and cells (see layers/locations.py), P positive rows, D detections.
+N images, M objects of the batch, D detections, K classes, C channels, X rows (see layers/locations.py), P positive or
+picked rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,10 +28,10 @@ from .fcos_targets import Assignment, assign
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class FCOS(nn.Module):
     """
-    FCOS as a proposal generator, and as the detector under methods that add a top layer.
+    FCOS as a proposal generator, and as the detector in methods that add a top layer.
 
-    `forward` follows Detectron2's contract; methods call `head`, `match`, `losses`, `detect` and
-    `top_features` one by one.
+    `forward` follows Detectron2's contract. Methods call `outputs`, `match`, `losses`, `detect` and `top_features`
+    instead.
     """
 
     @configurable
@@ -61,15 +62,17 @@ class FCOS(nn.Module):
             head: an `FCOSHead`.
             in_features: names of the backbone's maps, finest first.
             size_bounds: upper ends of the levels' ranges of max(l, t, r, b), pixels; the last level has none.
-            radius: of the centre region, strides.
+            center_sample: positive locations lie in a region at the box's centre, else anywhere in the box.
+            radius: of that region, strides.
             class_normalizer: "fg" (positives), "moving_fg" (their moving average) or "all" (locations).
             box_loss: "giou", "iou" or "linear_iou".
             box_quality: "ctrness" or "iou".
             yield_proposals: return proposals in training too.
-            yield_box_features: proposals carry ``box_features`` (D, C), the box tower at their location.
-            inclusive: x2, y2 of the ground-truth boxes are their last pixels (see also `DetectionLimits`).
+            yield_box_features: proposals get ``box_features`` (D, C), the box tower at their location.
+            inclusive: x2 and y2 of the ground-truth boxes are their last pixels (see also `DetectionLimits`).
             hull_epsilon: added to the area of GIoU's hull.
-            least_quality: lowest divisor of the box loss, which is the mean over workers of the summed centerness.
+            least_quality: lower limit of the box loss's divisor, which is the centerness, summed and averaged over
+                workers.
         """
         super().__init__()
         _check("MODEL.FCOS.LOSS_NORMALIZER_CLS", class_normalizer, ("fg", "moving_fg", "all"))
@@ -153,7 +156,7 @@ class FCOS(nn.Module):
     def match(
         self, outputs: HeadOutputs, gt_instances: Sequence[Instances], allowed: Optional[Callable] = None
     ) -> Assignment:
-        """The positive locations of a batch, where ``allowed`` agrees; see `fcos_targets.assign`."""
+        """The positive locations of a batch; ``allowed`` is a further condition, see `fcos_targets.assign`."""
         boxes, images = join_boxes([x.gt_boxes for x in gt_instances])
         return assign(
             outputs.grid,
@@ -172,7 +175,7 @@ class FCOS(nn.Module):
 
         Returns:
             losses: loss_fcos_cls, loss_fcos_loc and loss_fcos_ctr (or loss_fcos_iou), scalars.
-            weights: (P,) weight of each positive location in the box loss, for losses of top layers.
+            weights: (P,) weights of the positive locations in the box loss; losses of top layers use them too.
             normalizer: scalar that divides the weighted sums.
         """
         rows = positives.rows
@@ -215,14 +218,14 @@ class FCOS(nn.Module):
         The best boxes of every image.
 
         Returns:
-            one Instances an image with pred_boxes (D, input pixels), scores (D,), pred_classes (D,) and rows (D,),
-            sorted by score; the limits say whether boxes are clipped and scores rooted.
+            one Instances an image with pred_boxes (D, input pixels), scores (D,), pred_classes (D,) and rows (D,), best
+            first; the limits decide whether boxes are clipped and scores are square roots.
         """
         limits = self.limits_train if self.training else self.limits_test
         return detect(outputs, image_sizes, limits)
 
     def top_features(self, outputs: HeadOutputs, rows: torch.Tensor, top_layer: nn.Conv2d) -> torch.Tensor:
-        """A 3x3 convolution of the box tower at picked rows (P,) alone -> (P, top_layer.out_channels)."""
+        """A 3x3 convolution of the box tower, only at picked rows (P,): (P, top_layer.out_channels)."""
         return conv_at_rows(flatten_levels(outputs.box_tower), outputs.grid, rows, top_layer.weight, top_layer.bias)
 
     def forward(
