@@ -52,6 +52,7 @@ class Video:
 
     def __init__(self, path: str):
         self.read = self.broken = 0
+        path = os.fspath(path)
         with _plain_name(path) as name:
             self._capture = cv2.VideoCapture(name)
         fps, count = (self._capture.get(key) for key in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import functools
 import operator
+import os
 import re
 
 import yaml
@@ -169,6 +170,7 @@ def merge_overrides(cfg: CfgNode, opts) -> None:
     Raises:
         ConfigError: a key or value does not fit (it names the nearest key), or an option stands among them.
     """
+    opts = [os.fspath(word) if isinstance(word, os.PathLike) else word for word in opts]
     late = next((word for word in opts if str(word).startswith("--")), None)
     if late is not None:
         raise ConfigError(f"{late} stands among the config overrides; give it before the first KEY VALUE.")

@@ -181,7 +181,7 @@ class Predictor(ImagePredictor):
             self.cfg.MODEL.DEVICE = "cpu"
         self.input_format = self.cfg.INPUT.FORMAT
         self.value_range = checked_range(self.cfg.INPUT.get("VALUE_RANGE", ()))
-        weights = self.cfg.MODEL.WEIGHTS if weights is None else weights
+        weights = os.fspath(self.cfg.MODEL.WEIGHTS if weights is None else weights)
         if weights and "TIMM" in self.cfg.MODEL:
             self.cfg.MODEL.TIMM.PRETRAINED = False  # the checkpoint has the backbone
         self.model = build(self.cfg).eval()
@@ -221,6 +221,7 @@ class Predictor(ImagePredictor):
         Raises:
             ConfigError: neither has a config, or it does not fit this version.
         """
+        path = os.fspath(path)
         information = _checkpoint_info(path)
         text = information.get("cfg")
         if not config_file and text is None:

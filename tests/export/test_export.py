@@ -122,8 +122,8 @@ def predictor(weights):
 @pytest.fixture(scope="module", params=FORMATS)
 def dynamic(request, predictor, files, tmp_path_factory):
     """A file of free batch and size, loaded, and what its gate found."""
-    path = str(tmp_path_factory.mktemp("dynamic") / f"model.{request.param}")
-    parity = export_verified(predictor, path, request.param, files, dynamic=True)
+    path = tmp_path_factory.mktemp("dynamic") / f"model.{request.param}"  # not as text, and neither are the images
+    parity = export_verified(predictor, path, request.param, list(map(Path, files)), dynamic=True)
     return path, ExportedPredictor(path, trust=True), parity
 
 
