@@ -1,5 +1,5 @@
 """
-Inference as a function of tensors alone. B images, N instance slots, K classes, h x w the masks' size.
+Inference as a function of tensors. N images, Q slots an image, K classes, h x w cells of a mask, H x W pixels.
 """
 
 import torch
@@ -14,11 +14,11 @@ __all__ = ["Exportable"]
 
 class Exportable(nn.Module):
     """
-    A model whose inference, from raw pixels to masks of the wanted size, is one graph; base of what methods export.
+    A model whose inference, from raw pixels to masks of the wanted size, is one graph. Base of what methods export.
 
-    The numbers are those of ``model(batched_inputs)``, but the outputs have a fixed size: all N slots, in their order.
-    A slot whose class score does not pass the model's threshold, or is no number, gets the score 0, as an empty mask
-    does. The caller drops these and keeps the ``max_detections`` best.
+    The numbers are those of ``model(batched_inputs)``, but the outputs have a fixed size: all Q slots, in their order.
+    A slot whose class score is NaN or does not pass the model's threshold gets the score 0, and so does an empty mask.
+    The caller drops these and keeps the ``max_detections`` best.
 
     Subclasses write ``slots``.
 
@@ -36,7 +36,7 @@ class Exportable(nn.Module):
         What the model predicts in preprocessed images.
 
         Returns:
-            class scores (B, N, K) float32; scores (B, N) of a detection of the best class; masks (B, N, h, w),
+            class scores (N, Q, K) float32; scores (N, Q) of a detection of the best class; masks (N, Q, h, w),
             probabilities on the padded canvas.
         """
         raise NotImplementedError
@@ -44,17 +44,17 @@ class Exportable(nn.Module):
     def forward(self, images: torch.Tensor, image_size: torch.Tensor, output_size: torch.Tensor):
         """
         Args:
-            images: (B, 3, H, W) uint8 or float, RGB, 0-255, not normalised; any height and width: they are padded
-                here to what the model needs.
-            image_size: (2,) int64, the rows and columns of every image that are picture, from the top left corner; the
-                rest is padding whose values do not matter.
+            images: (N, 3, H, W) uint8 or float, RGB, 0-255, not normalised, of any height and width; they are padded
+                here as the model needs it.
+            image_size: (2,) int64, how many rows and columns of every image, from the top left corner, are picture. The
+                rest is padding, whose values do not matter.
             output_size: (2,) int64, height and width of the wanted masks.
 
         Returns:
-            scores (B, N) float32, or 0; labels (B, N) int64, the best classes; masks (B, N, *output_size) bool.
+            scores (N, Q) float32; labels (N, Q) int64, the best classes; masks (N, Q, *output_size) bool.
         """
         model = self.model
-        # Of positive numbers: ONNX's integer division rounds to zero, not down.
+        # Positive numbers only: ONNX's integer division rounds to zero, not down.
         unit = max(1, model.size_divisibility)
         canvas = tuple((side + unit - 1) // unit * unit for side in images.shape[-2:])
         class_scores, found, masks = self.slots(ImageList(self._prepared(images, image_size, canvas), []))
@@ -70,7 +70,7 @@ class Exportable(nn.Module):
         return scores, labels, resized(masks, canvas, crop, size) > model.mask_threshold
 
     def _prepared(self, images: torch.Tensor, image_size: torch.Tensor, canvas: tuple) -> torch.Tensor:
-        """Normalised, with zeros beyond the picture, (B, 3, *canvas)."""
+        """Normalised images with zeros outside the picture: (N, 3, *canvas)."""
         x = images.float() if self.model.input_format == "RGB" else images.float().flip(1)
         height, width = images.shape[-2:]
         rows = torch.arange(height, device=x.device) < image_size[0]

@@ -1,6 +1,6 @@
 """Pictures: detections and annotations on images, maps in colour, titled grids, a page of results."""
 
-from .ground_truth import draw_annotations
+from .annotations import draw_annotations
 from .html import write_index
 from .overlay import class_name, draw_instances, draw_panoptic, instance_color
 from .panels import colorize, overlay_heatmap, titled_grid

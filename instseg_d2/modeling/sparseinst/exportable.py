@@ -1,4 +1,4 @@
-"""SparseInst as a function of tensors alone."""
+"""SparseInst as a function of tensors."""
 
 from detectron2.structures import ImageList
 
