@@ -4,63 +4,114 @@ import argparse
 import json
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Optional
 
 from tabulate import tabulate
 
 from .console import run_script
-from .data.coco_report import NOTE, class_differences, examine, shared_pictures
+from .data.coco_check import Report, examine
+from .data.faults import ERROR, KEPT, NOTE, WARNING, Finding
+from .data.units import READINGS
 from .errors import DatasetError
 from .files import write_bytes
 
-HEADERS = ("what", "how many", "first", "in a clean copy")
+HEADERS = ("what", "how many", "first", "training", "clean copy")
+READING_HELP = "; ".join(f"{name}: {meaning}" for name, meaning in READINGS.items())
 
 
 def parse(arguments: Optional[Sequence[str]] = None):
     parser = argparse.ArgumentParser(
         prog="python -m instseg_d2.check_data",
-        description="Find missing, corrupt and repeated images, wrong ids, boxes, masks and areas of COCO files.",
+        description="Find missing, corrupt and repeated images and wrong ids, boxes, masks, areas and units.",
         epilog="Exit status: 0 nothing to mend, 1 faults, 2 a file that cannot be read at all or written.",
     )
     parser.add_argument(
         "files", nargs="+", metavar="JSON IMAGES", help="annotation file and image folder; more pairs: other splits"
     )
     parser.add_argument("--fix", action="store_true", help="write a clean copy NAME.clean.json beside each file")
+    parser.add_argument(
+        "--assume",
+        nargs="+",
+        default=[],
+        choices=[*READINGS, "nothing"],
+        metavar="READING",
+        help=f"what the coordinates are, for --fix to convert ({READING_HELP}; nothing: they are right as they are)",
+    )
     args = parser.parse_args(arguments)
     if len(args.files) % 2:
         parser.error("give an image folder after every annotation file: JSON IMAGES [JSON IMAGES ...]")
     return args
 
 
+def class_differences(reports: dict[str, Report]) -> list[Finding]:
+    """What the categories of the files differ in: training takes classes by the order of their ids."""
+    (first, base), *others = reports.items()
+    findings = []
+    for file, report in others:
+        wrong = [
+            f"id {i} is {base.categories.get(i, 'nothing')} in {first}, {report.categories.get(i, 'nothing')} in {file}"
+            for i in {**base.categories, **report.categories}
+            if base.categories.get(i) != report.categories.get(i)
+        ]
+        if wrong:
+            findings.append(Finding("categories: other than in the first file", len(wrong), wrong[0], ERROR, KEPT))
+    return findings
+
+
+def shared_pictures(reports: dict[str, Report]) -> list[Finding]:
+    """Pictures that are in more than one file, where results on one say nothing about the other."""
+    files = defaultdict(list)
+    for file, report in reports.items():
+        for digest, name in report.pictures.items():
+            files[digest].append(f"{name} of {file}")
+    shared = [" and ".join(names) for names in files.values() if len(names) > 1]
+    return [Finding("images: the same picture in two files", len(shared), shared[0], WARNING, KEPT)] if shared else []
+
+
+def _write_clean(file: str, report: Report) -> int:
+    """Write the clean copy of a file, unless somebody has to decide first; the exit status."""
+    path = f"{os.path.splitext(file)[0]}.clean.json"
+    if report.readings:
+        readings = " ".join(report.readings)
+        sys.stdout.write(f"no clean copy of {file}: add --assume {readings}, or --assume nothing to leave them\n")
+        return 1
+    if not report.content["annotations"]:
+        sys.stdout.write(f"no clean copy of {file}: no annotation would be left\n")
+        return 1
+    try:
+        write_bytes(path, json.dumps(report.content).encode())
+    except OSError as error:
+        sys.stderr.write(f"{path} cannot be written ({error.strerror or error}).\n")
+        return 2
+    sys.stdout.write(f"wrote {path}\n")
+    return 0
+
+
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Print one table a file and one of what the files share; the exit status."""
     args = parse(arguments)
     pairs = dict(zip(args.files[::2], args.files[1::2]))
+    progress = sys.stderr.isatty()
     try:
-        reports = {file: examine(file, images, progress=sys.stderr.isatty()) for file, images in pairs.items()}
+        reports = {file: examine(file, images, assume=args.assume, progress=progress) for file, images in pairs.items()}
     except DatasetError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    between = [*class_differences(reports), *shared_pictures(reports)]
     tables = {f"{file}: {report.summary}": report.findings for file, report in reports.items()}
     if len(reports) > 1:
-        tables[f"between the {len(reports)} files"] = between
+        tables[f"between the {len(reports)} files"] = [*class_differences(reports), *shared_pictures(reports)]
     for title, findings in tables.items():
         rows = [
-            (*row[:2], row.first if len(row.first) <= 60 else row.first[:57] + "...", row.remedy) for row in findings
+            (row.what, row.count, row.first if len(row.first) <= 60 else row.first[:57] + "...", *row[3:])
+            for row in findings
         ]
         sys.stdout.write(f"{title}\n{tabulate(rows, HEADERS) if rows else 'nothing found'}\n\n")
+    status = int(any(row.severity != NOTE for findings in tables.values() for row in findings))
     if args.fix:
-        for file, report in reports.items():
-            path = f"{os.path.splitext(file)[0]}.clean.json"
-            try:
-                write_bytes(path, json.dumps(report.content).encode())
-            except OSError as error:
-                sys.stderr.write(f"{path} cannot be written ({error.strerror or error}).\n")
-                return 2
-            sys.stdout.write(f"wrote {path}\n")
-    return int(any(row.remedy != NOTE for findings in tables.values() for row in findings))
+        status = max(status, *(_write_clean(file, report) for file, report in reports.items()))
+    return status
 
 
 if __name__ == "__main__":

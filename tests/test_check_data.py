@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from instseg_d2.check_data import main
-from instseg_d2.data.coco_check import check_coco
-from instseg_d2.data.coco_report import examine
+from instseg_d2.data.coco_check import examine
 from instseg_d2.data.shapes.instances import make_shapes
 
 SQUARE = [[10, 10, 30, 10, 30, 30, 10, 30]]
@@ -23,6 +22,13 @@ def image(folder, name, size=(64, 48), color=0):
 
 def faults_of(report):
     return {row.what: (row.count, row.remedy) for row in report.findings}
+
+
+def training_content(json_file, images):
+    """What training reads; it must have nothing to say about the file but notes and warnings."""
+    report = examine(json_file, images, clean=False)
+    assert {row.severity for row in report.findings} <= {"note", "warning"}
+    return report.content
 
 
 @pytest.fixture
@@ -77,7 +83,7 @@ def faulty(folder):
     ]
     for number, annotation in enumerate(objects):
         annotation["id"] = number
-    categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}, {"id": 2, "name": "c"}, {"id": "x", "name": "d"}]
+    categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}, {"id": 2, "name": "c"}, {"id": None, "name": "d"}]
     return {"images": listed, "annotations": objects, "categories": categories}
 
 
@@ -86,9 +92,9 @@ def test_every_fault_is_found_and_mended(folder, capsys):
     report = examine(json_file, images)
     assert faults_of(report) == {
         "categories: id that another one has": (1, "dropped"),
-        "categories: id that is no integer": (1, "dropped"),
-        "categories: name that another one has": (1, "look"),
-        "categories: no object": (1, "note"),
+        "categories: id that is neither number nor text": (1, "dropped"),
+        "categories: name that another one has": (1, "kept"),
+        "categories: no object, so neither trained on nor evaluated": (1, "kept"),
         "images: id that another one has": (1, "dropped"),
         "images: no id": (1, "dropped"),
         "images: file of another size than listed": (1, "dropped"),
@@ -96,15 +102,15 @@ def test_every_fault_is_found_and_mended(folder, capsys):
         "images: missing file": (1, "dropped"),
         "images: file listed twice": (1, "repaired"),
         "images: no width and height": (1, "repaired"),
-        "images: same picture under two names": (1, "note"),
-        "images: no object": (1, "note"),
+        "images: same picture under two names": (1, "kept"),
+        "images: no object": (1, "kept"),
         "annotations: no image_id": (1, "dropped"),
         "annotations: object annotated twice": (1, "dropped"),
         "annotations: area that the mask does not have": (1, "repaired"),
         "annotations: box that the mask does not have": (1, "repaired"),
         "annotations: polygon with under 3 points": (1, "dropped"),
         "annotations: polygon outside the image": (1, "dropped"),
-        "annotations: polygon partly outside the image": (1, "note"),
+        "annotations: polygon partly outside the image": (1, "kept"),
         "annotations: RLE of another size than the image": (1, "dropped"),
         "annotations: unknown category": (1, "dropped"),
         "annotations: unknown image": (1, "dropped"),
@@ -126,8 +132,8 @@ def test_every_fault_is_found_and_mended(folder, capsys):
     assert triangle["area"] == 28  # pixels below the diagonal of 8 x 8
     assert square["bbox"] == [1, 1, 8, 8]
     assert main([clean, images]) == 1  # two categories of one name are left to look at
-    assert {row.remedy for row in examine(clean, images).findings} == {"look", "note"}
-    assert check_coco(clean, images)[1] is False
+    assert {row.severity for row in examine(clean, images).findings} == {"warning", "note"}
+    assert training_content(clean, images) == content
 
 
 BROKEN = {"size": [48, 64], "counts": [5, 5]}
@@ -155,13 +161,13 @@ def with_object(folder, masks=True, categories=(), **values):
 def cleaned(json_file, images):
     """Faults; the clean copy, in which nothing is left to mend."""
     report = examine(json_file, images)
-    assert main([json_file, images, "--fix"]) == int(any(row.remedy != "note" for row in report.findings))
+    assert main([json_file, images, "--fix"]) == int(any(row.severity != "note" for row in report.findings))
     clean = json_file.replace(".json", ".clean.json")
     content = json.loads(Path(clean).read_text())
-    assert {row.remedy for row in examine(clean, images).findings} <= {"note"}
+    assert {row.severity for row in examine(clean, images).findings} <= {"note"}
     assert main([clean, images, "--fix"]) == 0
     assert json.loads(Path(clean.replace(".json", ".clean.json")).read_text()) == content
-    assert check_coco(clean, images) == (content, False)
+    assert training_content(clean, images) == content
     return faults_of(report), content
 
 
@@ -264,7 +270,7 @@ def test_names_that_are_no_text(folder):
     assert faults == {
         "categories: name that is no text": (2, "dropped"),
         "categories: name that is a number": (1, "repaired"),
-        "categories: no object": (1, "note"),
+        "categories: no object, so neither trained on nor evaluated": (1, "kept"),
         "images: file_name that is no text": (3, "dropped"),
     }
     assert content["categories"] == [{"id": 1, "name": "a"}, {"id": 4, "name": "7"}]
@@ -334,11 +340,11 @@ def test_values_of_more_than_eight_bits_and_further_pages(tmp_path, capsys):
     json_file.write_text(json.dumps(content))
     found = {row.what: row for row in examine(str(json_file), str(tmp_path / "images")).findings}
     deep = found["images: more than 8 bits"]
-    assert (deep.count, deep.first, deep.remedy) == (6, "values 0 to 65535 become 0 to 255", "note")
+    assert (deep.count, deep.first, deep.severity) == (6, "values 0 to 65535 become 0 to 255", "note")
     pages = found["images: further pages or frames, which are not read"]
     assert (pages.count, pages.first) == (1, content["images"][2]["file_name"])
     odd = found["images: values far from the range of the others"]
-    assert (odd.count, odd.remedy) == (1, "look")
+    assert (odd.count, odd.severity) == (1, "warning")
     assert odd.first.startswith(content["images"][5]["file_name"])
     assert main([str(json_file), str(tmp_path / "images")]) == 1
     assert "values 0 to 65535 become 0 to 255" in capsys.readouterr().out

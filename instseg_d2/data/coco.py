@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -12,19 +13,59 @@ from detectron2.data.datasets import load_coco_json
 
 from ..errors import DatasetError
 from ..files import cache_folder, write_json
-from .coco_check import check_coco
+from .coco_check import Report, examine
+from .coco_file import own_ids
+from .faults import DROPPED, ERROR, NOTE, REPAIRED, WARNING, listed
 
 __all__ = ["DatasetError", "check_same_classes", "class_names", "register_coco", "register_from_environment"]
 
 logger = logging.getLogger(__name__)
 
 
+def _tell(report: Report, json_file: str, image_root: str) -> None:
+    """
+    Say what training does about the faults of a file: a warning for what it drops, one for what it uses as it is, a
+    line for the rest.
+
+    Raises:
+        DatasetError: the file cannot be used.
+    """
+    errors, drops, warnings, rest = (
+        [row for row in report.findings if row.severity in kinds]
+        for kinds in ((ERROR,), (DROPPED,), (WARNING,), (NOTE, REPAIRED))
+    )
+    command = f"python -m instseg_d2.check_data {json_file} {image_root} --fix"
+    if report.readings:
+        command += f" --assume {' '.join(report.readings)}"
+    if errors:
+        remedy = f" ({command} writes a copy that can be used)" if report.content["annotations"] else ""
+        raise DatasetError(f"{json_file}: {listed([*errors, *drops])}{remedy}.")
+    if drops:
+        count = sum(row.count for row in drops)
+        logger.warning(f"{json_file}: {count} of {report.annotations} annotations are dropped; {listed(drops)}.")
+    if warnings:
+        logger.warning(f"{json_file} is used as it is, with {listed(warnings)} ({command} writes a mended copy).")
+    if rest:
+        logger.info(f"{json_file}: {listed(rest)}.")
+
+
+def _tell_apart(categories: list) -> bool:
+    """Give categories of one name their ids as well, in place, so that the results of none hide another's."""
+    names = Counter(category["name"] for category in categories)
+    for category in categories:
+        if names[category["name"]] > 1:
+            category["name"] = f"{category['name']} ({category['id']})"
+    return len(names) < len(categories)
+
+
 class CocoSource:
     """
     The loader that the catalog calls: checks the file, then reads it with Detectron2's ``load_coco_json``.
 
-    Where the check dropped or filled in something, a corrected copy in the cache folder is read instead and becomes
-    the ``json_file`` of the metadata, so that training and COCOeval see the same annotations.
+    Where the check dropped, filled in or renamed something, a corrected copy in the cache folder is read instead and
+    becomes the ``json_file`` of the metadata, so that training and COCOeval see the same annotations. Ids that are no
+    integers of 64 bits become our own in it; the metadata's ``original_ids`` {"images": {our id: theirs},
+    "categories": ...} have them, for what is written.
     """
 
     def __init__(self, name: str, json_file: str, image_root: str, prepare=None):
@@ -33,33 +74,40 @@ class CocoSource:
         self.image_root = os.path.abspath(os.path.expanduser(image_root))
 
         self._prepare = prepare
-        self._checked = (None, None)  # state of the file, path to read
+        self._checked = (None, None, {})  # state of the file, path to read, original ids
 
-    def _checked_file(self) -> str:
-        """The file itself when it is sound, else its corrected copy; checked once for each state of the file."""
+    def _checked_file(self) -> tuple:
+        """
+        The file itself when it is sound, else its corrected copy, and the original ids; checked once for each state
+        of the file.
+        """
         state = None
         if os.path.isfile(self.json_file):
             status = os.stat(self.json_file)
             state = (status.st_size, status.st_mtime_ns)
             if self._checked[0] == state and os.path.isfile(self._checked[1]):
-                return self._checked[1]
-        content, changed = check_coco(self.json_file, self.image_root)
+                return self._checked[1:]
+        report = examine(self.json_file, self.image_root, clean=False)
+        _tell(report, self.json_file, self.image_root)
+        renamed, originals = _tell_apart(report.content["categories"]), own_ids(report.content)
         path = self.json_file
-        if changed:
+        if renamed or originals or any(row.severity in (DROPPED, REPAIRED) for row in report.findings):
             digest = hashlib.sha1(repr((self.json_file, self.image_root, state)).encode()).hexdigest()[:16]
             path = str(cache_folder("checked", f"{Path(self.json_file).stem}-{digest}.json"))
-            write_json(path, content)
-        self._checked = (state, path)
-        return path
+            write_json(path, report.content)
+        self._checked = (state, path, originals)
+        return path, originals
 
     def __call__(self) -> list:
         if self._prepare is not None:
             self._prepare()
-        checked = self._checked_file()
+        checked, originals = self._checked_file()
         metadata = MetadataCatalog.get(self.name)
-        if metadata.json_file != checked:
-            del metadata.json_file  # Detectron2's metadata refuse another value
-            metadata.json_file = checked
+        for key, value in (("json_file", checked), ("original_ids", originals)):
+            if metadata.get(key) != value:
+                if key in metadata.as_dict():
+                    delattr(metadata, key)  # Detectron2's metadata refuse another value
+                metadata.set(**{key: value})
         return load_coco_json(checked, self.image_root, self.name)
 
 
@@ -67,7 +115,7 @@ def register_coco(name: str, json_file: str, image_root: str, prepare=None) -> N
     """
     Register a COCO instances file under ``name``; nothing is read before the first ``DatasetCatalog.get(name)``.
 
-    Loading raises DatasetError with one sentence for a missing or faulty file (see ``coco_check.check_coco``).
+    Loading raises DatasetError with one sentence for a missing or faulty file (see `examine`).
     Metadata: evaluator_type "coco", json_file, image_root; loading adds thing_classes and may replace json_file by a
     corrected copy. A name that this function registered before is registered anew.
 
@@ -180,7 +228,8 @@ def class_information(dataset_name: str) -> dict:
     ids = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")
     information = {"class_names": names}
     if ids:
-        information["category_ids"] = [int(dataset_id) for dataset_id in sorted(ids, key=ids.get)]
+        originals = MetadataCatalog.get(dataset_name).get("original_ids", {}).get("categories", {})
+        information["category_ids"] = [originals.get(i, i) for i in sorted(ids, key=ids.get)]
     stuff_names = MetadataCatalog.get(dataset_name).get("stuff_classes")
     if stuff_names:
         information["stuff_names"] = list(stuff_names)

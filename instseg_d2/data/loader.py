@@ -17,7 +17,7 @@ from .presence import loading
 from .samples import BatchIndices, TestSamples, TrainingSamples
 from .value_range import common_range
 
-__all__ = ["TrainLoader", "build_test_loader", "build_train_loader"]
+__all__ = ["TestLoader", "TrainLoader", "build_test_loader", "build_train_loader"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,9 +103,15 @@ class TrainLoader:
 
 
 class TestLoader:
-    """One pass over the images of this process in batches of one; an unreadable image raises ImageError."""
+    """
+    One pass over the images of this process in batches of one.
+
+    Attributes:
+        leave_out: pass over images that cannot be read, with a warning, instead of raising ImageError.
+    """
 
     __test__ = False  # not a test class
+    leave_out = False
 
     def __init__(self, samples: TestSamples, num_workers: int):
         self._loader = _torch_loader(samples, num_workers, sampler=InferenceSampler(len(samples)))
@@ -116,9 +122,13 @@ class TestLoader:
     def __iter__(self):
         for batch in _drawn(self._loader):
             for _, error in batch:
-                if error is not None:
+                if error is not None and not self.leave_out:
                     raise ImageError(error)
-            yield [sample for sample, _ in batch]
+                if error is not None:
+                    logger.warning(f"left out of the evaluation: {error}")
+            samples = [sample for sample, error in batch if error is None]
+            if samples:
+                yield samples
 
 
 def _dataset_dicts(names, filter_empty: bool) -> list:

@@ -2,15 +2,22 @@
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
+from multiprocessing.pool import ThreadPool
 
-from detectron2.data import DatasetCatalog
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..errors import DatasetError
+from ..errors import DatasetError, ImageError
 from .coco import require_registered
+from .images import image_size, read_image
+from .missing import near_misses, told
 
 __all__ = ["check_images", "loading"]
+
+logger = logging.getLogger(__name__)
 
 
 def _builtin_hint(file) -> str:
@@ -50,19 +57,72 @@ def _missing(files: list[str]) -> list[str]:
     return missing
 
 
-def check_images(name: str, *, training: bool, filter_empty: bool = False) -> list[str]:
+def _header_fault(record: dict):
+    """Why an image cannot be read, as far as its header tells; None if it can."""
+    file, size = str(record["file_name"]), (record.get("width"), record.get("height"))
+    try:
+        if image_size(file) == size or None in size:
+            return None
+        height, width = read_image(file, size=size).shape[:2]
+    except ImageError as error:
+        return str(error)
+    return None if (width, height) == size else f"{file} has {width} x {height} pixels, not {size[0]} x {size[1]}"
+
+
+def _check_headers(name: str, records: list[dict], leave_out: bool) -> None:
+    with ThreadPool(8) as pool:
+        faults = [fault for fault in pool.map(_header_fault, records) if fault]
+    if not faults:
+        return
+    found = f"{len(faults)} of {len(records)} images of {name} cannot be read, the first: {faults[0].rstrip('.')}"
+    if len(faults) == len(records) or not leave_out:
+        raise DatasetError(f"{found}.")
+    logger.warning(f"{found}; the evaluation leaves them out, with their objects.")
+
+
+def _relative(files: list[str], name: str) -> tuple[list[str], str]:
+    """Files as names in the image folder of a data set, and that folder."""
+    root = MetadataCatalog.get(name).get("image_root") or os.path.dirname(files[0])
+    start = os.path.join(root, "")
+    return [file[len(start) :] if file.startswith(start) else file for file in files], root
+
+
+def _check_objects(name: str, records: list[dict]) -> None:
+    """Raise DatasetError unless there is an object to learn from."""
+    annotations = [x for record in records for x in record.get("annotations", ())]
+    if "annotations" in records[0] and all(x.get("iscrowd", 0) for x in annotations):
+        what = f"all {len(annotations)} are crowds (iscrowd 1)" if annotations else "there are no annotations"
+        raise DatasetError(f"the training set {name} has no object to learn from: {what}.")
+
+
+def _check_ids(name: str, records: list[dict]) -> None:
+    """NumPy must keep the ids as they are, or the evaluation loses objects; those of `register_coco` are."""
+    categories = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id", {})
+    for what, ids in (("image", {x["image_id"] for x in records if "image_id" in x}), ("category", set(categories))):
+        if set(np.unique(list(ids)).tolist()) != ids:
+            raise DatasetError(
+                f"the {what} ids of {name} are neither integers of 64 bits nor all texts, so that its evaluation would "
+                "lose objects: register it with instseg_d2.data.register_coco."
+            )
+
+
+def check_images(name: str, *, training: bool, filter_empty: bool = False, leave_out: bool = False) -> list[str]:
     """
-    Load a data set and look for its image files.
+    Load a data set, look for its image files and, for testing, read their headers, which takes a fraction of a
+    millisecond an image on a local disk.
 
     Args:
         training: up to max(1, 1 %) may be missing, as many as the training loader skips; else none may.
         filter_empty: images without objects are not read.
+        leave_out: test images whose header cannot be read, or says another size than the annotations, get a warning
+            instead of an error.
 
     Returns:
         the names of the image files.
 
     Raises:
-        DatasetError: the set cannot be loaded, has no images, or too many of them are missing.
+        DatasetError: the set cannot be loaded, has no images, or too many of them are missing; a training set has no
+            object to learn from.
     """
     require_registered(name)
     with loading([name]):
@@ -71,15 +131,20 @@ def check_images(name: str, *, training: bool, filter_empty: bool = False) -> li
         return []
     if not records:
         raise DatasetError(f"the data set {name} has no images.")
+    if training:
+        _check_objects(name, records)
     if filter_empty and "annotations" in records[0]:
         records = [x for x in records if any(not y.get("iscrowd", 0) for y in x["annotations"])]
-    files = [str(x["file_name"]) for x in records if "://" not in str(x.get("file_name", "://"))]
-    missing = _missing(files)
-    tolerated = max(1, len(files) // 100) if training else 0
-    if len(missing) > tolerated or (missing and len(missing) == len(files)):
-        folder, first = os.path.split(missing[0])
+    records = [x for x in records if "://" not in str(x.get("file_name", "://"))]
+    missing = _missing([str(x["file_name"]) for x in records])
+    tolerated = max(1, len(records) // 100) if training else 0
+    if len(missing) > tolerated or (missing and len(missing) == len(records)):
+        names, root = _relative(missing, name)
         raise DatasetError(
-            f"{len(missing)} of {len(files)} images of {name} are missing in {folder}, the first is "
-            f"{first}{_builtin_hint(missing[0])}."
+            f"{len(missing)} of {len(records)} images of {name} are missing in {root}, the first is {names[0]}"
+            f"{told(near_misses(names, root))}{_builtin_hint(missing[0])}."
         )
-    return files
+    if not training:
+        _check_ids(name, records)
+        _check_headers(name, records, leave_out)
+    return [str(x["file_name"]) for x in records]

@@ -20,7 +20,7 @@ from ..data import check_images, check_same_classes, class_names, common_range, 
 from ..data.coco import require_registered
 from ..data.value_range import trained_range
 from ..errors import CheckpointError, ConfigError, DatasetError
-from ..evaluation import check_evaluator
+from ..evaluation import leaves_out
 from ..files import write_bytes
 from ..inference.cpu import tune_cpu
 from ..methods import method_of
@@ -88,8 +88,7 @@ def _check_test_sets(cfg: CfgNode) -> None:
     """Find what would stop the evaluation, which may be after the whole training; set INPUT.VALUE_RANGE if empty."""
     for name in cfg.DATASETS.TEST:
         require_registered(name)
-        check_evaluator(name)
-        files = check_images(name, training=False)
+        files = check_images(name, training=False, leave_out=leaves_out(name))
         cfg.INPUT.VALUE_RANGE = common_range(files, name, cfg.INPUT.VALUE_RANGE)
 
 

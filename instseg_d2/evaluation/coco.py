@@ -1,12 +1,24 @@
 """COCO's and LVIS's evaluation with masks as run lengths."""
 
+import itertools
+import json
+import logging
+from pathlib import Path
+from typing import Optional
+
+import torch
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, LVISEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
+from detectron2.utils import comm
 
+from ..files import write_bytes, written_whole
 from ..modeling.postprocessing import RunLengthMasks
 
 __all__ = ["CocoEvaluator", "LvisEvaluator", "coco_results", "encoded_masks"]
+
+logger = logging.getLogger(__name__)
 
 
 def encoded_masks(instances: Instances) -> RunLengthMasks:
@@ -39,14 +51,68 @@ def _prediction(sample: dict, output: dict) -> dict:
 
 
 class CocoEvaluator(COCOEvaluator):
-    """Detectron2's evaluator; instances may also have `RunLengthMasks` as pred_masks."""
+    """
+    Detectron2's evaluator; instances may also have `RunLengthMasks` as pred_masks. Images that were not processed
+    count for nothing, nor do their objects. The files that it leaves have the ids of the annotation file.
+    """
 
     reads_run_lengths = True
+
+    def __init__(self, dataset_name: str, *args, output_dir: Optional[str] = None, **kwargs):
+        super().__init__(dataset_name, *args, output_dir=output_dir, **kwargs)
+        self._name, self._folder = dataset_name, output_dir
+        self._original_ids = MetadataCatalog.get(dataset_name).get("original_ids")
 
     def process(self, inputs, outputs):
         """See Detectron2's."""
         predictions = map(_prediction, inputs, outputs)
         self._predictions += [prediction for prediction in predictions if len(prediction) > 1]
+
+    def evaluate(self, img_ids=None):
+        """See Detectron2's; ``img_ids``: by default the images that were processed."""
+        results = super().evaluate(self._processed() if img_ids is None else img_ids)
+        if self._folder and self._original_ids and comm.is_main_process():
+            self._restore_ids(Path(self._folder))
+        return results
+
+    def _processed(self) -> Optional[list]:
+        """Their ids, on the main process; None where that is all images."""
+        parts = comm.gather([prediction["image_id"] for prediction in self._predictions])
+        ids = set(itertools.chain.from_iterable(parts))
+        left_out = set(self._coco_api.imgs) - ids
+        if not ids or not left_out:
+            return None
+        objects = sum(len(self._coco_api.imgToAnns[i]) for i in left_out)
+        logger.warning(
+            "%s: %d of %d images were left out, and with them %d objects: the results are those of the others.",
+            self._name,
+            len(left_out),
+            len(self._coco_api.imgs),
+            objects,
+        )
+        return sorted(ids)
+
+    def _restore_ids(self, folder: Path):
+        """Give the files of predictions the ids of the annotation file back."""
+        images, categories = (self._original_ids.get(key, {}) for key in ("images", "categories"))
+
+        def restored(entry: dict) -> dict:
+            ids = {"image_id": images.get(entry["image_id"], entry["image_id"])}
+            if "category_id" in entry:
+                ids["category_id"] = categories.get(entry["category_id"], entry["category_id"])
+            return {**entry, **ids}
+
+        path = folder / "coco_instances_results.json"
+        if path.is_file():
+            write_bytes(path, json.dumps([restored(x) for x in json.loads(path.read_text())]).encode())
+        path = folder / "instances_predictions.pth"
+        if path.is_file():
+            predictions = [restored(x) for x in torch.load(path, weights_only=False)]
+            for prediction in predictions:
+                if "instances" in prediction:
+                    prediction["instances"] = [restored(x) for x in prediction["instances"]]
+            with written_whole(path) as temporary:
+                torch.save(predictions, temporary)
 
 
 class LvisEvaluator(LVISEvaluator):

@@ -22,7 +22,7 @@ from .coco import CocoEvaluator, LvisEvaluator
 from .panoptic_quality import PanopticQualityEvaluator
 from .proposal_recall import ProposalRecallEvaluator
 
-__all__ = ["build_evaluator", "check_evaluator"]
+__all__ = ["build_evaluator", "check_evaluator", "leaves_out"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,12 @@ def check_evaluator(dataset_name: str) -> str:
     if package and importlib.util.find_spec(package) is None:
         raise DatasetError(f"evaluating {dataset_name} needs the package {package}: pip install {package}.")
     return kind
+
+
+def leaves_out(dataset_name: str) -> bool:
+    """True if images that were not processed, and their objects, count for nothing in the evaluation of a data set."""
+    kind = check_evaluator(dataset_name)
+    return kind in ("coco", "sem_seg") or (kind == "coco_panoptic_seg" and not importlib.util.find_spec("panopticapi"))
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:

@@ -11,8 +11,10 @@ from detectron2.utils import comm
 from tqdm import tqdm
 
 from ..console import is_terminal
+from ..data.loader import TestLoader
 from ..files import write_bytes
 from ..modeling.meta_arch import detect
+from .evaluators import leaves_out
 
 __all__ = ["evaluate", "write_results"]
 
@@ -100,10 +102,13 @@ def _reads_run_lengths(evaluator: DatasetEvaluator) -> bool:
 def evaluate(model, loader, evaluator: DatasetEvaluator, dataset_name: str) -> dict:
     """
     Run a model over a data set with Detectron2's ``inference_on_dataset``, with a progress bar on a terminal.
+    Where the evaluator allows it, images that cannot be read are left out with a warning.
 
     Returns:
         {task: {metric: value}}; empty on processes other than the main one.
     """
+    if isinstance(loader, TestLoader):
+        loader.leave_out = leaves_out(dataset_name)
     network = getattr(model, "module", model)
     masks = "run_lengths" if _reads_run_lengths(evaluator) else "full"
     evaluator = DatasetEvaluators([_DetectionCounter(dataset_name), evaluator])

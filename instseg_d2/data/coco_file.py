@@ -1,0 +1,161 @@
+"""Reading COCO instances files: their lists, the entries of these, and their ids."""
+
+import json
+import math
+import os
+import re
+from typing import Optional
+
+from ..errors import DatasetError
+from .faults import Findings
+
+__all__ = ["Ids", "category_name", "load_coco", "own_ids", "plain_ids", "sound_entries"]
+
+NEEDED_KEYS = {
+    "categories": ("id", "name"),
+    "images": ("id", "file_name"),
+    "annotations": ("image_id", "category_id"),
+}
+
+
+def load_coco(json_file: str, image_root: str, found: Findings) -> dict:
+    """
+    The content of a JSON file that has the lists of a COCO instances file: images, annotations, categories.
+
+    Raises:
+        DatasetError: the file or the image folder is missing, it is no JSON or no COCO file.
+    """
+    if not os.path.isfile(json_file):
+        raise DatasetError(f"{json_file}: there is no such annotation file.")
+    if not os.path.isdir(image_root):
+        raise DatasetError(f"{image_root}: there is no such image folder (for {json_file}).")
+    try:
+        with open(json_file, "rb") as file:
+            text = file.read()
+        encoding = json.detect_encoding(text)
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{json_file} is no JSON file ({error}).") from error
+    missing = [
+        key for key in sorted(NEEDED_KEYS) if not (isinstance(content, dict) and isinstance(content.get(key), list))
+    ]
+    if missing:
+        raise DatasetError(
+            f"{json_file} is no COCO file: it lacks the list{'s' * (len(missing) > 1)} "
+            f"{', '.join(missing)} (needed: images, annotations, categories)."
+        )
+    if encoding != "utf-8":
+        found.add("file: another encoding than plain UTF-8", encoding)
+    return content
+
+
+def category_name(name) -> Optional[str]:
+    """The name of a category as text, which a number becomes; None for anything else."""
+    if isinstance(name, (int, float)) and not isinstance(name, bool):
+        return str(name)
+    return name if isinstance(name, str) else None
+
+
+def _is_id(value) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def _named(entry: dict, key: str, where: str, found: Findings) -> bool:
+    """True if an image has the name of a file, or a category a name; a number becomes text, in place."""
+    if key == "images":
+        if not isinstance(entry["file_name"], str):
+            found.add("images: file_name that is no text", f"{where}: {entry['file_name']!r}")
+            return False
+        return True
+    text = category_name(entry["name"])
+    if text is None:
+        found.add("categories: name that is no text", f"{where}: {entry['name']!r}")
+    elif text != entry["name"]:
+        found.add("categories: name that is a number", f"{where}: {text}")
+        entry["name"] = text
+    return text is not None
+
+
+def sound_entries(content: dict, key: str, found: Findings) -> list:
+    """The entries of a list that have all needed keys and, for images and categories, a name and an id of their own."""
+    kept, seen = [], set()
+    for number, entry in enumerate(content[key]):
+        where = f"entry {number} of {key}"
+        absent = [k for k in NEEDED_KEYS[key] if not isinstance(entry, dict) or k not in entry]
+        if absent:
+            found.add(f"{key}: no {absent[0]}", where)
+            continue
+        if key != "annotations":
+            if not _named(entry, key, where, found):
+                continue
+            if not _is_id(entry["id"]):
+                found.add(f"{key}: id that is neither number nor text", f"{where}: {entry['id']!r}")
+                continue
+            if entry["id"] in seen:
+                found.add(f"{key}: id that another one has", f"{where}: id {entry['id']}")
+                continue
+            seen.add(entry["id"])
+        kept.append(entry)
+    return kept
+
+
+def _number_of(identifier):
+    """The integer that an id is written for: 12 for 12.0, "12" and "0012"; any other id is what it is."""
+    if isinstance(identifier, float) and identifier.is_integer():
+        return int(identifier)
+    if isinstance(identifier, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,40}(\.0*)?\s*", identifier):
+        return int(identifier.split(".")[0])
+    return identifier
+
+
+class Ids:
+    """Ids of a list, which other entries may write in another way: 12 as "12" or 12.0."""
+
+    def __init__(self, entries: list):
+        self._exact = {entry["id"]: entry["id"] for entry in entries}
+        self._numbers = {}
+        for identifier in self._exact:
+            number = _number_of(identifier)
+            self._numbers[number] = None if number in self._numbers else identifier  # None: two are written for it
+
+    def find(self, value):
+        """The id of the list that ``value`` stands for; None if there is none, or more than one."""
+        if not _is_id(value):
+            return None
+        found = self._exact.get(value)
+        return self._numbers.get(_number_of(value)) if found is None else found
+
+
+def _order(identifier) -> tuple:
+    """Numbers by value, then texts."""
+    number = _number_of(identifier)
+    return isinstance(number, str), number, str(identifier)
+
+
+def plain_ids(entries: list) -> bool:
+    """True if the ids are integers that NumPy keeps as they are."""
+    return all(type(entry["id"]) is int and abs(entry["id"]) < 1 << 63 for entry in entries)
+
+
+def own_ids(content: dict) -> dict:
+    """
+    Number images and categories from 1, in place, where their ids are not all integers of 64 bits: NumPy would make
+    real numbers or texts of them, and COCOeval would lose objects.
+
+    Returns:
+        {"images": {our id: theirs}, "categories": ...}, with the lists that were numbered.
+    """
+    originals = {}
+    for key, reference in (("images", "image_id"), ("categories", "category_id")):
+        if plain_ids(content[key]):
+            continue
+        ids = sorted((entry["id"] for entry in content[key]), key=_order)
+        ours = {identifier: number for number, identifier in enumerate(ids, start=1)}
+        for entry in content[key]:
+            entry["id"] = ours[entry["id"]]
+        for annotation in content["annotations"]:
+            annotation[reference] = ours[annotation[reference]]
+        originals[key] = {number: identifier for identifier, number in ours.items()}
+    return originals

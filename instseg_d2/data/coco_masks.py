@@ -1,0 +1,213 @@
+"""
+Masks and boxes of COCO annotations: the notations that they come in, and what makes them unusable.
+
+A mask is polygons [[x0, y0, x1, y1, ...], ...] or an RLE {"size": [height, width], "counts": ...}, in pixels. Its
+bounds are the corners [x0, y0, x1, y1] around it; a box is [x, y, width, height].
+"""
+
+import math
+from collections.abc import Iterator
+from operator import mul
+from typing import Optional
+
+import pycocotools.mask as mask_util
+
+__all__ = ["LARGEST_SIDE", "areas_differ", "bounds_of", "mask_area", "read_box", "read_mask", "rle_counts"]
+
+LARGEST_SIDE = 100_000  # pixels; what is larger is a mistake, and pycocotools' memory grows with it
+AREA_TOLERANCE = 0.2  # relative difference from which an area disagrees with its mask
+_CORNER_KEYS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("x0", "y0", "x1", "y1"))
+_SIDE_KEYS = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
+
+
+def rle_counts(rle: dict) -> list:
+    """
+    Run lengths of an RLE, compressed (a string) or not (a list), background first.
+
+    COCO's string holds one number in one or more characters: bits 0-4 of (character - 48) are data, bit 5 says that
+    more follow, the last data bit is the sign; from the fourth run on it is the difference to the run before last.
+    """
+    counts = rle["counts"]
+    if isinstance(counts, list):
+        return [int(c) for c in counts]
+    runs, value, shift = [], 0, 0
+    for character in counts.encode() if isinstance(counts, str) else counts:
+        data = character - 48
+        value |= (data & 31) << shift
+        shift += 5
+        if not data & 32:
+            if data & 16:
+                value -= 1 << shift
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value, shift = 0, 0
+    return runs
+
+
+def _is_point(value) -> bool:
+    if isinstance(value, dict):
+        return value.keys() >= {"x", "y"}
+    return isinstance(value, list) and len(value) == 2 and not any(isinstance(v, (list, dict)) for v in value)
+
+
+def _parts(value) -> Iterator:
+    """The polygons [x0, y0, ...] and RLEs of a mask, however deep they lie; points may be pairs or {"x": , "y": }."""
+    if not isinstance(value, list):
+        yield value
+    elif value and all(map(_is_point, value)):
+        yield [v for point in value for v in ((point["x"], point["y"]) if isinstance(point, dict) else point)]
+    elif not any(isinstance(part, (list, dict)) for part in value):
+        yield value
+    else:
+        for part in value:
+            yield from _parts(part)
+
+
+_NO_POLYGON = ("polygon with under 3 points", "polygon with an odd number of coordinates")
+
+
+def _polygon_fault(polygon: list) -> Optional[str]:
+    if len(polygon) < 6 or len(polygon) % 2:
+        return _NO_POLYGON[len(polygon) >= 6]
+    try:
+        finite = math.isfinite(sum(polygon))
+    except (TypeError, OverflowError):
+        finite = False
+    if not finite:
+        return "polygon with a coordinate that is no number"
+    if max(polygon) > LARGEST_SIDE or min(polygon) < -LARGEST_SIDE:
+        return f"polygon with a coordinate beyond {LARGEST_SIDE}"
+    return None
+
+
+def _rle_fault(rle, width: int, height: int) -> Optional[str]:
+    try:
+        size, runs = list(rle["size"]), rle_counts(rle)
+    except (TypeError, KeyError, ValueError, IndexError, OverflowError):
+        return "mask that is neither polygon nor RLE"
+    if size != [height, width]:
+        return "RLE of another size than the image"
+    if sum(runs) != height * width or min(runs) < 0:
+        return "broken RLE"
+    return None if sum(runs[1::2]) else "RLE without a pixel"
+
+
+def _is_plain(mask) -> bool:
+    """True for COCO's own notation."""
+    if isinstance(mask, dict):
+        return "counts" in mask
+    return isinstance(mask, list) and all(
+        isinstance(part, list) and len(part) >= 6 and not isinstance(part[0], (list, dict)) for part in mask
+    )
+
+
+def read_mask(mask, width: int, height: int) -> tuple:
+    """
+    A mask in COCO's own notation. Read as well: points as pairs or {"x": , "y": }, one polygon alone, lists in lists,
+    several RLEs, and polygons beside RLEs; these become one RLE. A part that is no polygon is left out where another
+    one is.
+
+    Args:
+        width, height: of its image, in pixels.
+
+    Returns:
+        the mask; what was repaired in it, or None; what makes it unusable, or None.
+    """
+    plain = _is_plain(mask)
+    try:
+        parts = list(_parts(mask)) if not plain else [mask] if isinstance(mask, dict) else mask
+    except RecursionError:
+        parts = [None]
+    polygons, rles, left_out = [], [], None
+    for part in parts:
+        fault = _polygon_fault(part) if isinstance(part, list) else _rle_fault(part, width, height)
+        if fault in _NO_POLYGON:
+            left_out = left_out or fault
+        elif fault:
+            return mask, None, fault
+        else:
+            (polygons if isinstance(part, list) else rles).append(part)
+    if not polygons and not rles:
+        return mask, None, left_out
+    repaired = "mask with parts of under 3 points" if left_out else None
+    if not plain:
+        repaired = "mask or box in another notation"
+    if not rles:
+        return polygons, repaired, None
+    if len(rles) + len(polygons) == 1:
+        return rles[0], repaired, None
+    codes = [_compressed(rle, width, height) for rle in (*rles, *filter(None, [polygons]))]
+    return {"size": [height, width], "counts": mask_util.merge(codes)["counts"].decode()}, repaired, None
+
+
+def _compressed(mask, width: int, height: int) -> dict:
+    """One RLE in pycocotools' own form."""
+    if isinstance(mask, dict) and not isinstance(mask["counts"], list):
+        return mask
+    codes = mask_util.frPyObjects(mask, height, width)
+    return mask_util.merge(codes) if isinstance(codes, list) else codes
+
+
+def bounds_of(mask, width: int, height: int) -> list:
+    """Corners [x0, y0, x1, y1] around a sound mask; those of polygons may lie outside the image."""
+    if isinstance(mask, dict):
+        x, y, w, h = mask_util.toBbox(_compressed(mask, width, height)).tolist()
+        return [x, y, x + w, y + h]
+    x, y = ([limit(polygon[axis::2]) for polygon in mask for limit in (min, max)] for axis in (0, 1))
+    return [float(v) for v in (min(x), min(y), max(x), max(y))]
+
+
+def _enclosed(polygon: list, width: int, height: int) -> float:
+    """Area in square pixels of a polygon x1, y1, x2, y2, ... whose points are moved into the image."""
+    x, y = polygon[0::2], polygon[1::2]
+    if min(polygon) < 0 or max(x) > width or max(y) > height:
+        x, y = ([min(max(v, 0), end) for v in values] for values, end in ((x, width), (y, height)))
+    twice = sum(map(mul, x, y[1:])) + x[-1] * y[0] - sum(map(mul, y, x[1:])) - y[-1] * x[0]
+    return abs(float(twice)) / 2
+
+
+def areas_differ(listed: float, area: float) -> bool:
+    """True if a listed area is not the one that an object has."""
+    return abs(listed - area) > max(4.0, AREA_TOLERANCE * area)
+
+
+def mask_area(mask, width: int, height: int, listed: Optional[float] = None) -> float:
+    """
+    Pixels of a sound mask within the image; what its polygons enclose where that is less than a pixel, or where it is
+    about the area that is ``listed``.
+    """
+    if isinstance(mask, dict):
+        return float(sum(rle_counts(mask)[1::2]))
+    if listed is not None and len(mask) == 1:  # spares rasterising nearly all polygons
+        area = _enclosed(mask[0], width, height)
+        if area >= 1 and not areas_differ(listed, area):
+            return area
+    return float(mask_util.area(_compressed(mask, width, height))) or sum(_enclosed(p, width, height) for p in mask)
+
+
+def read_box(box) -> tuple:
+    """
+    A box [x, y, width, height] in pixels. Read as well: dicts with the usual keys, and a box in a list.
+
+    Returns:
+        the box as 4 real numbers, or None; whether it was written in another way; what makes it unusable, or None.
+    """
+    if not box:
+        return None, False, "annotation with neither box nor mask"
+    other = isinstance(box, dict) or (isinstance(box, list) and len(box) == 1)
+    if isinstance(box, list) and other:
+        box = box[0]
+    if isinstance(box, dict):
+        keys = next((keys for keys in (*_CORNER_KEYS, *_SIDE_KEYS) if box.keys() >= set(keys)), ())
+        box, corners = [box[key] for key in keys], keys in _CORNER_KEYS
+    else:
+        corners = False
+    try:
+        x, y, w, h = (float(v) if isinstance(v, (int, float)) else None for v in box)
+        if corners:
+            w, h = w - x, h - y
+        finite = math.isfinite(x + y + w + h)
+    except (TypeError, ValueError, OverflowError):
+        return None, False, "box that is not 4 numbers"
+    if not (w > 0 and h > 0 and finite):
+        return None, False, "box without area"
+    return [x, y, w, h], other, None

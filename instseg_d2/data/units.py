@@ -1,0 +1,222 @@
+"""
+What a whole file gets wrong about its coordinates: their unit, their order, and what the four numbers of a box are.
+
+N objects. Boxes (N, 4) hold the numbers of the file, [x, y, width, height] where it is right; bounds (N, 4) the
+corners x0 y0 x1 y1 around polygons; nan where an object has none. sizes (N, 2): width and height of the images. A
+reading is a set of the names in READINGS.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["READINGS", "Cause", "Geometry", "convert", "corners", "diagnose", "differ", "fractions"]
+
+# What coordinates may be instead, by the name that --assume takes.
+READINGS = {
+    "swapped": "y before x",
+    "normalised": "fractions of the image's sides",
+    "percent": "percent of the image's sides",
+    "xyxy": "[x0, y0, x1, y1] (XYXY)",
+    "centre": "[centre x, centre y, width, height]",
+}
+_SCALES = {"normalised": 1.0, "percent": 100.0}
+_BOX_READINGS = [
+    tuple(name for name in (scale, layout) if name)
+    for scale in (None, *_SCALES)
+    for layout in (None, "swapped", "xyxy", "centre")
+    if scale or layout
+]
+_POLYGON_READINGS = [reading for reading in _BOX_READINGS if not {"xyxy", "centre"} & set(reading)]
+BOX_TOLERANCE = 0.1  # of the longer side, and at least 2 pixels
+_EVIDENCE = 1e-12  # the chance that objects anywhere in the images look like percent
+
+
+class Geometry(NamedTuple):
+    """
+    boxes, bounds: (N, 4); sizes: (N, 2). polygons: (N,) bool, objects whose bounds are those of polygons, which RLEs
+    are not. areas: (N,) as listed, nan where there is none.
+    """
+
+    boxes: np.ndarray
+    bounds: np.ndarray
+    sizes: np.ndarray
+    polygons: np.ndarray
+    areas: np.ndarray
+
+
+class Cause(NamedTuple):
+    """part: "boxes", "polygons" or "coordinates" (both); objects: (N,) bool, those that it explains."""
+
+    part: str
+    reading: tuple
+    objects: np.ndarray
+
+    @property
+    def what(self) -> str:
+        """The cause as the name of a fault."""
+        return f"annotations: {self.part} look like {' and '.join(READINGS[name] for name in self.reading)}"
+
+
+def read_points(points: np.ndarray, sizes: np.ndarray, reading) -> np.ndarray:
+    """Points (..., 2) of one image, or (N, 2) of the images with these sizes, in pixels, x before y."""
+    if "swapped" in reading:
+        points = points[..., ::-1]
+    for name, whole in _SCALES.items():
+        if name in reading:
+            points = points * (sizes / whole)
+    return points
+
+
+def _read_pairs(boxes, sizes, reading) -> np.ndarray:
+    return np.concatenate([read_points(boxes[:, :2], sizes, reading), read_points(boxes[:, 2:], sizes, reading)], 1)
+
+
+def corners(boxes: np.ndarray, sizes: np.ndarray, reading=()) -> np.ndarray:
+    """Corners x0 y0 x1 y1 (N, 4) in pixels of boxes (N, 4) that are read so."""
+    first, second = np.split(_read_pairs(boxes, sizes, reading), 2, axis=1)
+    if "centre" in reading:
+        first = first - second / 2
+    return np.concatenate([first, second if "xyxy" in reading else first + second], 1)
+
+
+def _longer_side(bounds) -> np.ndarray:
+    return (bounds[:, 2:] - bounds[:, :2]).max(1)
+
+
+def differ(found: np.ndarray, wanted: np.ndarray, share: float = 1.0) -> np.ndarray:
+    """
+    Which corners (N, 4) are farther from the wanted ones than this share of what is tolerated: (N,) bool, False where
+    one is nan.
+    """
+    return np.abs(found - wanted).max(1) > share * np.maximum(2.0, BOX_TOLERANCE * _longer_side(wanted))
+
+
+def _inside(bounds, sizes) -> np.ndarray:
+    """Which corners enclose an area, and leave the image by 1 % or 2 pixels at most."""
+    slack = np.maximum(2.0, 0.01 * sizes)
+    positive = (bounds[:, 2:] > bounds[:, :2]).all(1)
+    return positive & (bounds[:, :2] >= -slack).all(1) & (bounds[:, 2:] <= sizes + slack).all(1)
+
+
+def _contradiction(x: Geometry) -> list:
+    """The reading of boxes, or of polygons, that makes both agree where they do not."""
+    both = np.isfinite(x.boxes).all(1) & np.isfinite(x.bounds).all(1)
+    listed, clipped = corners(x.boxes, x.sizes), np.clip(x.bounds, 0, np.tile(x.sizes, 2))
+    wrong = both & differ(listed, clipped)
+    if not wrong.any() or wrong.sum() < 0.1 * both.sum():
+        return []
+    candidates = []
+    for reading in _BOX_READINGS:
+        read = corners(x.boxes, x.sizes, reading)
+        candidates.append(("boxes", reading, ~(differ(read, x.bounds, 0.5) & differ(read, clipped, 0.5)), x.bounds))
+    for reading in _POLYGON_READINGS:
+        read = _read_pairs(x.bounds, x.sizes, reading)
+        candidates.append(("polygons", reading, x.polygons & ~differ(read, listed, 0.5), listed))
+    # Where boxes or polygons could be the swapped ones, it is those that leave the image.
+    part, reading, fits, _ = max(
+        candidates, key=lambda c: (c[2][wrong].sum(), -len(c[1]), _inside(c[3], x.sizes)[wrong].sum())
+    )
+    return [Cause(part, reading, wrong & fits)] if fits[wrong].mean() >= 0.9 else []
+
+
+def fractions(x: Geometry) -> np.ndarray:
+    """Which objects have coordinates, and none beyond 0..1: (N,) bool. RLEs are beyond."""
+    values = np.concatenate([x.boxes, x.bounds], 1)
+    known = np.isfinite(values)
+    rles = known[:, 4:].all(1) & ~x.polygons
+    return known.any(1) & ~rles & (np.where(known, np.abs(values - 0.5), 0) <= 0.55).all(1)
+
+
+def _looks_like_percent(extent, sizes) -> bool:
+    """True for objects of large images that reach everywhere up to 100, and never beyond."""
+    if not ((extent >= -0.5) & (extent <= 100.5)).all() or extent[:, 2:].max(0).min() < 75:
+        return False
+    return np.log10(np.maximum(sizes / 100, 1)).sum() > -np.log10(_EVIDENCE)
+
+
+def _agreement(x: Geometry) -> list:
+    """What box and mask have in common, or a box alone: coordinates of another unit, swapped, corners."""
+    boxed = np.isfinite(x.boxes).all(1)
+    alone = boxed & ~np.isfinite(x.bounds).all(1)
+    known = alone | x.polygons & np.isfinite(x.bounds).all(1)
+    if not known.any():
+        return []
+    sizes, listed = x.sizes[known], corners(x.boxes, x.sizes)
+
+    def extent(*reading):
+        read = np.where(
+            x.polygons[:, None], _read_pairs(x.bounds, x.sizes, reading), corners(x.boxes, x.sizes, reading)
+        )
+        return read[known]
+
+    outside = ~_inside(extent(), sizes)
+    if outside.sum() >= max(3, 0.1 * len(sizes)):
+        for name in ("xyxy", "centre", "swapped", "percent"):
+            of_boxes = name in ("xyxy", "centre")
+            if (not of_boxes or (alone == known).all()) and _inside(extent(name), sizes).mean() >= 0.99:
+                return [Cause("boxes" if of_boxes else "coordinates", (name,), known)]
+    if _looks_like_percent(extent(), sizes):
+        return [Cause("coordinates", ("percent",), known)]
+    # Boxes alone whose listed areas are those of other boxes.
+    own, other = ((c[:, 2:] - c[:, :2]).prod(1) for c in (listed, corners(x.boxes, x.sizes, ("xyxy",))))
+    told = alone & (np.abs(own - x.areas) > 0.1 * x.areas)
+    if told.sum() >= max(3, 0.5 * alone.sum()) and (np.abs(other - x.areas) <= 0.02 * x.areas)[told].mean() >= 0.9:
+        return [Cause("boxes", ("xyxy",), alone)]
+    return []
+
+
+def diagnose(geometry: Geometry) -> list:
+    """
+    The likely causes of what box and mask, or objects and image, contradict each other in.
+
+    Returns:
+        list of Cause, none or one; two where coordinates in another unit hide another one.
+    """
+    with np.errstate(invalid="ignore"):
+        tiny = fractions(geometry)
+        if not len(tiny) or tiny.mean() < 0.9:
+            return _contradiction(geometry) or _agreement(geometry)
+        boxes, bounds = (_read_pairs(x, geometry.sizes, ("normalised",)) for x in geometry[:2])
+        scaled = geometry._replace(boxes=boxes, bounds=bounds)
+        return [Cause("coordinates", ("normalised",), tiny), *(_contradiction(scaled) or _agreement(scaled))]
+
+
+def _converted(annotation: dict, size, part: str, reading) -> None:
+    """Coordinates of an annotation in pixels, in place."""
+    box, mask = annotation.get("bbox"), annotation.get("segmentation")
+    if part != "polygons" and isinstance(box, list) and len(box) == 4:
+        x0, y0, x1, y1 = corners(np.array([box], float), size[None], reading)[0].tolist()
+        annotation["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+    if part != "boxes" and isinstance(mask, list):
+        annotation["segmentation"] = [
+            read_points(np.reshape(polygon, (-1, 2)), size, reading).ravel().tolist() for polygon in mask
+        ]
+
+
+def convert(annotations: list, geometry: Geometry, causes: list, assume) -> list:
+    """
+    Turn coordinates that are to be read so into pixels, in place: of the objects and parts that a cause names, else of
+    all; a box's corners or centre concern boxes alone.
+
+    Returns:
+        the indices of the annotations that were converted.
+    """
+    todo = [name for name in READINGS if name in assume]
+    steps = []
+    for cause in causes:
+        if set(cause.reading) <= set(todo):
+            steps.append((cause.part, cause.reading, cause.objects))
+            todo = [name for name in todo if name not in cause.reading]
+    steps += [
+        (
+            "boxes" if name in ("xyxy", "centre") else "coordinates",
+            (name,),
+            np.isfinite(geometry.boxes).all(1) | geometry.polygons,
+        )
+        for name in todo
+    ]
+    for part, reading, objects in steps:
+        for index in np.flatnonzero(objects):
+            _converted(annotations[index], geometry.sizes[index], part, reading)
+    return sorted({int(index) for *_, objects in steps for index in np.flatnonzero(objects)})
