@@ -28,7 +28,11 @@ def parse(arguments: Optional[Sequence[str]] = None):
         epilog="Exit status: 0 nothing to mend, 1 faults, 2 a file that cannot be read at all or written.",
     )
     parser.add_argument(
-        "files", nargs="+", metavar="JSON IMAGES", help="annotation file and image folder; more pairs: other splits"
+        "files",
+        type=os.path.expanduser,
+        nargs="+",
+        metavar="JSON IMAGES",
+        help="annotation file and image folder; more pairs: other splits",
     )
     parser.add_argument("--fix", action="store_true", help="write a clean copy NAME.clean.json beside each file")
     parser.add_argument(

@@ -58,7 +58,7 @@ class Method:
     Attributes:
         name: its meta-architecture in MODEL.META_ARCHITECTURE; aliases: other names of it.
         add_config: adds its keys to a config, in place.
-        check_config: raises ConfigError if a value of the complete config is not one that the method can use.
+        check_config: refuses values of a complete config that the method cannot use, see `config.values`.
         class_count_keys: config key -> what it counts beside the foreground classes: 0, or 1 for the background.
         optimizer: where SOLVER.OPTIMIZER is empty.
         undecayed_names: parts of parameter names that get SOLVER.WEIGHT_DECAY_NORM. None: the norms get it.

@@ -41,7 +41,7 @@ BATCH = 2  # images of the timed training step
 def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", nargs="+", default=CONFIGS, help="configs; their weights are drawn at random")
-    parser.add_argument("--image", help="an image file; default: a generated one")
+    parser.add_argument("--image", type=os.path.expanduser, help="an image file; default: a generated one")
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), help="network input; default: the config's test size, 3 : 4"
     )

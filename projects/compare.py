@@ -20,7 +20,9 @@ def parse(arguments=None):
     models.add_argument("--train", action="store_true", help="train every model, all on as many images (default)")
     parser.add_argument("--iterations", type=int, help="of the first config's training (default: its own number)")
     parser.add_argument("--resume", action="store_true", help="go on with the trainings in the output folder")
-    parser.add_argument("--output", default="output/comparison", help="folder (default %(default)s)")
+    parser.add_argument(
+        "--output", type=os.path.expanduser, default="output/comparison", help="folder (default %(default)s)"
+    )
     parser.add_argument("--images", type=int, default=6, help="in the pictures (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=20, help="measurements of latency (default %(default)s)")
     parser.add_argument(
@@ -32,7 +34,7 @@ def parse(arguments=None):
 
 def main(args) -> None:
     from instseg_d2.apps.compare import compare, contender_names, find_data, join
-    from instseg_d2.config import load_config
+    from instseg_d2.config import check_config, load_config
     from instseg_d2.engine.log import setup_logging
     from instseg_d2.errors import ConfigError
 
@@ -42,7 +44,9 @@ def main(args) -> None:
         raise ConfigError("--images, --repeats and --iterations must be at least 1")
     data = find_data(args.data)
     names = contender_names(args.configs)
-    configs = [load_config(file, args.opts) for file in args.configs]  # mistakes show before hours of training
+    configs = [load_config(file, args.opts) for file in args.configs]
+    for cfg in configs:  # mistakes show before hours of training
+        check_config(cfg)
     images = (args.iterations or configs[0].SOLVER.MAX_ITER) * configs[0].SOLVER.IMS_PER_BATCH
     contenders = [
         join(

@@ -2,6 +2,7 @@
 """Detect instances in images or a video: pictures, results.json (COCO results format) and index.html."""
 
 import argparse
+import os
 import sys
 
 
@@ -12,13 +13,19 @@ def parse(arguments=None):
     )
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--weights", help="checkpoint to run")
-    model.add_argument("--model", help="exported model to run instead: .onnx or .pt2 of projects/export.py")
+    model.add_argument(
+        "--model", type=os.path.expanduser, help="exported model to run instead: .onnx or .pt2 of projects/export.py"
+    )
     parser.add_argument("--trust", action="store_true", help="load a .pt2 file, which could run code of its source")
     parser.add_argument("--config-file", default="", help="YAML config; not needed where the checkpoint carries it")
     parser.add_argument(
-        "--input", nargs="+", required=True, help="images, folders, globs, data sets, or one video file"
+        "--input",
+        type=os.path.expanduser,
+        nargs="+",
+        required=True,
+        help="images, folders, globs, data sets, or one video file",
     )
-    parser.add_argument("--output", required=True, help="folder to write to")
+    parser.add_argument("--output", type=os.path.expanduser, required=True, help="folder to write to")
     parser.add_argument(
         "--score-threshold",
         type=float,

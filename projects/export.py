@@ -2,6 +2,7 @@
 """Export a trained model to ONNX or PyTorch's .pt2, then check the file against PyTorch on real images."""
 
 import argparse
+import os
 import sys
 
 
@@ -13,7 +14,9 @@ def parse(arguments=None):
     parser.add_argument("--weights", default="", help="checkpoint; without one the weights are random")
     parser.add_argument("--config-file", default="", help="YAML config; not needed where the checkpoint carries it")
     parser.add_argument("--format", required=True, choices=("onnx", "pt2"))
-    parser.add_argument("--output", required=True, help="file to write (.onnx or .pt2); FILE.json describes it")
+    parser.add_argument(
+        "--output", type=os.path.expanduser, required=True, help="file to write (.onnx or .pt2); FILE.json describes it"
+    )
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), help="network input (default: the config's test size)"
     )
@@ -21,7 +24,10 @@ def parse(arguments=None):
     parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width free")
     parser.add_argument("--float", action="store_true", help="images as float32 instead of uint8")
     parser.add_argument(
-        "--images", nargs="+", help="images, folders, globs or data sets to check with (default: the test data set)"
+        "--images",
+        type=os.path.expanduser,
+        nargs="+",
+        help="images, folders, globs or data sets to check with (default: the test data set)",
     )
     parser.add_argument("--max-images", type=int, default=4, help="check with so many (default %(default)s)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides KEY VALUE ...")

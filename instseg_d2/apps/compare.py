@@ -22,7 +22,7 @@ from ..data import class_names, read_image
 from ..data.coco import require_registered
 from ..engine.setup import argument_parser, setup
 from ..engine.trainer import Trainer
-from ..errors import ConfigError
+from ..errors import DatasetError
 from ..evaluation import ProposalRecallEvaluator
 from ..files import write_bytes
 from ..inference.predictor import Predictor
@@ -124,11 +124,11 @@ def join(
         opts: config overrides KEY VALUE ...
 
     Raises:
-        ConfigError, DatasetError, CheckpointError: in one sentence.
+        ValueError: an error of the user's, in one sentence, see `errors`.
     """
     train, test = data
     if weights is None and train is None:
-        raise ConfigError(f"there is no training set {test}_train; evaluate trained models with --weights.")
+        raise DatasetError(f"there is no training set {test}_train; evaluate trained models with --weights.")
     args = argument_parser().parse_args([])
     args.config_file, args.resume, args.eval_only = config, resume, weights is not None
     args.num_gpus = min(1, torch.cuda.device_count())

@@ -56,8 +56,8 @@ def convert_file(source: str, target: str, trust: bool = False) -> int:
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Convert a file."""
     parser = argparse.ArgumentParser(prog="python -m instseg_d2.checkpoint", description=__doc__.split(": ", 1)[1])
-    parser.add_argument("source", help="weights to read: .pth, .pkl or .safetensors")
-    parser.add_argument("target", help="file to write: .safetensors or .pth")
+    parser.add_argument("source", type=os.path.expanduser, help="weights to read: .pth, .pkl or .safetensors")
+    parser.add_argument("target", type=os.path.expanduser, help="file to write: .safetensors or .pth")
     parser.add_argument(
         "--trust", action="store_true", help="read a file that may run code, from a source that you trust"
     )

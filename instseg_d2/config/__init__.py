@@ -1,27 +1,27 @@
 """Configuration: Detectron2's defaults and one node a method."""
 
-import contextlib
-import difflib
 import functools
-import operator
 import os
-import re
 
-import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as _detectron2_defaults
 
 from ..errors import ConfigError
 from ..methods import mask_head_of, methods
-from .backbones import add_backbone_config
-from .common import add_common_config
+from .backbones import add_backbone_config, check_backbone_config
+from .common import add_common_config, check_common_config
 from .detectron2_files import add_project_config, find_config_file
+from .detectron2_values import check_detectron2_config
+from .reading import as_written, explain, home_expanded, merge
+from .values import check_types, get_value
 
 __all__ = [
     "add_instseg_config",
+    "check_config",
     "class_count_keys",
     "get_cfg",
     "get_value",
+    "home_expanded",
     "load_config",
     "merge_overrides",
     "set_num_classes",
@@ -43,74 +43,20 @@ def get_cfg() -> CfgNode:
     return cfg
 
 
-def get_value(cfg: CfgNode, key: str):
-    """The value of a key such as "MODEL.DEVICE"."""
-    return functools.reduce(operator.getitem, key.split("."), cfg)
+def check_config(cfg: CfgNode) -> None:
+    """
+    Check every value of a complete config: its type, and whether it is one that the key may have. `engine.setup` calls
+    it before anything else, and `modeling.build` for whoever brings a config of their own to the Trainer or Predictor.
 
-
-def _keys(node: CfgNode, prefix: str = ""):
-    for key, value in node.items():
-        yield prefix + key
-        if isinstance(value, CfgNode):
-            yield from _keys(value, f"{prefix}{key}.")
-
-
-def _explain(cfg: CfgNode, error: Exception, source: str) -> ConfigError:
-    """One sentence on what a file or the command line has wrong; errors of yacs are known by their words."""
-    message = str(error.args[0] if error.args else error)
-    if isinstance(error, OSError):  # a _BASE_, or the file itself
-        file = "" if error.filename in (None, source) else f"{error.filename}: "
-        return ConfigError(f"{source}: {file}{error.strerror or message}.")
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark  # names the file, which may be a _BASE_
-        return ConfigError(f"{mark.name}, line {mark.line + 1}: {error.problem}.")
-    if isinstance(error, (yaml.YAMLError, UnicodeDecodeError)):
-        return ConfigError(f"{source}: it or its _BASE_ is no YAML text ({' '.join(str(error).split())}).")
-    if isinstance(error, (TypeError, AttributeError)):
-        return ConfigError(f"{source}: it or its _BASE_ is no YAML mapping of config keys.")
-    if isinstance(error, (KeyError, AssertionError)) and "Non-existent" in message:
-        key = message.rsplit(" ", 1)[-1]
-        return ConfigError(f"{source}: there is no config key {key}.{_nearest(cfg, key)}")
-    if message.startswith("Type mismatch"):
-        message = _explain_type(cfg, message)
-    return ConfigError(f"{source}: {message}")
-
-
-def _nearest(cfg: CfgNode, key: str) -> str:
-    known = {name.lower(): name for name in _keys(cfg)}
-    near = difflib.get_close_matches(key.lower(), list(known), n=1, cutoff=0.5)
-    return f" Did you mean {known[near[0]]}?" if near else ""
-
-
-def _explain_type(cfg: CfgNode, message: str) -> str:
-    """Of yacs' "Type mismatch (<type> vs. <type>) with values (default vs. given) for config key: KEY"."""
-    key = message.rsplit(" ", 1)[-1]
-    default = get_value(cfg, key)
-    if isinstance(default, CfgNode):
-        return f"{key} is a section, not a value: set a key in it, as {key}.{next(iter(default))}."
-    given = message.rsplit(" vs. ", 1)[-1].rsplit(") for config key", 1)[0]
-    if "vs. <class 'detectron2.config.config.CfgNode'>" in message:
-        return f"{key} is a value, not a section: it has no key {given.split(':')[0]}."
-    if isinstance(default, (tuple, list)) and re.search(r"vs\. <class '(str|int|float)'>", message):
-        given = f'"{given}"' if "vs. <class 'str'>" in message else given
-        return (
-            f"{key} takes several values: write one as {f'({given},)' if isinstance(default, tuple) else f'[{given}]'}."
-        )
-    return message
-
-
-def _numbers_like(values, defaults):
-    """Nested dicts with whole numbers (or texts of them) made real where the default is: yacs wants its very type."""
-    if isinstance(values, dict) and isinstance(defaults, dict):
-        return {key: _numbers_like(value, defaults.get(key)) for key, value in values.items()}
-    if isinstance(defaults, float) and not isinstance(values, (bool, float)):
-        with contextlib.suppress(TypeError, ValueError):
-            return float(int(values))
-    return values
-
-
-def _merge(cfg: CfgNode, values: dict) -> None:
-    cfg.merge_from_other_cfg(CfgNode(_numbers_like(values, cfg)))
+    Raises:
+        ConfigError: it names the key, its value and what would be right.
+    """
+    check_types(cfg, get_cfg())
+    check_detectron2_config(cfg)
+    check_common_config(cfg)
+    check_backbone_config(cfg)
+    for method in methods():
+        method.check_config(cfg)
 
 
 def _merge_file(cfg: CfgNode, path: str) -> None:
@@ -119,20 +65,18 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
     # Detectron2's first configs, of its version 1, do not say so, but call the weights by another name.
     version = 1 if "WEIGHT" in (values.get("MODEL") or {}) else cfg.VERSION
     if values.get("VERSION", version) == cfg.VERSION:
-        _merge(cfg, values)
+        merge(cfg, values, cfg.clone(), functools.partial(as_written, path))
     else:  # of another Detectron2, which converts it or says why not
         cfg.merge_from_file(path, allow_unsafe=False)
 
 
 def _merge_overrides(cfg: CfgNode, opts) -> None:
     """Each value has the type of the default, whatever the file has put in its place."""
-    typed = get_cfg()
-    add_project_config(typed, cfg)
+    defaults = get_cfg()
+    add_project_config(defaults, cfg)
     for key, value in zip(opts[::2], opts[1::2]):
         *path, name = key.split(".")
-        _merge(typed, functools.reduce(lambda inner, part: {part: inner}, [name, *reversed(path)], value))
-        target, source = (functools.reduce(operator.getitem, path, tree) for tree in (cfg, typed))
-        target[name] = source[name]
+        merge(cfg, functools.reduce(lambda inner, part: {part: inner}, [name, *reversed(path)], value), defaults)
 
 
 def load_config(config_file: str = "", opts=()) -> CfgNode:
@@ -154,7 +98,7 @@ def load_config(config_file: str = "", opts=()) -> CfgNode:
         try:
             _merge_file(cfg, config_file)
         except Exception as error:
-            raise _explain(cfg, error, config_file) from error
+            raise explain(cfg, error, config_file) from error
     merge_overrides(cfg, opts)
     cfg.MODEL.ROI_MASK_HEAD.update(mask_head_of(cfg).values)
     return cfg
@@ -179,7 +123,7 @@ def merge_overrides(cfg: CfgNode, opts) -> None:
     try:
         _merge_overrides(cfg, opts)
     except Exception as error:
-        raise _explain(cfg, error, "command line") from error
+        raise explain(cfg, error, "command line") from error
 
 
 def class_count_keys(cfg: CfgNode) -> dict[str, int]:

@@ -1,6 +1,37 @@
 """Keys of BlendMask, with AdelaiDet's names and defaults, and the paper's ablations."""
 
+import math
+
 from detectron2.config import CfgNode
+
+from .values import above, at_least, check_values, each, norm, one_of, require, section, words
+
+BLENDMASK_VALUES = {
+    **section(
+        "MODEL.BLENDMASK",
+        ATTN_SIZE=at_least(1),
+        BOTTOM_RESOLUTION=at_least(1),
+        TOP_INTERP=one_of("bilinear", "nearest"),
+        BOTTOM_INTERP=one_of("bilinear", "nearest"),
+        MERGING=one_of("blender", "yolact", "fcis"),
+        POOLER_TYPE=one_of("ROIAlignV2", "ROIAlign"),
+        POOLER_SAMPLING_RATIO=at_least(0),
+        POOLER_SCALES=each(above(0), count=1),  # the bases are one map
+        INSTANCE_LOSS_WEIGHT=at_least(0),
+    ),
+    **section(
+        "MODEL.BASIS_MODULE",
+        NUM_BASES=at_least(1),
+        NUM_CONVS=at_least(0),
+        CONVS_DIM=at_least(1),
+        IN_FEATURES=words(fewest=1),
+        NORM=norm,
+        COMMON_STRIDE=at_least(1),
+        NUM_CLASSES=at_least(1),
+        LOSS_WEIGHT=at_least(0),
+    ),
+    "MODEL.BLEND_MASK_HEAD.ATTN_CONVS": at_least(0),
+}
 
 
 def add_blendmask_config(cfg: CfgNode) -> None:
@@ -39,3 +70,26 @@ def add_blendmask_config(cfg: CfgNode) -> None:
     node = CfgNode()
     node.ATTN_CONVS = 0  # 3x3 convolutions (GN, ReLU) of the pooled features before that to the attention
     cfg.MODEL.BLEND_MASK_HEAD = node
+
+
+def check_blendmask_config(cfg: CfgNode) -> None:
+    """Refuse values that cannot be used."""
+    check_values(cfg, BLENDMASK_VALUES)
+    head = cfg.MODEL.ROI_MASK_HEAD.NAME == "BlendMaskHead"
+    if not head and cfg.MODEL.META_ARCHITECTURE != "BlendMask":
+        return
+    node, bases = cfg.MODEL.BLENDMASK, cfg.MODEL.BASIS_MODULE
+    require(
+        node.MERGING != "fcis" or math.isqrt(bases.NUM_BASES) ** 2 == bases.NUM_BASES,
+        f"MODEL.BLENDMASK.MERGING fcis needs a square MODEL.BASIS_MODULE.NUM_BASES; got {bases.NUM_BASES}.",
+    )
+    require(
+        bases.NAME != "DeepLabV3Plus" or len(bases.IN_FEATURES) == 2,
+        "MODEL.BASIS_MODULE.IN_FEATURES of DeepLabV3Plus takes two levels, such as p3 and p5; got "
+        f"{', '.join(bases.IN_FEATURES)}.",
+    )
+    require(
+        not (head and bases.LOSS_ON),
+        "MODEL.BASIS_MODULE.LOSS_ON must be False with BlendMaskHead: a mask head does not see the whole ground truth "
+        "of an image.",
+    )

@@ -1,6 +1,27 @@
 """Keys that several methods share."""
 
+import math
+
 from detectron2.config import CfgNode
+
+from .values import Rule, at_least, below_one, between, check_values, each, one_of, section
+
+
+def _is_range(value) -> bool:
+    return len(value) == 0 or (each(between(-math.inf, math.inf), count=2).holds(value) and value[0] < value[1])
+
+
+COMMON_VALUES = {
+    **section(
+        "SOLVER",
+        OPTIMIZER=Rule("SGD, ADAMW, MUON or empty", lambda name: str(name).upper() in ("SGD", "ADAMW", "MUON", "")),
+        BACKBONE_MULTIPLIER=at_least(0),
+        BETAS=each(below_one, count=2),
+        FREEZE_NORMS_ITER=at_least(-1),
+    ),
+    "INPUT.VALUE_RANGE": Rule("two numbers, the lower one first, as (0, 4095), or () for automatic", _is_range),
+    **section("INPUT.CROP", SCHEME=one_of("before_resize", "detr", "")),
+}
 
 
 def add_common_config(cfg: CfgNode) -> None:
@@ -29,3 +50,8 @@ def add_common_config(cfg: CfgNode) -> None:
 
     # Metric whose best checkpoint is kept beside the last one.
     cfg.TEST.BEST_METRIC = "segm/AP"
+
+
+def check_common_config(cfg: CfgNode) -> None:
+    """Refuse values that cannot be used."""
+    check_values(cfg, COMMON_VALUES)

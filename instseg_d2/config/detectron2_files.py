@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Mapping
+from typing import Union
 
 from detectron2.config import CfgNode
 
 from ..errors import ConfigError
 
 
-def find_config_file(path: str) -> str:
+def find_config_file(path: Union[str, os.PathLike]) -> str:
     """
     The path of a config file that may also be named as in Detectron2's model zoo, for instance
     ``COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml``.
@@ -16,6 +17,7 @@ def find_config_file(path: str) -> str:
     Raises:
         ConfigError: there is no such file.
     """
+    path = os.path.expanduser(path)
     if os.path.isfile(path):
         return path
     try:

@@ -1,6 +1,70 @@
-"""Keys of EmbedMask, with the authors' names. None: the value of the version, see modeling/embedmask/versions.py."""
+"""Keys of EmbedMask, with the authors' names; which of its three versions a config means."""
+
+from typing import Union
 
 from detectron2.config import CfgNode
+
+from .values import (
+    Rule,
+    above,
+    at_least,
+    between,
+    check_values,
+    each,
+    norm,
+    one_of,
+    only,
+    or_none,
+    probability,
+    require,
+    section,
+    whole,
+)
+
+# Values where a config says None.
+_BY_VERSION = {
+    "EMBED_DIM": {"v1": 32, "v2": 8, "v3": 16},
+    "BOX_PADDING": {"v1": 0.1, "v2": 0.1, "v3": -1.0},
+    "MASK_TH": {"v1": 0.5, "v2": 0.53, "v3": 0.53},
+    "SAMPLE_POS_IOU_TH": {"v1": 0.5, "v2": 0.0, "v3": 0.0},
+    "LOSS_SMOOTH_ALPHA": {"v1": 0.1, "v2": 0.0, "v3": 0.0},
+    "BOX_TO_MARGIN_BLOCK": {"v1": True, "v2": False, "v3": False},
+}
+
+EMBEDMASK_VALUES = {
+    **section(
+        "MODEL.EMBED_MASK",
+        VERSION=one_of("v1", "v2", "v3", ""),
+        NUM_CLASSES=Rule("at least 2: it counts the background", at_least(2).holds),
+        FPN_STRIDES=each(whole(1)),
+        FPN_INTEREST_SPLIT=each(above(0), fewest=0),
+        HEAD_NUM_CONVS=at_least(0),
+        NORM=norm,
+        PRIOR_PROB=probability,
+        NORM_REG_TARGETS=only(True, "distances are in strides"),
+        CENTERNESS_ON_REG=only(True, "centerness reads the box tower"),
+        CENTER_POS_RADIOS=above(0),
+        LOSS_ALPHA=between(0, 1),
+        LOSS_GAMMA=at_least(0),
+        IOU_LOSS_TYPE=one_of("giou", "iou", "linear_iou"),
+        INFERENCE_TH=between(0, 1),
+        PRE_NMS_TOP_N=at_least(1),
+        NMS_TH=between(0, 1),
+        EMBED_DIM=or_none(whole(2)),
+        EMBED_REDUCE_FACTOR=above(0),
+        MARGIN_REDUCE_FACTOR=above(0),
+        PRIOR_MARGIN=above(0),
+        MASK_NUM_CONVS=at_least(0),
+        MASK_SCALE_FACTOR=at_least(1),
+        BOX_PADDING=or_none(at_least(-1)),
+        LOSS_MASK_ALPHA=at_least(0),
+        MASK_TH=or_none(Rule("from 0.0001 to below 1", lambda value: between(1e-4, 1).holds(value) and value < 1)),
+        SAMPLE_POS_IOU_TH=or_none(between(0, 1)),
+        LOSS_SMOOTH_ALPHA=or_none(at_least(0)),
+        BOX_TO_MARGIN_BLOCK=or_none(one_of(True, False)),
+        BOX_TO_MARGIN_SCALE=Rule("above 0, or -1", lambda value: value == -1 or above(0).holds(value)),
+    ),
+}
 
 
 def add_embedmask_config(cfg: CfgNode) -> None:
@@ -54,3 +118,70 @@ def add_embedmask_config(cfg: CfgNode) -> None:
     node.BOX_TO_MARGIN_BLOCK = None  # the margin comes from the predicted box
     node.BOX_TO_MARGIN_SCALE = 800.0  # pixels; -1: shorter side of the padded batch
     cfg.MODEL.EMBED_MASK = node
+
+
+def embedmask_version(cfg: CfgNode) -> str:
+    """
+    "v1", "v2" or "v3": MODEL.EMBED_MASK.VERSION, or what the other keys tell.
+
+    Raises:
+        ValueError: they tell no version.
+    """
+    node = cfg.MODEL.EMBED_MASK
+    if node.VERSION:
+        return node.VERSION
+    if any((node[key] or 0) > 0 for key in ("LOSS_SMOOTH_ALPHA", "SAMPLE_POS_IOU_TH", "BOX_TO_MARGIN_BLOCK")):
+        return "v1"
+    dim, padding = node.EMBED_DIM, node.BOX_PADDING
+    for name in ("v3", "v2"):
+        inside_boxes = _BY_VERSION["BOX_PADDING"][name] >= 0
+        if dim in (None, _BY_VERSION["EMBED_DIM"][name]) and (padding is None or (padding >= 0) == inside_boxes):
+            return name
+    require(
+        False,
+        f"MODEL.EMBED_MASK.EMBED_DIM {dim} with BOX_PADDING {padding} tells no version: set MODEL.EMBED_MASK.VERSION "
+        "to v1, v2 or v3.",
+    )
+
+
+def embedmask_value(cfg: CfgNode, key: str) -> Union[int, float, bool]:
+    """MODEL.EMBED_MASK.<key>, or the default of the config's version where it is None."""
+    value, default = cfg.MODEL.EMBED_MASK[key], _BY_VERSION[key][embedmask_version(cfg)]
+    return default if value is None else type(default)(value)
+
+
+def _ascend(values) -> bool:
+    return list(values) == sorted(values)
+
+
+def mask_stride(cfg: CfgNode) -> int:
+    """Input pixels of a cell of the pixel embeddings: the finest stride divided by MASK_SCALE_FACTOR."""
+    return cfg.MODEL.EMBED_MASK.FPN_STRIDES[0] // cfg.MODEL.EMBED_MASK.MASK_SCALE_FACTOR
+
+
+def check_embedmask_config(cfg: CfgNode) -> None:
+    """Refuse values that cannot be used."""
+    check_values(cfg, EMBEDMASK_VALUES)
+    head = cfg.MODEL.ROI_MASK_HEAD.NAME == "EmbedMaskHead"
+    if not head and cfg.MODEL.META_ARCHITECTURE != "EmbedMask":
+        return
+    node = cfg.MODEL.EMBED_MASK
+    from_box = embedmask_version(cfg) == "v1"
+    require(
+        embedmask_value(cfg, "BOX_TO_MARGIN_BLOCK") == from_box,
+        f"MODEL.EMBED_MASK.BOX_TO_MARGIN_BLOCK is {not from_box}; it is True in v1 and False in v2 and v3.",
+    )
+    require(
+        not head or node.BOX_TO_MARGIN_SCALE > 0,
+        f"MODEL.EMBED_MASK.BOX_TO_MARGIN_SCALE is {node.BOX_TO_MARGIN_SCALE}; with EmbedMaskHead it must be above 0.",
+    )
+    require(
+        head or (len(node.FPN_INTEREST_SPLIT) == len(node.FPN_STRIDES) - 1 and _ascend(node.FPN_STRIDES)),
+        f"MODEL.EMBED_MASK: {len(node.FPN_STRIDES)} FPN_STRIDES, finest first, need one less FPN_INTEREST_SPLIT; got "
+        f"{len(node.FPN_INTEREST_SPLIT)}.",
+    )
+    require(
+        node.FPN_STRIDES[0] % (2 * node.MASK_SCALE_FACTOR) == 0,
+        f"MODEL.EMBED_MASK.MASK_SCALE_FACTOR {node.MASK_SCALE_FACTOR} must divide the finest of FPN_STRIDES, "
+        f"{node.FPN_STRIDES[0]}, into an even number of pixels.",
+    )

@@ -2,6 +2,58 @@
 
 from detectron2.config import CfgNode
 
+from .values import (
+    above,
+    at_least,
+    between,
+    check_values,
+    each,
+    norm,
+    one_of,
+    only,
+    probability,
+    require,
+    section,
+    whole,
+    words,
+)
+
+FCOS_VALUES = {
+    **section(
+        "MODEL.FCOS",
+        NUM_CLASSES=at_least(1),
+        IN_FEATURES=words(fewest=1),
+        FPN_STRIDES=each(whole(1)),
+        SIZES_OF_INTEREST=each(above(0), fewest=0),
+        TOP_LEVELS=one_of(0, 1, 2),
+        NUM_CLS_CONVS=at_least(0),
+        NUM_BOX_CONVS=at_least(0),
+        NUM_SHARE_CONVS=at_least(0),
+        NORM=norm,
+        PRIOR_PROB=probability,
+        POS_RADIUS=above(0),
+        LOSS_ALPHA=between(0, 1),
+        LOSS_GAMMA=at_least(0),
+        LOSS_WEIGHT_CLS=at_least(0),
+        LOSS_NORMALIZER_CLS=one_of("fg", "moving_fg", "all"),
+        LOC_LOSS_TYPE=one_of("giou", "iou", "linear_iou"),
+        BOX_QUALITY=one_of("ctrness", "iou"),
+        INFERENCE_TH_TRAIN=between(0, 1),
+        INFERENCE_TH_TEST=between(0, 1),
+        PRE_NMS_TOPK_TRAIN=at_least(1),
+        PRE_NMS_TOPK_TEST=at_least(1),
+        POST_NMS_TOPK_TRAIN=at_least(1),
+        POST_NMS_TOPK_TEST=at_least(1),
+        NMS_TH=between(0, 1),
+    ),
+    "MODEL.RESNETS.DEFORM_INTERVAL": at_least(1),
+    "MODEL.DLA.CONV_BODY": one_of("DLA34"),
+    "MODEL.DLA.OUT_FEATURES": words(fewest=1),
+    "MODEL.DLA.NORM": one_of("FrozenBN", "SyncBN", "BN", ""),
+    "MODEL.MOBILENET": only(False, "there is no MobileNet"),
+    "MODEL.BACKBONE.ANTI_ALIAS": only(False, "there is no such ResNet"),
+}
+
 
 def add_fcos_config(cfg: CfgNode) -> None:
     """Add MODEL.FCOS and the keys of its backbones, in place."""
@@ -51,3 +103,26 @@ def add_fcos_config(cfg: CfgNode) -> None:
     # Accepted for AdelaiDet's files; True is refused when the backbone is built.
     cfg.MODEL.MOBILENET = False
     cfg.MODEL.BACKBONE.ANTI_ALIAS = False
+
+
+def check_fcos_config(cfg: CfgNode) -> None:
+    """Refuse values that cannot be used."""
+    check_values(cfg, FCOS_VALUES)
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME != "FCOS":
+        return
+    node = cfg.MODEL.FCOS
+    require(
+        len(node.IN_FEATURES) == len(node.FPN_STRIDES) == len(node.SIZES_OF_INTEREST) + 1,
+        f"MODEL.FCOS: {len(node.IN_FEATURES)} IN_FEATURES need as many FPN_STRIDES and one less SIZES_OF_INTEREST; got "
+        f"{len(node.FPN_STRIDES)} and {len(node.SIZES_OF_INTEREST)}.",
+    )
+    require(
+        not (node.YIELD_BOX_FEATURES and serves_roi_heads(cfg) and cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT),
+        "MODEL.FCOS.YIELD_BOX_FEATURES needs MODEL.ROI_HEADS.PROPOSAL_APPEND_GT False: the ground-truth boxes that "
+        "Detectron2 adds to the proposals have no features.",
+    )
+
+
+def serves_roi_heads(cfg: CfgNode) -> bool:
+    """Whether FCOS makes proposals for a detector of Detectron2, whose ROI heads know the number of classes."""
+    return cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN")

@@ -2,6 +2,33 @@
 
 from detectron2.config import CfgNode
 
+from .values import above, at_least, between, check_values, each, one_of, require, section, whole
+
+INSTANCEFCN_VALUES = {
+    **section(
+        "MODEL.INSTANCE_FCN",
+        GRID=at_least(1),
+        MASK_SIZE=at_least(1),
+        HIDDEN_DIM=at_least(1),
+        CANONICAL_SIZE=above(0),
+        POSITIVE_OCTAVES=at_least(0),
+        POSITIVE_SHIFT=at_least(0),
+        NEGATIVE_OCTAVES=at_least(0),
+        NEGATIVE_SHIFT=at_least(0),
+        WINDOWS_PER_IMAGE=at_least(1),
+        POSITIVE_FRACTION=between(0, 1),
+        CELL_TARGET=one_of("center", "share"),
+        SCALES_TEST=each(whole(1)),
+        TOP_WINDOWS=at_least(1),
+        SCORE=one_of("objectness", "product"),
+        NMS_TH=between(0, 1),
+        MAX_PROPOSALS=at_least(1),
+        CLASSIFIER_SCALE=at_least(1),
+    ),
+    "MODEL.ASSEMBLE_MASK_HEAD.GRID": at_least(1),
+    "MODEL.RESNETS.OUTPUT_STRIDE": one_of(4, 8, 16, 32),
+}
+
 
 def add_instancefcn_config(cfg: CfgNode) -> None:
     """Add MODEL.INSTANCE_FCN, MODEL.ASSEMBLE_MASK_HEAD and the key of the dilated ResNet, in place."""
@@ -42,3 +69,26 @@ def add_instancefcn_config(cfg: CfgNode) -> None:
 
     # Of build_dilated_resnet_backbone: later stages are dilated instead of strided.
     cfg.MODEL.RESNETS.OUTPUT_STRIDE = 8
+
+
+def check_instancefcn_config(cfg: CfgNode) -> None:
+    """Refuse values that cannot be used."""
+    check_values(cfg, INSTANCEFCN_VALUES)
+    if cfg.MODEL.BACKBONE.NAME == "build_dilated_resnet_backbone":
+        require(
+            cfg.MODEL.RESNETS.RES5_DILATION == 1 and not any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE),
+            "build_dilated_resnet_backbone sets the dilation itself: leave MODEL.RESNETS.RES5_DILATION at 1 and "
+            "DEFORM_ON_PER_STAGE at False.",
+        )
+    if cfg.MODEL.META_ARCHITECTURE != "InstanceFCN":
+        return
+    node = cfg.MODEL.INSTANCE_FCN
+    require(
+        node.GRID <= node.MASK_SIZE,
+        f"MODEL.INSTANCE_FCN.GRID is {node.GRID} and MASK_SIZE {node.MASK_SIZE}; GRID must be from 1 to MASK_SIZE.",
+    )
+    require(
+        not node.CLASSIFY or node.CLASSIFIER_SCALE in node.SCALES_TEST,
+        f"MODEL.INSTANCE_FCN.CLASSIFIER_SCALE is {node.CLASSIFIER_SCALE}; it must be one of SCALES_TEST: "
+        f"{', '.join(map(str, node.SCALES_TEST))}.",
+    )

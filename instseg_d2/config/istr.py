@@ -4,6 +4,68 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from .values import (
+    above,
+    at_least,
+    below_one,
+    between,
+    check_values,
+    each,
+    one_of,
+    only,
+    or_none,
+    probability,
+    require,
+    section,
+    whole,
+    words,
+)
+
+ISTR_VALUES = {
+    **section(
+        "MODEL.ISTR",
+        NUM_CLASSES=at_least(1),
+        NUM_PROPOSALS=at_least(1),
+        NHEADS=at_least(1),
+        DROPOUT=below_one,
+        DIM_FEEDFORWARD=at_least(1),
+        HIDDEN_DIM=at_least(1),
+        NUM_CLS=at_least(0),
+        NUM_REG=at_least(0),
+        NUM_MASK=at_least(0),
+        NUM_HEADS=at_least(1),
+        NUM_DYNAMIC=only(2, "dynamic attention has 2 matrices"),
+        DIM_DYNAMIC=at_least(1),
+        ROI_ATTENTION=one_of("dynamic", "multihead"),
+        MASK_DIM=at_least(1),
+        MASK_FEAT_DIM=at_least(1),
+        MASK_SIZE=or_none(at_least(1)),
+        FIT_MAX_MASKS=at_least(1),
+        FIT_EPOCHS=at_least(1),
+        MASK_COST=one_of("cosine", "l1", "dice"),
+        MASK_LOSS=one_of("both", "l2", "dice"),
+        CLASS_WEIGHT=at_least(0),
+        GIOU_WEIGHT=at_least(0),
+        L1_WEIGHT=at_least(0),
+        MASK_WEIGHT=or_none(at_least(0)),
+        FEAT_WEIGHT=at_least(0),
+        ALPHA=between(0, 1),
+        GAMMA=at_least(0),
+        PRIOR_PROB=probability,
+    ),
+    **section(
+        "MODEL.SWINT",
+        EMBED_DIM=at_least(1),
+        OUT_FEATURES=words(fewest=1),
+        DEPTHS=each(whole(1)),
+        NUM_HEADS=each(whole(1)),
+        WINDOW_SIZE=at_least(1),
+        MLP_RATIO=above(0),
+        DROP_PATH_RATE=below_one,
+        APE=only(False, "absolute position embeddings are not supported"),
+    ),
+}
+
 # Values where a config says None: version 1, version 2.
 _BY_VERSION = {"MASK_SIZE": (28, 112), "MASK_WEIGHT": (2.0, 5.0)}
 
@@ -81,3 +143,56 @@ def istr_value(cfg: CfgNode, key: str) -> Any:
     """MODEL.ISTR.<key>, or the default of the config's version where it is None."""
     value = cfg.MODEL.ISTR[key]
     return _BY_VERSION[key][istr_version(cfg) - 1] if value is None else value
+
+
+def check_istr_config(cfg: CfgNode) -> None:
+    """Refuse values that cannot be used."""
+    check_values(cfg, ISTR_VALUES)
+    method = cfg.MODEL.META_ARCHITECTURE == "ISTR"
+    if method:
+        pooler = cfg.MODEL.ROI_BOX_HEAD
+        require(
+            pooler.POOLER_TYPE == "ROIAlignV2" and pooler.POOLER_SAMPLING_RATIO >= 1,
+            "ISTR needs MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlignV2 and POOLER_SAMPLING_RATIO 1 or more; got "
+            f"{pooler.POOLER_TYPE} and {pooler.POOLER_SAMPLING_RATIO}.",
+        )
+    heads = method or cfg.MODEL.ROI_HEADS.NAME == "ISTRHeads"
+    if heads:
+        _check_heads(cfg)
+    if heads or cfg.MODEL.ROI_MASK_HEAD.NAME == "MaskEmbeddingHead":
+        _check_embedding(cfg)
+
+
+def _check_heads(cfg: CfgNode) -> None:
+    node = cfg.MODEL.ISTR
+    require(
+        node.HIDDEN_DIM % node.NHEADS == 0,
+        f"MODEL.ISTR.HIDDEN_DIM is {node.HIDDEN_DIM}; it must be a multiple of MODEL.ISTR.NHEADS, {node.NHEADS}.",
+    )
+    if node.MASK_ENCODING_METHOD == "AE":
+        require(
+            node.MASK_COST != "dice",
+            "MODEL.ISTR.MASK_COST dice decodes every query, too much for AE; use cosine or l1.",
+        )
+        require(
+            node.MASK_LOSS != "l2",
+            "MODEL.ISTR.MASK_LOSS l2 would leave the decoder of AE untrained; use both or dice.",
+        )
+
+
+def _check_embedding(cfg: CfgNode) -> None:
+    node, size = cfg.MODEL.ISTR, istr_value(cfg, "MASK_SIZE")
+    name = node.EMBEDDING or node.MASK_ENCODING_METHOD
+    key = "MASK_DIM" if istr_version(cfg) == 1 else "MASK_FEAT_DIM"
+    require(
+        name == "RawMask" or node[key] <= size * size,
+        f"MODEL.ISTR.{key} is {node[key]}; a code of a {size} x {size} mask has 1 to {size * size} numbers.",
+    )
+    require(
+        name != "AE" or size == 112,
+        f"MODEL.ISTR.MASK_SIZE is {size}; the AE embedding needs 112.",
+    )
+    require(
+        not (node.PATH_COMPONENTS and node.MASK_EMBEDDING_FILE) or node.PATH_COMPONENTS == node.MASK_EMBEDDING_FILE,
+        "MODEL.ISTR.PATH_COMPONENTS and MASK_EMBEDDING_FILE name different files; set one of them.",
+    )

@@ -2,6 +2,43 @@
 
 from detectron2.config import CfgNode
 
+from .values import above, at_least, between, check_values, each, one_of, only, require, section, words
+
+SPARSEINST_VALUES = {
+    **section(
+        "MODEL.SPARSE_INST",
+        CLS_THRESHOLD=between(0, 1),
+        MASK_THRESHOLD=between(0, 1),
+        MAX_DETECTIONS=at_least(1),
+    ),
+    **section(
+        "MODEL.SPARSE_INST.ENCODER",
+        NORM=only("", "the encoder has no norm"),
+        IN_FEATURES=words(fewest=1),
+        NUM_CHANNELS=at_least(1),
+    ),
+    **section(
+        "MODEL.SPARSE_INST.DECODER",
+        NUM_MASKS=at_least(1),
+        NUM_CLASSES=at_least(1),
+        KERNEL_DIM=at_least(1),
+        SCALE_FACTOR=above(0),
+        GROUPS=at_least(1),
+    ),
+    **section("MODEL.SPARSE_INST.DECODER.INST", DIM=at_least(1), CONVS=at_least(1)),
+    **section("MODEL.SPARSE_INST.DECODER.MASK", DIM=at_least(1), CONVS=at_least(1)),
+    **section(
+        "MODEL.SPARSE_INST.LOSS",
+        NAME=one_of("SparseInstCriterion"),
+        ITEMS=each(one_of("labels", "masks")),
+        CLASS_WEIGHT=at_least(0),
+        MASK_PIXEL_WEIGHT=at_least(0),
+        MASK_DICE_WEIGHT=at_least(0),
+        OBJECTNESS_WEIGHT=at_least(0),
+    ),
+    **section("MODEL.SPARSE_INST.MATCHER", NAME=one_of("SparseInstMatcher"), ALPHA=at_least(0), BETA=at_least(0)),
+}
+
 
 def add_sparseinst_config(cfg: CfgNode) -> None:
     """Add MODEL.SPARSE_INST, in place."""
@@ -37,3 +74,15 @@ def add_sparseinst_config(cfg: CfgNode) -> None:
     node.LOSS.OBJECTNESS_WEIGHT = 1.0
     node.MATCHER = CfgNode({"NAME": "SparseInstMatcher", "ALPHA": 0.8, "BETA": 0.2})
     cfg.MODEL.SPARSE_INST = node
+
+
+def check_sparseinst_config(cfg: CfgNode) -> None:
+    """Refuse values that cannot be used."""
+    check_values(cfg, SPARSEINST_VALUES)
+    if cfg.MODEL.META_ARCHITECTURE != "SparseInst" and cfg.MODEL.ROI_HEADS.NAME != "SparseInstHeads":
+        return
+    node = cfg.MODEL.SPARSE_INST.DECODER
+    require(
+        not node.NAME.startswith("Group") or node.INST.DIM % node.GROUPS == 0,
+        f"MODEL.SPARSE_INST.DECODER.INST.DIM is {node.INST.DIM}; it must be a multiple of GROUPS, {node.GROUPS}.",
+    )

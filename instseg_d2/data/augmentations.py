@@ -3,17 +3,11 @@
 import numpy as np
 from detectron2.data import transforms as T
 
-from ..errors import ConfigError
 from ..methods import method_of
 
 __all__ = ["RandomCropAroundInstance", "build_augmentations"]
 
 
-CROP_TYPES = ("relative_range", "relative", "absolute", "absolute_range")
-CROP_SCHEMES = ("before_resize", "detr")
-# Of the sizes in MIN_SIZE_TRAIN each image has one, or one between two, or the images of a batch have the same one:
-# the loader sees to that, with augmentations for each size.
-SAMPLINGS = ("choice", "range", "batch")
 DETR_SIZES = (400, 500, 600)  # pixels of the shorter side, before the crop of DETR's scheme
 LSJ_SIZE = 1024  # pixels of the square that large-scale jitter fills
 
@@ -44,8 +38,6 @@ class RandomCropAroundInstance(T.RandomCrop):
 
 def _flip(cfg) -> list:
     kind = cfg.INPUT.RANDOM_FLIP
-    if kind not in ("horizontal", "vertical", "none"):
-        raise ConfigError(f"INPUT.RANDOM_FLIP is horizontal, vertical or none, not {kind!r}.")
     if kind == "none" or (kind == "horizontal" and not cfg.INPUT.HFLIP_TRAIN):
         return []
     return [T.RandomFlip(horizontal=kind == "horizontal", vertical=kind == "vertical")]
@@ -53,8 +45,6 @@ def _flip(cfg) -> list:
 
 def _crop(cfg, scheme: str) -> T.Augmentation:
     crop = cfg.INPUT.CROP
-    if crop.TYPE not in CROP_TYPES:
-        raise ConfigError(f"INPUT.CROP.TYPE is one of {', '.join(CROP_TYPES)}, not {crop.TYPE!r}.")
     if scheme == "detr":
         resize = T.ResizeShortestEdge(DETR_SIZES, sample_style="choice")
         return T.RandomApply(T.AugmentationList([resize, T.RandomCrop(crop.TYPE, crop.SIZE)]), prob=0.5)
@@ -83,23 +73,12 @@ def build_augmentations(cfg, is_train: bool) -> list:
         return [*after, T.ResizeScale(0.1, 2.0, LSJ_SIZE, LSJ_SIZE), crop]
     if cfg.INPUT.CROP.ENABLED:
         scheme = cfg.INPUT.CROP.SCHEME or method_of(cfg).crop_scheme
-        if scheme not in CROP_SCHEMES:
-            raise ConfigError(f"INPUT.CROP.SCHEME is one of {', '.join(CROP_SCHEMES)} or empty, not {scheme!r}.")
         if scheme == "detr":
             before, after = after, []
         before.append(_crop(cfg, scheme))
     if cfg.INPUT.IS_ROTATE:
         before.append(T.RandomApply(T.RandomRotation([-30, 30]), prob=0.5))
-    sampling = cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
-    if sampling not in SAMPLINGS:
-        raise ConfigError(
-            f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {', '.join(SAMPLINGS[:-1])} or {SAMPLINGS[-1]}, not {sampling!r}."
-        )
-    if sampling == "range" and len(cfg.INPUT.MIN_SIZE_TRAIN) != 2:
-        raise ConfigError(
-            "INPUT.MIN_SIZE_TRAIN_SAMPLING range needs two values in INPUT.MIN_SIZE_TRAIN, not "
-            f"{len(cfg.INPUT.MIN_SIZE_TRAIN)}."
-        )
-    style = "range" if sampling == "range" else "choice"
+    # With "batch" the loader makes augmentations for each size, of which all images of a batch have the same.
+    style = "range" if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" else "choice"
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, style)
     return [*before, resize, *after]

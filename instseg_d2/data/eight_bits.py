@@ -10,8 +10,6 @@ import cv2
 import numpy as np
 from detectron2.utils.logger import log_first_n
 
-from ..errors import ConfigError
-
 __all__ = ["Extremes", "checked_range", "extremes", "likely_range", "three_channels", "to_eight_bits"]
 
 # What cameras and programs store: floats of 0..1 and -1..1, then whole numbers of 8, 10, 12, 14 and 16 bits.
@@ -34,15 +32,13 @@ def checked_range(value_range: Sequence) -> tuple:
     A range of values as a tuple: (low, high), or () for one that the images decide.
 
     Raises:
-        ConfigError: it is neither.
+        ValueError: it is neither.
     """
     if isinstance(value_range, (tuple, list)):
         numbers = [x for x in value_range if isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)]
         if len(numbers) == len(value_range) and (not numbers or (len(numbers) == 2 and numbers[0] < numbers[1])):
             return tuple(numbers)
-    raise ConfigError(
-        f"INPUT.VALUE_RANGE is two numbers, the lower one first, as (0, 4095), or () for automatic; got {value_range}."
-    )
+    raise ValueError(f"a range of values is two numbers, the lower one first, as (0, 4095), or (); got {value_range}")
 
 
 def extremes(values: np.ndarray) -> Extremes:

@@ -9,7 +9,7 @@ from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampl
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
-from ..errors import ConfigError, DatasetError, ImageError
+from ..errors import DatasetError, ImageError
 from .coco import require_registered
 from .mapper import InstanceDatasetMapper
 from .packing import pack, unpack
@@ -145,15 +145,10 @@ def _group(record: dict) -> str:
 
 
 def _sampler(cfg, dicts: list, seed: int):
-    kind = cfg.DATALOADER.SAMPLER_TRAIN
-    if kind == "TrainingSampler":
+    if cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler":
         return TrainingSampler(len(dicts), seed=seed)
-    if kind == "RepeatFactorTrainingSampler":
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            dicts, cfg.DATALOADER.REPEAT_THRESHOLD
-        )
-        return RepeatFactorTrainingSampler(factors, seed=seed)
-    raise ConfigError(f"DATALOADER.SAMPLER_TRAIN is TrainingSampler or RepeatFactorTrainingSampler, not {kind!r}.")
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(dicts, cfg.DATALOADER.REPEAT_THRESHOLD)
+    return RepeatFactorTrainingSampler(factors, seed=seed)
 
 
 def _with_range(cfg, dicts: list, names):
@@ -196,17 +191,15 @@ def build_train_loader(cfg, mapper=None, start_iteration: int = 0, seed=None) ->
         seed: instead of cfg.SEED; where both are missing or negative, a random one that all processes share.
 
     Raises:
-        ConfigError: no training set, a batch that does not divide among the processes, or an unknown sampler.
-        DatasetError: the data set cannot be used; while iterating, when more than max(1, 1 %) of its images cannot
-            be read (of several processes each looks at what it draws).
+        ValueError: a batch that does not divide among the processes.
+        DatasetError: there is no training set, or it cannot be used; while iterating, when more than max(1, 1 %) of its
+            images cannot be read (of several processes each looks at what it draws).
     """
     if not cfg.DATASETS.TRAIN:
-        raise ConfigError("DATASETS.TRAIN names no data set to train on.")
+        raise DatasetError("DATASETS.TRAIN names no data set to train on.")
     world_size, total = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
-    if total < 1 or total % world_size:
-        raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH is {total}; it must be a positive multiple of the number of processes, {world_size}."
-        )
+    if total % world_size:
+        raise ValueError(f"SOLVER.IMS_PER_BATCH is {total}; it must be a multiple of the {world_size} processes.")
     seed = cfg.SEED if seed is None else seed
     if seed < 0:
         seed = comm.shared_random_seed()

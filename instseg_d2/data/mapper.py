@@ -9,7 +9,7 @@ from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 
-from ..errors import ConfigError, DatasetError, ImageError
+from ..errors import DatasetError, ImageError
 from ..methods import method_of
 from .augmentations import build_augmentations
 from .eight_bits import checked_range
@@ -66,9 +66,9 @@ class InstanceDatasetMapper:
             value_range: see ``read_image``.
         """
         if mask_format not in ("polygon", "bitmask"):
-            raise ConfigError(f"INPUT.MASK_FORMAT is polygon or bitmask, not {mask_format!r}.")
+            raise ValueError(f"mask_format is polygon or bitmask, not {mask_format!r}")
         if image_format not in ("BGR", "RGB"):
-            raise ConfigError(f"INPUT.FORMAT is BGR or RGB, not {image_format!r}.")
+            raise ValueError(f"image_format is BGR or RGB, not {image_format!r}")
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
@@ -82,8 +82,6 @@ class InstanceDatasetMapper:
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
-        if cfg.MODEL.KEYPOINT_ON or cfg.MODEL.LOAD_PROPOSALS:
-            raise ConfigError("MODEL.KEYPOINT_ON and MODEL.LOAD_PROPOSALS are not supported; set both to False.")
         method = method_of(cfg)
         return {
             "is_train": is_train,

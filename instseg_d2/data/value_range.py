@@ -59,7 +59,7 @@ def survey(files: Sequence[str], value_range: Sequence = ()) -> Survey:
         value_range: (low, high) as INPUT.VALUE_RANGE gives it; empty: the likely one.
 
     Raises:
-        ConfigError: ``value_range`` is no range.
+        ValueError: ``value_range`` is no range.
     """
     value_range, looked_at, found = checked_range(value_range), 0, []
     for place in np.unique(np.linspace(0, len(files) - 1, min(SAMPLE, len(files))).round().astype(int)):
@@ -86,7 +86,7 @@ def common_range(files: Sequence[str], title: str, value_range: Sequence = ()) -
         value_range: (low, high) that is used already; it is only compared with the images.
 
     Raises:
-        ConfigError: ``value_range`` is no range.
+        ValueError: ``value_range`` is no range.
     """
     found = survey(files, value_range)
     if found.deep and not value_range:

@@ -15,7 +15,7 @@ from detectron2.utils.env import seed_all_rng
 
 from .. import doctor
 from ..checkpoint import read_checkpoint_info, split_query
-from ..config import get_value, load_config, set_num_classes
+from ..config import check_config, get_value, load_config, set_num_classes
 from ..data import check_images, check_same_classes, class_names, common_range, register_coco
 from ..data.coco import require_registered
 from ..data.value_range import trained_range
@@ -136,10 +136,7 @@ def _fit_to_checkpoint(cfg: CfgNode) -> None:
 
 
 def _fit_device(cfg: CfgNode, num_gpus: int) -> None:
-    try:
-        device = torch.device(cfg.MODEL.DEVICE)
-    except RuntimeError as error:
-        raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE}; it should be cuda, cuda:N or cpu.") from error
+    device = torch.device(cfg.MODEL.DEVICE)
     if device.type != "cuda":
         if comm.get_world_size() > 1 and dist.get_backend() == "nccl":
             raise ConfigError(f"MODEL.DEVICE {cfg.MODEL.DEVICE} with several processes needs --num-gpus 0.")
@@ -153,8 +150,16 @@ def _fit_device(cfg: CfgNode, num_gpus: int) -> None:
         raise ConfigError(f"MODEL.DEVICE is {device}; the GPUs here end at cuda:{torch.cuda.device_count() - 1}.")
 
 
-def _check_scheduler(cfg: CfgNode) -> None:
-    """Build the schedule of a parameter that nobody needs, rather than fail when the model has been built."""
+def _check_solver(cfg: CfgNode) -> None:
+    """
+    What would fail when the model has been built: a batch that does not divide among the processes, and the schedule,
+    which is built for a parameter that nobody needs.
+    """
+    processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; it must be a multiple of the {processes} processes."
+        )
     cfg = cfg.clone()
     cfg.SOLVER.STEPS = [step for step in cfg.SOLVER.STEPS if step <= cfg.SOLVER.MAX_ITER]  # Detectron2 warns of others
     try:
@@ -178,6 +183,9 @@ def setup(args) -> CfgNode:
         ConfigError, DatasetError, CheckpointError: one sentence that says what to change.
     """
     cfg = load_config(args.config_file, args.opts)
+    check_config(cfg)
+    if cfg.MODEL.KEYPOINT_ON or cfg.MODEL.LOAD_PROPOSALS:
+        raise ConfigError("MODEL.KEYPOINT_ON and MODEL.LOAD_PROPOSALS are not supported; set both to False.")
     rank = comm.get_rank()
     try:
         setup_logging(cfg.OUTPUT_DIR, rank)
@@ -190,7 +198,7 @@ def setup(args) -> CfgNode:
     if args.eval_only:
         _fit_to_checkpoint(cfg)
     else:
-        _check_scheduler(cfg)
+        _check_solver(cfg)
         _fit_to_training_data(cfg)
     _fit_device(cfg, args.num_gpus)
     if cfg.MODEL.DEVICE == "cpu":

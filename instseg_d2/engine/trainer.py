@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from ..checkpoint import InstSegCheckpointer
+from ..config import home_expanded
 from ..data import build_test_loader, build_train_loader
 from ..data.coco import class_information
 from ..errors import ConfigError
@@ -71,15 +72,15 @@ class Trainer(TrainerBase):
 
     def __init__(self, cfg: CfgNode):
         super().__init__()
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = DefaultTrainer.auto_scale_workers(home_expanded(cfg), comm.get_world_size())
         self.cfg = cfg
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         # Order and augmentation of the images follow from it; it travels in the checkpoint.
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        self.device = torch.device(cfg.MODEL.DEVICE)
-        on_gpu = self.device.type == "cuda"
 
         model = self.build_model(cfg).to(memory_format=torch.channels_last)
+        self.device = torch.device(cfg.MODEL.DEVICE)
+        on_gpu = self.device.type == "cuda"
         if not on_gpu and comm.get_world_size() > 1:
             sync_batchnorm_on_cpu(model)
         model.train()
@@ -109,8 +110,11 @@ class Trainer(TrainerBase):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """See :func:`instseg_d2.engine.solver.build_optimizer`."""
-        return build_optimizer(cfg, model)
+        """See :func:`instseg_d2.engine.solver.build_optimizer`; what it refuses is a ConfigError."""
+        try:
+            return build_optimizer(cfg, model)
+        except ValueError as error:
+            raise ConfigError(f"SOLVER: {error}") from error
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iteration: int = 0, seed: Optional[int] = None):

@@ -14,9 +14,9 @@ from detectron2.structures import Instances
 from PIL import Image, ImageOps
 
 from ..checkpoint import InstSegCheckpointer, read_extra
-from ..config import get_cfg, get_value, load_config, merge_overrides, set_num_classes
+from ..config import get_cfg, get_value, home_expanded, load_config, merge_overrides, set_num_classes
 from ..config.detectron2_files import add_project_config
-from ..data.eight_bits import checked_range, three_channels
+from ..data.eight_bits import three_channels
 from ..data.images import read_image
 from ..data.value_range import trained_range
 from ..errors import ConfigError
@@ -172,19 +172,17 @@ class Predictor(ImagePredictor):
         class_names: Optional[Sequence[str]] = None,
         optimize: bool = True,
     ):
-        self.cfg = cfg.clone()
+        self.cfg = home_expanded(cfg).clone()
         self.cfg.defrost()
-        if self.cfg.INPUT.FORMAT not in ("BGR", "RGB"):
-            raise ConfigError(f"INPUT.FORMAT must be BGR or RGB; got {self.cfg.INPUT.FORMAT}")
         if self.cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
             logger.info("No GPU here: running on the CPU.")
             self.cfg.MODEL.DEVICE = "cpu"
         self.input_format = self.cfg.INPUT.FORMAT
-        self.value_range = checked_range(self.cfg.INPUT.get("VALUE_RANGE", ()))
-        weights = os.fspath(self.cfg.MODEL.WEIGHTS if weights is None else weights)
+        weights = self.cfg.MODEL.WEIGHTS if weights is None else os.path.expanduser(weights)
         if weights and "TIMM" in self.cfg.MODEL:
             self.cfg.MODEL.TIMM.PRETRAINED = False  # the checkpoint has the backbone
         self.model = build(self.cfg).eval()
+        self.value_range = tuple(self.cfg.INPUT.get("VALUE_RANGE", ()))
         category_ids = None
         if weights:
             InstSegCheckpointer(self.model, for_test=True).load(weights)
@@ -221,7 +219,7 @@ class Predictor(ImagePredictor):
         Raises:
             ConfigError: neither has a config, or it does not fit this version.
         """
-        path = os.fspath(path)
+        path = os.path.expanduser(path)
         information = _checkpoint_info(path)
         text = information.get("cfg")
         if not config_file and text is None:

@@ -10,8 +10,6 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
 from torchvision.ops import deform_conv2d
 
-from ..errors import ConfigError
-
 
 class DeformConv(nn.Module):
     """
@@ -89,7 +87,7 @@ class _DeformBottleneckBlock(CNNBlockBase):
         self.conv1 = block.conv1
         conv = block.conv2
         if conv.groups != 1:
-            raise ConfigError("RESNETS.NUM_GROUPS must be 1 in stages with deformable convolutions.")
+            raise ValueError(f"a deformable block has 1 group of channels, not {conv.groups}")
         self.conv2_offset = offset_conv(conv, modulated, groups)
         self.conv2 = DeformConv(
             conv.weight, stride=conv.stride, dilation=conv.dilation, modulated=modulated, norm=conv.norm

@@ -6,8 +6,6 @@ from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.layers import get_norm as _detectron2_norm
 from torch import nn
 
-from ..errors import ConfigError
-
 _NONE = ("", "none")
 
 
@@ -21,7 +19,7 @@ def get_norm(name: Optional[str], channels: int) -> Optional[nn.Module]:
         channels: C of the input (N, C, h, w).
 
     Raises:
-        ConfigError: the name is unknown.
+        ValueError: the name is unknown.
     """
     if name is None or name in _NONE:
         return None
@@ -32,4 +30,4 @@ def get_norm(name: Optional[str], channels: int) -> Optional[nn.Module]:
     try:
         return _detectron2_norm(name, channels)
     except KeyError:
-        raise ConfigError(f"norm {name!r} is unknown; use GN, BN, SyncBN, FrozenBN, LN or none.") from None
+        raise ValueError(f"norm {name!r} is unknown; use GN, BN, SyncBN, FrozenBN, LN or none.") from None

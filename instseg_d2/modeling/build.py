@@ -2,49 +2,65 @@
 
 import logging
 import os
+import re
 import traceback
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
+from ..config import check_config
+from ..config.values import items
 from ..errors import CheckpointError, ConfigError, DatasetError
 
 __all__ = ["build"]
 
 logger = logging.getLogger(__name__)
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def build(cfg: CfgNode) -> torch.nn.Module:
     """
-    The model of ``cfg.MODEL.META_ARCHITECTURE`` on ``cfg.MODEL.DEVICE``.
+    The model of ``cfg.MODEL.META_ARCHITECTURE`` on ``cfg.MODEL.DEVICE``, of a config that has been checked.
 
     Raises:
-        ConfigError: the config names a part that is registered nowhere or needs one that is not compiled, or values
-            that do not fit together.
+        ConfigError: a value that cannot be used; a part that is registered nowhere or needs one that is not compiled;
+            values that do not fit together or to the backbone.
     """
+    check_config(cfg)
     try:
         model = build_model(cfg)
-    except KeyError as error:  # how fvcore's registries say that a name is unknown
-        raise ConfigError(f"the config names an unknown part of a model: {error.args[0]}") from error
-    except ImportError as error:
-        if "detectron2._C" not in str(error):
-            raise
-        raise ConfigError(
-            "the config needs an operator of Detectron2's compiled library, which is not built here "
-            f"({str(error).split('. ')[0]}); a ResNet-FPN whose deformable convolutions are torchvision's "
-            "is MODEL.BACKBONE.NAME build_fcos_resnet_fpn_backbone."
-        ) from error
     except (ConfigError, CheckpointError, DatasetError):  # ValueErrors as well, and sentences already
         raise
-    except (AssertionError, ValueError) as error:  # what Detectron2's and PyTorch's parts say of their arguments
-        raise ConfigError(f"the model of this config cannot be built: {_fault(error)}.") from error
+    except (KeyError, ImportError, AssertionError, ValueError) as error:
+        fault = _fault(cfg, error)
+        if fault is None:
+            raise
+        raise ConfigError(fault) from error
     logger.debug("Model:\n%s", model)
     return model
 
 
-def _fault(error: Exception) -> str:
-    """What the error says, or the line of code that raised it; and where."""
+def _fault(cfg: CfgNode, error: Exception):
+    """A sentence on what a builder, a registry, Detectron2 or PyTorch says of its arguments; None: nothing known."""
+    text = " ".join(str(error.args[0] if error.args else error).split())
     place = traceback.extract_tb(error.__traceback__)[-1]
-    text = " ".join(str(error).split()) or place.line
-    return f"{text} ({os.path.basename(place.filename)}, line {place.lineno})"
+    if place.filename.startswith(_PACKAGE) and text and not isinstance(error, KeyError):
+        return text
+    unknown = re.fullmatch(r"No object named '(.*)' found in '(.*)' registry!", text)
+    if unknown:
+        keys = " and ".join(key for key, value in items(cfg) if value == unknown[1]) or "the config"
+        return f"{keys} is {unknown[1]!r}; the registry {unknown[2]} has no such name."
+    if "detectron2._C" in text:
+        return (
+            "the config needs an operator of Detectron2's compiled library, which is not built here "
+            f"({text.split('. ')[0]}); a ResNet-FPN whose deformable convolutions are torchvision's is "
+            "MODEL.BACKBONE.NAME build_fcos_resnet_fpn_backbone."
+        )
+    if isinstance(error, ImportError):
+        return None
+    return f"the model of this config cannot be built: {text or place.line} ({_place(place)})."
+
+
+def _place(frame: traceback.FrameSummary) -> str:
+    return f"{os.path.basename(frame.filename)}, line {frame.lineno}"

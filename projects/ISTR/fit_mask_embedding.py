@@ -31,8 +31,8 @@ from instseg_d2.modeling.istr import AE, DCT, PCA, fit_embedding, held_out_split
 def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", help="a registered data set")
-    parser.add_argument("--json", help="or COCO annotations")
-    parser.add_argument("--images", help="and the folder of their images")
+    parser.add_argument("--json", type=os.path.expanduser, help="or COCO annotations")
+    parser.add_argument("--images", type=os.path.expanduser, help="and the folder of their images")
     parser.add_argument("--val-dataset", help="data set to measure on; default: every tenth image, left out of the fit")
     parser.add_argument("--method", choices=("pca", "ae", "dct"), default="pca", help="dct: nothing to fit, measure it")
     parser.add_argument("--size", type=int, help="side of the masks; default: 28 for pca, else 112")
@@ -41,7 +41,9 @@ def parse(arguments=None):
     parser.add_argument("--epochs", type=int, default=30, help="ae: default %(default)s")
     parser.add_argument("--table", type=int, nargs="+", default=[], metavar="N", help="mean IoU with N components")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", help="default: output/mask_embedding_<method>_<size>.npz, .pth for ae")
+    parser.add_argument(
+        "--output", type=os.path.expanduser, help="default: output/mask_embedding_<method>_<size>.npz, .pth for ae"
+    )
     return parser.parse_args(arguments)
 
 

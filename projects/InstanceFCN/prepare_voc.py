@@ -24,8 +24,10 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--voc", required=True, help="the folder VOCdevkit/VOC2012")
-    parser.add_argument("--sbd", help="the folder benchmark_RELEASE/dataset")
+    parser.add_argument("--voc", type=os.path.expanduser, required=True, help="the folder VOCdevkit/VOC2012")
+    parser.add_argument("--sbd", type=os.path.expanduser, help="the folder benchmark_RELEASE/dataset")
     default = os.path.join(os.environ.get("INSTSEG_DATASETS") or "datasets", "voc_2012")
-    parser.add_argument("--output", default=default, help="folder to write to (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=os.path.expanduser, default=default, help="folder to write to (default: %(default)s)"
+    )
     sys.exit(run_script(main, parser.parse_args()))

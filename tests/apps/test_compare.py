@@ -100,5 +100,5 @@ def test_mistakes(script, data, tmp_path):
         script.main(script.parse([*arguments, "--train", "--images", "0"]))
     with pytest.raises(SystemExit):
         script.parse([*arguments, "--train", "--weights", "a.pth", "b.pth"])
-    with pytest.raises(ConfigError, match=f"there is no training set {data}_val_train"):
+    with pytest.raises(DatasetError, match=f"there is no training set {data}_val_train"):
         comparison.join("x", CONFIGS[0], (None, f"{data}_val"), str(tmp_path))

@@ -25,6 +25,13 @@ ACCEPTED_ONLY = {
     "NO_OBJECT_WEIGHT",
     "IOU_THRESHOLDS",
     "IOU_LABELS",
+    # May have one value alone.
+    "ANTI_ALIAS",
+    "APE",
+    "CENTERNESS_ON_REG",
+    "CONV_BODY",
+    "MOBILENET",
+    "NORM_REG_TARGETS",
 }
 
 

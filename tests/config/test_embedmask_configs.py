@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 from instseg_d2.config import get_cfg, load_config, set_num_classes
 from instseg_d2.engine.solver import build_optimizer
 from instseg_d2.errors import ConfigError
+from instseg_d2.modeling.build import build
 from instseg_d2.modeling.embedmask.versions import VERSIONS, fcos_arguments, mask_stride, value_of, version_of
 
 FOLDER = Path(__file__).parents[2] / "configs/EmbedMask"
@@ -154,9 +155,9 @@ def test_written_configs_keep_their_meaning(tmp_path):
 @pytest.mark.parametrize(
     ("values", "match"),
     [
-        ({"VERSION": "v4"}, r"VERSION is 'v4'.*v1, v2, v3"),
+        ({"VERSION": "v4"}, r"VERSION is 'v4'; it must be v1, v2, v3 or empty"),
         ({"EMBED_DIM": 8}, r"EMBED_DIM 8 with BOX_PADDING -1.*VERSION"),
-        ({"NUM_CLASSES": 1}, "NUM_CLASSES is 1; it counts the background"),
+        ({"NUM_CLASSES": 1}, "NUM_CLASSES is 1; it must be at least 2: it counts the background"),
         ({"NORM_REG_TARGETS": False}, "NORM_REG_TARGETS"),
         ({"CENTERNESS_ON_REG": False}, "CENTERNESS_ON_REG"),
         ({"IOU_LOSS_TYPE": "diou"}, "IOU_LOSS_TYPE"),
@@ -168,19 +169,19 @@ def test_written_configs_keep_their_meaning(tmp_path):
         ({"FPN_STRIDES": [128, 64, 32, 16, 8], "MASK_SCALE_FACTOR": 2}, "finest first"),
         ({"MASK_TH": 0.0}, "MASK_TH is 0.0"),
         ({"EMBED_DIM": 1, "VERSION": "v2"}, "EMBED_DIM is 1"),
-        ({"NORM": "XN"}, "norm 'XN'"),
+        ({"NORM": "XN"}, "NORM is 'XN'; it must be GN, BN"),
         ({"EMBED_DIM": 16, "BOX_PADDING": 0.1}, r"EMBED_DIM 16 with BOX_PADDING 0.1.*VERSION"),
         ({"VERSION": "v1", "BOX_TO_MARGIN_BLOCK": False}, "BOX_TO_MARGIN_BLOCK is False; it is True in v1"),
         ({"VERSION": "v2", "BOX_TO_MARGIN_BLOCK": True}, "BOX_TO_MARGIN_BLOCK is True; it is True in v1"),
-        ({"LOSS_SMOOTH_ALPHA": "much"}, "LOSS_SMOOTH_ALPHA is 'much'; it must be a number"),
-        ({"VERSION": "v1", "SAMPLE_POS_IOU_TH": True}, "SAMPLE_POS_IOU_TH is True; it must be a number"),
+        ({"LOSS_SMOOTH_ALPHA": "much"}, "LOSS_SMOOTH_ALPHA is 'much'; it must be at least 0, or None"),
+        ({"VERSION": "v1", "SAMPLE_POS_IOU_TH": True}, "SAMPLE_POS_IOU_TH is True; it must be from 0 to 1, or None"),
     ],
 )
 def test_values_that_cannot_be_used(values, match):
     cfg = load_config(str(FOLDER / "v3_R_50_1x.yaml"), ["MODEL.DEVICE", "meta"])
     cfg.merge_from_list(["MODEL.EMBED_MASK.VERSION", "", *keys(**values)])
     with torch.device("meta"), pytest.raises(ConfigError, match=match):
-        build_model(cfg)
+        build(cfg)
 
 
 def test_the_class_count_counts_the_background():

@@ -46,7 +46,6 @@ def test_keys_without_a_type_take_whole_and_real_numbers(tmp_path):
         ("SOLVER.MAX_ITER", "1.5"),
         ("SOLVER.MAX_ITER", "True"),
         ("MODEL.MASK_ON", "1"),
-        ("MODEL.DEVICE", "0"),
     ],
 )
 def test_other_types_stay_errors(tmp_path, key, value):

@@ -18,7 +18,7 @@ from PIL import Image
 from instseg_d2.data import build_test_loader, build_train_loader
 from instseg_d2.data.loader import TrainLoader
 from instseg_d2.data.samples import BatchIndices, seeded
-from instseg_d2.errors import ConfigError, DatasetError, ImageError
+from instseg_d2.errors import DatasetError, ImageError
 
 
 @pytest.fixture
@@ -200,23 +200,15 @@ def test_repeat_factors(train_cfg, registered, shapes_folder, tmp_path):
     assert_same(take(build_train_loader(train_cfg, start_iteration=15), 3), batches[15:])
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("DATASETS.TRAIN", "()", "DATASETS.TRAIN names no data set"),
-        ("SOLVER.IMS_PER_BATCH", 0, "SOLVER.IMS_PER_BATCH is 0; it must be a positive multiple"),
-        ("DATALOADER.SAMPLER_TRAIN", "Other", "SAMPLER_TRAIN is TrainingSampler or RepeatFactor.*, not 'Other'"),
-    ],
-)
-def test_config_values_that_do_not_fit(train_cfg, key, value, message):
-    train_cfg.merge_from_list([key, value])
-    with pytest.raises(ConfigError, match=message):
+def test_batch_must_divide(train_cfg, monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"IMS_PER_BATCH is 3; it must be a multiple of the 2 processes"):
         build_train_loader(train_cfg)
 
 
-def test_batch_must_divide(train_cfg, monkeypatch):
-    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    with pytest.raises(ConfigError, match=r"IMS_PER_BATCH is 3; .* number of processes, 2"):
+def test_without_a_training_set(train_cfg):
+    train_cfg.DATASETS.TRAIN = ()
+    with pytest.raises(DatasetError, match=r"DATASETS\.TRAIN names no data set"):
         build_train_loader(train_cfg)
 
 

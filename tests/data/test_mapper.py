@@ -12,7 +12,7 @@ from PIL import Image
 
 from instseg_d2.data import InstanceDatasetMapper, build_augmentations
 from instseg_d2.data.augmentations import RandomCropAroundInstance
-from instseg_d2.errors import ConfigError, DatasetError, ImageError
+from instseg_d2.errors import DatasetError, ImageError
 
 SQUARE = [[5.0, 5.0, 15.0, 5.0, 15.0, 15.0, 5.0, 15.0]]
 
@@ -354,28 +354,15 @@ def test_order_and_switches_of_the_augmentations(cfg):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("argument", "message"),
     [
-        ("INPUT.RANDOM_FLIP", "both", "INPUT.RANDOM_FLIP is horizontal, vertical or none, not 'both'"),
-        ("INPUT.MASK_FORMAT", "rle", "INPUT.MASK_FORMAT is polygon or bitmask, not 'rle'"),
-        ("INPUT.FORMAT", "L", "INPUT.FORMAT is BGR or RGB, not 'L'"),
-        ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "all", "INPUT.MIN_SIZE_TRAIN_SAMPLING is choice, range or batch, not 'all'"),
-        ("INPUT.CROP.TYPE", "half", "INPUT.CROP.TYPE is one of .*, not 'half'"),
-        ("MODEL.KEYPOINT_ON", True, "MODEL.KEYPOINT_ON and MODEL.LOAD_PROPOSALS are not supported"),
+        ({"mask_format": "rle"}, "mask_format is polygon or bitmask, not 'rle'"),
+        ({"image_format": "L"}, "image_format is BGR or RGB, not 'L'"),
     ],
 )
-def test_config_values_that_do_not_fit(cfg, key, value, message):
-    cfg.INPUT.CROP.ENABLED = True
-    cfg.merge_from_list([key, value])
-    with pytest.raises(ConfigError, match=message):
-        InstanceDatasetMapper(cfg, True)
-
-
-def test_range_of_sizes_needs_two_values(cfg):
-    cfg.INPUT.MIN_SIZE_TRAIN = (160, 192, 224)
-    cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "range"
-    with pytest.raises(ConfigError, match=r"needs two values in INPUT.MIN_SIZE_TRAIN, not 3"):
-        InstanceDatasetMapper(cfg, True)
+def test_arguments_that_do_not_fit(argument, message):
+    with pytest.raises(ValueError, match=message):
+        InstanceDatasetMapper(True, augmentations=[], **argument)
 
 
 def test_samples_that_do_not_fit(record, plain):

@@ -301,7 +301,6 @@ def test_embedding_by_hand(version, fixed):
         (EMBED, ["MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 0], r"ROI_MASK_HEAD\.POOLER_RESOLUTION 0"),
         (EMBED, ["MODEL.EMBED_MASK.VERSION", "v3", "MODEL.EMBED_MASK.BOX_TO_MARGIN_BLOCK", True], "True in v1 and"),
         (BLEND, ["MODEL.BLENDMASK.POOLER_SCALES", (0.125,)], r"POOLER_SCALES is \(0\.125,\); .* stride 8 .* 0\.25"),
-        (BLEND, [*FCOS, "MODEL.FCOS.YIELD_BOX_FEATURES", True], r"ROI_HEADS\.PROPOSAL_APPEND_GT False"),
     ],
 )
 def test_wrong_values_name_the_key(head, opts, match):

@@ -4,7 +4,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, ResNet
 from torch import nn
 
-from ...errors import ConfigError
 from .resnet import build_resnet
 
 
@@ -37,18 +36,8 @@ def build_dilated_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
     """
     Detectron2's ResNet of any depth, with the same parameter names. No stage has a stride above
     MODEL.RESNETS.OUTPUT_STRIDE; later stages are dilated instead.
-
-    Raises:
-        ConfigError: an OUTPUT_STRIDE other than 4, 8, 16 or 32, or keys that do not go with it.
     """
     limit = cfg.MODEL.RESNETS.OUTPUT_STRIDE
-    if limit not in (4, 8, 16, 32):
-        raise ConfigError(f"MODEL.RESNETS.OUTPUT_STRIDE is {limit}; it must be 4, 8, 16 or 32.")
-    if cfg.MODEL.RESNETS.RES5_DILATION != 1 or any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE):
-        raise ConfigError(
-            "build_dilated_resnet_backbone sets the dilation itself: leave MODEL.RESNETS.RES5_DILATION at 1 and "
-            "DEFORM_ON_PER_STAGE at False."
-        )
     plain = build_resnet(cfg, input_shape)
     dilation = 1
     for number, stage in enumerate(plain.stages):

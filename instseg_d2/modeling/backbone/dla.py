@@ -4,7 +4,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN
 from torch import nn
 
-from ...errors import ConfigError
 from .fcos_fpn import build_fcos_fpn
 from .timm import TimmBackbone, strides_of
 
@@ -16,13 +15,8 @@ def build_fcos_dla_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     levels 2 to 5 are level2 to level5 or stage2 to stage5, strides 4 to 32.
 
     timm's network is the authors', without the outer projections of levels 3 and 4, which the authors never use.
-
-    Raises:
-        ConfigError: another CONV_BODY than DLA34.
     """
     node = cfg.MODEL.DLA
-    if node.CONV_BODY != "DLA34":
-        raise ConfigError(f"MODEL.DLA.CONV_BODY is {node.CONV_BODY}; it must be DLA34.")
     synchronised = node.NORM == "SyncBN"
     bottom_up = TimmBackbone(
         "dla34",

@@ -13,7 +13,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN
 from torch import nn
 
-from ...errors import ConfigError
 from .resnet import build_resnet
 
 
@@ -87,8 +86,6 @@ def build_fcos_fpn(cfg, bottom_up) -> FPN:
     """The FPN over a bottom-up network, with MODEL.FCOS.TOP_LEVELS levels above its last one, such as P5."""
     channels = cfg.MODEL.FPN.OUT_CHANNELS
     top_levels = cfg.MODEL.FCOS.TOP_LEVELS
-    if top_levels not in (0, 1, 2):
-        raise ConfigError(f"MODEL.FCOS.TOP_LEVELS is {top_levels}; it must be 0, 1 (P6) or 2 (P6 and P7).")
     shapes = bottom_up.output_shape()
     strides = [shapes[name].stride for name in cfg.MODEL.FPN.IN_FEATURES]
     last = f"p{max(strides).bit_length() - 1}"

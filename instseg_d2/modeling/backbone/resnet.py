@@ -4,7 +4,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import Backbone, ResNet, build_resnet_backbone
 from detectron2.modeling.backbone import build_backbone as build_registered_backbone
 
-from ...errors import ConfigError
 from ...layers import make_block_deformable
 
 
@@ -12,15 +11,12 @@ def build_resnet(cfg, input_shape: ShapeSpec) -> ResNet:
     """
     Detectron2's ResNet from MODEL.RESNETS. In the stages of DEFORM_ON_PER_STAGE the blocks whose index is a multiple of
     DEFORM_INTERVAL are deformable.
-
-    Raises:
-        ConfigError: a key asks for what is not supported.
     """
-    if cfg.MODEL.MOBILENET or cfg.MODEL.BACKBONE.ANTI_ALIAS:
-        raise ConfigError("MODEL.MOBILENET and MODEL.BACKBONE.ANTI_ALIAS are not supported; set both to False.")
     deform = cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE
-    if any(deform) and cfg.MODEL.RESNETS.DEPTH in (18, 34):
-        raise ConfigError("MODEL.RESNETS.DEFORM_ON_PER_STAGE needs bottleneck blocks: DEPTH 50, 101 or 152.")
+    if any(deform) and cfg.MODEL.RESNETS.NUM_GROUPS != 1:
+        raise ValueError(
+            f"MODEL.RESNETS.NUM_GROUPS is {cfg.MODEL.RESNETS.NUM_GROUPS}; with DEFORM_ON_PER_STAGE it is 1."
+        )
     plain = cfg.clone()
     plain.defrost()
     plain.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * 4

@@ -6,7 +6,6 @@ from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import nn
 
-from ...errors import ConfigError
 from .timm import TimmBackbone, strides_of
 
 
@@ -41,15 +40,8 @@ class SwinBackbone(TimmBackbone):
 
 @BACKBONE_REGISTRY.register()
 def build_swint_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """
-    An FPN over the Swin Transformer of MODEL.SWINT, whose maps stage2 to stage5 have strides 4 to 32.
-
-    Raises:
-        ConfigError: absolute position embeddings are asked for.
-    """
+    """An FPN over the Swin Transformer of MODEL.SWINT, whose maps stage2 to stage5 have strides 4 to 32."""
     node = cfg.MODEL.SWINT
-    if node.APE:
-        raise ConfigError("MODEL.SWINT.APE: absolute position embeddings are not supported; set it to False.")
     bottom_up = SwinBackbone(
         strides_of(node.OUT_FEATURES, ("stage",), 0, "MODEL.SWINT.OUT_FEATURES"),
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,

@@ -9,7 +9,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
 from torch import nn
 
-from ...errors import ConfigError
 from ...layers import exportable_pools
 from .fcos_fpn import build_fcos_fpn
 from .timm_norms import fold_norms, freeze_norms
@@ -22,12 +21,12 @@ def import_timm():
     The timm package.
 
     Raises:
-        ConfigError: it is not installed.
+        ImportError: it is not installed.
     """
     try:
         import timm
     except ImportError as error:
-        raise ConfigError("MODEL.BACKBONE.NAME asks for a network of timm: pip install timm") from error
+        raise ImportError("MODEL.BACKBONE.NAME asks for a network of timm: pip install timm") from error
     return timm
 
 
@@ -36,13 +35,13 @@ def strides_of(names: Sequence[str], prefixes: Sequence[str], shift: int, key: s
     Feature names with their strides: a prefix and a level, at stride 2 ** (level + shift).
 
     Raises:
-        ConfigError: a name is none of these; ``key`` says where it stands.
+        ValueError: a name is none of these; ``key`` says where it stands.
     """
     pattern = re.compile(rf"(?:{'|'.join(prefixes)})(\d)")
     matches = [pattern.fullmatch(name) for name in names]
     if not names or None in matches:
         examples = ", ".join(f"{prefix}{level}" for prefix in prefixes for level in (2, 3, 4))
-        raise ConfigError(f"{key} is {list(names)}; it takes names like {examples}.")
+        raise ValueError(f"{key} is {list(names)}; it takes names like {examples}.")
     return {name: 2 ** (int(match[1]) + shift) for name, match in zip(names, matches)}
 
 
@@ -53,7 +52,7 @@ def _stage_indices(timm, name: str, strides: Sequence[int], arguments: dict) -> 
     number = {stage["reduction"]: i for i, stage in enumerate(maps)}
     missing = [str(stride) for stride in strides if stride not in number]
     if missing:
-        raise ConfigError(
+        raise ValueError(
             f"{name} of timm has no map of stride {', '.join(missing)}; its strides: {', '.join(map(str, number))}."
         )
     return [number[stride] for stride in strides]
@@ -74,7 +73,8 @@ class TimmBackbone(Backbone):
         arguments: of timm's ``create_model``.
 
     Raises:
-        ConfigError: timm is missing, or it has no such network, map or norm.
+        ImportError: timm is missing.
+        ValueError: it has no such network, map or norm.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class TimmBackbone(Backbone):
         timm = import_timm()
         if not timm.is_model(name):
             near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0)
-            raise ConfigError(f"timm has no network {name!r}; did you mean {near[0]}?")
+            raise ValueError(f"timm has no network {name!r}; did you mean {near[0]}?")
         if norm not in NORMS:
-            raise ConfigError(f"the norm of a network of timm is FrozenBN, BN or empty, not {norm!r}.")
+            raise ValueError(f"the norm of a network of timm is FrozenBN, BN or empty, not {norm!r}.")
         strides = dict(sorted(strides.items(), key=lambda item: item[1]))
         self.net = timm.create_model(
             name,
@@ -121,7 +121,7 @@ class TimmBackbone(Backbone):
             return
         names, last = list(self.net), early[-1].replace(".", "_")
         if last not in names:
-            raise ConfigError("this network of timm cannot be frozen in part: set MODEL.BACKBONE.FREEZE_AT to 0.")
+            raise ValueError("this network of timm cannot be frozen in part: set MODEL.BACKBONE.FREEZE_AT to 0.")
         for name in names[: names.index(last) + 1]:
             self.net[name] = freeze_norms(self.net[name]).requires_grad_(False)
 

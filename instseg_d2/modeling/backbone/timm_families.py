@@ -3,7 +3,6 @@
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
 
-from ...errors import ConfigError
 from ...layers import SelfOffsetDeformConv
 from .timm import TimmBackbone, strides_of
 
@@ -31,7 +30,7 @@ def build_resnet_vd_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
             continue
         for block in backbone.net[stage][:: node.DEFORM_INTERVAL]:
             if not hasattr(block, "conv3"):
-                raise ConfigError("MODEL.RESNETS.DEFORM_ON_PER_STAGE needs bottleneck blocks: DEPTH 50, 101 or 152.")
+                raise ValueError("MODEL.RESNETS.DEFORM_ON_PER_STAGE needs bottleneck blocks: DEPTH 50, 101 or 152.")
             block.conv2 = SelfOffsetDeformConv(
                 block.conv2, modulated=node.DEFORM_MODULATED, groups=node.DEFORM_NUM_GROUPS
             )

@@ -1,6 +1,6 @@
 """BlendMask (Chen et al., CVPR 2020, arXiv 2001.00309)."""
 
-from ...config.blendmask import add_blendmask_config
+from ...config.blendmask import add_blendmask_config, check_blendmask_config
 from ...methods import MaskHead, Method, Publication, register_mask_head, register_method
 from .authors import FCOS_HEAD, convert_adelaidet
 from .basis_module import BASIS_MODULE_REGISTRY, DeepLabV3Plus, ProtoNet, build_basis_module
@@ -22,6 +22,7 @@ register_method(
     Method(
         "BlendMask",
         add_config=add_blendmask_config,
+        check_config=check_blendmask_config,
         class_count_keys={"MODEL.FCOS.NUM_CLASSES": 0, "MODEL.BASIS_MODULE.NUM_CLASSES": 0},
         semantic_target=lambda cfg: cfg.MODEL.BASIS_MODULE.LOSS_ON,
         authors_names={FCOS_HEAD: convert_adelaidet},  # of AdelaiDet, whose FCOS is a part of its BlendMask

@@ -1,6 +1,6 @@
 """EmbedMask (Ying et al., IJCAI 2021, arXiv 1912.01954)."""
 
-from ...config.embedmask import add_embedmask_config
+from ...config.embedmask import add_embedmask_config, check_embedmask_config
 from ...methods import MaskHead, Method, Publication, register_mask_head, register_method
 from .authors import MASK_TOWER, convert_embedmask
 from .embedmask import EmbedMask
@@ -13,6 +13,7 @@ register_method(
     Method(
         "EmbedMask",
         add_config=add_embedmask_config,
+        check_config=check_embedmask_config,
         class_count_keys={"MODEL.EMBED_MASK.NUM_CLASSES": 1},
         authors_names={MASK_TOWER: convert_embedmask},
         publication=Publication(

@@ -1,6 +1,6 @@
 """InstanceFCN (Dai et al., ECCV 2016, arXiv 1603.08678)."""
 
-from ...config.instancefcn import add_instancefcn_config
+from ...config.instancefcn import add_instancefcn_config, check_instancefcn_config
 from ...methods import MaskHead, Method, Publication, register_mask_head, register_method
 from .authors import VGG16_LAST_CONV, convert_vgg16
 from .head import InstanceFCNHead
@@ -28,6 +28,7 @@ register_method(
     Method(
         "InstanceFCN",
         add_config=add_instancefcn_config,
+        check_config=check_instancefcn_config,
         class_agnostic=lambda cfg: not cfg.MODEL.INSTANCE_FCN.CLASSIFY,
         authors_names={VGG16_LAST_CONV: convert_vgg16},
         publication=Publication(

@@ -8,8 +8,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
-from ...errors import ConfigError
-
 # Convolutions and width of the five stages.
 STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 
@@ -37,7 +35,7 @@ class VGG16(Backbone):
         super().__init__()
         unknown = [name for name in out_features if name not in [f"conv{i}" for i in range(1, len(STAGES) + 1)]]
         if unknown or not out_features:
-            raise ConfigError(f"VGG-16 has no map {', '.join(unknown) or '(none named)'}; use conv1 to conv5.")
+            raise ValueError(f"VGG-16 has no map {', '.join(unknown) or '(none named)'}; use conv1 to conv5.")
         self._out_features = list(out_features)
         self._out_feature_strides = {}
         self._out_feature_channels = {}

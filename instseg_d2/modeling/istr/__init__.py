@@ -1,6 +1,6 @@
 """ISTR (Hu et al., arXiv 2105.00637; IEEE TIP 33, 2024)."""
 
-from ...config.istr import add_istr_config
+from ...config.istr import add_istr_config, check_istr_config
 from ...methods import MaskHead, Method, Publication, register_mask_head, register_method
 from .authors import convert_istr
 from .autoencoder import AE
@@ -41,6 +41,7 @@ register_method(
     Method(
         "ISTR",
         add_config=add_istr_config,
+        check_config=check_istr_config,
         class_count_keys={"MODEL.ISTR.NUM_CLASSES": 0},
         optimizer="ADAMW",
         fit=ensure_fitted,

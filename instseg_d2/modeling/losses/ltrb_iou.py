@@ -4,8 +4,6 @@ from typing import Optional
 
 import torch
 
-from ...errors import ConfigError
-
 LTRB_LOSSES = ("giou", "iou", "linear_iou")
 
 
@@ -50,10 +48,10 @@ def ltrb_iou_loss(
         a scalar; 0, with a gradient, for P = 0.
 
     Raises:
-        ConfigError: unknown kind.
+        ValueError: unknown kind.
     """
     if kind not in LTRB_LOSSES:
-        raise ConfigError(f"MODEL.FCOS.LOC_LOSS_TYPE is {kind!r}; it must be one of {', '.join(LTRB_LOSSES)}.")
+        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(LTRB_LOSSES)}")
     iou, giou = ltrb_ious(pred, target, hull_epsilon)
     losses = -torch.log(iou) if kind == "iou" else 1 - (giou if kind == "giou" else iou)
     return (losses if weight is None else losses * weight).sum()

@@ -1,6 +1,6 @@
 """Proposal generators and box detectors."""
 
-from ...config.fcos import add_fcos_config
+from ...config.fcos import add_fcos_config, check_fcos_config
 from ...methods import Method, Publication, register_method
 from .fcos import FCOS
 from .fcos_detector import FCOSDetector
@@ -13,6 +13,7 @@ register_method(
         "FCOSDetector",
         aliases=("OneStageDetector",),
         add_config=add_fcos_config,
+        check_config=check_fcos_config,
         class_count_keys={"MODEL.FCOS.NUM_CLASSES": 0},
         publication=Publication(
             "FCOS", "ICCV 2019, arXiv 1904.01355", "https://github.com/aim-uofa/AdelaiDet (model zoo)"

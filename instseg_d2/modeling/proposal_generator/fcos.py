@@ -17,10 +17,9 @@ from detectron2.structures import ImageList, Instances
 from fvcore.nn import sigmoid_focal_loss
 from torch import nn
 
-from ...errors import ConfigError
 from ...layers import conv_at_rows, flatten_levels, join_boxes
 from ..losses import LTRB_LOSSES, ltrb_iou_loss, ltrb_ious, mean_over_workers
-from .fcos_head import FCOSHead, HeadOutputs, serves_roi_heads
+from .fcos_head import FCOSHead, HeadOutputs
 from .fcos_inference import DetectionLimits, detect
 from .fcos_targets import Assignment, assign
 
@@ -75,15 +74,15 @@ class FCOS(nn.Module):
                 workers.
         """
         super().__init__()
-        _check("MODEL.FCOS.LOSS_NORMALIZER_CLS", class_normalizer, ("fg", "moving_fg", "all"))
-        _check("MODEL.FCOS.LOC_LOSS_TYPE", box_loss, LTRB_LOSSES)
-        _check("MODEL.FCOS.BOX_QUALITY", box_quality, ("ctrness", "iou"))
+        _check("class_normalizer", class_normalizer, ("fg", "moving_fg", "all"))
+        _check("box_loss", box_loss, LTRB_LOSSES)
+        _check("box_quality", box_quality, ("ctrness", "iou"))
         self.head = head
         self.in_features = list(in_features)
         if not len(self.in_features) == len(head.strides) == len(size_bounds) + 1:
-            raise ConfigError(
-                f"MODEL.FCOS: {len(self.in_features)} IN_FEATURES need as many FPN_STRIDES and one less "
-                f"SIZES_OF_INTEREST; got {len(head.strides)} and {len(size_bounds)}."
+            raise ValueError(
+                f"{len(self.in_features)} in_features need as many strides of the head and one less of size_bounds; "
+                f"got {len(head.strides)} and {len(size_bounds)}"
             )
         ends = [-1.0, *size_bounds, 1e8]
         ranges = torch.tensor(list(zip(ends[:-1], ends[1:])), dtype=torch.float32)
@@ -111,13 +110,8 @@ class FCOS(nn.Module):
         node = cfg.MODEL.FCOS
         missing = [name for name in node.IN_FEATURES if name not in input_shape]
         if missing:
-            raise ConfigError(
+            raise ValueError(
                 f"MODEL.FCOS.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}."
-            )
-        if serves_roi_heads(cfg) and node.YIELD_BOX_FEATURES and cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT:
-            raise ConfigError(
-                "MODEL.FCOS.YIELD_BOX_FEATURES needs MODEL.ROI_HEADS.PROPOSAL_APPEND_GT False: the ground-truth boxes "
-                "that Detectron2 adds to the proposals have no features."
             )
         limits = {
             mode: DetectionLimits(
@@ -261,6 +255,6 @@ class FCOS(nn.Module):
         return proposals, losses
 
 
-def _check(key: str, value: str, allowed: Sequence[str]) -> None:
+def _check(argument: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise ConfigError(f"{key} is {value!r}; it must be one of {', '.join(allowed)}.")
+        raise ValueError(f"{argument} is {value!r}; it must be one of {', '.join(allowed)}")

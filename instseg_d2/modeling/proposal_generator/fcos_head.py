@@ -14,13 +14,8 @@ from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from torch import nn
 
-from ...errors import ConfigError
+from ...config.fcos import serves_roi_heads
 from ...layers import ConvTower, LocationGrid, flatten_levels, init_normal
-
-
-def serves_roi_heads(cfg) -> bool:
-    """Whether FCOS makes proposals for a detector of Detectron2, whose ROI heads know the number of classes."""
-    return cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN")
 
 
 @dataclass
@@ -90,7 +85,7 @@ class FCOSHead(nn.Module):
         classes_of = cfg.MODEL.ROI_HEADS if serves_roi_heads(cfg) else node
         channels = {shape.channels for shape in input_shape}
         if len(channels) != 1:
-            raise ConfigError(f"MODEL.FCOS.IN_FEATURES must have one width; they have {sorted(channels)} channels.")
+            raise ValueError(f"MODEL.FCOS.IN_FEATURES must have one width; they have {sorted(channels)} channels.")
         return {
             "channels": channels.pop(),
             "strides": node.FPN_STRIDES,

@@ -1,6 +1,6 @@
 """SparseInst (Cheng et al., CVPR 2022, arXiv 2203.12827)."""
 
-from ...config.sparseinst import add_sparseinst_config
+from ...config.sparseinst import add_sparseinst_config, check_sparseinst_config
 from ...methods import Method, Publication, register_method
 from .authors import convert_sparseinst
 from .criterion import SparseInstCriterion
@@ -26,6 +26,7 @@ register_method(
     Method(
         "SparseInst",
         add_config=add_sparseinst_config,
+        check_config=check_sparseinst_config,
         class_count_keys={"MODEL.SPARSE_INST.DECODER.NUM_CLASSES": 0},
         optimizer="ADAMW",
         # The authors go by names: batch norms called "bn" and all biases are decayed. "downsample.proj" is what timm

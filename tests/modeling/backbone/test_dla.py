@@ -9,7 +9,6 @@ from torch import nn
 
 from instseg_d2.checkpoint import InstSegCheckpointer
 from instseg_d2.checkpoint.authors import convert_state_dict
-from instseg_d2.errors import ConfigError
 from instseg_d2.inference.optimize import optimize_for_inference
 from instseg_d2.modeling.backbone import build_backbone
 from tests.modeling.backbone.naive_backbones import Weights, batch_norm, conv
@@ -119,8 +118,3 @@ def test_classification_weights(tmp_path):
     with torch.no_grad():
         maps = model.backbone.bottom_up(x)
         torch.testing.assert_close(maps["level5"], theirs.forward_features(x), rtol=1e-4, atol=1e-4)
-
-
-def test_other_networks_are_refused():
-    with pytest.raises(ConfigError, match=r"MODEL\.DLA\.CONV_BODY is DLA60; it must be DLA34"):
-        build_backbone(tiny_config(*DLA, "MODEL.DLA.CONV_BODY", "DLA60"))

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from instseg_d2.errors import ConfigError
 from instseg_d2.modeling.backbone import build_backbone, freeze_unread_levels
 from instseg_d2.modeling.backbone.fcos_fpn import HalvingConv
 from tests.tiny import tiny_config
@@ -28,11 +27,6 @@ def test_levels_above_the_last_one(maps, last, top_levels):
             layer = getattr(fpn.top_block, "p6" if int(name[1]) == first else "p7")
             x = F.conv2d(x if int(name[1]) == first else x.relu(), layer.weight, layer.bias, stride=2, padding=1)
             torch.testing.assert_close(levels[name], x)
-
-
-def test_other_numbers_of_levels_are_refused():
-    with pytest.raises(ConfigError, match=r"MODEL\.FCOS\.TOP_LEVELS is 3"):
-        build_backbone(tiny_config("MODEL.FCOS.TOP_LEVELS", 3))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 8), (8, 1), (3, 1), (5, 4)])

@@ -13,7 +13,6 @@ from instseg_d2.checkpoint import InstSegCheckpointer
 from instseg_d2.checkpoint.authors import convert_classifier
 from instseg_d2.config import load_config
 from instseg_d2.engine.solver import build_optimizer
-from instseg_d2.errors import ConfigError
 from instseg_d2.inference.optimize import optimize_for_inference
 from instseg_d2.layers import SelfOffsetDeformConv
 from instseg_d2.modeling.backbone import TimmBackbone, build_backbone
@@ -159,7 +158,7 @@ def test_deformable_stages():
     assert found(build_backbone(config(*VD, *DEFORMABLE))) == everywhere
     assert found(build_backbone(config(*VD, *DEFORMABLE, "MODEL.RESNETS.DEFORM_INTERVAL", 2))) == everywhere[::2]
     assert not found(build_backbone(config(*VD)))
-    with pytest.raises(ConfigError, match="DEFORM_ON_PER_STAGE needs bottleneck blocks"):
+    with pytest.raises(ValueError, match="DEFORM_ON_PER_STAGE needs bottleneck blocks"):
         build_backbone(config(*VD, *DEFORMABLE, "MODEL.RESNETS.DEPTH", 18))
 
 
@@ -284,7 +283,7 @@ def test_freezing():
     assert names == {"layer2", "layer3", "layer4"}
     assert not any(isinstance(m, nn.BatchNorm2d) for m in batch_norms(backbone.net["layer1"]))
     assert all(isinstance(m, nn.BatchNorm2d) for m in batch_norms(backbone.net["layer2"]))
-    with pytest.raises(ConfigError, match="FREEZE_AT to 0"):
+    with pytest.raises(ValueError, match="FREEZE_AT to 0"):
         TimmBackbone("test_vit", {"p4": 16}, freeze_at=4)
 
 
@@ -309,7 +308,6 @@ def test_timms_weights_are_for_models_without_others(monkeypatch, weights, expec
         (["MODEL.TIMM.NAME", "resnet50q"], r"timm has no network 'resnet50q'; did you mean resnet50"),
         (["MODEL.TIMM.NORM", "GN"], "FrozenBN, BN or empty, not 'GN'"),
         (["MODEL.TIMM.OUT_FEATURES", ["layer3"]], r"MODEL.TIMM.OUT_FEATURES is \['layer3'\]; it takes names like res2"),
-        (["MODEL.TIMM.OUT_FEATURES", []], "MODEL.TIMM.OUT_FEATURES is"),
         (
             ["MODEL.TIMM.OUT_FEATURES", ["res6"]],
             "test_resnet of timm has no map of stride 64; its strides: 2, 4, 8, 16, 32",
@@ -317,13 +315,13 @@ def test_timms_weights_are_for_models_without_others(monkeypatch, weights, expec
     ],
 )
 def test_mistakes_are_named(opts, match):
-    with pytest.raises(ConfigError, match=match):
+    with pytest.raises(ValueError, match=match):
         generic("test_resnet", *opts)
 
 
 def test_without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match="pip install timm"):
+    with pytest.raises(ImportError, match="pip install timm"):
         generic("test_resnet")
 
 

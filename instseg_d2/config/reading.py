@@ -1,0 +1,191 @@
+"""What people write for a config key, in a file or on the command line, becomes what they mean, or a sentence."""
+
+import contextlib
+import difflib
+import json
+import math
+import os
+import re
+from ast import literal_eval
+from collections.abc import Mapping
+from typing import Any, Callable, Optional
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
+
+from ..errors import ConfigError
+from .values import get_value, items
+
+__all__ = ["as_written", "explain", "home_expanded", "merge"]
+
+Written = Callable[[str], Optional[str]]
+
+
+def merge(cfg: CfgNode, values: Mapping, defaults: CfgNode, written: Written = lambda key: None, prefix="") -> None:
+    """
+    Put values into a config, in place.
+
+    Args:
+        values: nested, as YAML has them, or texts from the command line.
+        defaults: a config that tells which keys there are, and the type of each.
+        written: key -> its value as it stands in the file, or None.
+
+    Raises:
+        ConfigError: an unknown key, or a value that the key cannot have; it names the key.
+    """
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if name not in defaults:
+            raise ConfigError(f"there is no config key {key}.{_nearest(defaults, key, prefix)}")
+        default = defaults[name]
+        if isinstance(default, CfgNode):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{key} is a section, not a value: set a key in it, as {key}.{next(iter(default))}.")
+            merge(cfg[name], value, default, written, f"{key}.")
+        elif isinstance(value, Mapping):
+            raise ConfigError(f"{key} is a value, not a section: it has no key {next(iter(value), '')}.")
+        else:
+            cfg[name] = _meant(key, value, default, written)
+
+
+def _meant(key: str, value: Any, default: Any, written: Written) -> Any:
+    """The value that is meant, of the default's type; texts that Python would read as a literal are that literal."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(default, str):
+        return _text(key, value, written)
+    if isinstance(default, (list, tuple)):
+        return type(default)(_sequence(key, value, default))
+    if isinstance(default, bool) or default is None:
+        meant = _flag(value)
+        if default is None or isinstance(meant, bool):
+            return meant
+        raise ConfigError(f"{key} takes True or False; got {value}.")
+    meant = _number(value, type(default))
+    if meant is None and not (value is None and isinstance(default, float)):  # as SOLVER.WEIGHT_DECAY_NORM may be
+        raise ConfigError(
+            f"{key} takes a {'whole ' * isinstance(default, int)}number; got {value}.{_comma(value, type(default))}"
+        )
+    return meant
+
+
+def _literal(value: Any) -> Any:
+    """A text as the Python literal that it is; everything else as it is."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return literal_eval(value.strip())
+    return value
+
+
+def _number(value: Any, kind: type) -> Any:
+    """A number of this kind, or None."""
+    value = _literal(value)
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(inf|nan)", value.strip().lower()):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if kind is int:
+        return int(value) if math.isfinite(value) and int(value) == value else None
+    return float(value)
+
+
+def _comma(value: Any, kind: type) -> str:
+    """A hint where a number was written with a comma."""
+    if not isinstance(value, str) or not re.fullmatch(r"\s*[-+]?\d+(,\d+)+\s*", value):
+        return ""
+    return f" Numbers have no comma: write {value.strip().replace(',', '.' if kind is float else '')}."
+
+
+def _flag(value: Any) -> Any:
+    """A text as YAML's true and false, in its words for them; other values as literals."""
+    if isinstance(value, str) and value.strip().lower() in ("true", "yes", "on", "false", "no", "off"):
+        return value.strip().lower() in ("true", "yes", "on")
+    return _literal(value)
+
+
+def _text(key: str, value: Any, written: Written) -> str:
+    """None is no text; ~ begins a path; of what YAML takes for a number, a date or a truth the letters count."""
+    literal = _literal(value)
+    if literal is None or isinstance(literal, str):
+        return os.path.expanduser(literal or "")
+    if isinstance(value, (list, tuple)):
+        raise ConfigError(f"{key} takes one text; got {value}.")
+    return written(key) or str(value)
+
+
+def _sequence(key: str, value: Any, default) -> list:
+    values = _literal(value)
+    if isinstance(values, str) and re.fullmatch(r"\s*[\[(].*[\])]\s*", values):  # the shell has eaten the quotes
+        with contextlib.suppress(yaml.YAMLError):
+            values = yaml.safe_load(f"[{values.strip()[1:-1]}]")
+    if values is None:
+        return []
+    if not isinstance(values, (list, tuple)):
+        parts = values.split(",") if isinstance(values, str) else [values]
+        shown = ", ".join(json.dumps(x.strip() if isinstance(x, str) else x, default=str) for x in parts)
+        comma = "," if len(parts) == 1 else ""
+        shown = f"({shown}{comma})" if isinstance(default, tuple) else f"[{shown}]"
+        raise ConfigError(f"{key} takes several values: write {'one' if comma else 'them'} as {shown}.")
+    if default and isinstance(default[0], (int, float)) and not isinstance(default[0], bool):
+        return [_like(x, default[0]) for x in values]
+    return list(values)
+
+
+def _like(value: Any, default: float) -> Any:
+    """A whole number where the default is one and the value may be; a whole number for a real one stays whole."""
+    value = _literal(value)
+    whole = _number(value, int) if isinstance(default, int) else None
+    return value if whole is None else whole
+
+
+def home_expanded(cfg: CfgNode) -> CfgNode:
+    """The config, or a copy of it where a text begins with ~, which then names the home folder."""
+    changed = {
+        key: os.path.expanduser(value) for key, value in items(cfg) if isinstance(value, str) and value.startswith("~")
+    }
+    if changed:
+        cfg = cfg.clone()
+    for key, value in changed.items():
+        section, _, name = key.rpartition(".")
+        (get_value(cfg, section) if section else cfg)[name] = value
+    return cfg
+
+
+def as_written(path: str, key: str) -> Optional[str]:
+    """The text of a value in a YAML file, or else in its _BASE_ files; None where it is in none of them."""
+    with PathManager.open(path) as file:
+        tree = yaml.load(file, yaml.BaseLoader)
+    value = tree
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    bases = tree.get("_BASE_", [])
+    for base in reversed([bases] if isinstance(bases, str) else bases):
+        if value is None:
+            value = as_written(os.path.join(os.path.dirname(path), os.path.expanduser(base)), key)
+    return value
+
+
+def _nearest(cfg: CfgNode, key: str, prefix: str = "") -> str:
+    known = {name.lower(): name for name, _ in items(cfg, prefix)}
+    near = difflib.get_close_matches(key.lower(), list(known), n=1, cutoff=0.5)
+    return f" Did you mean {known[near[0]]}?" if near else ""
+
+
+def explain(cfg: CfgNode, error: Exception, source: str) -> ConfigError:
+    """One sentence on what a file or the command line has wrong."""
+    message = str(error.args[0] if error.args else error)
+    if isinstance(error, OSError):  # a _BASE_, or the file itself
+        file = "" if error.filename in (None, source) else f"{error.filename}: "
+        return ConfigError(f"{source}: {file}{error.strerror or message}.")
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark  # names the file, which may be a _BASE_
+        return ConfigError(f"{mark.name}, line {mark.line + 1}: {error.problem}.")
+    if isinstance(error, (yaml.YAMLError, UnicodeDecodeError)):
+        return ConfigError(f"{source}: it or its _BASE_ is no YAML text ({' '.join(str(error).split())}).")
+    if isinstance(error, (TypeError, AttributeError)):
+        return ConfigError(f"{source}: it or its _BASE_ is no YAML mapping of config keys.")
+    if isinstance(error, KeyError) and "Non-existent" in message:  # yacs' words, of a file of Detectron2's version 1
+        key = message.rsplit(" ", 1)[-1]
+        return ConfigError(f"{source}: there is no config key {key}.{_nearest(cfg, key)}")
+    return ConfigError(f"{source}: {message}")

@@ -1,0 +1,336 @@
+"""What may be written for a key, what it means, and the one sentence where it cannot be used."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as detectron2_defaults
+
+from instseg_d2.config import check_config, get_cfg, get_value, home_expanded, load_config
+from instseg_d2.config.backbones import BACKBONE_VALUES
+from instseg_d2.config.blendmask import BLENDMASK_VALUES
+from instseg_d2.config.common import COMMON_VALUES
+from instseg_d2.config.detectron2_values import DETECTRON2_VALUES
+from instseg_d2.config.embedmask import EMBEDMASK_VALUES
+from instseg_d2.config.fcos import FCOS_VALUES
+from instseg_d2.config.instancefcn import INSTANCEFCN_VALUES
+from instseg_d2.config.istr import ISTR_VALUES
+from instseg_d2.config.sparseinst import SPARSEINST_VALUES
+from instseg_d2.config.values import items
+from instseg_d2.engine import Trainer, argument_parser, setup
+from instseg_d2.errors import ConfigError
+from instseg_d2.inference.predictor import Predictor
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+RULES = {
+    **DETECTRON2_VALUES, **COMMON_VALUES, **BACKBONE_VALUES, **FCOS_VALUES, **BLENDMASK_VALUES,
+    **EMBEDMASK_VALUES, **INSTANCEFCN_VALUES, **ISTR_VALUES, **SPARSEINST_VALUES,
+}  # fmt: skip
+
+
+def as_yaml(key, value):
+    *nodes, name = key.split(".")
+    return (
+        "".join(f"{'  ' * depth}{node}:\n" for depth, node in enumerate(nodes))
+        + f"{'  ' * len(nodes)}{name}: {value}\n"
+    )
+
+
+def from_file(tmp_path, key, value):
+    (tmp_path / "mine.yaml").write_text(as_yaml(key, value))
+    return load_config(str(tmp_path / "mine.yaml"))
+
+
+# As typed, in both places, and what it means.
+MEANT = [
+    ("SOLVER.MAX_ITER", "1e3", 1000),
+    ("SOLVER.MAX_ITER", "1000.0", 1000),
+    ("SOLVER.MAX_ITER", "10_000", 10000),
+    ("SOLVER.BASE_LR", "1e-3", 0.001),
+    ("SOLVER.BASE_LR", ".01", 0.01),
+    ("SOLVER.BASE_LR", "1", 1.0),
+    ("SOLVER.WARMUP_FACTOR", "0", 0.0),
+    ("SOLVER.STEPS", "(600, 800)", (600, 800)),
+    ("SOLVER.STEPS", "(6e2, 8e2)", (600, 800)),
+    ("SOLVER.STEPS", "[600, 800.0]", (600, 800)),
+    ("SOLVER.STEPS", "()", ()),
+    ("SOLVER.WEIGHT_DECAY_BIAS", "1e-4", 1e-4),
+    ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "inf", math.inf),
+    ("MODEL.MASK_ON", "true", True),
+    ("MODEL.MASK_ON", "TRUE", True),
+    ("MODEL.MASK_ON", "yes", True),
+    ("MODEL.MASK_ON", "on", True),
+    ("MODEL.FCOS.CENTER_SAMPLE", "false", False),
+    ("MODEL.FCOS.CENTER_SAMPLE", "off", False),
+    ("MODEL.EMBED_MASK.BOX_TO_MARGIN_BLOCK", "true", True),
+    ("MODEL.EMBED_MASK.EMBED_DIM", "8", 8),
+    ("OUTPUT_DIR", "2024", "2024"),
+    ("OUTPUT_DIR", "2024_01", "2024_01"),
+    ("OUTPUT_DIR", "2024-01-05", "2024-01-05"),
+    ("OUTPUT_DIR", "007", "007"),
+    ("OUTPUT_DIR", "1e3", "1e3"),
+    ("OUTPUT_DIR", "0.10", "0.10"),
+    ("OUTPUT_DIR", "yes", "yes"),
+    ("OUTPUT_DIR", "'run 1'", "run 1"),
+    ("MODEL.WEIGHTS", "None", ""),
+    ("MODEL.WEIGHTS", "", ""),
+    ("SOLVER.OPTIMIZER", "adamw", "adamw"),
+    ("DATASETS.TRAIN", "[a, b]", ("a", "b")),
+    ("DATASETS.TRAIN", "('a',)", ("a",)),
+    ("DATASETS.TEST", "[]", ()),
+    ("DATASETS.TEST", "None", ()),
+    ("INPUT.MIN_SIZE_TRAIN", "(800.0,)", (800,)),
+    ("INPUT.MIN_SIZE_TRAIN", "[640, 800]", (640, 800)),
+    ("INPUT.CROP.SIZE", "(384, 600)", [384, 600]),
+    ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", "[false, true, true, true]", [False, True, True, True]),
+    ("MODEL.PIXEL_STD", "[1, 1, 1]", [1, 1, 1]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["command line", "YAML"])
+@pytest.mark.parametrize(("key", "written", "expected"), MEANT)
+def test_what_is_meant(tmp_path, key, written, expected, place):
+    cfg = load_config("", [key, written]) if place == "command line" else from_file(tmp_path, key, written)
+    value = get_value(cfg, key)
+    assert value == expected
+    assert type(value) is type(expected)
+    check_config(cfg)
+    # A run's own config.yaml means the same.
+    (tmp_path / "dumped.yaml").write_text(cfg.dump())
+    assert get_value(load_config(tmp_path / "dumped.yaml"), key) == expected
+
+
+# As typed, in both places, and what is said: of the kind of value, when it is read.
+UNREADABLE = [
+    ("SOLVER.MAX_ITER", "1.5", r"SOLVER\.MAX_ITER takes a whole number; got 1\.5\.$"),
+    ("SOLVER.MAX_ITER", "90k", r"SOLVER\.MAX_ITER takes a whole number; got 90k\.$"),
+    ("SOLVER.MAX_ITER", "10,000", r"SOLVER\.MAX_ITER takes a whole number; got 10,000\. .*: write 10000\.$"),
+    ("SOLVER.MAX_ITER", "inf", r"SOLVER\.MAX_ITER takes a whole number; got inf\.$"),
+    ("SOLVER.MAX_ITER", "None", r"SOLVER\.MAX_ITER takes a whole number; got None\.$"),
+    ("SOLVER.MAX_ITER", "True", r"SOLVER\.MAX_ITER takes a whole number; got True\.$"),
+    ("SOLVER.BASE_LR", "0,001", r"SOLVER\.BASE_LR takes a number; got 0,001\. .*: write 0\.001\.$"),
+    ("SOLVER.BASE_LR", "0,1", r"SOLVER\.BASE_LR takes a number; got 0,1\. .*: write 0\.1\.$"),
+    ("SOLVER.BASE_LR", "fast", r"SOLVER\.BASE_LR takes a number; got fast\.$"),
+    ("SOLVER.BASE_LR", "[0.1]", r"SOLVER\.BASE_LR takes a number; got \[0\.1\]\.$"),
+    ("MODEL.MASK_ON", "1", r"MODEL\.MASK_ON takes True or False; got 1\.$"),
+    ("MODEL.MASK_ON", "ture", r"MODEL\.MASK_ON takes True or False; got ture\.$"),
+    ("DATASETS.TRAIN", "a_train", r'DATASETS\.TRAIN takes several values: write one as \("a_train",\)\.$'),
+    ("DATASETS.TRAIN", "a, b", r'DATASETS\.TRAIN takes several values: write them as \("a", "b"\)\.$'),
+    ("MODEL.FPN.IN_FEATURES", "res4", r'MODEL\.FPN\.IN_FEATURES takes several values: write one as \["res4"\]\.$'),
+    ("INPUT.MIN_SIZE_TRAIN", "800", r"INPUT\.MIN_SIZE_TRAIN takes several values: write one as \(800,\)\.$"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["command line", "YAML"])
+@pytest.mark.parametrize(("key", "written", "message"), UNREADABLE)
+def test_what_cannot_be_meant(tmp_path, key, written, message, place):
+    with pytest.raises(ConfigError, match=f"{'command line' if place == 'command line' else 'mine.yaml'}: {message}"):
+        load_config("", [key, written]) if place == "command line" else from_file(tmp_path, key, written)
+
+
+# As typed, in both places, and what is said of the value, when the config is complete.
+REFUSED = [
+    ("SOLVER.MAX_ITER", "0", r"^SOLVER\.MAX_ITER is 0; it must be at least 1\.$"),
+    ("SOLVER.MAX_ITER", "-5", r"^SOLVER\.MAX_ITER is -5; it must be at least 1\.$"),
+    ("SOLVER.BASE_LR", "0", r"^SOLVER\.BASE_LR is 0\.0; it must be above 0\.$"),
+    ("SOLVER.BASE_LR", "-0.1", r"^SOLVER\.BASE_LR is -0\.1; it must be above 0\.$"),
+    ("SOLVER.BASE_LR", "nan", r"^SOLVER\.BASE_LR is nan; it must be above 0\.$"),
+    ("SOLVER.BASE_LR", "inf", r"^SOLVER\.BASE_LR is inf; it must be above 0\.$"),
+    ("SOLVER.IMS_PER_BATCH", "0", r"^SOLVER\.IMS_PER_BATCH is 0; it must be at least 1\.$"),
+    ("SOLVER.CHECKPOINT_PERIOD", "-10", r"^SOLVER\.CHECKPOINT_PERIOD is -10; .* 0 or -1 for never\.$"),
+    ("SOLVER.OPTIMIZER", "LION", r"^SOLVER\.OPTIMIZER is 'LION'; it must be SGD, ADAMW, MUON or empty\.$"),
+    ("SOLVER.MOMENTUM", "1.5", r"^SOLVER\.MOMENTUM is 1\.5; it must be from 0 to below 1\.$"),
+    ("SOLVER.STEPS", "(100, 200.5)", r"^SOLVER\.STEPS is \(100, 200\.5\); .* a whole number of at least 1\.$"),
+    ("SOLVER.STEPS", "('a',)", r"^SOLVER\.STEPS is \('a',\)"),
+    ("SOLVER.LR_SCHEDULER_NAME", "cosine", r"LR_SCHEDULER_NAME is 'cosine'; it must be WarmupMultiStepLR, Warm"),
+    ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "global", r"CLIP_TYPE is 'global'; it must be value, norm or full_model\.$"),
+    ("SOLVER.BETAS", "(0.9, 1.0)", r"^SOLVER\.BETAS is \(0\.9, 1\.0\); it must be 2 values, each from 0 to below 1\.$"),
+    ("DATALOADER.NUM_WORKERS", "-1", r"^DATALOADER\.NUM_WORKERS is -1; it must be at least 0\.$"),
+    ("DATALOADER.SAMPLER_TRAIN", "random", r"SAMPLER_TRAIN is 'random'; it must be TrainingSampler or RepeatF"),
+    ("OUTPUT_DIR", "", r"^OUTPUT_DIR is ''; it must be the name of a folder\.$"),
+    ("OUTPUT_DIR", "None", r"^OUTPUT_DIR is ''; it must be the name of a folder\.$"),
+    ("MODEL.DEVICE", "gpu", r"^MODEL\.DEVICE is 'gpu'; it must be cuda, cuda:N or cpu\.$"),
+    ("MODEL.DEVICE", "0", r"^MODEL\.DEVICE is '0'; it must be cuda, cuda:N or cpu\.$"),
+    ("MODEL.RESNETS.DEPTH", "51", r"^MODEL\.RESNETS\.DEPTH is 51; it must be 18, 34, 50, 101 or 152\.$"),
+    ("MODEL.FPN.NORM", "gn", r"^MODEL\.FPN\.NORM is 'gn'; it must be GN, BN, SyncBN, FrozenBN, LN or empty\.$"),
+    ("MODEL.FPN.FUSE_TYPE", "mean", r"^MODEL\.FPN\.FUSE_TYPE is 'mean'; it must be sum or avg\.$"),
+    ("MODEL.ROI_HEADS.NUM_CLASSES", "0", r"^MODEL\.ROI_HEADS\.NUM_CLASSES is 0; it must be at least 1\.$"),
+    ("MODEL.ROI_HEADS.NMS_THRESH_TEST", "50", r"NMS_THRESH_TEST is 50\.0; it must be from 0 to 1\.$"),
+    ("MODEL.PIXEL_STD", "[0.0, 0.0, 0.0]", r"^MODEL\.PIXEL_STD is .*; it must be 3 values, each above 0\.$"),
+    ("MODEL.PIXEL_MEAN", "[128.0]", r"^MODEL\.PIXEL_MEAN is \[128\.0\]; it must be 3 values"),
+    ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", "[True]", r"DEFORM_ON_PER_STAGE is \[True\]; it must be 4 values"),
+    ("INPUT.MIN_SIZE_TRAIN", "()", r"^INPUT\.MIN_SIZE_TRAIN is \(\); it must be one or more values"),
+    ("INPUT.MIN_SIZE_TRAIN", "(-800,)", r"^INPUT\.MIN_SIZE_TRAIN is \(-800,\)"),
+    ("INPUT.MAX_SIZE_TEST", "0", r"^INPUT\.MAX_SIZE_TEST is 0; it must be at least 1\.$"),
+    ("INPUT.FORMAT", "L", r"^INPUT\.FORMAT is 'L'; it must be BGR or RGB\.$"),
+    ("INPUT.FORMAT", "rgb", r"^INPUT\.FORMAT is 'rgb'; it must be BGR or RGB\.$"),
+    ("INPUT.RANDOM_FLIP", "both", r"^INPUT\.RANDOM_FLIP is 'both'; it must be horizontal, vertical or none\.$"),
+    ("INPUT.RANDOM_FLIP", "no", r"^INPUT\.RANDOM_FLIP is 'no'; it must be horizontal, vertical or none\.$"),
+    ("INPUT.MASK_FORMAT", "rle", r"^INPUT\.MASK_FORMAT is 'rle'; it must be polygon or bitmask\.$"),
+    ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", r"SAMPLING range needs two values in .*; got \(800,\)\.$"),
+    ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "all", r"MIN_SIZE_TRAIN_SAMPLING is 'all'; it must be choice, range or batch\.$"),
+    ("INPUT.CROP.TYPE", "half", r"^INPUT\.CROP\.TYPE is 'half'; it must be relative_range, relative, absolute or abs"),
+    ("INPUT.CROP.SCHEME", "lsj", r"^INPUT\.CROP\.SCHEME is 'lsj'; it must be before_resize, detr or empty\.$"),
+    ("TEST.EVAL_PERIOD", "-2", r"^TEST\.EVAL_PERIOD is -2; it must be a number of iterations, or 0 or -1 for never\.$"),
+    ("SEED", "99999999999", r"^SEED is 99999999999; it must be at most 2147483648, or negative"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["command line", "YAML"])
+@pytest.mark.parametrize(("key", "written", "message"), REFUSED)
+def test_what_cannot_be_used(tmp_path, key, written, message, place):
+    cfg = load_config("", [key, written]) if place == "command line" else from_file(tmp_path, key, written)
+    with pytest.raises(ConfigError, match=message):
+        check_config(cfg)
+
+
+# Values that fit by themselves, but not together: a recipe, overrides and what is said.
+TOGETHER = [
+    ("BlendMask/R_50_1x", ["MODEL.FCOS.SIZES_OF_INTEREST", [64]], r"5 IN_FEATURES need as many .* got 5 and 1\.$"),
+    ("BlendMask/R_50_1x", ["MODEL.BLENDMASK.MERGING", "fcis", "MODEL.BASIS_MODULE.NUM_BASES", 5], "square .* got 5"),
+    ("BlendMask/R_50_1x", ["MODEL.BASIS_MODULE.NAME", "DeepLabV3Plus"], r"takes two levels, .*; got p3, p4, p5\.$"),
+    ("BlendMask/R_50_1x", ["MODEL.BLENDMASK.POOLER_SCALES", (0.25, 0.125)], "POOLER_SCALES is .* must be 1 values"),
+    ("InstanceFCN/VGG16_k5", ["MODEL.INSTANCE_FCN.GRID", 22], "GRID is 22 and MASK_SIZE 21"),
+    ("ISTR/ISTR-AE-R50-3x", ["MODEL.ISTR.MASK_SIZE", 28], "MASK_SIZE is 28; the AE embedding needs 112"),
+    ("ISTR/ISTR-AE-R50-3x", ["MODEL.ISTR.MASK_COST", "dice"], "MASK_COST dice decodes every query"),
+    ("ISTR/ISTR-AE-R50-3x", ["MODEL.ISTR.MASK_LOSS", "l2"], "MASK_LOSS l2 would leave the decoder"),
+    ("ISTR/ISTR-AE-R50-3x", ["MODEL.ISTR.NHEADS", 7], r"HIDDEN_DIM is 256; .* multiple of MODEL\.ISTR\.NHEADS, 7"),
+    ("ISTR/ISTR-AE-R50-3x", ["MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 0], "POOLER_SAMPLING_RATIO 1 or more; got"),
+    ("ISTR/ISTR-AE-R50-3x", ["MODEL.ISTR.PATH_COMPONENTS", "a", "MODEL.ISTR.MASK_EMBEDDING_FILE", "b"], "different"),
+    (
+        "MaskRCNN-heads/blend_fcos_mask_rcnn_R_50_FPN_1x",
+        ["MODEL.FCOS.YIELD_BOX_FEATURES", True],
+        r"YIELD_BOX_FEATURES needs MODEL\.ROI_HEADS\.PROPOSAL_APPEND_GT False",
+    ),
+    ("", ["SOLVER.NESTEROV", True, "SOLVER.MOMENTUM", 0], r"NESTEROV True needs a SOLVER\.MOMENTUM above 0"),
+    ("", ["INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", (384, 600)], r"CROP\.SIZE is \(384, 600\); .* shares of the"),
+    ("", ["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute"], r"CROP\.SIZE is \(0\.9, 0\.9\); .* pixels"),
+    ("", ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.DEFORM_ON_PER_STAGE", [True] * 4], "bottleneck blocks.*; got 18"),
+    (
+        "",
+        ["MODEL.BACKBONE.NAME", "build_resnet_vd_backbone", "MODEL.RESNETS.NORM", "GN"],
+        r"NORM is 'GN'; with build_re",
+    ),
+    (
+        "",
+        ["MODEL.BACKBONE.NAME", "build_dilated_resnet_backbone", "MODEL.RESNETS.RES5_DILATION", 2],
+        r"sets the dilation itself: leave MODEL\.RESNETS\.RES5_DILATION at 1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("recipe", "opts", "message"), TOGETHER)
+def test_values_that_do_not_fit_together(recipe, opts, message):
+    with pytest.raises(ConfigError, match=message):
+        check_config(load_config(str(CONFIGS / f"{recipe}.yaml") if recipe else "", opts))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_passes(path):
+    check_config(load_config(path))
+
+
+# Names in registries, which users may add to, and names that a part of the model knows once it is built.
+OPEN = {
+    "MODEL.TIMM.NAME", "MODEL.CSPNET.NAME", "MODEL.PVT.NAME", "MODEL.BASIS_MODULE.NAME",
+    "MODEL.ISTR.MASK_ENCODING_METHOD", "MODEL.ISTR.EMBEDDING", "MODEL.SPARSE_INST.ENCODER.NAME",
+    "MODEL.SPARSE_INST.DECODER.NAME", "MODEL.INSTANCE_FCN.IN_FEATURE", "MODEL.ASSEMBLE_MASK_HEAD.IN_FEATURE",
+    "MODEL.ISTR.PATH_COMPONENTS", "MODEL.ISTR.MASK_EMBEDDING_FILE", "TEST.BEST_METRIC",
+    # Read by nothing: accepted for the authors' files.
+    "MODEL.BASIS_MODULE.ANN_SET", "MODEL.ISTR.ACTIVATION", "MODEL.ISTR.NO_OBJECT_WEIGHT", "MODEL.ISTR.IOU_THRESHOLDS",
+    "MODEL.ISTR.IOU_LABELS", "MODEL.SPARSE_INST.DATASET_MAPPER",
+}  # fmt: skip
+
+
+def test_every_key_of_ours_has_its_rule():
+    theirs = {key for key, _ in items(detectron2_defaults())}
+    for key, default in items(get_cfg()):
+        if key not in theirs and not isinstance(default, (CfgNode, bool)):
+            assert (key in RULES) != (key in OPEN), key
+    assert RULES.keys() <= {key for key, _ in items(get_cfg())}
+
+
+def put(cfg, key, value):
+    section, _, name = key.rpartition(".")
+    (get_value(cfg, section) if section else cfg)[name] = value
+
+
+def is_list(key):
+    return isinstance(get_value(get_cfg(), key), (list, tuple))
+
+
+ANY_TEXT = {"OUTPUT_DIR", *(key for key, rule in RULES.items() if is_list(key) and rule.holds(["nonsense"]))}
+
+
+@pytest.mark.parametrize("key", RULES)
+def test_nonsense_is_refused_by_name(key):
+    for nonsense in ("nonsense", -7, math.nan):
+        if (key in ANY_TEXT and nonsense == "nonsense") or (key == "SEED" and nonsense == -7):
+            continue
+        cfg = get_cfg()
+        put(cfg, key, [nonsense] if is_list(key) else nonsense)
+        with pytest.raises(ConfigError, match=f"^{key} is .*; it must be "):
+            check_config(cfg)
+
+
+def test_types_of_values_set_in_python():
+    for key, value, kind in (
+        ("MODEL.MASK_ON", 1, "True or False"),
+        ("SOLVER.MAX_ITER", 10.0, "a whole number"),
+        ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.5", "a number"),
+        ("MODEL.META_ARCHITECTURE", 3, "text"),
+        ("MODEL.RPN.IN_FEATURES", "p3", "several values"),
+    ):
+        cfg = get_cfg()
+        put(cfg, key, value)
+        with pytest.raises(ConfigError, match=rf"^{key} is {value!r}; it must be {kind}\.$"):
+            check_config(cfg)
+    check_config(detectron2_defaults())  # without our keys
+
+
+@pytest.mark.parametrize("key", ["OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.ISTR.PATH_COMPONENTS"])
+def test_home(tmp_path, monkeypatch, key):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = str(tmp_path / "runs/a")
+    (tmp_path / "mine.yaml").write_text(as_yaml(key, "~/runs/a"))
+    assert get_value(load_config("~/mine.yaml"), key) == path
+    assert get_value(load_config("", [key, "~/runs/a"]), key) == path
+    cfg = get_cfg()
+    cfg.merge_from_list([key, "~/runs/a"])
+    cfg.freeze()
+    expanded = home_expanded(cfg)
+    assert get_value(expanded, key) == path
+    assert expanded.is_frozen()
+    assert get_value(cfg, key) == "~/runs/a"
+    assert home_expanded(expanded) is expanded
+    assert get_value(load_config("", [key, "a~/b"]), key) == "a~/b"
+
+
+def test_numbers_as_written_in_a_base_file(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/base.yaml").write_text("OUTPUT_DIR: 2024_05\nMODEL:\n  WEIGHTS: 0010\n")
+    (tmp_path / "mine.yaml").write_text("_BASE_: sub/base.yaml\nSOLVER:\n  MAX_ITER: 3\n")
+    cfg = load_config(tmp_path / "mine.yaml")
+    assert (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS, cfg.SOLVER.MAX_ITER) == ("2024_05", "0010", 3)
+
+
+@pytest.mark.parametrize("way", ["setup", "Trainer", "Predictor"])
+def test_every_way_to_a_model_checks_first(tmp_path, monkeypatch, way):
+    monkeypatch.setattr("instseg_d2.modeling.build.build_model", lambda cfg: pytest.fail("built"))
+    opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "out"), "INPUT.FORMAT", "L"]
+    arguments, cfg = argument_parser().parse_args(opts), load_config("", opts)
+    ways = {"setup": lambda: setup(arguments), "Trainer": lambda: Trainer(cfg), "Predictor": lambda: Predictor(cfg)}
+    with pytest.raises(ConfigError, match=r"^INPUT\.FORMAT is 'L'; it must be BGR or RGB\.$"):
+        ways[way]()
+    assert not os.path.exists(tmp_path / "out")
+
+
+def test_unknown_parts_name_their_key():
+    cfg = load_config("", ["MODEL.META_ARCHITECTURE", "Sparseinst", "MODEL.DEVICE", "cpu"])
+    with pytest.raises(ConfigError, match=r"^MODEL\.META_ARCHITECTURE is 'Sparseinst'; the registry META_ARCH has no"):
+        Trainer.build_model(cfg)
+    with torch.device("meta"), pytest.raises(ConfigError, match=r"^MODEL\.BACKBONE\.NAME is 'resnet'; the registry BA"):
+        Trainer.build_model(load_config("", ["MODEL.BACKBONE.NAME", "resnet"]))
