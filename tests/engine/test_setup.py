@@ -407,7 +407,7 @@ def test_evaluation_reads_images_as_training_did(tmp_path, data):
     for trained, expected in (((0, 16383), (0, 16383)), ((), (0, 4095))):
         cfg.INPUT.VALUE_RANGE = trained
         names = ["cup", "fork", "spoon"]
-        torch.save({"model": {}, "cfg": cfg.dump(), "class_names": names}, tmp_path / "w.pth")
+        torch.save({"model": {"weight": torch.zeros(1)}, "cfg": cfg.dump(), "class_names": names}, tmp_path / "w.pth")
         weights = ["--eval-only", "MODEL.WEIGHTS", str(tmp_path / "w.pth")]
         args = argument_parser().parse_args([*data[4:], *weights, "OUTPUT_DIR", str(tmp_path / "out")])
         assert setup(args).INPUT.VALUE_RANGE == expected
