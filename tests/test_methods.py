@@ -27,8 +27,6 @@ NAMED = re.compile(
 MAY_NAME = {
     "modeling/__init__.py": "the one import of each room",
     "modeling/backbone/fcos_fpn.py": "gives the maps below the pyramid where MODEL.BASIS_MODULE.IN_FEATURES wants them",
-    "export/parity.py": "compares the slots of one method",
-    "export/runtime.py": "shares its choice of slots",
     "layers/assemble_boxes.py": "cites the paper",
     "ops/assemble_instances.py": "cites the paper",
     "ops/blend_masks.py": "cites the paper",

@@ -18,7 +18,7 @@ from detectron2.structures import ImageList
 
 from ..data.images import read_image
 from ..inference.predictor import Predictor
-from ..modeling.sparseinst.inference import class_scores
+from ..methods import method_of
 from .runtime import ExportedPredictor, first_line
 
 __all__ = ["Parity", "compare"]
@@ -35,7 +35,7 @@ class Parity:
     scores: int = 0  # slots with a score above 0
     masks: int = 0  # slots with a mask that is not empty
     score_difference: float = 0.0
-    label_difference: float = 0.0  # by how much the label's class scores less than the best
+    label_difference: float = 0.0  # between the scores of the two labels of a slot
     mask_iou: float = 1.0
     pytorch_ms: float = float("nan")
     exported_ms: float = float("nan")
@@ -63,17 +63,19 @@ class Parity:
         Take in one image.
 
         Args:
-            expected: class scores (N, K), scores without any threshold (N,) and masks (N, h, w) of PyTorch.
+            expected: class scores (N, K), and of PyTorch, without any threshold, scores (N,), labels (N,) and masks
+                (N, h, w).
             found: scores (N,), labels (N,) and masks (N, h, w) of the file.
             threshold: on the class score; a slot that is nearer to it than the tolerance may fall on either side.
         """
-        class_score, score, masks = expected
+        class_score, score, labels, masks = expected
         best = class_score.amax(1)
         as_object, as_nothing = (found[0] - score).abs(), found[0].abs()
         difference = torch.where(best > threshold, as_object, as_nothing)
         near = (best - threshold).abs() <= MAX_SCORE_DIFFERENCE
         difference[near] = torch.minimum(as_object, as_nothing)[near]
-        label_difference = best - class_score.gather(1, found[1][:, None])[:, 0]
+        of_labels = class_score.gather(1, torch.stack([labels, found[1]], 1))
+        label_difference = (of_labels[:, 0] - of_labels[:, 1]).abs()
         union = (masks | found[2]).flatten(1).sum(1)
         iou = (masks & found[2]).flatten(1).sum(1)[union > 0] / union[union > 0]
         self.images += 1
@@ -91,23 +93,23 @@ def reference(predictor: Predictor, records: Sequence[dict], canvas: tuple[int, 
     What PyTorch detects in preprocessed RGB images when every slot is a detection, whatever its score.
 
     Args:
-        canvas: (H, W) of the file's input, which is padded to a multiple of 32.
+        canvas: (H, W) of the file's input, before it is padded to what the model needs.
 
     Returns:
-        for each image class scores (N, K), scores (N,) and masks (N, height, width) bool, in the order of the slots; 0
-        and empty where a score is no number.
+        for each image class scores (N, K), scores (N,), labels (N,) and masks (N, height, width) bool, in the order of
+        the slots; 0 and empty where a score is no number.
     """
     original, of_classes = predictor.model, []
+    graph, unit = method_of(predictor.cfg).exportable(original), max(1, original.size_divisibility)
 
     def preprocess(records):
         images = original.preprocess(records)
-        bottom, right = (-(-side // 32) * 32 - now for side, now in zip(canvas, images.tensor.shape[-2:]))
+        bottom, right = (-(-side // unit) * unit - now for side, now in zip(canvas, images.tensor.shape[-2:]))
         return ImageList(F.pad(images.tensor, (0, right, 0, bottom)), images.image_sizes)
 
-    def outputs(images):
-        outputs = original.outputs(images)
-        of_classes.extend(class_scores(outputs))
-        return outputs
+    def infer(images):
+        of_classes.extend(graph.slots(images)[0])
+        return type(original).infer(model, images)
 
     def postprocess(result, size, masks=True):
         scaled = original.postprocess(result, size, masks)
@@ -115,16 +117,18 @@ def reference(predictor: Predictor, records: Sequence[dict], canvas: tuple[int, 
         return scaled
 
     model = copy.copy(original)
-    model.preprocess, model.outputs, model.postprocess = preprocess, outputs, postprocess
+    model.preprocess, model.infer, model.postprocess = preprocess, infer, postprocess
     model.score_threshold, model.max_detections = -math.inf, math.inf
     if model.input_format == "BGR":
         records = [{**x, "image": x["image"].flip(0)} for x in records]
     results = []
     for x, classes in zip(model.detect(records, -math.inf), of_classes):
         found = x["instances"].to("cpu")
-        scores, masks = torch.zeros(len(classes)), torch.zeros((len(classes), *found.image_size), dtype=torch.bool)
-        scores[found.slots], masks[found.slots] = found.scores, found.pred_masks
-        results.append((classes.cpu().nan_to_num(0.0), scores, masks))
+        slots = found.slots
+        scores, labels = torch.zeros(len(classes)), torch.zeros(len(classes), dtype=torch.int64)
+        masks = torch.zeros((len(classes), *found.image_size), dtype=torch.bool)
+        scores[slots], labels[slots], masks[slots] = found.scores, found.pred_classes, found.pred_masks
+        results.append((classes.cpu().nan_to_num(0.0), scores, labels, masks))
     return results
 
 

@@ -17,14 +17,14 @@ class Exportable(nn.Module):
     A model whose inference, from raw pixels to masks of the wanted size, is one graph. Base of what methods export.
 
     The numbers are those of ``model(batched_inputs)``, but the outputs have a fixed size: all Q slots, in their order.
-    A slot whose class score is NaN or does not pass the model's threshold gets the score 0, and so does an empty mask.
-    The caller drops these and keeps the ``max_detections`` best.
+    A slot whose class score is NaN or does not pass the model's threshold gets the score 0. The caller drops these and
+    keeps the ``max_detections`` best.
 
     Subclasses write ``slots``.
 
     Args:
         model: an `InstanceSegmenter` with the attributes ``score_threshold``, on the class score, strictly above, and
-            ``max_detections``.
+            ``max_detections``. What its ``infer`` finds has a field slots (D,).
     """
 
     def __init__(self, model: nn.Module):

@@ -237,7 +237,8 @@ def test_figures_of_the_gate_by_hand(expected, found, failure):
     parity = Parity()
     classes, score, pixels = expected
     _, _, mask = one_slot(0.0, 0, pixels)
-    parity.add((torch.tensor([classes]), torch.tensor([score]), mask), one_slot(*found), 0.005)
+    label = torch.tensor([classes.index(max(classes))])
+    parity.add((torch.tensor([classes]), torch.tensor([score]), label, mask), one_slot(*found), 0.005)
     assert parity.failure.startswith(failure) if failure == "" else failure in parity.failure
     assert bool(parity.failure) == bool(failure)
 

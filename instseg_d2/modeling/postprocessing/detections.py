@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from detectron2.structures import Instances
 
 from .run_lengths import RunLengthMasks
@@ -22,6 +23,11 @@ def kept(result: Instances, score_threshold: float = 0.0) -> Instances:
     if result.has("pred_boxes"):
         keep = keep & result.pred_boxes.tensor.isfinite().all(1)
     return result if keep.all() else result[keep]
+
+
+def best_slots(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """The ``count`` highest of the scores (D,), as indices in their own order."""
+    return scores.topk(count).indices.sort().values
 
 
 def check_mask_form(masks: str) -> None:

@@ -9,18 +9,13 @@ from collections.abc import Sequence
 import torch
 from detectron2.structures import BitMasks, Instances, ROIMasks
 
-from ..postprocessing import rescored, resize_in_chunks
+from ..postprocessing import best_slots, rescored, resize_in_chunks
 
 
 def class_scores(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """sqrt(class * objectness) of the decoder's predictions, float32: (N, Q, K)."""
     classes, objectness = (outputs[name].float().sigmoid() for name in ("class_logits", "objectness_logits"))
     return (classes * objectness[..., None]).sqrt()
-
-
-def best_slots(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """The ``count`` slots of the highest scores (Q,), in the order of the slots."""
-    return scores.topk(count).indices.sort().values
 
 
 def detections(
