@@ -15,7 +15,7 @@ __all__ = ["Extremes", "checked_range", "extremes", "likely_range", "three_chann
 # What cameras and programs store: floats of 0..1 and -1..1, then whole numbers of 8, 10, 12, 14 and 16 bits.
 FLOAT_RANGES = ((0, 1), (-1, 1))
 RANGES = tuple((0, 2**bits - 1) for bits in (8, 10, 12, 14, 16))
-SLACK = 0.05  # of a range: so much may lie outside, as resizing leaves it
+SLACK = 0.05  # of the values' extent: so much may lie outside a range, as resizing leaves it
 LEAST_SHARE = 1 / 8  # of a range that the values must fill; else they are stretched
 
 
@@ -57,7 +57,8 @@ def extremes(values: np.ndarray) -> Extremes:
     if not finite.all():
         values = np.where(finite, values, np.median(values[finite]))
     medians = cv2.medianBlur(values, 3)
-    return Extremes(float(medians.min()), float(medians.max()), whole)
+    low, high = (float(str(x)) for x in (medians.min(), medians.max()))  # 0.3, not 0.30000001192092896
+    return Extremes(low, high, whole)
 
 
 def likely_range(images: Sequence[Extremes]) -> tuple[float, float]:
@@ -71,16 +72,16 @@ def likely_range(images: Sequence[Extremes]) -> tuple[float, float]:
     whole = all(image.whole for image in images)
     low = float(np.percentile([image.low for image in images], 2, method="nearest"))
     high = float(np.percentile([image.high for image in images], 98, method="nearest"))
+    slack = SLACK * (high - low)
     for bottom, top in RANGES if whole else (*FLOAT_RANGES, *RANGES):
-        slack = SLACK * (top - bottom)
         if bottom - slack <= low and high <= top + slack:
             filled = (high - low) / (top - bottom)
             if filled >= LEAST_SHARE or low == high or (whole and top == 255):
                 return bottom, top
             break
-    if high == low or whole:
+    if whole or low == high:
         high = max(high, low + (255 if whole else 1))
-    return float(f"{low:.6g}"), float(f"{high:.6g}")
+    return low, high
 
 
 def to_eight_bits(values: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:

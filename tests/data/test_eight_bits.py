@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from instseg_d2.data import read_image
-from instseg_d2.data.eight_bits import extremes, likely_range, to_eight_bits
+from instseg_d2.data.eight_bits import Extremes, extremes, likely_range, to_eight_bits
 from instseg_d2.data.value_range import common_range, survey, trained_range
 from instseg_d2.inference.predictor import to_rgb
 
@@ -22,6 +22,7 @@ H, W = 40, 50
 DEPTHS = {
     "8 in 16": lambda x: x.astype(np.uint16),
     "8 in 32": lambda x: x.astype(np.int32),
+    "12 in signed": lambda x: x.astype(np.int16) << 4,
     "10 in 16": lambda x: x.astype(np.uint16) << 2,
     "12 in 16": lambda x: x.astype(np.uint16) << 4,
     "14 in 16": lambda x: x.astype(np.uint16) << 6,
@@ -115,6 +116,8 @@ FILES = [
     ("alpha.png", "12 in 16"),
     ("color.png", "8 in 16"),
     ("grey.tif", "8 in 32"),
+    ("grey.tif", "12 in signed"),
+    ("color.tif", "12 in signed"),
     ("grey.tif", "float -1..1"),
     ("grey.tif", "double 0..1"),
     ("color.tif", "14 in 16"),
@@ -173,6 +176,8 @@ def test_what_has_no_usual_range_is_stretched():
     x = np.linspace(0, 1, H * W).reshape(H, W)
     for low, high, kind in (
         (-1024, 3071, np.int16),
+        (-787, 3005, np.int32),
+        (123456.5, 123457, np.float32),
         (20000, 24000, np.uint16),
         (273.1, 310.9, np.float32),
         (-1e-3, 1e-3, np.float32),
@@ -183,6 +188,21 @@ def test_what_has_no_usual_range_is_stretched():
         assert found.min() <= 1
         assert found.max() >= 254
         assert (np.diff(found.ravel().astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_whatever_the_values_are_one_sees_them(whole):
+    """4000 extents: the values spread over 32 of the 256 levels or more, and at most 5 % of them lie outside."""
+    generator = np.random.default_rng(int(whole))
+    for _ in range(4000):
+        low = generator.choice([0, generator.normal() * 10.0 ** generator.uniform(-3, 5)])
+        extent = 10.0 ** generator.uniform(-3, 5)
+        if whole:
+            low, extent = float(round(low)), float(round(max(extent, 255)))
+        extent = low + extent - low  # as it can be told
+        bottom, top = likely_range([Extremes(low, low + extent, whole)])
+        assert extent / (top - bottom) >= 1 / 8 - 1e-6, (low, extent, bottom, top)
+        assert max(0, bottom - low) + max(0, low + extent - top) <= (0.1 + 1e-5) * extent, (low, extent, bottom, top)
 
 
 def test_small_objects_are_no_outliers():
