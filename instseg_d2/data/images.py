@@ -96,9 +96,11 @@ def _pixels(file_name, deep_only: bool = False) -> tuple[Optional[np.ndarray], i
                 return pixels, _orientation(image)
         except UnidentifiedImageError:
             file.seek(0)
-            pixels = _opencv(file.read())
+            data = file.read()
+            pixels = _opencv(data) if data else None
             if pixels is None:
-                raise
+                reason = "no format that Pillow or OpenCV knows here" if data else "it is empty"
+                raise UnidentifiedImageError(reason) from None
             return (None if deep_only and pixels.dtype == np.uint8 else pixels), 1
 
 

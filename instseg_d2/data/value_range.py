@@ -16,7 +16,7 @@ __all__ = ["Survey", "common_range", "survey", "trained_range"]
 logger = logging.getLogger(__name__)
 
 SAMPLE = 50  # images that are looked at
-BLACK, VISIBLE = 4, 32  # an image of fewer levels looks black or white; of so many it shows something
+BLACK, VISIBLE = 8, 32  # an image of fewer levels looks black or white; of so many it shows something
 
 
 class Survey(NamedTuple):

@@ -226,9 +226,9 @@ def test_empty_and_dark_pictures_stay_so():
 
 @pytest.fixture
 def time_lapse(tmp_path):
-    """60 images of 12 bits, of brightness 80 to 4000; every tenth has a hot pixel of 65535."""
+    """60 images of 12 bits, of brightness 160 to 4000; every tenth has a hot pixel of 65535."""
     files = []
-    for index, peak in enumerate(np.linspace(80, 4000, 60)):
+    for index, peak in enumerate(np.linspace(160, 4000, 60)):
         values = (np.linspace(0, 1, H * W).reshape(H, W) * peak).astype(np.uint16)
         values[0, 0] = 65535 if index % 10 == 0 else 0
         files.append(str(tmp_path / f"{index:02d}.png"))

@@ -164,7 +164,12 @@ def test_unreadable_images(tmp_path, rgb):
         read_image(str(tmp_path / "none.png"))
     text = tmp_path / "text.jpg"
     text.write_text("no image")
-    with pytest.raises(ImageError, match=r"text\.jpg cannot be read as an image"):
+    with pytest.raises(
+        ImageError, match=r"text\.jpg cannot be read as an image \(no format that Pillow or OpenCV knows"
+    ):
+        read_image(str(text))
+    text.write_bytes(b"")
+    with pytest.raises(ImageError, match=r"text\.jpg cannot be read as an image \(it is empty\)"):
         read_image(str(text))
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     cut = tmp_path / "cut.jpg"
