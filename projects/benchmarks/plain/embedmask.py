@@ -18,7 +18,7 @@ from projects.benchmarks.plain.fcos import plain_candidates, plain_locations
 
 
 def _with_position(model, embedding, stride: int):
-    """position_scale * (x, y) / 100 added to the first two channels of a map (N, D, h, w), in v2 and v3."""
+    """position_scale * (x, y) / 100 added to the first two channels of a map (N, E, h, w), in v2 and v3."""
     if model.position_scale is None:
         return embedding
     position = torch.stack(list(plain_locations(*embedding.shape[-2:], stride, embedding))) * model.position_scale / 100
@@ -62,7 +62,7 @@ def _dense_outputs(model, images: ImageList):
 
 
 def _log_probabilities(model, pixels, embeddings, margins):
-    """-sum margin * (pixel - proposal)^2 of a map (D, h, w) and proposals (K, D): (K, h, w)."""
+    """-sum margin * (pixel - proposal)^2 of a map (E, h, w) and proposals (D, E): (D, h, w)."""
     if model.proposal_head.fixed_margin is not None:
         margins = torch.full_like(margins, model.proposal_head.fixed_margin)
     difference = pixels.permute(1, 2, 0)[None] - embeddings[:, None, None]
@@ -71,7 +71,7 @@ def _log_probabilities(model, pixels, embeddings, margins):
 
 @torch.no_grad()
 def plain_infer(model: EmbedMask, images: ImageList) -> list[Instances]:
-    """The detections of ``model.infer(images)``, with the whole maps (K, h, w) of the padded batch as pred_masks."""
+    """The detections of ``model.infer(images)``, with the whole maps (D, h, w) of the padded batch as pred_masks."""
     levels, pixels = _dense_outputs(model, images)
     limits, strides, dim = model.proposal_generator.limits_test, model.proposal_generator.head.strides, pixels.shape[1]
     end = 1 if model.inclusive else 0
@@ -142,7 +142,7 @@ def _lovasz(logits, labels):
 
 
 def _object_proposal(model, rows, ltrb, proposals, box, grid):
-    """The candidates (K, C) of one object among its positive rows."""
+    """The candidates (Q, C) of one object among its positive rows."""
     ious = []
     for row in rows.tolist():
         level, _, y, x = (int(v) for v in grid.locate(torch.tensor([row], device=rows.device)))
@@ -163,7 +163,7 @@ def plain_mask_losses(model: EmbedMask, pixels, proposals, outputs, positives, m
     The losses of the embeddings alone.
 
     Args:
-        pixels: (N, D, h, w) pixel embeddings; proposals: (R, C) embedding and margin of every row.
+        pixels: (N, E, h, w) pixel embeddings; proposals: (X, C) embedding and margin of every row.
         outputs, positives: of FCOS; masks: one (H, W) bool an object on the padded batch.
     """
     criterion, dim, (h, w) = model.criterion, pixels.shape[1], pixels.shape[-2:]

@@ -1,4 +1,4 @@
-"""FCOS's candidates written the plain way, for the plain paths of the methods on FCOS. C classes, L locations."""
+"""FCOS's candidates written the plain way. K classes, Q candidates, C channels, h x w cells of a level."""
 
 import torch
 
@@ -14,10 +14,10 @@ def plain_candidates(logits, distances, quality, top, stride: int, limits):
     The best candidates of one image and level.
 
     Args:
-        logits: (C, h, w); distances: (4, h, w) in strides; quality: (1, h, w); top: (K, h, w) of the top layers.
+        logits: (K, h, w); distances: (4, h, w) in strides; quality: (1, h, w); top: (C, h, w) of the top layers.
 
     Returns:
-        boxes (L, 4), class * quality (L,), classes (L,), top (L, K).
+        boxes (Q, 4), class * quality (Q,), classes (Q,), top (Q, C).
     """
     xs, ys = (v.flatten() for v in plain_locations(*logits.shape[-2:], stride, logits))
     classes = logits.flatten(1).T.sigmoid()

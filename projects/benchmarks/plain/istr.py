@@ -2,7 +2,7 @@
 ISTR's inference and training loss written the plain way, as the paper and its public code do it: Detectron2's pooler,
 every branch of every head, loops over heads and images, masks rasterised anew for each.
 
-B images, N queries an image, M_i objects of image i.
+N images, Q queries an image, M_i objects of image i, L numbers of a mask code, S the side of a mask.
 """
 
 import math
@@ -30,7 +30,7 @@ def _self_attention(layer, x):
 
 
 def _roi_attention(layer, queries, rois):
-    """queries (M, C), rois (M, C, R, R) -> (M, C)."""
+    """queries (N * Q, C), rois (N * Q, C, R, R) -> (N * Q, C)."""
     rois = rois.flatten(2).permute(2, 0, 1)  # cells first, as in the public code
     if not isinstance(layer, DynamicAttention):
         return layer.attention(queries[:, None], rois.permute(1, 0, 2), rois.permute(1, 0, 2))[0][:, 0]
@@ -61,7 +61,7 @@ def _poolers(model: ISTR):
 
 
 def plain_heads(model: ISTR, images: ImageList, all_masks: bool):
-    """For each head: class logits (B, N, K), boxes (B, N, 4), codes (B, N, D) or None, decoder features or None."""
+    """For each head: class logits (N, Q, K), boxes (N, Q, 4), codes (N, Q, L) or None, decoder features or None."""
     features = model.backbone(images.tensor)
     maps = [features[name] for name in model.roi_heads.in_features]
     pooler, *mask_pooler = _poolers(model)

@@ -2,7 +2,7 @@
 SparseInst written the plain way, as the paper and its public code do it: every concatenation, resize and product one
 by one, all full-size float masks at once, the cost of every pair of the batch in training.
 
-B images, N slots, M objects of the batch, K classes.
+N images, Q slots an image, M objects of the batch, K classes, h x w cells of a map.
 """
 
 import torch
@@ -20,7 +20,7 @@ def _resize(x, size):
 
 
 def plain_encoder(encoder, features: dict) -> torch.Tensor:
-    """The backbone's maps -> (B, C, H, W)."""
+    """The backbone's maps -> (N, C, h, w)."""
     maps = [lateral(features[name]) for name, lateral in zip(encoder.in_features, encoder.laterals)]
     coarse, context = maps[-1], encoder.context
     pooled = [
@@ -36,7 +36,7 @@ def plain_encoder(encoder, features: dict) -> torch.Tensor:
 
 
 def plain_decoder(decoder, features: torch.Tensor):
-    """(B, C, H, W) -> class logits (B, N, K), objectness logits (B, N), mask logits (B, N, sH, sW)."""
+    """(N, C, h, w) -> class logits (N, Q, K), objectness logits (N, Q), mask logits (N, Q, s h, s w)."""
     batch, _, height, width = features.shape
     ys = torch.linspace(-1, 1, height).to(features)
     xs = torch.linspace(-1, 1, width).to(features)
