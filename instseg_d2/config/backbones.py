@@ -1,8 +1,8 @@
-"""Keys of the backbones that come from timm."""
+"""Keys of the backbones."""
 
 from detectron2.config import CfgNode
 
-from .values import check_values, one_of, require, section, words
+from .values import above, at_least, below_one, check_values, each, one_of, only, require, section, whole, words
 
 _NORM = one_of("FrozenBN", "BN", "")
 
@@ -10,11 +10,36 @@ BACKBONE_VALUES = {
     **section("MODEL.TIMM", NORM=_NORM, OUT_FEATURES=words(fewest=1)),
     **section("MODEL.CSPNET", NORM=_NORM, OUT_FEATURES=words(fewest=1)),
     "MODEL.PVT.OUT_FEATURES": words(fewest=1),
+    **section(
+        "MODEL.SWINT",
+        EMBED_DIM=at_least(1),
+        OUT_FEATURES=words(fewest=1),
+        DEPTHS=each(whole(1)),
+        NUM_HEADS=each(whole(1)),
+        WINDOW_SIZE=at_least(1),
+        MLP_RATIO=above(0),
+        DROP_PATH_RATE=below_one,
+        APE=only(False, "absolute position embeddings are not supported"),
+    ),
+    "MODEL.RESNETS.DEFORM_INTERVAL": at_least(1),
+    "MODEL.RESNETS.OUTPUT_STRIDE": one_of(4, 8, 16, 32),
+    "MODEL.DLA.CONV_BODY": one_of("DLA34"),
+    "MODEL.DLA.OUT_FEATURES": words(fewest=1),
+    "MODEL.DLA.NORM": one_of("FrozenBN", "SyncBN", "BN", ""),
+    "MODEL.MOBILENET": only(False, "there is no MobileNet"),
+    "MODEL.BACKBONE.ANTI_ALIAS": only(False, "there is no such ResNet"),
 }
 
 
 def add_backbone_config(cfg: CfgNode) -> None:
-    """Add MODEL.TIMM, MODEL.CSPNET and MODEL.PVT, in place."""
+    """Add MODEL.TIMM, MODEL.CSPNET, MODEL.PVT, MODEL.SWINT, MODEL.DLA and some keys beside Detectron2's, in place."""
+    cfg.MODEL.RESNETS.DEFORM_INTERVAL = 1  # every n-th block of a stage with DEFORM_ON_PER_STAGE is deformable
+    # Of build_dilated_resnet_backbone: later stages are dilated instead of strided.
+    cfg.MODEL.RESNETS.OUTPUT_STRIDE = 8
+    # Accepted for AdelaiDet's files; True is refused.
+    cfg.MODEL.MOBILENET = False
+    cfg.MODEL.BACKBONE.ANTI_ALIAS = False
+
     node = CfgNode()
     node.NAME = "resnet50d"  # any network of timm that has features_only
     node.OUT_FEATURES = ["res3", "res4", "res5"]  # resN or pN is the map of stride 2 ** N
@@ -34,6 +59,23 @@ def add_backbone_config(cfg: CfgNode) -> None:
     node.LINEAR = False  # True: b2 with linear attention, whatever NAME says
     cfg.MODEL.PVT = node
 
+    node = CfgNode()
+    node.EMBED_DIM = 96
+    node.OUT_FEATURES = ["stage2", "stage3", "stage4", "stage5"]
+    node.DEPTHS = [2, 2, 6, 2]
+    node.NUM_HEADS = [3, 6, 12, 24]
+    node.WINDOW_SIZE = 7
+    node.MLP_RATIO = 4
+    node.DROP_PATH_RATE = 0.2
+    node.APE = False
+    cfg.MODEL.SWINT = node
+
+    node = CfgNode()
+    node.CONV_BODY = "DLA34"
+    node.OUT_FEATURES = ["stage2", "stage3", "stage4", "stage5"]  # or levelN; stride 2 ** N
+    node.NORM = "FrozenBN"  # or SyncBN, BN: trained
+    cfg.MODEL.DLA = node
+
 
 def check_backbone_config(cfg: CfgNode) -> None:
     """Refuse values that cannot be used."""
@@ -47,3 +89,9 @@ def check_backbone_config(cfg: CfgNode) -> None:
         cfg.MODEL.BACKBONE.NAME != "build_resnet_vd_backbone" or _NORM.holds(node.NORM),
         f"MODEL.RESNETS.NORM is {node.NORM!r}; with build_resnet_vd_backbone it must be {_NORM.text}.",
     )
+    if cfg.MODEL.BACKBONE.NAME == "build_dilated_resnet_backbone":
+        require(
+            node.RES5_DILATION == 1 and not any(node.DEFORM_ON_PER_STAGE),
+            "build_dilated_resnet_backbone sets the dilation itself: leave MODEL.RESNETS.RES5_DILATION at 1 and "
+            "DEFORM_ON_PER_STAGE at False.",
+        )

@@ -26,7 +26,7 @@ COMMON_VALUES = {
 
 def add_common_config(cfg: CfgNode) -> None:
     """Add solver, input and test keys, in place."""
-    # Optimiser: "SGD", "ADAMW" or "MUON"; empty: the method's own default (see instseg_d2/engine/solver.py).
+    # Optimiser: "SGD", "ADAMW" or "MUON"; empty: the method's own default (see instseg_d2/methods.py).
     cfg.SOLVER.OPTIMIZER = ""
     # Factor on the learning rate of parameters whose name contains "backbone".
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
@@ -39,7 +39,7 @@ def add_common_config(cfg: CfgNode) -> None:
     # Rotate by an angle in [-30, 30] degrees half of the time.
     cfg.INPUT.IS_ROTATE = False
     # With CROP: "before_resize" cuts every image, then resizes; "detr" resizes half of the images to 400, 500 or 600
-    # and cuts these, then resizes all; empty: the method's own default (see instseg_d2/data/augmentations.py).
+    # and cuts these, then resizes all; empty: the method's own default (see instseg_d2/methods.py).
     cfg.INPUT.CROP.SCHEME = ""
     # With CROP before_resize: place the window so that it holds the centre of a random instance.
     cfg.INPUT.CROP.CROP_INSTANCE = True
@@ -47,6 +47,9 @@ def add_common_config(cfg: CfgNode) -> None:
     # Of images with more than 8 bits: the values (low, high) that become 0 and 255. Empty: found in a sample of the
     # training images (see instseg_d2/data/eight_bits.py); then it travels in the checkpoint.
     cfg.INPUT.VALUE_RANGE = ()
+
+    # Large-scale jitter: scales 0.1 to 2 of 1024, a crop of 1024 x 1024.
+    cfg.LSJ_AUG = False
 
     # Metric whose best checkpoint is kept beside the last one.
     cfg.TEST.BEST_METRIC = "segm/AP"

@@ -10,7 +10,6 @@ from .values import (
     each,
     norm,
     one_of,
-    only,
     probability,
     require,
     section,
@@ -46,17 +45,11 @@ FCOS_VALUES = {
         POST_NMS_TOPK_TEST=at_least(1),
         NMS_TH=between(0, 1),
     ),
-    "MODEL.RESNETS.DEFORM_INTERVAL": at_least(1),
-    "MODEL.DLA.CONV_BODY": one_of("DLA34"),
-    "MODEL.DLA.OUT_FEATURES": words(fewest=1),
-    "MODEL.DLA.NORM": one_of("FrozenBN", "SyncBN", "BN", ""),
-    "MODEL.MOBILENET": only(False, "there is no MobileNet"),
-    "MODEL.BACKBONE.ANTI_ALIAS": only(False, "there is no such ResNet"),
 }
 
 
 def add_fcos_config(cfg: CfgNode) -> None:
-    """Add MODEL.FCOS and the keys of its backbones, in place."""
+    """Add MODEL.FCOS, in place."""
     node = CfgNode()
     node.NUM_CLASSES = 80  # foreground classes; in GeneralizedRCNN they are those of MODEL.ROI_HEADS
     node.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
@@ -93,16 +86,6 @@ def add_fcos_config(cfg: CfgNode) -> None:
     node.YIELD_PROPOSAL = False  # in training too, as always but in FCOSDetector
     node.YIELD_BOX_FEATURES = False
     cfg.MODEL.FCOS = node
-
-    cfg.MODEL.RESNETS.DEFORM_INTERVAL = 1
-    node = CfgNode()
-    node.CONV_BODY = "DLA34"
-    node.OUT_FEATURES = ["stage2", "stage3", "stage4", "stage5"]  # or levelN; stride 2 ** N
-    node.NORM = "FrozenBN"  # or SyncBN, BN: trained
-    cfg.MODEL.DLA = node
-    # Accepted for AdelaiDet's files; True is refused when the backbone is built.
-    cfg.MODEL.MOBILENET = False
-    cfg.MODEL.BACKBONE.ANTI_ALIAS = False
 
 
 def check_fcos_config(cfg: CfgNode) -> None:

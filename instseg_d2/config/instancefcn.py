@@ -26,12 +26,11 @@ INSTANCEFCN_VALUES = {
         CLASSIFIER_SCALE=at_least(1),
     ),
     "MODEL.ASSEMBLE_MASK_HEAD.GRID": at_least(1),
-    "MODEL.RESNETS.OUTPUT_STRIDE": one_of(4, 8, 16, 32),
 }
 
 
 def add_instancefcn_config(cfg: CfgNode) -> None:
-    """Add MODEL.INSTANCE_FCN, MODEL.ASSEMBLE_MASK_HEAD and the key of the dilated ResNet, in place."""
+    """Add MODEL.INSTANCE_FCN and MODEL.ASSEMBLE_MASK_HEAD, in place."""
     node = CfgNode()
     node.IN_FEATURE = "conv5"  # the one map of the backbone that is used; its stride is the window's unit
     node.GRID = 5  # k: a window is divided k x k
@@ -67,19 +66,10 @@ def add_instancefcn_config(cfg: CfgNode) -> None:
     node.IN_FEATURE = "p3"  # the one of MODEL.ROI_HEADS.IN_FEATURES that the score maps are made from
     cfg.MODEL.ASSEMBLE_MASK_HEAD = node
 
-    # Of build_dilated_resnet_backbone: later stages are dilated instead of strided.
-    cfg.MODEL.RESNETS.OUTPUT_STRIDE = 8
-
 
 def check_instancefcn_config(cfg: CfgNode) -> None:
     """Refuse values that cannot be used."""
     check_values(cfg, INSTANCEFCN_VALUES)
-    if cfg.MODEL.BACKBONE.NAME == "build_dilated_resnet_backbone":
-        require(
-            cfg.MODEL.RESNETS.RES5_DILATION == 1 and not any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE),
-            "build_dilated_resnet_backbone sets the dilation itself: leave MODEL.RESNETS.RES5_DILATION at 1 and "
-            "DEFORM_ON_PER_STAGE at False.",
-        )
     if cfg.MODEL.META_ARCHITECTURE != "InstanceFCN":
         return
     node = cfg.MODEL.INSTANCE_FCN

@@ -5,20 +5,16 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from .values import (
-    above,
     at_least,
     below_one,
     between,
     check_values,
-    each,
     one_of,
     only,
     or_none,
     probability,
     require,
     section,
-    whole,
-    words,
 )
 
 ISTR_VALUES = {
@@ -53,17 +49,6 @@ ISTR_VALUES = {
         GAMMA=at_least(0),
         PRIOR_PROB=probability,
     ),
-    **section(
-        "MODEL.SWINT",
-        EMBED_DIM=at_least(1),
-        OUT_FEATURES=words(fewest=1),
-        DEPTHS=each(whole(1)),
-        NUM_HEADS=each(whole(1)),
-        WINDOW_SIZE=at_least(1),
-        MLP_RATIO=above(0),
-        DROP_PATH_RATE=below_one,
-        APE=only(False, "absolute position embeddings are not supported"),
-    ),
 }
 
 # Values where a config says None: version 1, version 2.
@@ -71,7 +56,7 @@ _BY_VERSION = {"MASK_SIZE": (28, 112), "MASK_WEIGHT": (2.0, 5.0)}
 
 
 def add_istr_config(cfg: CfgNode) -> None:
-    """Add MODEL.ISTR, MODEL.SWINT and LSJ_AUG, in place."""
+    """Add MODEL.ISTR, in place."""
     node = CfgNode()
     node.NUM_CLASSES = 80
     node.NUM_PROPOSALS = 300  # N
@@ -118,20 +103,6 @@ def add_istr_config(cfg: CfgNode) -> None:
     node.IOU_THRESHOLDS = [0.5]  # accepted for the authors' files, as IOU_LABELS: matching is one to one
     node.IOU_LABELS = [0, 1]
     cfg.MODEL.ISTR = node
-
-    node = CfgNode()
-    node.EMBED_DIM = 96
-    node.OUT_FEATURES = ["stage2", "stage3", "stage4", "stage5"]
-    node.DEPTHS = [2, 2, 6, 2]
-    node.NUM_HEADS = [3, 6, 12, 24]
-    node.WINDOW_SIZE = 7
-    node.MLP_RATIO = 4
-    node.DROP_PATH_RATE = 0.2
-    node.APE = False
-    cfg.MODEL.SWINT = node
-
-    # Large-scale jitter: scales 0.1 to 2 of 1024, a crop of 1024 x 1024.
-    cfg.LSJ_AUG = False
 
 
 def istr_version(cfg: CfgNode) -> int:
