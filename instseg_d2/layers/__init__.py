@@ -5,7 +5,7 @@ from .assemble_boxes import assemble_boxes, crop_boxes, crop_nearest, join_boxes
 from .convolved_linear import ConvolvedLinear
 from .deform_conv import DeformConv, SelfOffsetDeformConv, make_block_deformable
 from .locations import LocationGrid, conv_at_rows, flatten_levels
-from .norm import get_norm
+from .norm import fold_norm, get_norm
 from .pyramid_pooler import PyramidPooler
 from .tower import ConvTower, conv_norm_elu, conv_stack, init_normal
 
@@ -25,6 +25,7 @@ __all__ = [
     "crop_nearest",
     "exportable_pools",
     "flatten_levels",
+    "fold_norm",
     "get_norm",
     "init_normal",
     "join_boxes",

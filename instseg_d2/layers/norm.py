@@ -1,10 +1,12 @@
-"""Normalisation layers by their names in configs."""
+"""Normalisation layers: by their names in configs, and folded into convolutions."""
 
 from typing import Optional
 
-from detectron2.layers import NaiveSyncBatchNorm
+import torch
+from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from detectron2.layers import get_norm as _detectron2_norm
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 _NONE = ("", "none")
 
@@ -31,3 +33,19 @@ def get_norm(name: Optional[str], channels: int) -> Optional[nn.Module]:
         return _detectron2_norm(name, channels)
     except KeyError:
         raise ValueError(f"norm {name!r} is unknown; use GN, BN, SyncBN, FrozenBN, LN or none.") from None
+
+
+@torch.no_grad()
+def fold_norm(conv: nn.Module, norm: Optional[nn.Module]) -> bool:
+    """
+    Fold a frozen or evaluated batch norm into the weight and bias of the convolution before it, in place.
+
+    Returns:
+        whether it was folded; layers of other kinds are left alone.
+    """
+    if not isinstance(norm, (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)):
+        return False
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    return True

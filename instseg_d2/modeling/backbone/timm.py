@@ -11,7 +11,7 @@ from torch import nn
 
 from ...layers import exportable_pools
 from .fcos_fpn import build_fcos_fpn
-from .timm_norms import fold_norms, freeze_norms
+from .timm_norms import fold_timm_norms, freeze_norms
 
 NORMS = ("FrozenBN", "BN", "")
 
@@ -127,7 +127,7 @@ class TimmBackbone(Backbone):
 
     def fold(self) -> None:
         """For inference only: batch norms become part of the convolutions before them."""
-        fold_norms(self.net)
+        fold_timm_norms(self.net)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """x (N, 3, H, W) -> name -> (N, C, H / stride, W / stride)."""

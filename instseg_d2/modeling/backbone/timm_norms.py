@@ -3,9 +3,8 @@
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ...layers import DeformConv
+from ...layers import DeformConv, fold_norm
 
 
 class FrozenBatchNormAct2d(FrozenBatchNorm2d):
@@ -49,13 +48,9 @@ def _pairs(net: nn.Module):
                 yield last, module, name
 
 
-@torch.no_grad()
-def fold_norms(net: nn.Module) -> None:
+def fold_timm_norms(net: nn.Module) -> None:
     """Fold frozen or evaluated batch norms of ResNets, CSPNets and their like into their convolutions, in place."""
     for conv, owner, name in list(_pairs(net)):
         norm = getattr(owner, name)
-        if isinstance(norm, (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)):
-            conv.weight, conv.bias = fuse_conv_bn_weights(
-                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-            )
+        if fold_norm(conv, norm):
             setattr(owner, name, getattr(norm, "act", nn.Identity()))

@@ -54,7 +54,8 @@ def segments_of_windows(mask_logits: torch.Tensor, objectness: torch.Tensor, cor
 
     Returns:
         Instances with pred_boxes, scores (0 to 1), objectness_logits, pred_masks (D, m, m) probabilities and windows,
-        the Boxes that the masks fill. A window whose mask is empty or outside the image is left out.
+        the Boxes that the masks fill. A window is left out where its mask is empty or outside the image or its score is
+        no number.
     """
     top, left = corners
     size = mask_logits.shape[-1]
@@ -72,7 +73,7 @@ def segments_of_windows(mask_logits: torch.Tensor, objectness: torch.Tensor, cor
     result.pred_masks = probabilities
     extent = torch.tensor([0, 0, size, size], device=corner.device)
     result.windows = Boxes((corner + extent).float() * stride)
-    return result[filled]
+    return result[filled & result.scores.isfinite()]
 
 
 def best_windows(objectness: torch.Tensor, image_sizes: Sequence[tuple], stride: int, mask_size: int, count: int):
@@ -84,7 +85,8 @@ def best_windows(objectness: torch.Tensor, image_sizes: Sequence[tuple], stride:
     """
     size = objectness.shape[-2:]
     inside = torch.stack([inside_image(size, x, stride, mask_size, objectness.device) for x in image_sizes])
-    objectness = torch.where(inside, objectness.float(), -torch.inf).flatten(1)
+    objectness = objectness.float()
+    objectness = torch.where(inside & ~objectness.isnan(), objectness, -torch.inf).flatten(1)
     return objectness.topk(min(count, objectness.shape[1]), dim=1)
 
 

@@ -98,7 +98,7 @@ class ISTR(InstanceSegmenter):
 
     @torch.no_grad()
     def explain(self, batched_inputs: Sequence[dict], max_instances: int = 4) -> list[list]:
-        """Titled RGB pictures of boxes and masks of the best queries after each head, for each image."""
+        """Titled RGB pictures of boxes and masks of the best queries after each head, for each image; none of none."""
         panels = []
         for sample in batched_inputs:
             images = self.preprocess([sample])
@@ -106,8 +106,11 @@ class ISTR(InstanceSegmenter):
             (detections,) = to_instances(found, images.image_sizes)
             detections.queries = found.queries[0]
             detections = kept(detections)
-            best = dict.fromkeys(detections.queries.tolist())  # a query may be there with several classes
-            chosen = torch.tensor([list(best)[:max_instances]], dtype=torch.int64, device=self.device)
+            best = list(dict.fromkeys(detections.queries.tolist()))  # a query may be there with several classes
+            if not best:
+                panels.append([])
+                continue
+            chosen = torch.tensor([best[:max_instances]], device=self.device)
             tags = [f"{float(detections.scores[detections.queries == number].max()):.0%}" for number in chosen[0]]
             steps = [[x[0] for x in found.masks_of(stage, chosen)] for stage in found.stages]
             panels.append(explain_image(self.rgb_image(sample), steps, tags, self.mask_threshold))

@@ -26,8 +26,8 @@ def kept(result: Instances, score_threshold: float = 0.0) -> Instances:
 
 
 def best_slots(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """The ``count`` highest of the scores (D,), as indices in their own order."""
-    return scores.topk(count).indices.sort().values
+    """The ``count`` highest of the scores (D,), as indices in their own order; what is no number is the lowest."""
+    return scores.nan_to_num(nan=-torch.inf).topk(count).indices.sort().values
 
 
 def check_mask_form(masks: str) -> None:

@@ -79,7 +79,9 @@ def detect(outputs: HeadOutputs, image_sizes: Sequence[tuple], limits: Detection
     class_scores = outputs.class_logits.float().sigmoid()
     ranking = class_scores * outputs.quality_logits.float().sigmoid()[:, None]
     thresholded = ranking if limits.threshold_with_quality else class_scores
-    ranking = torch.where(thresholded > limits.score_threshold, ranking, -1.0)
+    # A box that is no number would also disturb NMS among the others.
+    valid = (thresholded > limits.score_threshold) & outputs.ltrb.isfinite().all(1, keepdim=True) & ~ranking.isnan()
+    ranking = torch.where(valid, ranking, -1.0)
 
     scores, rows, classes = [], [], []
     start = 0

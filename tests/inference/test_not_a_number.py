@@ -1,0 +1,244 @@
+"""
+A detection whose score or box is no number is left out, and it alone, in whatever way results are asked for.
+
+The oracle: what comes out when the network has not found that detection at all.
+"""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from instseg_d2.apps import compare as comparison
+from instseg_d2.apps.predict import run_demo
+from instseg_d2.data import register_coco
+from instseg_d2.evaluation import build_evaluator, evaluate
+from instseg_d2.export.parity import reference
+from instseg_d2.inference.predictor import Predictor
+from instseg_d2.modeling.istr import istr
+from instseg_d2.modeling.meta_arch import detect
+from instseg_d2.modeling.sparseinst.exportable import ExportableSparseInst
+from tests.methods import METHODS, small_config, small_model
+
+BOXES_ALONE = ["MODEL.META_ARCHITECTURE", "FCOSDetector", "MODEL.MASK_ON", False]
+SPOILT = {
+    "score nan": ("scores", math.nan),
+    "score inf": ("scores", math.inf),
+    "box nan": ("pred_boxes", math.nan),
+    "box inf": ("pred_boxes", math.inf),
+}
+
+
+@pytest.fixture(scope="module", params=[*METHODS, "fcos"])
+def predictor(request):
+    name, opts = (request.param, ()) if request.param in METHODS else ("blendmask", BOXES_ALONE)
+    cfg = small_config(name, *opts, "INPUT.MIN_SIZE_TEST", 64)
+    predictor = Predictor(cfg, "", class_names=["a", "b", "c"], optimize=False)
+    predictor.model = small_model(name, *opts).eval()
+    return predictor
+
+
+def picture(seed, size=(60, 80)):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+
+
+@pytest.fixture
+def records(predictor):
+    return [predictor.preprocess(picture(seed)) for seed in (0, 1)]
+
+
+def victim(instances):
+    """The third best detection whose box lies inside the image: it would be seen in the output."""
+    inside = torch.ones(len(instances), dtype=torch.bool)
+    if instances.has("pred_boxes"):
+        boxes = copy.deepcopy(instances.pred_boxes)
+        boxes.clip(instances.image_size)
+        inside = boxes.nonempty(threshold=8)
+    return int(torch.where(inside, instances.scores, 0.0).topk(3).indices[2])
+
+
+def without_victim(instances):
+    return instances[torch.arange(len(instances)) != victim(instances)]
+
+
+def spoil(instances, field, value):
+    tensor = instances.scores if field == "scores" else instances.pred_boxes.tensor[:, 2]
+    tensor[victim(instances)] = value
+    return instances
+
+
+def outcomes(monkeypatch, model, field, value, way):
+    """What the way gives when the victim is spoilt, when the network has not found it, and when it is sound."""
+    infer, results = model.infer, []
+    for change in (lambda x: spoil(x, field, value), without_victim, lambda x: x):
+
+        def changed(images, change=change):
+            return [{**found, "instances": change(found["instances"])} for found in infer(images)]
+
+        monkeypatch.setattr(model, "infer", changed)
+        results.append(way())
+    return results
+
+
+def assert_same(found, expected):
+    assert found.get_fields().keys() == expected.get_fields().keys()
+    assert len(found) == len(expected) > 3
+    for name, value in expected.get_fields().items():
+        other = found.get(name)
+        if name == "pred_masks" and not isinstance(value, torch.Tensor):
+            assert other.codes == value.codes
+        elif name == "pred_boxes":
+            assert torch.equal(other.tensor, value.tensor)
+        else:
+            assert torch.equal(other, value)
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_every_way_to_instances(predictor, records, monkeypatch, case):
+    model, (field, value) = predictor.model, SPOILT[case]
+    if field == "pred_boxes" and not model.infer(model.preprocess(records))[0]["instances"].has("pred_boxes"):
+        pytest.skip("its boxes are those of its masks")
+
+    def ways():
+        results = [model(records), detect(model, records)]
+        results += [model.detect(records, masks=masks) for masks in ("full", "run_lengths", "none")]
+        results += [predictor.outputs(records), predictor.outputs(records, 1e-6, "run_lengths")]
+        instances = [x["instances"] for outputs in results for x in outputs] + predictor.predict(records)
+        return [*instances, *predictor.batch([picture(0), picture(1)]), predictor(picture(0))]
+
+    for found, expected, sound in zip(*outcomes(monkeypatch, model, field, value, ways)):
+        assert_same(found, expected)
+        assert len(found) == len(sound) - 1
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Two pictures with an object each."""
+    images, annotations = [], []
+    for i in (1, 2):
+        Image.fromarray(picture(i)).save(tmp_path / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "height": 60, "width": 80})
+        annotations.append(
+            {"id": i, "image_id": i, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0,
+             "segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]]}
+        )  # fmt: skip
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate("abc")]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    register_coco("two_pictures_val", tmp_path / "val.json", tmp_path)
+    DatasetCatalog.get("two_pictures_val")
+    yield "two_pictures_val"
+    DatasetCatalog.remove("two_pictures_val")
+    MetadataCatalog.pop("two_pictures_val")
+
+
+@pytest.mark.parametrize("case", ["score nan", "box inf"])
+def test_evaluation_demo_and_comparison(predictor, dataset, tmp_path, monkeypatch, case):
+    """What they write."""
+    model, (field, value) = predictor.model, SPOILT[case]
+    inputs = [{**predictor.preprocess(picture(i)), "image_id": i} for i in (1, 2)]
+    if field == "pred_boxes" and not model.infer(model.preprocess(inputs))[0]["instances"].has("pred_boxes"):
+        pytest.skip("its boxes are those of its masks")
+    monkeypatch.setattr(comparison, "gflops", lambda *_: 1.0)
+    monkeypatch.setattr(comparison, "peak_memory", lambda *_: 1)
+    contender = comparison.Contender("it", "it.yaml", predictor, {}, 1, "none")
+
+    def ways():
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        evaluator = build_evaluator(predictor.cfg, dataset, str(folder / "evaluation"))
+        results = evaluate(model, [[x] for x in inputs], evaluator, dataset)
+        run_demo(predictor, [dataset], str(folder / "demo"), score_threshold=1e-6)
+        comparison.compare([contender], dataset, str(folder), repeats=1, score_threshold=1e-6)
+        files = ["demo/results.json", "demo/1.jpg", "demo/2.jpg", "pictures.jpg"]
+        if not getattr(model, "class_agnostic", False):
+            files.append("evaluation/coco_instances_results.json")
+        return json.dumps(results, default=str), *((folder / file).read_bytes() for file in files)
+
+    found, expected, sound = outcomes(monkeypatch, model, field, value, ways)
+    assert found == expected
+    counts = [len(json.loads(written[1])) for written in (expected, sound)]
+    assert 3 < counts[0] < counts[1]
+
+
+SEAMS = {  # where detections come from before `explain` draws them
+    "BlendMask": lambda model: (model.proposal_generator, "detect"),
+    "EmbedMask": lambda model: (model.proposal_generator, "detect"),
+    "InstanceFCN": lambda model: (model, "_detect"),
+    "ISTR": lambda model: (istr, "to_instances"),
+    "SparseInst": lambda model: (model, "detections"),
+}
+
+
+def test_explain(predictor, monkeypatch):
+    """The best detection is no number: pictures of the next ones. All are none: no error."""
+    if type(predictor.model).__name__ not in SEAMS:
+        pytest.skip("has no pictures")
+    owner, name = SEAMS[type(predictor.model).__name__](predictor.model)
+    sound = predictor.explain(picture(0), 2)
+    original = getattr(owner, name)
+
+    def explained(count):
+        def changed(*args):
+            result = original(*args)
+            (instances,) = result[0] if isinstance(result, tuple) else result
+            instances.scores[instances.scores.topk(count or len(instances)).indices] = math.nan
+            return result
+
+        monkeypatch.setattr(owner, name, changed)
+        return [title for title, _ in predictor.explain(picture(0), 2)]
+
+    titles = explained(1)
+    assert len(titles) == len(sound) > 0
+    assert not any("nan" in title for title in titles + explained(None))
+
+
+@pytest.fixture
+def sparseinst(predictor):
+    if type(predictor.model).__name__ != "SparseInst":
+        pytest.skip("only SparseInst can be exported")
+    return predictor
+
+
+def test_reference_of_an_export(sparseinst, monkeypatch):
+    """The slot of the spoilt detection has no score and no mask, the others keep their numbers."""
+    record = {**sparseinst.preprocess(picture(0)), "image": torch.from_numpy(picture(0)).permute(2, 0, 1)}
+    ((_, scores, _, masks),) = reference(sparseinst, [record], (60, 80))
+    infer, spoilt = type(sparseinst.model).infer, []
+
+    def changed(self, images):
+        (found,) = infer(self, images)
+        spoilt.append(int(found["instances"].slots[victim(found["instances"])]))
+        return [{**found, "instances": spoil(found["instances"], "scores", math.nan)}]
+
+    monkeypatch.setattr(type(sparseinst.model), "infer", changed)
+    ((_, found_scores, _, found_masks),) = reference(sparseinst, [record], (60, 80))
+    (slot,) = spoilt
+    assert scores[slot] > 0
+    scores[slot], masks[slot] = 0, False
+    assert torch.equal(found_scores, scores)
+    assert torch.equal(found_masks, masks)
+
+
+@pytest.mark.parametrize("field", ["class_logits", "objectness_logits", "mask_logits"])
+def test_graph_of_an_export(sparseinst, monkeypatch, field):
+    graph = ExportableSparseInst(sparseinst.model)
+    inputs = torch.from_numpy(picture(0)).permute(2, 0, 1)[None], torch.tensor([60, 80]), torch.tensor([60, 80])
+    with torch.no_grad():
+        scores, _, masks = graph(*inputs)
+        outputs = sparseinst.model.outputs
+
+        def changed(images):
+            found = outputs(images)
+            return {**found, field: found[field].index_fill(1, torch.tensor([3]), math.nan)}
+
+        monkeypatch.setattr(sparseinst.model, "outputs", changed)
+        found_scores, _, found_masks = graph(*inputs)
+    assert scores[0, 3] > 0
+    scores[0, 3] = 0
+    assert torch.equal(found_scores, scores)
+    assert torch.equal(found_masks[0, 4:], masks[0, 4:])
