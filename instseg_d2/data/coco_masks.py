@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from operator import mul
 from typing import Optional
 
+import numpy as np
 import pycocotools.mask as mask_util
 
 __all__ = ["LARGEST_SIDE", "areas_differ", "bounds_of", "mask_area", "read_box", "read_mask", "rle_counts"]
@@ -62,6 +63,9 @@ def _parts(value) -> Iterator:
             yield from _parts(part)
 
 
+_EMPTY = "RLE without a pixel"
+_OTHER_NOTATION = "mask or box in another notation"
+_PIXELS = {"0", "1", "False", "True"}
 _NO_POLYGON = ("polygon with under 3 points", "polygon with an odd number of coordinates")
 
 
@@ -88,7 +92,7 @@ def _rle_fault(rle, width: int, height: int) -> Optional[str]:
         return "RLE of another size than the image"
     if sum(runs) != height * width or min(runs) < 0:
         return "broken RLE"
-    return None if sum(runs[1::2]) else "RLE without a pixel"
+    return None if sum(runs[1::2]) else _EMPTY
 
 
 def _is_plain(mask) -> bool:
@@ -100,11 +104,18 @@ def _is_plain(mask) -> bool:
     )
 
 
+def _is_pixels(mask, width: int, height: int) -> bool:
+    """True for a mask as rows of 0 and 1."""
+    if not isinstance(mask, list) or len(mask) != height:
+        return False
+    return all(isinstance(row, list) and len(row) == width and set(map(repr, row)) <= _PIXELS for row in mask)
+
+
 def read_mask(mask, width: int, height: int) -> tuple:
     """
     A mask in COCO's own notation. Read as well: points as pairs or {"x": , "y": }, one polygon alone, lists in lists,
-    several RLEs, and polygons beside RLEs; these become one RLE. A part that is no polygon is left out where another
-    one is.
+    rows of 0 and 1, several RLEs, and polygons beside RLEs; these become one RLE. A part that is no polygon is left
+    out where another one is.
 
     Args:
         width, height: of its image, in pixels.
@@ -112,6 +123,9 @@ def read_mask(mask, width: int, height: int) -> tuple:
     Returns:
         the mask; what was repaired in it, or None; what makes it unusable, or None.
     """
+    if _is_pixels(mask, width, height):
+        code = mask_util.encode(np.asfortranarray(mask, np.uint8))
+        return (_json(code), _OTHER_NOTATION, None) if mask_util.area(code) else (mask, None, _EMPTY)
     plain = _is_plain(mask)
     try:
         parts = list(_parts(mask)) if not plain else [mask] if isinstance(mask, dict) else mask
@@ -127,16 +141,21 @@ def read_mask(mask, width: int, height: int) -> tuple:
         else:
             (polygons if isinstance(part, list) else rles).append(part)
     if not polygons and not rles:
-        return mask, None, left_out
-    repaired = "mask with parts of under 3 points" if left_out else None
-    if not plain:
-        repaired = "mask or box in another notation"
+        return mask, None, "polygon of points that are no pairs" if len(parts) > 2 else left_out
+    repaired = None if plain else _OTHER_NOTATION
+    if left_out:
+        repaired = "mask with parts of under 3 points"
     if not rles:
         return polygons, repaired, None
     if len(rles) + len(polygons) == 1:
         return rles[0], repaired, None
-    codes = [_compressed(rle, width, height) for rle in (*rles, *filter(None, [polygons]))]
-    return {"size": [height, width], "counts": mask_util.merge(codes)["counts"].decode()}, repaired, None
+    codes = [_compressed(rle, width, height) for rle in (*rles, *([polygons] if polygons else []))]
+    return _json(mask_util.merge(codes)), repaired, None
+
+
+def _json(code: dict) -> dict:
+    """One of pycocotools' RLEs as JSON has it."""
+    return {"size": list(code["size"]), "counts": code["counts"].decode()}
 
 
 def _compressed(mask, width: int, height: int) -> dict:

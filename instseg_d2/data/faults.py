@@ -45,6 +45,7 @@ _TABLE = {
         "annotations: of a dropped image",
         "annotations: polygon with under 3 points",
         "annotations: polygon with an odd number of coordinates",
+        "annotations: polygon of points that are no pairs",
         "annotations: polygon with a coordinate that is no number",
         "annotations: polygon with a coordinate beyond 100000",
         "annotations: polygon outside the image",

@@ -5,7 +5,7 @@ import logging
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     COCOPanopticEvaluator,
@@ -122,4 +122,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
     Raises:
         DatasetError: see :func:`check_evaluator`.
     """
-    return _EVALUATORS[check_evaluator(dataset_name)](cfg, dataset_name, output_dir)
+    kind = check_evaluator(dataset_name)
+    if dataset_name in DatasetCatalog and not MetadataCatalog.get(dataset_name).get("thing_classes"):
+        DatasetCatalog.get(dataset_name)  # loading it tells which file the evaluator has to read
+    return _EVALUATORS[kind](cfg, dataset_name, output_dir)
