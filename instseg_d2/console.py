@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
 from typing import Callable
 
@@ -68,6 +69,8 @@ def run_script(main: Callable, *args) -> int:
         Exit code: what ``main`` returns (None: 0), 2 after such an error, 130 after Ctrl-C. With INSTSEG_DEBUG=1 the
         error is raised instead.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # so that Ctrl-C ends no import with a traceback
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     keep_console()
     if not os.path.isabs(os.path.expanduser("~")):  # libraries would make a folder named ~
         os.environ["HOME"] = str(temporary_home())

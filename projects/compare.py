@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import signal
 import sys
 
 
@@ -73,6 +74,8 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
+    args = parse()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until run_script listens: Ctrl-C ends imports without a traceback
     from instseg_d2.console import run_script
 
-    sys.exit(run_script(main, parse()))
+    sys.exit(run_script(main, args))

@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import signal
 import sys
 
 
@@ -91,4 +92,5 @@ def run(arguments=None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until run_script listens: Ctrl-C ends imports without a traceback
     sys.exit(run())

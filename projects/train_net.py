@@ -10,15 +10,15 @@ torchrun and Slurm's srun are recognised. INSTSEG_DEBUG=1 shows the traceback of
 """
 
 import argparse
+import signal
 import sys
-
-from instseg_d2.checkpoint import InstSegCheckpointer
-from instseg_d2.console import run_script
-from instseg_d2.engine import Trainer, argument_parser, launch, setup
 
 
 def main(args: argparse.Namespace) -> None:
     """Train, or evaluate with --eval-only, in one process of the job."""
+    from instseg_d2.checkpoint import InstSegCheckpointer
+    from instseg_d2.engine import Trainer, setup
+
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
@@ -31,6 +31,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until run_script listens: Ctrl-C ends imports without a traceback
+    from instseg_d2.console import run_script
+    from instseg_d2.engine import argument_parser, launch
+
     parser = argument_parser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     sys.exit(run_script(launch, main, parser.parse_args()))

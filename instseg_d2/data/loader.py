@@ -1,6 +1,11 @@
 """Data loaders: an endless training stream that can be entered at any iteration, and one pass over a test set."""
 
+import functools
 import logging
+import multiprocessing.queues
+import os
+import signal
+import sys
 
 import cv2
 import torch
@@ -9,7 +14,7 @@ from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampl
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
-from ..errors import DatasetError, ImageError
+from ..errors import DatasetError, ImageError, WorkerError, sentence
 from .coco import require_registered
 from .mapper import InstanceDatasetMapper
 from .packing import pack, unpack
@@ -26,7 +31,22 @@ def _as_list(batch):
     return batch
 
 
-def _quiet_worker(_):
+def _die_of(error, _):
+    """End a worker whose batch cannot be sent. It would go on without, and the loader wait for the batch for ever."""
+    sys.stderr.write(f"error: a worker of the data loader cannot send a batch: {sentence(error)}\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _start_worker(reader: int, _):
+    """
+    Args:
+        reader: id of the process that reads the batches.
+    """
+    if os.getppid() != reader:  # it died meanwhile; PyTorch notices only later deaths
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that reads, which ends its workers
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_die_of)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
@@ -36,22 +56,28 @@ def _torch_loader(samples, num_workers: int, **kwargs) -> DataLoader:
         samples,
         num_workers=num_workers,
         collate_fn=pack if num_workers else _as_list,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=functools.partial(_start_worker, os.getpid()),
         generator=torch.Generator(),  # leaves the global one alone
         **kwargs,
     )
 
 
 def _drawn(loader: DataLoader):
-    """
-    The batches of one pass. The workers live as long as the pass and end with it, also by an error: a traceback that
-    kept PyTorch's iterator alive would leave them to the garbage collector, which takes 5 seconds for each.
-    """
+    """The batches of one pass. The workers live as long as the pass and end with it, also by an error."""
     iterator = iter(loader)
     try:
         yield from map(unpack, iterator) if loader.num_workers else iterator
+    except (EOFError, ConnectionError) as error:
+        if str(error).startswith("Caught "):  # in the worker, by what it called
+            raise
+        raise WorkerError(
+            "the data loader cannot receive a batch of its worker, whose output above may say why; "
+            "DATALOADER.NUM_WORKERS 0 reads the images without workers."
+        ) from error
     finally:
-        del iterator
+        if loader.num_workers:
+            # The traceback of an error keeps the iterator alive, and the garbage collector takes 5 seconds a worker.
+            iterator._shutdown_workers()
 
 
 class TrainLoader:

@@ -6,10 +6,13 @@ training waits. A batch of four images with boxes, classes and masks has twenty.
 """
 
 import io
+import os
 import pickle
 from typing import NamedTuple
 
 import torch
+
+from ..errors import WorkerError
 
 __all__ = ["Packed", "pack", "unpack"]
 
@@ -39,10 +42,36 @@ class _Pickler(pickle.Pickler):
         return NotImplemented if array is None else (torch.from_numpy, (array,))
 
 
+def _shared(nbytes: int) -> torch.Tensor:
+    """
+    Memory that another process can map. PyTorch would move the block there later, in a thread of the worker whose
+    errors nobody hears.
+    """
+    try:
+        return torch.empty(nbytes, dtype=torch.uint8).share_memory_()
+    except RuntimeError as error:
+        raise WorkerError(
+            f"{_shared_memory()} has no room for a batch of {nbytes / 2**20:.0f} MiB: make it larger (docker run "
+            "--shm-size 2g) or set DATALOADER.NUM_WORKERS 0."
+        ) from error
+
+
+def _shared_memory(path: str = "/dev/shm") -> str:
+    """The name of the shared memory, with its size and what is free where the system tells."""
+    if not os.path.isdir(path):
+        return "the shared memory"
+    status = os.statvfs(path)
+    size, free = (blocks * status.f_frsize / 2**20 for blocks in (status.f_blocks, status.f_bavail))
+    return f"{path} ({size:.0f} MiB, {free:.0f} MiB free)"
+
+
 def pack(batch) -> Packed:
     """
     ``batch`` is anything that can be pickled; the memory of its contiguous tensors and arrays of any shape goes into
     the block (uint8, as many bytes as they have, each from a multiple of 64 on).
+
+    Raises:
+        WorkerError: no room in the shared memory.
     """
     file, buffers = io.BytesIO(), []
     _Pickler(file, protocol=5, buffer_callback=buffers.append).dump(batch)
@@ -51,7 +80,7 @@ def pack(batch) -> Packed:
         start = -(-end // _ALIGNMENT) * _ALIGNMENT
         end = start + part.nbytes
         places.append((start, end))
-    block = torch.empty(end, dtype=torch.uint8)
+    block = _shared(end)
     memory = memoryview(block.numpy())
     for part, (start, end) in zip(parts, places):
         memory[start:end] = part

@@ -3,103 +3,111 @@
 import datetime
 import os
 import re
+import signal
 import socket
 import time
 from collections.abc import Mapping
-from typing import Callable, NamedTuple, Optional
+from typing import Callable
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
 
-from ..errors import ConfigError, is_user_error
+from ..console import keep_console
+from ..errors import ConfigError, WorkerError, is_user_error, sentence
 
-__all__ = ["World", "find_world", "launch"]
+__all__ = ["launch", "slurm_environment"]
 
 _TIMEOUT = datetime.timedelta(minutes=30)
 
 
-class World(NamedTuple):
-    """Where a process stands among all processes."""
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-    url: str  # where rank 0 listens
-
-
-def _first_host(nodelist: str) -> str:
-    """First name of a Slurm node list: 'n[03-05,9],m1' -> 'n03'."""
-    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodelist).group()
-    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first)
-
-
-def find_world(env: Mapping[str, str]) -> Optional[World]:
+def slurm_environment(env: Mapping[str, str]) -> dict[str, str]:
     """
-    The place that torchrun or srun gave to this process in its environment.
-
-    Args:
-        env: environment variables.
-
-    Returns:
-        None when neither started it, or when it is the only process.
+    The variables that torchrun would set for this task of srun; none where srun started no task or one alone.
 
     Raises:
         ConfigError: Slurm started a different number of tasks on each node.
     """
-    if "RANK" in env and "WORLD_SIZE" in env and "LOCAL_RANK" in env:
-        size = int(env["WORLD_SIZE"])
-        world = World(int(env["RANK"]), size, int(env["LOCAL_RANK"]), int(env.get("LOCAL_WORLD_SIZE", size)), "env://")
-        return world if size > 1 else None
-    # Set by srun for each of its tasks, not by sbatch for its script.
-    size = int(env.get("SLURM_STEP_NUM_TASKS", "1"))
-    if size == 1:
-        return None
-    local_size = env.get("SLURM_STEP_TASKS_PER_NODE", str(size))
+    size = env.get("SLURM_STEP_NUM_TASKS", "1")  # set by srun for each of its tasks, not by sbatch for its script
+    if size == "1":
+        return {}
+    local_size = env.get("SLURM_STEP_TASKS_PER_NODE", size)
     if "," in local_size:
         raise ConfigError(f"Slurm must start equally many tasks on each node (--ntasks-per-node); got {local_size}.")
-    host = env.get("MASTER_ADDR") or _first_host(env["SLURM_STEP_NODELIST"])
-    port = env.get("MASTER_PORT") or 20000 + int(env["SLURM_JOB_ID"]) % 20000
-    local_size = int(local_size.split("(")[0])
-    return World(int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), local_size, f"tcp://{host}:{port}")
+    first_host = re.match(r"(?:[^,\[]|\[[^\]]*\])+", env["SLURM_STEP_NODELIST"]).group()  # n[03-05,9],m1: n[03-05,9]
+    return {
+        "RANK": env["SLURM_PROCID"],
+        "WORLD_SIZE": size,
+        "LOCAL_RANK": env["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": local_size.split("(")[0],
+        "MASTER_ADDR": env.get("MASTER_ADDR") or re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first_host),  # n03
+        "MASTER_PORT": env.get("MASTER_PORT") or str(20000 + int(env["SLURM_JOB_ID"]) % 20000),
+    }
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-def _run(main: Callable, args, world: World, use_gpu: bool) -> None:
-    """Join the process group, call ``main(args)`` and leave the group."""
+def _join(main: Callable, args, url: str = "env://") -> None:
+    """Call ``main(args)`` in the process group at ``url``; the process finds its place in torchrun's variables."""
+    rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    use_gpu = torch.cuda.is_available() and args.num_gpus > 0
     if use_gpu:
-        torch.cuda.set_device(world.local_rank % torch.cuda.device_count())  # Slurm may show each task its GPU alone
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())  # Slurm may show each task its GPU alone
     elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.local_size))
-    backend = "nccl" if use_gpu else "gloo"
-    dist.init_process_group(backend, world.url, _TIMEOUT, world_size=world.size, rank=world.rank)
-    comm.create_local_process_group(world.local_size)
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
+    dist.init_process_group("nccl" if use_gpu else "gloo", url, _TIMEOUT, world_size=size, rank=rank)
+    comm.create_local_process_group(local_size)
     main(args)
     dist.destroy_process_group()
-    # gloo's threads give back Python's tensors just after the last collective has returned. Were the interpreter
-    # already on its way out, they would abort the process; sleeping lets them have it first.
+    # gloo's threads give back Python's tensors just after the last collective has returned; they would abort the
+    # process if the interpreter were gone by then.
     time.sleep(0.2)
 
 
-def _spawned(local_rank: int, main: Callable, args, world: World, use_gpu: bool, errors) -> None:
-    def report_errors(args):
-        try:
-            main(args)
-        except Exception as error:
-            if not is_user_error(error):
-                raise
-            errors.put(error)  # before the other processes fail for want of this one
-            raise SystemExit(2) from None
+def _spawned(local_rank: int, main: Callable, args, variables: dict, url: str, errors) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    # The data loaders' workers start as they do in a single process and under torchrun: forked where that is possible.
+    mp.set_start_method(mp.get_all_start_methods()[0], force=True)
+    keep_console()
+    os.environ.update(variables, RANK=str(int(variables["RANK"]) + local_rank), LOCAL_RANK=str(local_rank))
+    try:
+        _join(main, args, url)
+    except Exception as error:
+        time.sleep(1)  # a process that fails because another one has ended is heard after that one
+        if not is_user_error(error):
+            raise
+        errors.put(WorkerError(sentence(error)) if isinstance(error, RuntimeError) else error)  # which loses its cause
+        raise SystemExit(2) from None
 
-    rank = world.rank + local_rank
-    _run(report_errors, args, world._replace(rank=rank, local_rank=local_rank), use_gpu)
+
+def _spawn(main: Callable, args, count: int, url: str) -> None:
+    """Start ``count`` processes on this machine and wait for them. The first that fails ends the others."""
+    variables = {
+        "RANK": str(args.machine_rank * count),
+        "WORLD_SIZE": str(count * args.num_machines),
+        "LOCAL_WORLD_SIZE": str(count),
+    }
+    errors = mp.get_context("spawn").SimpleQueue()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # they inherit it, so that Ctrl-C breaks no import of theirs
+    try:
+        arguments = (main, args, variables, url, errors)
+        context = mp.start_processes(_spawned, arguments, count, join=False, start_method="spawn")
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    try:
+        while not context.join():
+            pass
+    except mp.ProcessExitedException as error:
+        if not errors.empty():
+            raise errors.get() from None
+        end = f"was killed by {error.signal_name}" if error.signal_name else f"ended with exit status {error.exit_code}"
+        hint = ", most likely because the memory was full" if error.signal_name == "SIGKILL" else ""
+        raise WorkerError(f"process {error.error_index + 1} of {count} on this machine {end}{hint}.") from error
+    finally:
+        for process in context.processes:
+            process.terminate()
+        for process in context.processes:
+            process.join()
 
 
 def _local_processes(args) -> int:
@@ -114,6 +122,12 @@ def _local_processes(args) -> int:
     if args.num_gpus > available:
         raise ConfigError(f"--num-gpus {args.num_gpus}: this machine has {available}.")
     return args.num_gpus
+
+
+def _free_address() -> str:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{sock.getsockname()[1]}"
 
 
 def launch(main: Callable, args) -> None:
@@ -131,33 +145,25 @@ def launch(main: Callable, args) -> None:
     Raises:
         ConfigError: more GPUs asked for than there are; several machines without an address; another number of
             processes asked for than torchrun or srun has started.
+        WorkerError: a process was killed.
         Exception: what ``main`` raised in any process.
     """
-    use_gpu = torch.cuda.is_available() and args.num_gpus > 0
-    world = find_world(os.environ)
-    if world is not None:
+    if "RANK" not in os.environ:
+        os.environ.update(slurm_environment(os.environ))
+    if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and os.environ["WORLD_SIZE"] != "1":
+        started = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
         for option, asked in (("--num-gpus", args.num_gpus), ("--num-processes", args.num_processes)):
-            if 1 < asked != world.local_size:
+            if 1 < asked != started:
                 raise ConfigError(
-                    f"{option} {asked}: torchrun or srun has started {world.local_size} on this machine; ask it for "
+                    f"{option} {asked}: torchrun or srun has started {started} on this machine; ask it for "
                     f"{asked} (--nproc-per-node of torchrun, --ntasks-per-node of srun) or leave {option} out."
                 )
-        _run(main, args, world, use_gpu)
+        _join(main, args)
         return
     count = _local_processes(args)
     if count * args.num_machines == 1:
         main(args)
         return
-    url = args.dist_url
-    if url == "auto":
-        if args.num_machines > 1:
-            raise ConfigError("--num-machines: give the first machine's address as --dist-url tcp://HOST:PORT.")
-        url = f"tcp://127.0.0.1:{_free_port()}"
-    world = World(args.machine_rank * count, count * args.num_machines, 0, count, url)
-    errors = mp.get_context("spawn").SimpleQueue()
-    try:
-        mp.start_processes(_spawned, (main, args, world, use_gpu, errors), count, start_method="spawn")
-    except (mp.ProcessExitedException, mp.ProcessRaisedException):
-        if errors.empty():
-            raise
-        raise errors.get() from None
+    if args.dist_url == "auto" and args.num_machines > 1:
+        raise ConfigError("--num-machines: give the first machine's address as --dist-url tcp://HOST:PORT.")
+    _spawn(main, args, count, _free_address() if args.dist_url == "auto" else args.dist_url)

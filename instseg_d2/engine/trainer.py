@@ -22,7 +22,7 @@ from ..checkpoint import InstSegCheckpointer
 from ..config import home_expanded
 from ..data import build_test_loader, build_train_loader
 from ..data.coco import class_information
-from ..errors import ConfigError
+from ..errors import ConfigError, sentence
 from ..evaluation import build_evaluator, evaluate, write_results
 from ..files import remove_unfinished, written_whole
 from ..inference.optimize import optimize_for_inference
@@ -209,7 +209,7 @@ class Trainer(TrainerBase):
                     self.after_step()
                 self.iter = self.max_iter  # tells the hooks that training is complete
             except Exception as error:
-                logger.error("Training stopped at iteration %d: %s", self.iter, error)
+                logger.error("Training stopped at iteration %d: %s", self.iter, sentence(error))
                 raise
             finally:
                 self.after_train()

@@ -1,23 +1,26 @@
-"""Finding the world in the environment, and real gloo processes."""
+"""The environment of torchrun and Slurm, and real gloo processes: their results, errors, deaths and Ctrl-C."""
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 from torch import nn
 
 from instseg_d2.engine import launch
-from instseg_d2.engine.launch import World, _first_host, find_world
-from instseg_d2.errors import ConfigError
+from instseg_d2.engine.launch import slurm_environment
+from instseg_d2.errors import ConfigError, WorkerError
 
 
 def arguments(folder="", **kwargs):
@@ -26,12 +29,6 @@ def arguments(folder="", **kwargs):
 
 
 # --- environment ---
-
-
-def test_torchrun():
-    env = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-    assert find_world(env) == World(5, 8, 1, 4, "env://")
-    assert find_world({**env, "RANK": "0", "WORLD_SIZE": "1"}) is None
 
 
 def test_slurm():
@@ -43,16 +40,24 @@ def test_slurm():
         "SLURM_LOCALID": "2",
         "SLURM_JOB_ID": "1234567",
     }
-    assert find_world(env) == World(6, 8, 2, 4, "tcp://gpu07:34567")
-    asked = {**env, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
-    assert find_world(asked).url == "tcp://10.0.0.1:29500"
+    expected = {
+        "RANK": "6",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "2",
+        "LOCAL_WORLD_SIZE": "4",
+        "MASTER_ADDR": "gpu07",
+        "MASTER_PORT": "34567",
+    }
+    assert slurm_environment(env) == expected
+    asked = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+    assert slurm_environment({**env, **asked}) == {**expected, **asked}
     with pytest.raises(ConfigError, match="--ntasks-per-node"):
-        find_world({**env, "SLURM_STEP_TASKS_PER_NODE": "4,2(x2)"})
+        slurm_environment({**env, "SLURM_STEP_TASKS_PER_NODE": "4,2(x2)"})
 
 
 def test_script_of_sbatch_is_no_task_of_srun():
-    assert find_world({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}) is None
-    assert find_world({}) is None
+    assert slurm_environment({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}) == {}
+    assert slurm_environment({}) == {}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +71,8 @@ def test_script_of_sbatch_is_no_task_of_srun():
     ],
 )
 def test_first_host(nodes, first):
-    assert _first_host(nodes) == first
+    task = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "1"}
+    assert slurm_environment({**task, "SLURM_STEP_NODELIST": nodes})["MASTER_ADDR"] == first
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
@@ -81,7 +87,7 @@ def test_impossible_requests_are_named():
 def test_a_count_that_srun_or_torchrun_has_not_started(monkeypatch, asked):
     for key, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setitem(launch.__globals__, "_run", lambda main, args, world, use_gpu: main(world.local_size))
+    monkeypatch.setitem(launch.__globals__, "_join", lambda main, args: main(int(os.environ["LOCAL_WORLD_SIZE"])))
     with pytest.raises(ConfigError, match=rf"--num-\w+ {max(asked.values())}: torchrun or srun has started 1 on this"):
         launch(print, arguments(**asked))
     seen = []
@@ -139,6 +145,61 @@ def test_two_processes(tmp_path):
         result = torch.load(tmp_path / f"{rank}.pth")
         assert result["world"] == (rank, 2, rank, "gloo")
         torch.testing.assert_close(result["gradients"], expected)
+
+
+def dying_main(args):
+    """Rank 1 ends in the way of ``args.folder`` while rank 0 waits for it."""
+    dist.barrier()
+    if comm.get_rank() == 1:
+        if args.folder == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise KeyError("a defect")
+    dist.barrier()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize(
+    ("death", "error", "message"),
+    [
+        ("killed", WorkerError, "process 2 of 2 on this machine was killed by SIGKILL, most likely because the memory"),
+        ("defect", mp.ProcessRaisedException, "(?s)Process 1 terminated.*in dying_main.*KeyError: 'a defect'"),
+    ],
+)
+def test_the_death_of_a_process_ends_the_others(death, error, message):
+    with pytest.raises(error, match=message):
+        launch(dying_main, arguments(death, num_processes=2))
+    assert not mp.active_children()
+
+
+def waiting_main(args):
+    print("waits", flush=True)
+    time.sleep(600)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("starting", [True, False])
+def test_ctrl_c(starting):
+    """Of a terminal, which all processes hear; also while they start."""
+    code = (
+        "import argparse, sys\n"
+        "from instseg_d2.console import run_script\n"
+        "from instseg_d2.engine import launch\n"
+        "from tests.engine.test_launch import arguments, waiting_main\n"
+        "print('starts', flush=True)\n"
+        "sys.exit(run_script(launch, waiting_main, arguments(num_processes=2)))"
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    for _ in range(1 if starting else 3):
+        process.stdout.readline()
+    if starting:
+        time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "stopped by the user\n"
+    assert process.returncode == 130
 
 
 def test_one_process_needs_no_group():
