@@ -67,7 +67,8 @@ class Method:
         crop_scheme: where INPUT.CROP.SCHEME is empty.
         needs_masks: it learns from masks even if MODEL.MASK_ON is False.
         semantic_target: cfg -> whether it learns from ``basis_sem``, see `InstanceDatasetMapper`.
-        class_agnostic: cfg -> whether all detections are of class 0: proposals, of which the recall is measured.
+        class_agnostic: cfg -> whether every detection is of class 0, "object", whatever classes the data have. Then the
+            recall of proposals is measured.
         panoptic: cfg -> whether its results also have "sem_seg" and "panoptic_seg".
         authors_names: start of a key that only its authors' checkpoints have -> function from a state dict of theirs
             to one with our names.

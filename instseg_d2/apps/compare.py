@@ -26,6 +26,7 @@ from ..errors import DatasetError
 from ..evaluation import ProposalRecallEvaluator
 from ..files import write_bytes
 from ..inference.predictor import Predictor
+from ..methods import method_of
 from ..modeling.meta_arch import detect
 from ..visualization import draw_annotations, draw_instances, titled_grid
 from .costs import count_parameters, gflops, interleaved_medians, peak_memory
@@ -199,7 +200,7 @@ def _pictures(contenders: Sequence[Contender], records: Sequence[dict], names, s
         for contender in contenders:
             predictor = contender.predictor
             (instances,) = predictor.predict([predictor.preprocess(image, "RGB")], score_threshold)
-            if getattr(predictor.model, "class_agnostic", False):  # proposals: as many as there are objects
+            if method_of(predictor.cfg).class_agnostic(predictor.cfg):  # proposals: as many as there are objects
                 instances = instances[: len(record["annotations"])]
             panels.append((contender.name, draw_instances(image, instances, predictor.class_names)))
     return panels

@@ -192,7 +192,7 @@ class Predictor(ImagePredictor):
                 self.stuff_names = information.get("stuff_names")
         else:
             logger.warning("No weights given: the model is random.")
-        if getattr(self.model, "class_agnostic", False):
+        if method_of(self.cfg).class_agnostic(self.cfg):
             self.class_names, self.category_ids = ["object"], {}
         else:
             self.class_names, self.category_ids = _known_classes(self.cfg, class_names)

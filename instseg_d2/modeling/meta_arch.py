@@ -29,7 +29,6 @@ class InstanceSegmenter(nn.Module):
     """
 
     makes_masks = True
-    class_agnostic = False  # True: every detection is of class 0, "object", whatever classes the data have
 
     def __init__(
         self, *, backbone: nn.Module, pixel_mean, pixel_std, input_format: str = "BGR", mask_threshold: float = 0.5

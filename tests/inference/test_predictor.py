@@ -10,9 +10,10 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from PIL import Image
 
+from instseg_d2 import methods
 from instseg_d2.errors import CheckpointError, ConfigError
 from instseg_d2.inference.predictor import Predictor, to_rgb
-from tests.bright_spots import CLASS_NAMES, BrightSpots, save_checkpoint, spots_config, spots_image
+from tests.bright_spots import CLASS_NAMES, save_checkpoint, spots_config, spots_image
 
 
 @pytest.fixture
@@ -226,7 +227,8 @@ def test_semantic_classes_follow_the_checkpoint(tmp_path):
 
 
 def test_a_class_agnostic_model_finds_objects(checkpoint, monkeypatch):
-    monkeypatch.setattr(BrightSpots, "class_agnostic", True, raising=False)
+    record = methods.Method("BrightSpots", class_agnostic=lambda cfg: True)
+    monkeypatch.setitem(methods._METHODS, "BrightSpots", record)
     predictor = Predictor.from_checkpoint(checkpoint)
     assert predictor.class_names == ["object"]
     assert predictor.category_id(0) == 0

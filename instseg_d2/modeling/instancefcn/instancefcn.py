@@ -68,10 +68,6 @@ class InstanceFCN(InstanceSegmenter):
         self.roi_heads = roi_heads
         self.classifier_scale = classifier_scale
 
-    @property
-    def class_agnostic(self) -> bool:
-        return self.roi_heads is None
-
     @classmethod
     def from_config(cls, cfg):
         node = cfg.MODEL.INSTANCE_FCN

@@ -289,7 +289,6 @@ def test_output():
 def test_nothing_found_has_all_fields(opts):
     found = confident(tiny_model(*opts))(random_batch([1]))[0]["instances"]
     model = tiny_model(*opts).eval()
-    assert model.class_agnostic == (not opts)
     model.proposal_generator.head.score_maps.bias.data.fill_(-50.0)
     nothing = model(random_batch([1]))[0]["instances"]
     assert len(found)
