@@ -116,7 +116,7 @@ class _Run:
         common = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
         value_range = common_range(files, shown_name(common), self.predictor.value_range)
         taken: set[str] = set()
-        further: Counter = Counter()  # of a file: its pages and frames after the first
+        further = []  # of files with several pages or frames: how many are not looked at
         for file in tqdm(files, unit="image", disable=None):
             start = time.perf_counter()
             name = os.path.relpath(os.path.abspath(file), common)
@@ -124,28 +124,26 @@ class _Run:
                 image = read_image(file, "RGB", value_range=value_range)
                 record = self.predictor.preprocess(image, "RGB")
                 loaded = time.perf_counter()
+                panels = self.predictor.explain(image, channel_order="RGB") if explain else []
                 drawn, instances = self.detect(image, record)
             except (ValueError, OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
                 self.failed += 1
-                logger.warning(
-                    "skipped %s", error if file in str(error) else f"{file}: {str(error) or 'out of memory'}"
-                )
+                reason = str(error) or "out of memory"
+                logger.warning("skipped %s", reason if file in reason else f"{file}: {reason}")
                 continue
             self.seconds["load"].append(loaded - start)
             counts = self.keep(instances, self.done, name)
-            further[file] = further_frames(file)
+            further += filter(None, [further_frames(file)])
             stem = free_stem(file, taken, ("", "_explain"))
             entry = {"name": shown_name(name), "picture": f"{stem}.jpg", "counts": counts}
             written = self.save(entry["picture"], drawn, file)
-            panels = self.predictor.explain(image, channel_order="RGB") if explain else []
             if panels and self.save(f"{stem}_explain.jpg", titled_grid(panels), file):
                 entry["explain"] = f"{stem}_explain.jpg"
             if written:
                 self.entries.append(entry)
-        further = +further
         if further:
             text = "The first page or frame of a file alone is looked at: %d more, in %d files, are passed over."
-            logger.info(text, sum(further.values()), len(further))
+            logger.info(text, sum(further), len(further))
         if explain and self.entries and not any("explain" in entry for entry in self.entries):
             logger.warning("Nothing to explain: this model has no such pictures, or found no object.")
 
