@@ -171,19 +171,24 @@ def check_same_classes(train_name: str, val_name: str) -> None:
     Raises:
         DatasetError: the two sets do not have the same classes in the same order; it names those that differ.
     """
-    train, val = class_names(train_name), class_names(val_name)
-    only_train, only_val = ([c for c in a if c not in b] for a, b in ((train, val), (val, train)))
+    difference = class_difference(class_names(train_name), class_names(val_name), train_name, val_name)
+    if difference:
+        raise DatasetError(f"{train_name} and {val_name} must have the same categories: {difference}.")
+
+
+def class_difference(first: list[str], second: list[str], first_name: str, second_name: str) -> str:
+    """What is not the same in two lists of classes, or their order, in words; nothing if they are equal."""
+    only_first, only_second = ([c for c in a if c not in b] for a, b in ((first, second), (second, first)))
     parts = [
         f"only {name} has {', '.join(map(repr, classes))}"
-        for name, classes in ((train_name, only_train), (val_name, only_val))
+        for name, classes in ((first_name, only_first), (second_name, only_second))
         if classes
     ]
-    if not parts and train != val:
-        place = next((i for i, (a, b) in enumerate(zip(train, val)) if a != b), min(len(train), len(val)))
-        a, b = (names[place] if place < len(names) else "nothing" for names in (train, val))
-        parts = [f"by order of category ids, number {place + 1} is {a!r} in {train_name} and {b!r} in {val_name}"]
-    if parts:
-        raise DatasetError(f"{train_name} and {val_name} must have the same categories: {'; '.join(parts)}.")
+    if not parts and first != second:
+        place = next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))
+        a, b = (names[place] if place < len(names) else "nothing" for names in (first, second))
+        parts = [f"by order of category ids, number {place + 1} is {a!r} in {first_name} and {b!r} in {second_name}"]
+    return "; ".join(parts)
 
 
 def register_from_environment() -> list:

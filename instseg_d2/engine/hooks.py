@@ -2,13 +2,13 @@
 
 import datetime
 import importlib.util
-import json
 import logging
 import math
 import os
+import sys
 from typing import Callable
 
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
@@ -18,12 +18,11 @@ from tqdm import tqdm
 from ..checkpoint import InstSegCheckpointer, read_extra
 from ..console import is_terminal
 from ..errors import CheckpointError
-from ..files import write_bytes
 from .batch_norms import share_buffers
 from .log import PROGRESS_LOGGER
 from .rng import get_rng_state, preserve_rng_state
 
-__all__ = ["EvaluationHook", "FreezeNorms", "PeriodicCheckpoint", "ProgressBar", "ProgressLines", "build_writers"]
+__all__ = ["EvaluationHook", "FreezeNorms", "PeriodicCheckpoint", "ProgressBar", "ProgressLines", "Writers"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,44 +47,40 @@ class FreezeNorms(HookBase):
                 module.eval()
 
 
-class PeriodicCheckpoint(HookBase):
+class PeriodicCheckpoint(hooks.PeriodicCheckpointer):
     """
-    Saves ``model_<iteration>.pth`` every ``period`` iterations and ``model_final.pth`` after the last, each with the
-    random number generators of every process. Register it on all processes.
+    Detectron2's, with the random number generators of every process in each file: ``model_<iteration>.pth`` every
+    ``period`` iterations (0: never) and ``model_final.pth`` after the last. Register it on all processes.
     """
 
     def __init__(self, checkpointer: InstSegCheckpointer, period: int):
-        self._checkpointer = checkpointer
-        self._period = period
+        super().__init__(checkpointer, period if period > 0 else sys.maxsize)
 
     def after_step(self):
         done = self.trainer.iter + 1
-        names = []
-        if self._period > 0 and done % self._period == 0 and done < self.trainer.max_iter:
-            names.append(f"model_{self.trainer.iter:07d}")
-        if done == self.trainer.max_iter:
-            names.append("model_final")
-        if names:
+        if done % self.period == 0 or done == self.max_iter:
             share_buffers(self.trainer.model)
-        for name in names:
-            states = comm.gather(get_rng_state())
-            self._checkpointer.save(name, iteration=self.trainer.iter, rng=states)
+            self.step(self.trainer.iter, rng=comm.gather(get_rng_state()))
 
 
-class EvaluationHook(HookBase):
+class EvaluationHook(hooks.EvalHook):
     """
-    Evaluates every ``period`` iterations (0: never) and after the last, and keeps ``model_best.pth``: the weights with
-    the highest ``metric`` so far, also over resumed runs. Register it on all processes.
+    Detectron2's, leaving the random numbers of training alone, and ``model_best.pth``: the weights with the highest
+    ``metric`` so far, also over resumed runs. Register it on all processes.
+
+    Detectron2's BestCheckpointer forgets the best of a resumed run, makes its file the one to resume from, and knows
+    one name of the metric.
     """
 
     def __init__(self, evaluate: Callable, period: int, metric: str, checkpointer: InstSegCheckpointer):
         """
         Args:
             evaluate: returns the results as a nested dict (on the main process).
+            period: evaluate every so many iterations (0: never) and after the last.
             metric: "task/name", e.g. "segm/AP"; where there are no masks, "bbox/AP" stands in for "segm/AP".
         """
+        super().__init__(period, self._evaluate_and_keep_best)
         self._evaluate = evaluate
-        self._period = period
         self._metric = metric
         self._checkpointer = checkpointer
         self._best = -math.inf
@@ -102,23 +97,16 @@ class EvaluationHook(HookBase):
                 if best["iteration"] < self.trainer.start_iter:
                     self._best = best["value"]
 
-    def after_step(self):
-        done = self.trainer.iter + 1
-        if self._period > 0 and done % self._period == 0 and done < self.trainer.max_iter:
-            self._run()
-
     def after_train(self):
         if self.trainer.iter == self.trainer.max_iter:  # else training has failed or was stopped
-            self._run()
+            super().after_train()
 
-    def _run(self):
+    def _evaluate_and_keep_best(self) -> dict:
         with preserve_rng_state():  # the same training with and without evaluation
             results = self._evaluate()
         if results:
-            flat = flatten_results_dict(results)
-            self.trainer.storage.put_scalars(smoothing_hint=False, **{k: float(v) for k, v in flat.items()})
-            self._keep_best(flat)
-        comm.synchronize()
+            self._keep_best(flatten_results_dict(results))
+        return results
 
     def _value(self, results: dict):
         """The metric, of the first data set where several were evaluated; None if it is not among the results."""
@@ -192,8 +180,21 @@ class ProgressLines(EventWriter):
         self._logger.info("  ".join(parts))
 
 
-def build_writers(folder: str, max_iter: int) -> list:
-    """Progress lines, ``metrics.json`` and TensorBoard files (where it is installed)."""
+class Writers(hooks.PeriodicWriter):
+    """
+    Every 20 iterations: progress lines, ``metrics.json`` and TensorBoard files (where it is installed). They are opened
+    when training starts, for until then the files may be those of an earlier run.
+    """
+
+    def __init__(self, folder: str):
+        super().__init__([], period=20)
+        self._folder = folder
+
+    def before_train(self):
+        self._writers += _build_writers(self._folder, self.trainer.max_iter)
+
+
+def _build_writers(folder: str, max_iter: int) -> list:
     os.makedirs(folder, exist_ok=True)
     writers = [ProgressLines(max_iter), JSONWriter(os.path.join(folder, "metrics.json"))]
     if importlib.util.find_spec("tensorboard"):
@@ -201,35 +202,3 @@ def build_writers(folder: str, max_iter: int) -> list:
     else:
         logger.info("No TensorBoard files are written: tensorboard is not installed.")
     return writers
-
-
-def truncate_metrics(path: str, iteration: int) -> None:
-    """
-    Take the lines out of ``metrics.json`` that are of this iteration or a later one, or only half written. Detectron2
-    writes those of an evaluation after later ones.
-    """
-    if not os.path.isfile(path):
-        return
-
-    def valid(line: bytes) -> bool:
-        try:
-            return line.endswith(b"\n") and json.loads(line)["iteration"] < iteration
-        except (ValueError, KeyError, TypeError):
-            return False
-
-    with open(path, "rb+") as file:  # the writer has it open
-        lines = file.readlines()
-        kept = [line for line in lines if valid(line)]
-        if kept != lines:
-            file.seek(0)
-            file.writelines(kept)
-            file.truncate()
-
-
-def set_aside(path: str) -> None:
-    """Keep the ``metrics.json`` of an earlier run beside, as ``metrics_earlier.json``: a new run writes its own."""
-    if os.path.isfile(path):
-        root, ending = os.path.splitext(path)
-        with open(path, "rb") as file:
-            write_bytes(f"{root}_earlier{ending}", file.read())
-        os.truncate(path, 0)  # the writer has it open

@@ -173,8 +173,8 @@ def _check_solver(cfg: CfgNode) -> None:
 
 def setup(args) -> CfgNode:
     """
-    The config of a run: file, overrides, own data, number of classes, device; then logging, seeds and
-    ``OUTPUT_DIR/config.yaml``.
+    The config of a run: file, overrides, own data, number of classes, device; then logging and seeds. The config of an
+    evaluation is written to ``OUTPUT_DIR/inference/config.yaml``; the trainer writes its own.
 
     Args:
         args: what :func:`argument_parser` parses.
@@ -209,8 +209,8 @@ def setup(args) -> CfgNode:
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
     logger.debug("Config:\n%s", cfg.dump())
     if comm.is_main_process():
-        path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-        write_bytes(path, cfg.dump().encode())
+        if args.eval_only:
+            write_bytes(os.path.join(cfg.OUTPUT_DIR, "inference", "config.yaml"), cfg.dump().encode())
         logger.info(
             "%s on %s; config, log and results in %s.", cfg.MODEL.META_ARCHITECTURE, _where(cfg), cfg.OUTPUT_DIR
         )

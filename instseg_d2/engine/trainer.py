@@ -24,21 +24,14 @@ from ..data import build_test_loader, build_train_loader
 from ..data.coco import class_information
 from ..errors import ConfigError, sentence
 from ..evaluation import build_evaluator, evaluate, write_results
-from ..files import remove_unfinished, written_whole
+from ..files import remove_unfinished, write_bytes, written_whole
 from ..inference.optimize import optimize_for_inference
 from ..inference.precision import autocast_type
 from ..methods import methods
 from ..modeling.build import build
 from .batch_norms import share_buffers, sync_batchnorm_on_cpu
-from .hooks import (
-    EvaluationHook,
-    FreezeNorms,
-    PeriodicCheckpoint,
-    ProgressBar,
-    build_writers,
-    set_aside,
-    truncate_metrics,
-)
+from .earlier_run import require_same_run, set_aside, truncate_metrics
+from .hooks import EvaluationHook, FreezeNorms, PeriodicCheckpoint, ProgressBar, Writers
 from .rng import set_rng_state
 from .solver import build_optimizer
 
@@ -61,7 +54,7 @@ class Trainer(TrainerBase):
 
     ``trainer = Trainer(cfg); trainer.resume_or_load(resume); trainer.train()``. The ``build_*`` class methods are
     there to be overridden. Files in ``cfg.OUTPUT_DIR``: model_<iteration>.pth, model_final.pth, model_best.pth,
-    last_checkpoint, metrics.json, TensorBoard events, inference/.
+    last_checkpoint, config.yaml, metrics.json, TensorBoard events, inference/.
 
     A resumed run continues with the same iteration, optimiser, schedule, gradient scaler, random numbers and images
     as if it had not been interrupted (but for the statistics of TEST.PRECISE_BN, whose images are drawn anew).
@@ -150,35 +143,40 @@ class Trainer(TrainerBase):
                 )
             )
         if comm.is_main_process():
-            registered += [ProgressBar(), hooks.PeriodicWriter(build_writers(cfg.OUTPUT_DIR, self.max_iter), period=20)]
+            registered += [ProgressBar(), Writers(cfg.OUTPUT_DIR)]
         return registered
 
     def resume_or_load(self, resume: bool = True) -> None:
         """
-        Continue the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` and start from iteration 0.
+        Continue the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` and start from iteration 0. Results of an earlier
+        run are moved to ``OUTPUT_DIR/earlier`` by a fresh one.
 
         Raises:
             CheckpointError: the checkpoint does not fit; see :class:`InstSegCheckpointer`.
-            ConfigError: the run in ``OUTPUT_DIR`` has another optimiser.
+            ConfigError, DatasetError: the run in ``OUTPUT_DIR`` has another optimiser, architecture or classes.
         """
-        if comm.is_main_process():
-            remove_unfinished(self.cfg.OUTPUT_DIR)
-        found = self.checkpointer.has_checkpoint()
-        extra = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if resume and found:
+        folder, is_main = self.cfg.OUTPUT_DIR, comm.is_main_process()
+        if is_main:
+            remove_unfinished(folder)
+        resumed = resume and self.checkpointer.has_checkpoint()
+        if resumed:
+            require_same_run(self.checkpointer.get_checkpoint_file(), self.cfg, self.checkpointer.metadata)
+        extra = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resumed)
+        comm.synchronize()  # all have read what is moved now
+        if resumed:
             self.start_iter = extra["iteration"] + 1
             self._rng_states = extra.get("rng", ())
-            if comm.is_main_process():
-                truncate_metrics(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
-            logger.info("Resuming %s after %d iterations.", self.cfg.OUTPUT_DIR, self.start_iter)
-        elif resume:
-            logger.info("Nothing to resume in %s: starting fresh.", self.cfg.OUTPUT_DIR)
-        elif found:
-            logger.info("Starting fresh over the run in %s; --resume would continue it.", self.cfg.OUTPUT_DIR)
-            if comm.is_main_process():
-                set_aside(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
+            if is_main:
+                truncate_metrics(os.path.join(folder, "metrics.json"), self.start_iter)
+            logger.info("Resuming %s after %d iterations.", folder, self.start_iter)
         else:
-            logger.info("Starting fresh in %s.", self.cfg.OUTPUT_DIR)
+            start = "Nothing to resume in %s: starting fresh." if resume else "Starting fresh in %s."
+            logger.info(start, folder)
+            earlier = set_aside(folder) if is_main else ""
+            if earlier:
+                logger.info("The results of the earlier run there are in %s now.", earlier)
+        if is_main:
+            write_bytes(os.path.join(folder, "config.yaml"), self.cfg.dump().encode())
 
     def train(self) -> None:
         """

@@ -81,8 +81,6 @@ def test_own_data(tmp_path, data):
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("custom_train",), ("custom_val",))
     assert set(class_counts(cfg).values()) == {3}
     assert cfg.is_frozen()
-    written = (tmp_path / "out" / "config.yaml").read_text()
-    assert written == cfg.dump()
     log = (tmp_path / "out" / "log.txt").read_text()
     keys = "MODEL.ROI_HEADS.NUM_CLASSES was 80, MODEL.RETINANET.NUM_CLASSES was 80"
     assert f"Number of classes: 3, as in custom_train ({keys})." in log
@@ -387,7 +385,6 @@ def test_values_of_more_than_eight_bits_have_one_range(tmp_path, data):
     assert cfg.INPUT.VALUE_RANGE == (0, 4095)
     log = (tmp_path / "out" / "log.txt").read_text()
     assert log.count("their values 0 to 4095 become 0 to 255") == 1
-    assert "VALUE_RANGE:\n  - 0\n  - 4095" in (tmp_path / "out" / "config.yaml").read_text()
     assert setup(parse(tmp_path, data, "INPUT.VALUE_RANGE", "(0, 9999)")).INPUT.VALUE_RANGE == (0, 9999)
     with pytest.raises(ConfigError, match=r"INPUT\.VALUE_RANGE is \(9,\); it must be two numbers"):
         setup(parse(tmp_path, data, "INPUT.VALUE_RANGE", "(9,)"))

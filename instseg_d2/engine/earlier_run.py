@@ -1,0 +1,107 @@
+"""What an earlier run left in OUTPUT_DIR: to be continued by the same run, to make room for another one."""
+
+import itertools
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+
+from detectron2.config import CfgNode
+
+from ..checkpoint import read_extra
+from ..config.values import items
+from ..data.coco import class_difference
+from ..errors import ConfigError, DatasetError
+from ..files import write_bytes
+
+__all__ = ["require_same_run", "set_aside", "truncate_metrics"]
+
+logger = logging.getLogger(__name__)
+
+# What a run writes, the checkpoint to resume from first, so that nothing half moved is ever resumed.
+_RESULTS = (
+    r"last_checkpoint",
+    r"model_(\d{7}|final|best)\.pth",
+    r"metrics\.json",
+    r"inference",
+    r"events\.out\.tfevents\..*",
+    r"bad_batch(_\d+)?\.pth",
+)
+
+
+def require_same_run(checkpoint: str, cfg: CfgNode, classes: Mapping) -> None:
+    """
+    Say which values of the config are others than those of the checkpoint to resume from.
+
+    Args:
+        checkpoint: its file.
+        classes: ``class_names`` and, where there are semantic labels, ``stuff_names``, of the data to train on.
+
+    Raises:
+        DatasetError: it was trained on other classes, or on these in another order.
+        ConfigError: it is of another meta-architecture.
+    """
+    extra = read_extra(checkpoint)
+    remedy = "resume with its data and its config.yaml, or start afresh in another OUTPUT_DIR"
+    for key in ("class_names", "stuff_names"):
+        if key in extra and key in classes:
+            difference = class_difference(extra[key], classes[key], "that run", cfg.DATASETS.TRAIN[0])
+            if difference:
+                raise DatasetError(f"the run in {cfg.OUTPUT_DIR} was trained on other classes: {difference}; {remedy}.")
+    if "cfg" not in extra:
+        return
+    before, now = (dict(items(CfgNode.load_cfg(text))) for text in (extra["cfg"], cfg.dump()))
+    key = "MODEL.META_ARCHITECTURE"
+    if before.get(key) != now[key]:
+        raise ConfigError(f"the run in {cfg.OUTPUT_DIR} is one of {before.get(key)}, not of {now[key]}: {remedy}.")
+    changes = [
+        f"{key} {before[key]} -> {value}"
+        for key, value in now.items()
+        if not isinstance(value, CfgNode) and before.get(key, value) != value
+    ]
+    if changes:
+        logger.info("Other values than before: %s.", ", ".join(changes))
+
+
+def set_aside(folder: str) -> str:
+    """
+    Move the results of an earlier run into a folder ``earlier`` beside them (``earlier_2`` if there is one, and so on).
+
+    Returns:
+        The new folder; empty if there was nothing to move.
+    """
+    names = [
+        name
+        for pattern in _RESULTS
+        for name in sorted(os.listdir(folder) if os.path.isdir(folder) else ())
+        if re.fullmatch(pattern, name)
+    ]
+    if not names:
+        return ""
+    candidates = itertools.chain(["earlier"], (f"earlier_{number}" for number in itertools.count(2)))
+    target = next(path for name in candidates if not os.path.exists(path := os.path.join(folder, name)))
+    os.mkdir(target)
+    for name in [*names, "config.yaml"]:
+        if os.path.exists(os.path.join(folder, name)):
+            os.rename(os.path.join(folder, name), os.path.join(target, name))
+    return target
+
+
+def truncate_metrics(path: str, iteration: int) -> None:
+    """
+    Take the lines out of ``metrics.json`` that are of this iteration or a later one, or only half written. Detectron2
+    writes those of an evaluation after later ones.
+    """
+    if not os.path.isfile(path):
+        return
+
+    def valid(line: bytes) -> bool:
+        try:
+            return line.endswith(b"\n") and json.loads(line)["iteration"] < iteration
+        except (ValueError, KeyError, TypeError):
+            return False
+
+    with open(path, "rb") as file:
+        lines = file.readlines()
+    write_bytes(path, b"".join(filter(valid, lines)))
