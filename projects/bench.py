@@ -8,13 +8,15 @@ import tempfile
 
 import cv2
 import torch
-from detectron2.modeling import build_model
 from tabulate import tabulate
 
 import instseg_d2  # noqa: F401 (registers the methods)
 from instseg_d2.config import load_config
 from instseg_d2.console import run_script
 from instseg_d2.data import make_shapes
+from instseg_d2.errors import ConfigError
+from instseg_d2.inference.cpu import tune_cpu
+from instseg_d2.modeling.build import build
 from projects.benchmarks.operators import format_table, op_table
 from projects.benchmarks.stages import (
     conversion_row,
@@ -28,6 +30,7 @@ from projects.benchmarks.stages import (
 CONFIGS = [
     os.path.join(os.path.dirname(__file__), os.pardir, "configs", *name)
     for name in (
+        ("FCOS", "R_50_1x.yaml"),
         ("BlendMask", "R_50_1x.yaml"),
         ("SparseInst", "sparse_inst_r50_giam.yaml"),
         ("EmbedMask", "v3_R_50_1x.yaml"),
@@ -53,10 +56,10 @@ def parse(arguments=None):
 
 
 def random_model(config_file: str, device: str):
-    """The config and its model with random weights, eager enough to find the most objects allowed."""
+    """The config and its model, whose random weights find as many objects as are allowed."""
     torch.manual_seed(0)
     cfg = load_config(config_file, ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device, "MODEL.BASIS_MODULE.NORM", "BN"])
-    model = build_model(cfg).eval()
+    model = build(cfg).eval()
     for name, module in model.named_modules():
         if name.endswith("class_logits"):
             torch.nn.init.constant_(module.bias, -2.0)
@@ -64,12 +67,15 @@ def random_model(config_file: str, device: str):
 
 
 def test_size(cfg) -> tuple:
-    """(H, W) of a 3 : 4 image resized as at test time; of one like VOC's where that leaves it as it is."""
+    """(H, W) of a 3 : 4 image resized as at test time; 375 pixels high, as VOC's are, where nothing is resized."""
     height = cfg.INPUT.MIN_SIZE_TEST or 375
     return height, min(cfg.INPUT.MAX_SIZE_TEST, round(height * 4 / 3))
 
 
 def main(args) -> None:
+    if min(args.repeats, args.images, *(args.size or ())) < 1:
+        raise ConfigError("--repeats, --images and both sides of --size must be at least 1")
+    tune_cpu()
     print(f"{torch.get_num_threads()} threads, {args.device}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as folder:
         image = args.image

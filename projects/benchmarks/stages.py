@@ -1,4 +1,4 @@
-"""Where the time goes, plain against optimised, measured in turns in one run because machines are noisy."""
+"""Where the time goes: plain and optimised models take turns in one run, because machines are noisy."""
 
 import contextlib
 import copy
@@ -18,6 +18,7 @@ from detectron2.structures import Boxes, Instances
 from instseg_d2.apps.costs import cpu_peak, interleaved_medians
 from instseg_d2.data import InstanceDatasetMapper, make_shapes, register_coco
 from instseg_d2.data.images import read_image
+from instseg_d2.errors import ConfigError
 from instseg_d2.evaluation.coco import coco_results
 from instseg_d2.inference.cpu import keep_freed_memory
 from instseg_d2.inference.optimize import optimize_for_inference
@@ -36,8 +37,16 @@ def _synchronize(device: torch.device) -> None:
 
 
 def plain_module(model):
-    """The module of a method's plain version."""
-    return PLAIN[type(model).__name__]
+    """
+    The module of a method's plain version.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    name = type(model).__name__
+    if name not in PLAIN:
+        raise ConfigError(f"{name} has no plain version to be compared with; there is one of {', '.join(PLAIN)}.")
+    return PLAIN[name]
 
 
 def plain_model(model):
@@ -106,8 +115,8 @@ class StageTimer:
 
 def stage_rows(model, path: str, size: tuple = (800, 1088), repeats: int = 5) -> tuple[list[str], list[list]]:
     """
-    Milliseconds of every stage on one image: plain, optimised and, where the device has bfloat16 or float16
-    arithmetic, optimised under autocast, in turns.
+    Milliseconds of every stage on one image: plain, optimised and, where the device computes in bfloat16 or float16,
+    optimised under autocast.
 
     Args:
         model: a method of this package in evaluation mode.
@@ -116,7 +125,7 @@ def stage_rows(model, path: str, size: tuple = (800, 1088), repeats: int = 5) ->
         repeats: runs of each, after one warm-up.
 
     Returns:
-        the headers, and rows of the same length; the last row is the sum of a run. Ratios are over the plain column.
+        the headers, and rows of the same length, the last of which is the sum. A ratio is plain over the column before.
     """
     fast = optimize_for_inference(model)
     timers = [StageTimer(plain_model(model), keep_memory=False), StageTimer(fast)]
@@ -138,7 +147,7 @@ def stage_rows(model, path: str, size: tuple = (800, 1088), repeats: int = 5) ->
 
 
 def training_samples(cfg, folder: str, count: int) -> list:
-    """The first `count` images with objects of generated shapes as the config's mapper gives them, bitmasks."""
+    """The first `count` images of generated shapes with objects, as the config's mapper gives them, with bitmasks."""
     name = "benchmark_shapes"
     if name not in DatasetCatalog.list():
         register_coco(name, make_shapes(folder, "train", 4 * count, 0), os.path.join(folder, "images"))
@@ -150,7 +159,7 @@ def training_samples(cfg, folder: str, count: int) -> list:
 
 def training_row(model, samples: list, repeats: int = 5) -> list:
     """
-    Milliseconds of a forward and backward pass over a batch: [plain, as trained, ratio], medians of turns.
+    Milliseconds of a forward and backward pass over a batch, medians: [plain, as trained, ratio].
 
     Args:
         model: a method of this package whose `plain_module` has `plain_losses(model, images, gt_instances)`.
@@ -206,7 +215,7 @@ def large_image_row(model, count: int = 300, size: tuple = (3000, 4000)) -> list
 
 
 def _ellipses(count: int, height: int, width: int, seed: int) -> torch.Tensor:
-    """Masks (count, height, width) bool of about the sizes of COCO's objects: a median side of a seventh."""
+    """Masks (count, height, width) bool about as large as COCO's objects: the median side is a seventh of the image."""
     generator = np.random.default_rng(seed)
     masks = np.zeros((count, height, width), np.uint8)
     for mask in masks:

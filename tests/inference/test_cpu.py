@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, or goes back, as asked; denormal numbers are 0."""
+"""Freed memory and denormal numbers: as the commands ask for, and untouched by a library user's Predictor."""
 
 import platform
 import subprocess
@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+from instseg_d2.engine import argument_parser, setup
 from instseg_d2.inference.cpu import keep_freed_memory
+from tests.scripts import load_script, registered_shapes, restore_logging  # noqa: F401 (a fixture)
 
 CODE = """
 import resource, statistics, sys
@@ -47,3 +49,65 @@ def test_denormals_are_flushed():
     ]
     assert float(printed[0]) == 0
     assert float(printed[1]) > 0
+
+
+PREDICTOR = """
+import resource, statistics
+import numpy as np
+import torch
+
+def state():
+    faults = []
+    for _ in range(9):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.zeros(25 * 2**20)  # 100 MiB
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return float((torch.full((9,), 1e-30) * 1e-10).sum()), statistics.median(faults)
+
+print(*state())
+from instseg_d2.inference.cpu import tune_cpu
+from instseg_d2.engine import Predictor
+from tests.methods import small_config
+
+Predictor(small_config("sparseinst", "INPUT.MIN_SIZE_TEST", 64), "")(np.zeros((64, 64, 3), np.uint8))
+print(*state())
+tune_cpu()
+print(*state())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_a_predictor_changes_nothing_of_its_process():
+    """Neither by its making nor by a picture; the last line shows that the measure would have seen it."""
+    done = subprocess.run([sys.executable, "-c", PREDICTOR], capture_output=True, text=True, check=True)
+    before, after, tuned = ([float(x) for x in line.split()] for line in done.stdout.splitlines()[-3:])
+    assert after[0] == before[0] > 0
+    assert after[1] > before[1] / 2 > 2 * tuned[1]
+    assert tuned[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("demo", ["--weights", "absent.pth", "--input", "absent.jpg", "--output", "out"]),
+        ("export", ["--format", "pt2", "--output", "x.pt2", "--images", "absent.jpg"]),
+        ("bench", ["--config-file", "absent.yaml"]),
+    ],
+)
+def test_the_commands_ask_for_it(monkeypatch, name, words):
+    asked = []
+    monkeypatch.setattr("instseg_d2.inference.cpu.tune_cpu", lambda: asked.append(name))
+    script = load_script(name)
+    with pytest.raises((ValueError, OSError), match="absent"):
+        script.main(script.parse(words))
+    assert asked == [name]
+
+
+def test_training_on_a_cpu_asks_for_it(monkeypatch, tmp_path):
+    """As `compare` does, through the same set-up."""
+    asked = []
+    monkeypatch.setattr(sys.modules[setup.__module__], "tune_cpu", lambda: asked.append("setup"))
+    words = ["--num-gpus", "0", "OUTPUT_DIR", str(tmp_path / "out"), "DATASETS.TRAIN", "('cpu_shapes',)"]
+    with registered_shapes(tmp_path, cpu_shapes=1):
+        setup(argument_parser().parse_args(words))
+    assert asked == ["setup"]

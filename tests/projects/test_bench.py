@@ -1,0 +1,69 @@
+"""The benchmark: every method has a plain twin that goes through the same detection, and the stages are measured."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from instseg_d2.errors import ConfigError
+from projects.benchmarks.plain import fcos
+from projects.benchmarks.stages import STAGES, large_image_row, plain_model, stage_rows
+from tests.methods import METHODS, small_model
+from tests.tiny import random_batch, tiny_model
+from tests.tiny_rcnn import tiny_rcnn
+
+BOXES_ALONE = ["MODEL.META_ARCHITECTURE", "FCOSDetector", "MODEL.MASK_ON", False]
+
+
+@pytest.mark.parametrize("name", [*METHODS, "FCOSDetector", "OneStageDetector"])
+def test_stages(name, tmp_path, monkeypatch):
+    opts = () if name in METHODS else [*BOXES_ALONE, "MODEL.META_ARCHITECTURE", name]
+    model = small_model(name if name in METHODS else "blendmask", *opts).eval()
+    path = str(tmp_path / "image.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 100, 3), np.uint8)).save(path)
+    monkeypatch.setattr("projects.benchmarks.stages.autocast_type", lambda *_: torch.bfloat16)
+    headers, rows = stage_rows(model, path, (64, 96), repeats=1)
+    assert [row[0] for row in rows] == [*STAGES, "all"]
+    assert headers == ["stage", "plain ms", "optimised ms", "ratio", "bfloat16 ms", "ratio"]
+    assert all(len(row) == len(headers) and min(row[1:]) > 0 for row in rows)
+    for column in (1, 2, 4):
+        assert max(row[column] for row in rows[:-1]) <= rows[-1][column]
+
+
+@pytest.mark.parametrize("with_quality", [True, False])
+def test_fcos_equals_its_twin(with_quality):
+    model = tiny_model(
+        *BOXES_ALONE,
+        "MODEL.FCOS.THRESH_WITH_CTR", with_quality,
+        "MODEL.FCOS.PRE_NMS_TOPK_TEST", 50,
+        "MODEL.FCOS.INFERENCE_TH_TEST", 0.001,
+    ).eval()  # fmt: skip
+    batch = random_batch([1, 1], 100, 120) + random_batch([0], 64, 160)
+    batch[0].update(height=77, width=211)
+    for output, wanted in zip(model.detect(batch), plain_model(model).detect(batch)):
+        found, expected = output["instances"], wanted["instances"]
+        assert len(found) == len(expected) > 10
+        torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=0, atol=1e-3)
+        assert torch.equal(found.pred_classes, expected.pred_classes)
+
+
+def test_the_twin_is_asked(monkeypatch):
+    """Not the model's own inference under another name."""
+    asked = []
+    monkeypatch.setattr(fcos, "plain_infer", lambda model, images: asked.append(model) or [])
+    model = tiny_model(*BOXES_ALONE).eval()
+    assert plain_model(model).detect(random_batch([0])) == []
+    assert asked == [model]
+
+
+def test_a_large_image():
+    model = small_model("sparseinst").eval()
+    count, peak, _ = large_image_row(model, count=5, size=(300, 400))
+    assert count == 5
+    assert peak > 300 * 400
+
+
+def test_a_model_without_a_twin_is_named():
+    with pytest.raises(ConfigError, match=r"GeneralizedRCNN has no plain version.*BlendMask, EmbedMask, FCOSDetector"):
+        plain_model(tiny_rcnn())
