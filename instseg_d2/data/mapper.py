@@ -20,6 +20,8 @@ __all__ = ["InstanceDatasetMapper"]
 
 logger = logging.getLogger(__name__)
 
+THIN = 20  # times as long as wide: resizing it may leave no pixel of its width
+
 
 class InstanceDatasetMapper:
     """
@@ -36,8 +38,8 @@ class InstanceDatasetMapper:
     gt_masks are PolygonMasks with ``mask_format`` "polygon" where every object of the image is given by polygons and
     nothing is cropped; otherwise BitMasks.
 
-    Errors: ImageError for an image that is missing, broken or of another size than annotated; DatasetError for a mask
-    that is missing or of another size. Both name the image.
+    Errors: ImageError for an image that is missing, broken, of another size than annotated or too thin to be resized;
+    DatasetError for a mask that is missing or of another size. Both name the image.
     """
 
     @configurable
@@ -107,7 +109,7 @@ class InstanceDatasetMapper:
         has_truth = self.is_train and annotations is not None
         boxes = _boxes(annotations) if has_truth else None
         aug_input = T.AugInput(image, boxes=boxes)
-        transforms = self.augmentations(aug_input)
+        transforms = self._augment(aug_input, sample)
         image = aug_input.image
         sample["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if self.is_train and sem_seg_file:
@@ -133,6 +135,21 @@ class InstanceDatasetMapper:
                 f"but its annotation says {size[0]} x {size[1]}."
             )
         return image
+
+    def _augment(self, aug_input: T.AugInput, sample: dict):
+        """The transforms, which are applied to ``aug_input``."""
+        height, width = aug_input.image.shape[:2]
+        too_thin = f"{sample['file_name']} is too thin to be resized: its {width} x {height} pixels become"
+        try:
+            transforms = self.augmentations(aug_input)
+        except ValueError as error:  # Pillow's, of a side without a pixel
+            if max(height, width) < THIN * min(height, width):
+                raise
+            raise ImageError(f"{too_thin} none.") from error
+        new_height, new_width = aug_input.image.shape[:2]
+        if min(new_height, new_width) < 2:
+            raise ImageError(f"{too_thin} {new_width} x {new_height}.")
+        return transforms
 
     def _add_truth(self, sample, annotations, boxes, transforms, size, new_size) -> None:
         needs_masks = self.use_masks or self.semantic_target

@@ -121,11 +121,12 @@ def _contradiction(x: Geometry) -> list:
 
 
 def fractions(x: Geometry) -> np.ndarray:
-    """Which objects have coordinates, and none beyond 0..1: (N,) bool. RLEs are beyond."""
+    """Which objects have coordinates, and none beyond 0..1, in an image that has more: (N,) bool. RLEs are beyond."""
     values = np.concatenate([x.boxes, x.bounds], 1)
     known = np.isfinite(values)
     rles = known[:, 4:].all(1) & ~x.polygons
-    return known.any(1) & ~rles & (np.where(known, np.abs(values - 0.5), 0) <= 0.55).all(1)
+    large = x.sizes.max(1) > 1
+    return large & known.any(1) & ~rles & (np.where(known, np.abs(values - 0.5), 0) <= 0.55).all(1)
 
 
 def _looks_like_percent(extent, sizes) -> bool:

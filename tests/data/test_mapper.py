@@ -409,3 +409,28 @@ def test_real_sets(cfg, name):
             assert (tight - instances.gt_boxes.tensor).abs().mean() < 1.5
     assert kinds <= {BitMasks, PolygonMasks}
     assert ("nuclei" in name) == (PolygonMasks not in kinds)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("size", "becomes"),
+    [
+        ((5000, 4), "none"),
+        ((4, 5000), "none"),
+        ((640, 2), "320 x 1"),
+        ((2, 640), "1 x 320"),
+        ((640, 4), ""),
+        ((1, 1), ""),
+    ],
+)
+def test_images_too_thin_to_be_resized(cfg, tmp_path, training, size, becomes):
+    """A longest side of 320."""
+    Image.new("RGB", size).save(tmp_path / "thin.png")
+    record = {"file_name": str(tmp_path / "thin.png"), "image_id": 1, "width": size[0], "height": size[1]}
+    mapper = InstanceDatasetMapper(cfg, training)
+    if becomes:
+        message = rf"thin\.png is too thin to be resized: its {size[0]} x {size[1]} pixels become {becomes}\."
+        with pytest.raises(ImageError, match=message):
+            mapper(record)
+    else:
+        assert min(mapper(record)["image"].shape) > 1
