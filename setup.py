@@ -96,6 +96,7 @@ setup(
         "scipy",
         "opencv-python",
         "numpy",
+        "jinja2",
         "tqdm",
         "safetensors",
     ],

@@ -166,6 +166,7 @@ def diagnose() -> list:
         _opencv(),
         _package("NumPy", "numpy"),
         _package("SciPy", "scipy"),
+        _package("Jinja2", "jinja2"),
         _package("tqdm", "tqdm"),
         _package("safetensors", "safetensors"),
         _this_package(),

@@ -18,7 +18,7 @@ def test_here_nothing_needed_is_missing(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
         "Python", "torch", "torchvision", "Detectron2", "fvcore", "pycocotools", "OpenCV", "NumPy", "SciPy",
-        "tqdm", "safetensors", "instseg_d2", "CUDA", "Extension", "INSTSEG_DATASETS",
+        "Jinja2", "tqdm", "safetensors", "instseg_d2", "CUDA", "Extension", "INSTSEG_DATASETS",
     ]  # fmt: skip
     assert all(line.endswith("OK") for line in lines if line.split()[0] not in ("Extension", "INSTSEG_DATASETS"))
 
