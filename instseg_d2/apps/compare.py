@@ -82,7 +82,7 @@ def find_data(data: str) -> tuple[Optional[str], str]:
 
 
 def contender_names(configs: Sequence[str]) -> list[str]:
-    """The files' names; with their folder where two are alike, and a number where the files are the same."""
+    """The names of the files, with the folder where two names are equal, and numbered where a file is there twice."""
     stems = [os.path.splitext(os.path.basename(config))[0] for config in configs]
     counts = Counter(stems)
     folders = [os.path.basename(os.path.dirname(os.path.abspath(config))) for config in configs]
@@ -91,7 +91,7 @@ def contender_names(configs: Sequence[str]) -> list[str]:
 
 
 def _budget(cfg, images: int) -> list[str]:
-    """Overrides that train on so many images: the schedule in proportion, a tenth of warm-up at most."""
+    """Overrides that train on so many images: the schedule shrinks in proportion, warm-up is at most a tenth."""
     solver = cfg.SOLVER
     iterations = max(1, round(images / solver.IMS_PER_BATCH))
     share = iterations / solver.MAX_ITER
@@ -117,10 +117,10 @@ def join(
     Train a model, or load it, and evaluate it; in one process, on the GPU if there is one.
 
     Args:
-        data: as of :func:`find_data`.
-        folder: of its log, checkpoints and results.
+        data: what :func:`find_data` returns.
+        folder: for its log, checkpoints and results.
         weights: checkpoint; None: train.
-        images: that it is trained on, repetitions counted; None: as the config says.
+        images: how many images it is trained on, counting repetitions; None: as the config says.
         resume: go on with the training in ``folder``.
         opts: config overrides KEY VALUE ...
 
@@ -161,7 +161,7 @@ def join(
 def _row(contender: Contender, sample: dict, latency: float) -> dict:
     """One line of the table: column -> value, None where there is none."""
     results = contender.results
-    # A model of masks that found nothing has results of boxes alone.
+    # If a model of masks has found nothing, there are only results of boxes.
     task = "segm" if "segm" in results or contender.predictor.cfg.MODEL.MASK_ON else "bbox"
     values = results.get(task, {})
     metrics = {key: values.get(key) for key in AP_COLUMNS}
@@ -220,8 +220,8 @@ def compare(
 
     Args:
         test_set: name of the data set that all were evaluated on.
-        num_images: shown, spread over the data set; the first of them is what multiply-adds and memory are of.
-        repeats: measurements of the latency of each.
+        num_images: how many are shown, spread over the data set; multiply-adds and memory are those of the first.
+        repeats: latency measurements of each model.
         score_threshold: objects with a lower score are not shown.
 
     Returns:

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Numbers that are parameters, frozen ones too; statistics of norms and other buffers are not."""
+    """How many numbers the parameters hold, frozen ones included; buffers do not count."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -43,18 +43,17 @@ class _Network(nn.Module):
 
 
 def _deform_conv_flops(inputs, outputs) -> int:
-    """As of a convolution of the same shape: inputs are (x, weight, offset, ...)."""
+    """Those of a plain convolution of the same shape; inputs are (x, weight, offset, ...)."""
     return math.prod(get_shape(outputs[0])) * math.prod(get_shape(inputs[1])[1:])
 
 
 @torch.no_grad()
 def gflops(model: nn.Module, sample: dict) -> float:
     """
-    1e9 multiply-adds of the network on an input record, counted by fvcore: convolutions, matrix products, norms and
-    resizes; not the drawing of masks at the original size, nor NMS, RoIAlign and the operators of this package.
+    Billions of multiply-adds of the network on an input record, as fvcore counts them: convolutions, matrix products,
+    norms and resizes, but no masks of full size, NMS, RoIAlign or operators of this package.
 
-    A model that PyTorch cannot trace, as fvcore needs it, is counted by PyTorch's own counter: convolutions and matrix
-    products alone.
+    fvcore needs a model that can be traced; for others PyTorch's own counter counts convolutions and matrix products.
     """
     network = _Network(model)
     analysis = FlopCountAnalysis(network, [sample])

@@ -1,4 +1,4 @@
-"""Exported models behind the interface of the predictor. B images, N instance slots."""
+"""Exported models with the interface of the predictor. B images, N instance slots."""
 
 import json
 import os
@@ -82,7 +82,7 @@ PROGRAMS = {".onnx": OnnxProgram, ".pt2": Pt2Program}
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line; its kind where it says nothing."""
+    """The first line of an error's text; its type where it has none."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
@@ -90,8 +90,8 @@ class ExportedPredictor(ImagePredictor):
     """
     An exported model ready to look at images, with the interface of `instseg_d2.engine.Predictor`.
 
-    Images of one size run together; of other sizes one after the other, so none is changed by another's padding.
-    Unlike the model in PyTorch it leaves out instances of score 0, whose masks are empty.
+    Only images of one size run together, so that padding changes none. Unlike the model in PyTorch it leaves out
+    instances of score 0, whose masks are empty.
 
     Args:
         path: .onnx or .pt2 file of `export`; it carries its metadata.

@@ -125,8 +125,8 @@ class ImagePredictor:
             image, channel_order: as in :func:`to_rgb`.
 
         Returns:
-            Instances on the CPU with pred_boxes (pixels of the given image, XYXY), scores, pred_classes and, from a
-            model of masks, pred_masks (M, H, W) bool.
+            Instances on the CPU with pred_boxes (pixels of the given image, XYXY), scores, pred_classes and, if the
+            model makes masks, pred_masks (D, H, W) bool.
         """
         return self.batch([image], channel_order)[0]
 
@@ -137,11 +137,11 @@ class ImagePredictor:
 
     def explain(self, image: ImageLike, max_instances: int = 4, channel_order: str = "BGR") -> list:
         """
-        What the network sees, as (title, (H, W, 3) uint8 RGB picture) panels; [] where the model does not tell.
+        What the network sees, as (title, (H, W, 3) uint8 RGB picture) panels; [] from a model without such pictures.
 
         Args:
             image, channel_order: as in :func:`to_rgb`.
-            max_instances: so many of the best detections are explained.
+            max_instances: how many of the best detections are explained.
         """
         return []
 
@@ -260,12 +260,12 @@ class Predictor(ImagePredictor):
 
 
 def _checkpoint_info(path: str) -> dict:
-    """What a checkpoint says beside its weights (cfg, class_names, category_ids); nothing of one to be downloaded."""
+    """What a checkpoint holds beside its weights (cfg, class_names, category_ids); {} if it must be downloaded."""
     return {} if "://" in path else read_extra(path)
 
 
 def _known_classes(cfg: CfgNode, class_names: Optional[Sequence[str]]):
-    """Class names and {contiguous index: data set id}, from the config's data sets as far as they fit and are known."""
+    """Class names and {contiguous index: data set id}, from the first known data set of the config that fits."""
     if class_names:
         counts = [len(class_names)]
     else:
@@ -280,7 +280,7 @@ def _known_classes(cfg: CfgNode, class_names: Optional[Sequence[str]]):
 
 
 def _known_stuff(cfg: CfgNode) -> Optional[list]:
-    """The names of the semantic classes, from the config's data sets as far as they fit and are known."""
+    """The names of the semantic classes, from the first known data set of the config that fits."""
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         names = MetadataCatalog.get(name).get("stuff_classes", []) if name in MetadataCatalog else []
         if len(names) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:

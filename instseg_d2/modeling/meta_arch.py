@@ -18,8 +18,8 @@ class InstanceSegmenter(nn.Module):
     """
     Base of the meta-architectures.
 
-    A subclass writes ``losses(images, batched_inputs)``, a dict of scalars, and `infer`; where its masks are not cut
-    out by boxes also `postprocess`, and where its output holds more than instances also `output`.
+    A subclass writes ``losses(images, batched_inputs)``, a dict of scalars, and `infer`. It overrides `postprocess` if
+    its masks are not those of boxes, and `output` if its output holds more than instances.
 
     Args:
         backbone: a Detectron2 backbone.
@@ -91,13 +91,13 @@ class InstanceSegmenter(nn.Module):
         The ground truth of a training batch on the model's device.
 
         Raises:
-            ConfigError: a sample has no ground truth, or none of masks for a method that makes them.
+            ConfigError: a sample has no ground truth, or no masks for a method that needs them.
         """
         for x in batched_inputs:
             if "instances" not in x:
                 raise ConfigError(
-                    f"the training sample {x.get('file_name', x.get('image_id', '?'))} has no 'instances': a mapper "
-                    "gives them also to an image without objects, of length 0."
+                    f"the training sample {x.get('file_name', x.get('image_id', '?'))} has no 'instances': an image "
+                    "without objects needs them, too, of length 0."
                 )
         instances = [x["instances"].to(self.device) for x in batched_inputs]
         return with_masks(instances, self) if self.makes_masks else instances
@@ -124,8 +124,8 @@ class InstanceSegmenter(nn.Module):
         Args:
             batched_inputs: see `forward`.
             score_threshold: lowest score of a detection.
-            masks: "full" for pred_masks (D, height, width) bool; "run_lengths" for `RunLengthMasks`, where never all
-                masks exist at full size; "none" for the same detections without masks.
+            masks: "full" for pred_masks (D, height, width) bool; "run_lengths" for `RunLengthMasks`, of which only some
+                exist at full size at a time; "none" for the same detections without masks.
 
         Returns:
             one {"instances": Instances} an image with pred_boxes, scores, pred_classes and, where the method makes

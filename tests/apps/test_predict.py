@@ -115,6 +115,16 @@ def test_score_threshold_rules_pictures_and_results(demo, folder, weights, tmp_p
     assert "Nothing reaches the score threshold of 0.9: the best score is 0.784." in "".join(capsys.readouterr())
 
 
+def test_the_best_score_of_many_images_is_that_of_the_first(demo, weights, tmp_path, capsys):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(9):
+        Image.fromarray(spots_image()).save(folder / f"{i}.png")
+    words = ["--weights", weights, "--input", str(folder), "--output", str(tmp_path / "out"), "--score-threshold", "1"]
+    assert demo.run(words) == 0
+    assert "threshold of 1: the best score in the first 8 images is 0.784." in "".join(capsys.readouterr())
+
+
 def test_nothing_found_at_all(demo, folder, weights, tmp_path, capsys):
     assert demo.run(["--weights", weights, "--input", str(folder / "black.jpg"), "--output", str(tmp_path / "o")]) == 0
     assert "Nothing reaches the score threshold of 0.5: the model found nothing." in "".join(capsys.readouterr())

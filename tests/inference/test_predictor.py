@@ -13,6 +13,8 @@ from PIL import Image
 from instseg_d2 import methods
 from instseg_d2.errors import CheckpointError, ConfigError
 from instseg_d2.inference.predictor import Predictor, to_rgb
+from instseg_d2.modeling.meta_arch import detect
+from instseg_d2.modeling.postprocessing import MASK_FORMS
 from tests.bright_spots import CLASS_NAMES, save_checkpoint, spots_config, spots_image
 
 
@@ -67,6 +69,27 @@ def test_equals_detectron2s_own_predictor(tmp_path, input_format, optimize):
     torch.testing.assert_close(found.scores, expected.scores, atol=1e-4, rtol=0)
     assert torch.equal(found.pred_classes, expected.pred_classes)
     assert (found.pred_masks != expected.pred_masks).float().mean() < 1e-3
+
+
+def test_detectron2s_models_take_the_same_arguments():
+    torch.manual_seed(0)
+    model = build_model(_small_mask_rcnn()).eval()
+    inputs = [{"image": torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8), "height": 70, "width": 110}]
+    with torch.no_grad():
+        expected = model(inputs)[0]["instances"]
+    threshold = float(expected.scores.median())
+    expected = expected[expected.scores >= threshold]
+    full, coded, bare = (detect(model, inputs, threshold, form)[0]["instances"] for form in MASK_FORMS)
+    assert len(expected) > 3
+    for found in (full, coded, bare):
+        assert torch.equal(found.scores, expected.scores)
+        assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+        assert not found.scores.requires_grad
+    assert torch.equal(full.pred_masks, expected.pred_masks)
+    assert torch.equal(coded.pred_masks.decode(), expected.pred_masks)
+    assert not bare.has("pred_masks")
+    with pytest.raises(ValueError, match="masks must be one of"):
+        detect(model, inputs, masks="all")
 
 
 @pytest.mark.parametrize("input_format", ["BGR", "RGB"])

@@ -179,6 +179,35 @@ def test_results_of_a_batch():
     assert kinds == {True, False}
 
 
+def test_every_form_of_masks():
+    """Run lengths give the same map; without masks there is none, but the semantic logits stay."""
+    model = confident(panoptic_model("MODEL.FCOS.PRE_NMS_TOPK_TEST", 30))
+    batch = random_batch([1], 96, 128)
+    (full,), (coded,), (bare,) = (model.detect(batch, masks=form) for form in ("full", "run_lengths", "none"))
+    assert torch.equal(coded["instances"].pred_masks.decode(), full["instances"].pred_masks)
+    assert torch.equal(coded["panoptic_seg"][0], full["panoptic_seg"][0])
+    assert coded["panoptic_seg"][1] == full["panoptic_seg"][1]
+    things = [s for s in full["panoptic_seg"][1] if s["isthing"]]
+    assert len(things) > 1
+    assert any(s["instance_id"] != i for i, s in enumerate(things))
+    assert bare.keys() == {"instances", "sem_seg"}
+    assert torch.equal(bare["sem_seg"], full["sem_seg"])
+
+
+def test_the_threshold_of_detection_rules_the_map():
+    """It is made of the instances that are left."""
+    model = confident(panoptic_model("MODEL.FCOS.PRE_NMS_TOPK_TEST", 30))
+    batch = random_batch([1], 96, 128)
+    (every,) = model.detect(batch)
+    threshold = float(every["instances"].scores.sort(descending=True).values[1])
+    (found,) = model.detect(batch, threshold)
+    assert len(found["instances"]) < len(every["instances"])
+    assert min(s["score"] for s in found["panoptic_seg"][1] if s["isthing"]) >= threshold
+    (none,) = model.detect(batch, 1.1)
+    assert len(none["instances"]) == 0
+    assert not any(s["isthing"] for s in none["panoptic_seg"][1])
+
+
 def test_nothing_found_leaves_stuff_alone():
     model = panoptic_model().eval()
     (output,) = model(random_batch([0]))
