@@ -1,7 +1,9 @@
 """Registering COCO-format data sets, checked when they are first loaded."""
 
+import codecs
 import difflib
 import hashlib
+import locale
 import logging
 import os
 import re
@@ -58,6 +60,13 @@ def _tell_apart(categories: list) -> bool:
     return len(names) < len(categories)
 
 
+def _is_misread(path: str) -> bool:
+    """True if Detectron2 would find other text in a JSON file than it holds: it reads in the locale's encoding."""
+    if codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8":
+        return False
+    return not Path(path).read_bytes().isascii()
+
+
 class CocoSource:
     """
     The loader that the catalog calls: checks the file, then reads it with Detectron2's ``load_coco_json``.
@@ -91,7 +100,8 @@ class CocoSource:
         _tell(report, self.json_file, self.image_root)
         renamed, originals = _tell_apart(report.content["categories"]), own_ids(report.content)
         path = self.json_file
-        if renamed or originals or any(row.severity in (DROPPED, REPAIRED) for row in report.findings):
+        changed = renamed or originals or any(row.severity in (DROPPED, REPAIRED) for row in report.findings)
+        if changed or _is_misread(self.json_file):
             digest = hashlib.sha1(repr((self.json_file, self.image_root, state)).encode()).hexdigest()[:16]
             path = str(cache_folder("checked", f"{Path(self.json_file).stem}-{digest}.json"))
             write_json(path, report.content)

@@ -95,7 +95,7 @@ class PanopticQualityEvaluator(DatasetEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         self._name = dataset_name
         self._root = Path(metadata.panoptic_root)
-        content = json.loads(Path(metadata.panoptic_json).read_text())
+        content = json.loads(Path(metadata.panoptic_json).read_bytes())
         self._truth = {annotation["image_id"]: annotation for annotation in content["annotations"]}
         self._things = {category["id"]: bool(category["isthing"]) for category in content["categories"]}
         self._categories = {

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -355,3 +356,17 @@ def test_environment(registered, coco_files, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("INSTSEG_DATASETS", str(tmp_path / "nowhere"))
     assert register_from_environment() == []
     assert "nowhere, which is no folder" in caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ANSI_X3.4-1968", "utf8"])
+def test_names_where_the_locale_is_not_utf_8(registered, coco_files, monkeypatch, encoding):
+    """Detectron2 reads JSON in the locale's encoding: it gets a copy that is the same in all of them."""
+    json_file, images = coco_files(set_in("categories", 0, name="Größe"))
+    json_file.write_text(json.dumps(json.loads(json_file.read_text()), ensure_ascii=False), "utf-8")
+    assert not json_file.read_bytes().isascii()
+    monkeypatch.setattr("locale.getpreferredencoding", lambda *_: encoding)
+    name = registered("accents", json_file, images)
+    DatasetCatalog.get(name)
+    path = MetadataCatalog.get(name).json_file
+    assert (path == str(json_file)) == (encoding == "utf8")
+    assert "Größe" in [category["name"] for category in json.loads(Path(path).read_text(encoding))["categories"]]
