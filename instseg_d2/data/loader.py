@@ -1,6 +1,5 @@
 """Data loaders: an endless training stream that can be entered at any iteration, and one pass over a test set."""
 
-import functools
 import logging
 import multiprocessing.queues
 import os
@@ -32,20 +31,16 @@ def _as_list(batch):
 
 
 def _die_of(error, _):
-    """End a worker whose batch cannot be sent. It would go on without, and the loader wait for the batch for ever."""
+    """End a worker that cannot send a batch: it would go on with the next one, and the loader wait for ever."""
     sys.stderr.write(f"error: a worker of the data loader cannot send a batch: {sentence(error)}\n")
     sys.stderr.flush()
     os._exit(1)
 
 
-def _start_worker(reader: int, _):
-    """
-    Args:
-        reader: id of the process that reads the batches.
-    """
-    if os.getppid() != reader:  # it died meanwhile; PyTorch notices only later deaths
+def _start_worker(_):
+    if not multiprocessing.parent_process().is_alive():  # PyTorch's watch begins later
         os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that reads, which ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_die_of)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -56,7 +51,7 @@ def _torch_loader(samples, num_workers: int, **kwargs) -> DataLoader:
         samples,
         num_workers=num_workers,
         collate_fn=pack if num_workers else _as_list,
-        worker_init_fn=functools.partial(_start_worker, os.getpid()),
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),  # leaves the global one alone
         **kwargs,
     )
@@ -68,10 +63,10 @@ def _drawn(loader: DataLoader):
     try:
         yield from map(unpack, iterator) if loader.num_workers else iterator
     except (EOFError, ConnectionError) as error:
-        if str(error).startswith("Caught "):  # in the worker, by what it called
+        if str(error).startswith("Caught "):  # PyTorch's word for an error that the worker met
             raise
         raise WorkerError(
-            "the data loader cannot receive a batch of its worker, whose output above may say why; "
+            "the data loader cannot receive a batch from its worker, whose output above may say why; "
             "DATALOADER.NUM_WORKERS 0 reads the images without workers."
         ) from error
     finally:
@@ -107,8 +102,8 @@ class TrainLoader:
 
     def _tolerated(self) -> int:
         """
-        1 % of the images, or 1. Of several processes each meets only its share in the first epoch, but all images in
-        the long run: until it has drawn half of them, it tolerates 2 % of its share or of what it has drawn.
+        1 % of the images, at least 1. One of several processes meets only its share of them in the first epoch, but
+        all in the long run: until it has drawn half of them, it tolerates 2 % of its share or of what it has drawn.
         """
         seen = max(self._size // comm.get_world_size(), self._drawn)
         return max(1, min(self._size, 2 * seen) // 100)

@@ -1,8 +1,8 @@
 """
-Batches on their way from a worker process, as one block of shared memory.
+A batch sent by a worker process as one block of shared memory.
 
-PyTorch's loader sends every tensor by itself: each costs the receiver a connection to the worker, for which the
-training waits. A batch of four images with boxes, classes and masks has twenty.
+PyTorch's loader sends every tensor by itself, and training waits for a connection to the worker for each. A batch of
+four images with boxes, classes and masks has twenty tensors.
 """
 
 import io
@@ -20,7 +20,7 @@ _ALIGNMENT = 64  # bytes; what vector instructions and every dtype are content w
 
 
 class Packed(NamedTuple):
-    """A pickle, its out-of-band buffers one after the other in ``block`` (uint8), and where each lies there."""
+    """A pickle, its out-of-band buffers one after the other in ``block`` (uint8), and where each of them lies."""
 
     pickled: bytes
     block: torch.Tensor
@@ -43,10 +43,7 @@ class _Pickler(pickle.Pickler):
 
 
 def _shared(nbytes: int) -> torch.Tensor:
-    """
-    Memory that another process can map. PyTorch would move the block there later, in a thread of the worker whose
-    errors nobody hears.
-    """
+    """Shared memory. PyTorch would move the block there later, in a thread of the worker whose errors nobody hears."""
     try:
         return torch.empty(nbytes, dtype=torch.uint8).share_memory_()
     except RuntimeError as error:

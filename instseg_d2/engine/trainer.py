@@ -14,7 +14,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import print_csv_format
 from detectron2.solver import build_lr_scheduler
-from detectron2.structures import PolygonMasks
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
@@ -24,11 +23,12 @@ from ..data import build_test_loader, build_train_loader
 from ..data.coco import class_information
 from ..errors import ConfigError, sentence
 from ..evaluation import build_evaluator, evaluate, write_results
-from ..files import remove_unfinished, write_bytes, written_whole
+from ..files import remove_unfinished, write_bytes
 from ..inference.optimize import optimize_for_inference
 from ..inference.precision import autocast_type
 from ..methods import methods
 from ..modeling.build import build
+from .bad_steps import BadSteps
 from .batch_norms import share_buffers, sync_batchnorm_on_cpu
 from .earlier_run import require_same_run, set_aside, truncate_metrics
 from .hooks import EvaluationHook, FreezeNorms, PeriodicCheckpoint, ProgressBar, Writers
@@ -39,7 +39,6 @@ __all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
 
-MAX_BAD_STEPS = 10  # steps in a row whose loss or gradient is not finite
 GRADIENT_NORM = "gradient_norm"  # over the full model, before clipping
 
 
@@ -91,8 +90,7 @@ class Trainer(TrainerBase):
             trainer=weakref.proxy(self),
         )
         self.results = None  # of the last evaluation
-        self._bad_steps = 0  # in a row
-        self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        self._bad_steps = BadSteps(model, cfg.OUTPUT_DIR)
         self._rng_states = ()  # of all processes, to be restored when training starts
         self.register_hooks(self.build_hooks())
 
@@ -217,8 +215,7 @@ class Trainer(TrainerBase):
         start = time.perf_counter()
         batch = next(self._batches)
         data_time = time.perf_counter() - start
-        for buffer, kept in self._buffers:
-            kept.copy_(buffer)
+        self._bad_steps.before_step()
         with torch.autocast(self.device.type, dtype=self.autocast_type, enabled=self.autocast_type is not None):
             losses = self.model(batch)
             total = sum(losses.values())
@@ -227,9 +224,9 @@ class Trainer(TrainerBase):
         self.after_backward()
         values = self._mean_over_processes(self._watched(losses))
         if not all(map(math.isfinite, values.values())):
-            self._skip(values, losses, batch)
+            self._bad_steps.skip(self.iter, values, losses, batch)
             return
-        self._bad_steps = 0
+        self._bad_steps.good()
         total = sum(values[name] for name in losses)
         self.storage.put_scalars(total_loss=total, data_time=data_time, **values)
         self.grad_scaler.unscale_(self.optimizer)  # clipping looks at the true gradients
@@ -253,47 +250,6 @@ class Trainer(TrainerBase):
             dist.all_reduce(mean)
             mean /= comm.get_world_size()
         return dict(zip(names, mean.tolist()))
-
-    def _skip(self, values: dict, losses: dict, batch: list) -> None:
-        """Leave weights and statistics as they were before a step of which not all ``values`` are finite."""
-        for buffer, kept in self._buffers:
-            buffer.copy_(kept)
-        files = []
-        own = not all(torch.isfinite(loss).all() for loss in losses.values())
-        if own or all(math.isfinite(values[name]) for name in losses):  # this process's; or a gradient, of them all
-            files = [str(x.get("file_name", x.get("image_id", "?"))) for x in batch]
-            self._keep_batch(values, batch)
-        files = [name for names in comm.all_gather(files) for name in names]
-        self._bad_steps += 1
-        fault = (
-            f"a loss or gradient is not finite at iteration {self.iter} "
-            f"({', '.join(f'{name} = {value:.4g}' for name, value in values.items())}) on the images {', '.join(files)}"
-        )
-        if self._bad_steps < MAX_BAD_STEPS:
-            logger.warning("%s: the step is skipped (%d in a row).", fault, self._bad_steps)
-            return
-        raise FloatingPointError(
-            f"{fault}, and was not in the {MAX_BAD_STEPS - 1} iterations before: look at their annotations, lower "
-            "SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS.ENABLED True."
-        )
-
-    def _keep_batch(self, values: dict, batch: list) -> None:
-        """Write images, boxes, classes and masks of the batch to OUTPUT_DIR, as plain tensors and numbers."""
-        images = []
-        for sample in batch:
-            fields = sample["instances"].get_fields() if "instances" in sample else {}
-            names = ("file_name", "image_id", "image", "basis_sem", "sem_seg")
-            kept = {key: sample[key] for key in names if key in sample}
-            kept.update({"boxes": fields["gt_boxes"].tensor, "classes": fields["gt_classes"]} if fields else {})
-            masks = fields.get("gt_masks")
-            if isinstance(masks, PolygonMasks):
-                kept["polygons"] = [[part.tolist() for part in polygons] for polygons in masks.polygons]
-            elif masks is not None:
-                kept["masks"] = masks.tensor
-            images.append(kept)
-        name = f"bad_batch_{comm.get_rank()}.pth" if comm.get_world_size() > 1 else "bad_batch.pth"
-        with written_whole(os.path.join(self.cfg.OUTPUT_DIR, name)) as path:
-            torch.save({"iteration": self.iter, "losses": values, "images": images}, path)
 
     def evaluate(self) -> dict:
         """Evaluate the model as it is on ``DATASETS.TEST``; all processes take part."""

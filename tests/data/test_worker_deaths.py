@@ -114,7 +114,7 @@ def test_a_batch_that_does_not_arrive(cfg, shapes, monkeypatch, error):
         raise error
 
     monkeypatch.setattr("instseg_d2.data.loader.unpack", lost)
-    with pytest.raises(WorkerError, match=r"cannot receive a batch of its worker.*DATALOADER.NUM_WORKERS 0"):
+    with pytest.raises(WorkerError, match=r"cannot receive a batch from its worker.*DATALOADER.NUM_WORKERS 0"):
         next(iter(loader))
 
 

@@ -17,6 +17,7 @@ from instseg_d2.checkpoint import read_extra
 from instseg_d2.config import get_cfg
 from instseg_d2.data import make_shapes, register_coco
 from instseg_d2.engine import Trainer
+from instseg_d2.engine.bad_steps import keep_batch
 from instseg_d2.engine.earlier_run import truncate_metrics
 from instseg_d2.engine.log import PROGRESS_LOGGER
 from instseg_d2.errors import ConfigError
@@ -221,9 +222,7 @@ def test_what_is_kept_of_a_bad_batch(tmp_path, mask_format):
     if mask_format == "polygon":
         polygons = [[np.array([1.0, 2.0, 9.0, 2.0, 9.0, 8.0])]] * 2
         sample["instances"].gt_masks = PolygonMasks(polygons)
-    trainer = ToyTrainer(toy_cfg(tmp_path))
-    trainer.iter = 5
-    trainer._keep_batch({"loss": math.nan}, [{**sample, "basis_sem": torch.ones(6, 8), "file_name": "a.jpg"}])
+    keep_batch(tmp_path, 5, {"loss": math.nan}, [{**sample, "basis_sem": torch.ones(6, 8), "file_name": "a.jpg"}])
     kept = torch.load(tmp_path / "bad_batch.pth")
     (image,) = kept["images"]
     assert kept["iteration"] == 5

@@ -1,0 +1,86 @@
+"""Steps whose loss or gradient is not finite: undone, named in the log, and their images kept."""
+
+import logging
+import math
+import os
+
+import torch
+from detectron2.structures import PolygonMasks
+from detectron2.utils import comm
+
+from ..files import written_whole
+
+__all__ = ["BadSteps", "keep_batch"]
+
+logger = logging.getLogger(__name__)
+
+MAX_IN_A_ROW = 10
+
+
+class BadSteps:
+    """Undoes what a bad step did to the buffers of a model, and ends the training after ten bad steps in a row."""
+
+    def __init__(self, model: torch.nn.Module, output_dir: str):
+        self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        self._output_dir = output_dir
+        self._in_a_row = 0
+
+    def before_step(self) -> None:
+        """Remember the buffers, such as running statistics, as they are."""
+        for buffer, kept in self._buffers:
+            kept.copy_(buffer)
+
+    def good(self) -> None:
+        """The step was a good one."""
+        self._in_a_row = 0
+
+    def skip(self, iteration: int, values: dict, losses: dict, batch: list) -> None:
+        """
+        Undo a bad step and keep its batch in OUTPUT_DIR. All processes call it.
+
+        Args:
+            values: losses and norm of the gradient, means over the processes; not all are finite.
+            losses: of this process; batch: what they are of.
+
+        Raises:
+            FloatingPointError: it was the tenth in a row.
+        """
+        for buffer, kept in self._buffers:
+            buffer.copy_(kept)
+        files = []
+        own = not all(torch.isfinite(loss).all() for loss in losses.values())
+        if own or all(math.isfinite(values[name]) for name in losses):  # this process's; or a gradient, of them all
+            files = [str(x.get("file_name", x.get("image_id", "?"))) for x in batch]
+            keep_batch(self._output_dir, iteration, values, batch)
+        files = [name for names in comm.all_gather(files) for name in names]
+        self._in_a_row += 1
+        fault = (
+            f"a loss or gradient is not finite at iteration {iteration} "
+            f"({', '.join(f'{name} = {value:.4g}' for name, value in values.items())}) on the images {', '.join(files)}"
+        )
+        if self._in_a_row < MAX_IN_A_ROW:
+            logger.warning("%s: the step is skipped (%d in a row).", fault, self._in_a_row)
+            return
+        raise FloatingPointError(
+            f"{fault}, and was not in the {MAX_IN_A_ROW - 1} iterations before: look at their annotations, lower "
+            "SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS.ENABLED True."
+        )
+
+
+def keep_batch(folder: str, iteration: int, losses: dict, batch: list) -> None:
+    """Write images, boxes, classes and masks of a batch to ``folder/bad_batch.pth``, as plain tensors and numbers."""
+    images = []
+    for sample in batch:
+        fields = sample["instances"].get_fields() if "instances" in sample else {}
+        names = ("file_name", "image_id", "image", "basis_sem", "sem_seg")
+        kept = {key: sample[key] for key in names if key in sample}
+        kept.update({"boxes": fields["gt_boxes"].tensor, "classes": fields["gt_classes"]} if fields else {})
+        masks = fields.get("gt_masks")
+        if isinstance(masks, PolygonMasks):
+            kept["polygons"] = [[part.tolist() for part in polygons] for polygons in masks.polygons]
+        elif masks is not None:
+            kept["masks"] = masks.tensor
+        images.append(kept)
+    name = f"bad_batch_{comm.get_rank()}.pth" if comm.get_world_size() > 1 else "bad_batch.pth"
+    with written_whole(os.path.join(folder, name)) as path:
+        torch.save({"iteration": iteration, "losses": losses, "images": images}, path)
