@@ -11,6 +11,7 @@ from typing import Optional
 from tabulate import tabulate
 
 from .console import run_script
+from .data.coco import class_difference
 from .data.coco_check import Report, examine
 from .data.faults import ERROR, KEPT, NOTE, WARNING, Finding
 from .data.units import READINGS
@@ -50,18 +51,11 @@ def parse(arguments: Optional[Sequence[str]] = None):
 
 
 def class_differences(reports: dict[str, Report]) -> list[Finding]:
-    """What the categories of the files differ in: training takes classes by the order of their ids."""
-    (first, base), *others = reports.items()
-    findings = []
-    for file, report in others:
-        wrong = [
-            f"id {i} is {base.categories.get(i, 'nothing')} in {first}, {report.categories.get(i, 'nothing')} in {file}"
-            for i in {**base.categories, **report.categories}
-            if base.categories.get(i) != report.categories.get(i)
-        ]
-        if wrong:
-            findings.append(Finding("categories: other than in the first file", len(wrong), wrong[0], ERROR, KEPT))
-    return findings
+    """What the classes of the files differ in; training refuses such files."""
+    first, *others = (report.classes for report in reports.values())
+    differences = [class_difference("file 1", first, f"file {i}", classes) for i, classes in enumerate(others, start=2)]
+    found = [difference for difference in differences if difference]
+    return [Finding("categories: other than in the first file", len(found), found[0], ERROR, KEPT)] if found else []
 
 
 def shared_pictures(reports: dict[str, Report]) -> list[Finding]:

@@ -305,7 +305,7 @@ def test_between_files(folder, capsys):
     assert main([*train, *val]) == 1
     text = capsys.readouterr().out.split("between the 2 files")[1]
     assert "categories: other than in the first file" in text
-    assert "id 1 is cat" in text
+    assert "only file 1 has 'cat'; only file 2 has 'dog'" in text
     assert "images: the same picture in two files" in text
 
 

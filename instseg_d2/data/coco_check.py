@@ -7,7 +7,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from ..errors import DatasetError
-from .coco_file import Ids, load_coco, plain_ids, sound_entries
+from .coco_file import Ids, id_order, load_coco, plain_ids, sound_entries
 from .coco_images import open_images, size_images
 from .coco_objects import check_annotations
 from .faults import Findings, listed
@@ -18,7 +18,7 @@ __all__ = ["Report", "examine"]
 class Report(NamedTuple):
     """
     The findings; the content without the faults; the readings of coordinates that would explain the whole file, which
-    ``check_data --assume`` takes; class names by id, and picture hash -> file name.
+    ``check_data --assume`` takes; the class names in the order of their ids; and picture hash -> file name.
     """
 
     findings: list
@@ -26,7 +26,7 @@ class Report(NamedTuple):
     readings: list
     annotations: int  # that the file lists
     summary: str
-    categories: dict
+    classes: list
     pictures: dict
 
 
@@ -94,5 +94,5 @@ def examine(json_file: str, image_root: str, *, clean: bool = True, assume=(), p
         f"{len(content['images'])} images, {len(content['annotations'])} objects (at most {most} in an image), "
         f"{len(content['categories'])} categories"
     )
-    categories = {category["id"]: category["name"] for category in content["categories"]}
-    return Report(found.rows(), content, readings, number, summary, categories, pictures)
+    classes = [x["name"] for x in sorted(content["categories"], key=lambda x: id_order(x["id"]))]
+    return Report(found.rows(), content, readings, number, summary, classes, pictures)

@@ -9,7 +9,7 @@ from typing import Optional
 from ..errors import DatasetError
 from .faults import Findings
 
-__all__ = ["Ids", "category_name", "load_coco", "own_ids", "plain_ids", "sound_entries"]
+__all__ = ["Ids", "category_name", "id_order", "load_coco", "own_ids", "plain_ids", "sound_entries"]
 
 NEEDED_KEYS = {
     "categories": ("id", "name"),
@@ -128,8 +128,8 @@ class Ids:
         return self._numbers.get(_number_of(value)) if found is None else found
 
 
-def _order(identifier) -> tuple:
-    """Numbers by value, then texts."""
+def id_order(identifier) -> tuple:
+    """What to sort ids by: numbers by value, then texts."""
     number = _number_of(identifier)
     return isinstance(number, str), number, str(identifier)
 
@@ -151,7 +151,7 @@ def own_ids(content: dict) -> dict:
     for key, reference in (("images", "image_id"), ("categories", "category_id")):
         if plain_ids(content[key]):
             continue
-        ids = sorted((entry["id"] for entry in content[key]), key=_order)
+        ids = sorted((entry["id"] for entry in content[key]), key=id_order)
         ours = {identifier: number for number, identifier in enumerate(ids, start=1)}
         for entry in content[key]:
             entry["id"] = ours[entry["id"]]

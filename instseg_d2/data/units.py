@@ -183,18 +183,6 @@ def diagnose(geometry: Geometry) -> list:
         return [Cause("coordinates", ("normalised",), tiny), *(_contradiction(scaled) or _agreement(scaled))]
 
 
-def _converted(annotation: dict, size, part: str, reading) -> None:
-    """Coordinates of an annotation in pixels, in place."""
-    box, mask = annotation.get("bbox"), annotation.get("segmentation")
-    if part != "polygons" and isinstance(box, list) and len(box) == 4:
-        x0, y0, x1, y1 = corners(np.array([box], float), size[None], reading)[0].tolist()
-        annotation["bbox"] = [x0, y0, x1 - x0, y1 - y0]
-    if part != "boxes" and isinstance(mask, list):
-        annotation["segmentation"] = [
-            read_points(np.reshape(polygon, (-1, 2)), size, reading).ravel().tolist() for polygon in mask
-        ]
-
-
 def convert(annotations: list, geometry: Geometry, causes: list, assume) -> list:
     """
     Turn coordinates that are to be read so into pixels, in place: of the objects and parts that a cause names, else of
@@ -203,21 +191,21 @@ def convert(annotations: list, geometry: Geometry, causes: list, assume) -> list
     Returns:
         the indices of the annotations that were converted.
     """
-    todo = [name for name in READINGS if name in assume]
-    steps = []
+    boxed = np.isfinite(geometry.boxes).all(1)
+    todo, steps = [name for name in READINGS if name in assume], []
     for cause in causes:
         if set(cause.reading) <= set(todo):
             steps.append((cause.part, cause.reading, cause.objects))
             todo = [name for name in todo if name not in cause.reading]
-    steps += [
-        (
-            "boxes" if name in ("xyxy", "centre") else "coordinates",
-            (name,),
-            np.isfinite(geometry.boxes).all(1) | geometry.polygons,
-        )
-        for name in todo
-    ]
+    for name in todo:
+        steps.append(("boxes" if name in ("xyxy", "centre") else "coordinates", (name,), boxed | geometry.polygons))
     for part, reading, objects in steps:
-        for index in np.flatnonzero(objects):
-            _converted(annotations[index], geometry.sizes[index], part, reading)
-    return sorted({int(index) for *_, objects in steps for index in np.flatnonzero(objects)})
+        for i in np.flatnonzero(objects & boxed) if part != "polygons" else ():
+            box, size = np.array([annotations[i]["bbox"]], float), geometry.sizes[i : i + 1]
+            x0, y0, x1, y1 = corners(box, size, reading)[0].tolist()
+            annotations[i]["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+        for i in np.flatnonzero(objects & geometry.polygons) if part != "boxes" else ():
+            points = [np.reshape(polygon, (-1, 2)) for polygon in annotations[i]["segmentation"]]
+            points = [read_points(x, geometry.sizes[i], reading).ravel().tolist() for x in points]
+            annotations[i]["segmentation"] = points
+    return sorted({int(i) for *_, objects in steps for i in np.flatnonzero(objects)})

@@ -84,11 +84,12 @@ class CocoEvaluator(COCOEvaluator):
             return None
         objects = sum(len(self._coco_api.imgToAnns[i]) for i in left_out)
         logger.warning(
-            "%s: %d of %d images were left out (%d objects): the results are those of the others.",
+            "%s: %d of %d images were left out (%d objects), the first is %s: the results are those of the others.",
             self._name,
             len(left_out),
             len(self._coco_api.imgs),
             objects,
+            self._coco_api.imgs[min(left_out)].get("file_name"),
         )
         return sorted(ids)
 

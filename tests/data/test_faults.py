@@ -1,6 +1,8 @@
 """Every fault of the list: found alike by ``check_data`` and by training, and said by both."""
 
+import contextlib
 import logging
+import random
 from pathlib import Path
 
 import numpy as np
@@ -234,3 +236,44 @@ def test_training_and_check_data_say_the_same(registered, tmp_path, caplog, caps
     assert main(list(files)) == int(any(row.severity != NOTE for row in thorough.values()))
     if name in thorough:
         assert name in capsys.readouterr().out
+
+
+ODD = [
+    None, True, 0, -1, 3, 1.5, 1e300, float("nan"), float("inf"), 2**64, 10**400, "", "1", "a", [], [[]], [[[]]], {},
+    {"x": 1, "y": 2}, [1, 2, 3, 4], [[1, 2], [3, 4], [5, 9]], rle(0, 10, WIDTH * HEIGHT - 10), rle(5, 5), [None] * 6,
+    {"size": "ab", "counts": 5}, {"size": [HEIGHT, WIDTH]}, "../..", "0.png\x00", "\ud800",
+]  # fmt: skip
+
+
+def places(value, place=()):
+    """Every place in nested lists and dicts but the first."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield (*place, key)
+        yield from places(child, (*place, key))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_odd_values_end_in_a_sentence_and_clean_copies_are_clean(registered, tmp_path, capsys, seed):
+    draw = random.Random(seed)
+
+    def change(content):
+        for _ in range(draw.choice([1, 1, 2, 3])):
+            *way, last = draw.choice(list(places(content)))
+            entry = content
+            for key in way:
+                entry = entry[key]
+            if draw.random() < 0.15:
+                del entry[last]
+            else:
+                entry[last] = draw.choice(ODD)
+
+    files = write_set(tmp_path, BOXES, change, per_image=2)
+    with contextlib.suppress(DatasetError):
+        DatasetCatalog.get(registered("odd", *files))
+    reading = draw.choice(["nothing", "xyxy", "swapped", "normalised", "percent", "centre"])
+    assert main([*files, "--fix", "--assume", reading]) in (0, 1, 2)
+    clean = tmp_path / "ann.clean.json"
+    if clean.exists():
+        assert {row.severity for row in examine(str(clean), files[1]).findings} <= {WARNING, NOTE}
+        DatasetCatalog.get(registered("odd", clean, files[1]))
