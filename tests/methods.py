@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-from detectron2.modeling import build_model
 
 from instseg_d2.config import load_config, set_num_classes
+from instseg_d2.modeling.build import build
 
 METHODS = {
     "blendmask": ["MODEL.FCOS.INFERENCE_TH_TEST", 0.0],
@@ -27,7 +27,7 @@ def small_config(method: str, *opts, num_classes: int = 3):
 def small_model(method: str, *opts, num_classes: int = 3, seed: int = 0):
     """The model with random weights; FCOS's boxes are some cells large."""
     torch.manual_seed(seed)
-    model = build_model(small_config(method, *opts, num_classes=num_classes))
+    model = build(small_config(method, *opts, num_classes=num_classes))
     for name, module in model.named_modules():
         if name.endswith("box_distances"):
             torch.nn.init.constant_(module.bias, 2.0)

@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from instseg_d2.data import InstanceDatasetMapper
-from instseg_d2.errors import ConfigError
+from instseg_d2.errors import DatasetError
 from instseg_d2.modeling.postprocessing import boxes_of_masks, kept
 from instseg_d2.modeling.postprocessing.run_lengths import run_lengths
 from tests.methods import METHODS, small_config, small_model
@@ -120,7 +120,7 @@ def test_training(model, case, dtype):
 def test_a_training_sample_without_ground_truth_is_named(model):
     (sample,) = random_batch([1])
     del sample["instances"]
-    with pytest.raises(ConfigError, match=r"training sample a\.jpg has no 'instances'"):
+    with pytest.raises(DatasetError, match=r"training sample a\.jpg has no 'instances'"):
         model.train()([{**sample, "file_name": "a.jpg"}])
 
 

@@ -1,11 +1,10 @@
 """A BlendMask small enough for tests, and random samples for it."""
 
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 
-import instseg_d2.modeling  # noqa: F401 (registers)
 from instseg_d2.config import load_config, set_num_classes
+from instseg_d2.modeling.build import build
 
 TINY = [
     "MODEL.DEVICE", "cpu",
@@ -42,7 +41,7 @@ def tiny_config(*opts, num_classes=3):
 def tiny_model(*opts, num_classes=3, seed=0):
     """A tiny BlendMask with random weights."""
     torch.manual_seed(seed)
-    return build_model(tiny_config(*opts, num_classes=num_classes))
+    return build(tiny_config(*opts, num_classes=num_classes))
 
 
 def random_instances(num_objects, height, width, num_classes, generator):

@@ -1,9 +1,9 @@
 """An ISTR small enough for tests."""
 
 import torch
-from detectron2.modeling import build_model
 
 from instseg_d2.config import load_config
+from instseg_d2.modeling.build import build
 
 TINY = [
     "MODEL.DEVICE", "cpu",
@@ -40,7 +40,7 @@ def tiny_istr(*opts, method="", num_classes=3, seed=0):
     """
     torch.manual_seed(seed)
     opts = ["MODEL.ISTR.MASK_ENCODING_METHOD", method, "MODEL.ISTR.NUM_CLASSES", num_classes, *opts]
-    model = build_model(load_config("", [*TINY, *opts]))
+    model = build(load_config("", [*TINY, *opts]))
     centres, sizes = torch.rand(2, len(model.initial_boxes.weight), 2)
     model.initial_boxes.weight.data = torch.cat([centres, 0.2 + 0.6 * sizes], dim=1)
     embedding = model.mask_embedding

@@ -2,10 +2,9 @@
 
 import torch
 from detectron2 import model_zoo
-from detectron2.modeling import build_model
 
-import instseg_d2.modeling  # noqa: F401 (registers)
 from instseg_d2.config import get_cfg, set_num_classes
+from instseg_d2.modeling.build import build
 
 ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
 TINY = [
@@ -64,4 +63,4 @@ def tiny_rcnn_config(*opts, num_classes=3):
 def tiny_rcnn(*opts, num_classes=3, seed=0):
     """The model with random weights."""
     torch.manual_seed(seed)
-    return build_model(tiny_rcnn_config(*opts, num_classes=num_classes))
+    return build(tiny_rcnn_config(*opts, num_classes=num_classes))

@@ -10,7 +10,7 @@ from typing import Union
 from detectron2.data import DatasetCatalog
 
 from ..data.images import HEIC_SUFFIXES, image_suffixes
-from ..errors import ConfigError
+from ..errors import DatasetError
 
 __all__ = ["find_inputs", "is_video"]
 
@@ -73,7 +73,7 @@ def find_inputs(patterns: Union[str, os.PathLike, Sequence]) -> list[str]:
 
     Raises:
         FileNotFoundError: a name matches nothing, a folder holds no image.
-        ConfigError: a video beside other inputs.
+        DatasetError: a video beside other inputs.
     """
     if isinstance(patterns, (str, os.PathLike)):
         patterns = [patterns]
@@ -92,5 +92,5 @@ def find_inputs(patterns: Union[str, os.PathLike, Sequence]) -> list[str]:
                 raise FileNotFoundError(f"{pattern}: no such file, folder or registered data set")
         files.update(dict.fromkeys(sorted(found)))
     if len(files) > 1 and any(map(is_video, files)):
-        raise ConfigError(f"{next(filter(is_video, files))}: a video must be the only input")
+        raise DatasetError(f"{next(filter(is_video, files))}: a video must be the only input")
     return list(files)

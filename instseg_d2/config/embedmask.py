@@ -166,6 +166,10 @@ def check_embedmask_config(cfg: CfgNode) -> None:
     if not head and cfg.MODEL.META_ARCHITECTURE != "EmbedMask":
         return
     node = cfg.MODEL.EMBED_MASK
+    require(
+        head or cfg.TEST.DETECTIONS_PER_IMAGE >= 1,
+        f"TEST.DETECTIONS_PER_IMAGE is {cfg.TEST.DETECTIONS_PER_IMAGE}; EmbedMask keeps at least 1.",
+    )
     from_box = embedmask_version(cfg) == "v1"
     require(
         embedmask_value(cfg, "BOX_TO_MARGIN_BLOCK") == from_box,

@@ -137,6 +137,10 @@ def check_istr_config(cfg: CfgNode) -> None:
 def _check_heads(cfg: CfgNode) -> None:
     node = cfg.MODEL.ISTR
     require(
+        cfg.TEST.DETECTIONS_PER_IMAGE >= 1,
+        f"TEST.DETECTIONS_PER_IMAGE is {cfg.TEST.DETECTIONS_PER_IMAGE}; ISTR keeps at least 1.",
+    )
+    require(
         node.HIDDEN_DIM % node.NHEADS == 0,
         f"MODEL.ISTR.HIDDEN_DIM is {node.HIDDEN_DIM}; it must be a multiple of MODEL.ISTR.NHEADS, {node.NHEADS}.",
     )

@@ -33,7 +33,7 @@ def export_verified(predictor: Predictor, path: str, format: str, files: Sequenc
 
     Raises:
         ParityError: the file failed; nothing is left at ``path``.
-        ConfigError: see `export`.
+        ValueError: see `export`.
     """
     with written_whole(path) as temporary:
         information = export(predictor, str(temporary), format, **options)

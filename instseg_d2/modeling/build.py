@@ -49,8 +49,8 @@ def _fault(cfg: CfgNode, error: Exception):
         return text
     unknown = re.fullmatch(r"No object named '(.*)' found in '(.*)' registry!", text)
     if unknown:
-        keys = " and ".join(key for key, value in items(cfg) if value == unknown[1]) or "the config"
-        return f"{keys} is {unknown[1]!r}; the registry {unknown[2]} has no such name."
+        keys = " and ".join(key for key, value in items(cfg) if value == unknown[1]) or "a part of the model"
+        return f"{keys} is {unknown[1]!r}; it must be one of {', '.join(_registered(error))}."
     if "detectron2._C" in text:
         return (
             "the config needs an operator of Detectron2's compiled library, which is not built here "
@@ -60,6 +60,14 @@ def _fault(cfg: CfgNode, error: Exception):
     if isinstance(error, ImportError):
         return None
     return f"the model of this config cannot be built: {text or place.line} ({_place(place)})."
+
+
+def _registered(error: KeyError) -> list[str]:
+    """The names in the registry that has raised the error."""
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return sorted(name for name, _ in trace.tb_frame.f_locals["self"])
 
 
 def _place(frame: traceback.FrameSummary) -> str:

@@ -13,7 +13,7 @@ from detectron2.structures.masks import polygons_to_bitmask
 from torch import nn
 from torchvision.ops import roi_align
 
-from ..errors import ConfigError
+from ..errors import DatasetError
 
 __all__ = [
     "box_masks",
@@ -31,10 +31,10 @@ def with_masks(instances: Sequence[Instances], owner: nn.Module) -> list[Instanc
     Ground truth with a field of masks in every image. Detectron2's mapper leaves it out where there is no object.
 
     Raises:
-        ConfigError: objects have no masks; the message names the class of ``owner``.
+        DatasetError: objects have no masks; the message names the class of ``owner``.
     """
     if not all(x.has("gt_masks") for x in instances if len(x)):
-        raise ConfigError(f"{type(owner).__name__} trains on masks: set MODEL.MASK_ON to True.")
+        raise DatasetError(f"{type(owner).__name__} trains on masks: set MODEL.MASK_ON to True.")
     completed = []
     for x in instances:
         if not x.has("gt_masks"):

@@ -14,8 +14,6 @@ from detectron2.modeling.roi_heads import BaseMaskRCNNHead
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
 from detectron2.structures import Boxes, Instances
 
-from ..errors import ConfigError
-
 
 class ImageMaskHead(BaseMaskRCNNHead):
     """
@@ -29,11 +27,11 @@ class ImageMaskHead(BaseMaskRCNNHead):
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         if isinstance(input_shape, ShapeSpec):
             if not cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE:
-                raise ConfigError(
+                raise ValueError(
                     f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}, which gives a mask head no features of the "
                     f"whole image; {cls.__name__} works in StandardROIHeads and CascadeROIHeads."
                 )
-            raise ConfigError(
+            raise ValueError(
                 f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is {cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE!r}; {cls.__name__} needs "
                 '"": it reads the features of the whole image.'
             )

@@ -9,7 +9,7 @@ from detectron2.structures import ImageList, Instances
 from torch import nn
 
 from ..checkpoint.authors import convert_state_dict
-from ..errors import ConfigError
+from ..errors import DatasetError
 from .ground_truth import with_masks
 from .postprocessing import check_mask_form, in_parts, kept, set_mask_form
 
@@ -91,11 +91,11 @@ class InstanceSegmenter(nn.Module):
         The ground truth of a training batch on the model's device.
 
         Raises:
-            ConfigError: a sample has no ground truth, or no masks for a method that needs them.
+            DatasetError: a sample has no ground truth, or no masks for a method that needs them.
         """
         for x in batched_inputs:
             if "instances" not in x:
-                raise ConfigError(
+                raise DatasetError(
                     f"the training sample {x.get('file_name', x.get('image_id', '?'))} has no 'instances': an image "
                     "without objects needs them, too, of length 0."
                 )

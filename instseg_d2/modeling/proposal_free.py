@@ -6,7 +6,6 @@ from typing import Optional
 import torch
 from detectron2.structures import ImageList, Instances
 
-from ..errors import ConfigError
 from .ground_truth import with_masks
 from .postprocessing import kept
 
@@ -40,8 +39,8 @@ class ProposalFreeROIHeads:
     def forward_with_given_boxes(self, features: dict[str, torch.Tensor], instances: Sequence[Instances]):
         """
         Raises:
-            ConfigError: always; Detectron2's test-time augmentation asks for masks in boxes of other images.
+            ValueError: always; Detectron2's test-time augmentation asks for masks in boxes of other images.
         """
-        raise ConfigError(
+        raise ValueError(
             f"{type(self).__name__} finds masks by itself, not in given boxes: set TEST.AUG.ENABLED False."
         )

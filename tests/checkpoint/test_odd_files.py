@@ -16,7 +16,7 @@ from torch import nn
 from instseg_d2.checkpoint import InstSegCheckpointer, formats, read_checkpoint_info, read_extra, read_weights
 from instseg_d2.config import get_cfg
 from instseg_d2.engine import Predictor
-from instseg_d2.errors import CheckpointError, ConfigError
+from instseg_d2.errors import CheckpointError
 from instseg_d2.modeling.istr.autoencoder import AE
 from tests.checkpoint.converting import convert
 from tests.checkpoint.test_checkpointer import Evil
@@ -51,7 +51,7 @@ def test_tar_files_are_refused(tmp_path, monkeypatch, capsys):
     assert_refused(path, r"w\.pth is not loaded, because it .*could run code: it is in .* a tar file")
     assert convert([str(path), str(tmp_path / "clean.pth")]) == 2
     assert f"--trust {path}" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match=r"PATH_COMPONENTS: .*w\.pth is not loaded.*a tar file"):
+    with pytest.raises(CheckpointError, match=r"PATH_COMPONENTS: .*w\.pth is not loaded.*a tar file"):
         AE(dim=16).load_file(str(path))
     assert not trace.exists()
     convert(["--trust", str(path), str(tmp_path / "clean.pth")])

@@ -32,6 +32,7 @@ ACCEPTED_ONLY = {
     "CONV_BODY",
     "MOBILENET",
     "NORM_REG_TARGETS",
+    "NUM_DYNAMIC",
 }
 
 
@@ -139,6 +140,8 @@ def test_own_keys_are_all_read():
         defined |= set(re.findall(r"^    (?:node|cfg(?:\.\w+)+)\.([A-Z][A-Z0-9_]+) = ", path.read_text(), re.M))
     assert "POS_RADIUS" in defined
     code = "".join(p.read_text() for p in (ROOT / "instseg_d2").rglob("*.py") if "config" not in p.parent.name)
+    checks = [p.read_text().partition("\ndef check_")[2] for p in (ROOT / "instseg_d2/config").glob("*.py")]
+    code += "".join(checks)  # of values that must agree
     families = {"INFERENCE_TH", "PRE_NMS_TOPK", "POST_NMS_TOPK"}
     nodes = {
         "FCOS",

@@ -8,10 +8,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 
 from instseg_d2.config import get_cfg, load_config, set_num_classes
+from instseg_d2.config.embedmask import embedmask_value, mask_stride
 from instseg_d2.engine.solver import build_optimizer
 from instseg_d2.errors import ConfigError
 from instseg_d2.modeling.build import build
-from instseg_d2.modeling.embedmask.versions import VERSIONS, fcos_arguments, mask_stride, value_of, version_of
+from instseg_d2.modeling.embedmask.versions import VERSIONS, fcos_arguments, version_of
 
 FOLDER = Path(__file__).parents[2] / "configs/EmbedMask"
 SCHEDULES = {1: ((60000, 80000), 90000, (800,)), 3: ((210000, 250000), 270000, (640, 800))}
@@ -128,11 +129,11 @@ VALUES = ("EMBED_DIM", "BOX_PADDING", "MASK_TH", "SAMPLE_POS_IOU_TH", "LOSS_SMOO
 )
 def test_the_version_alone_says_the_rest(version, expected):
     cfg = load_config(str(FOLDER / "Base-EmbedMask.yaml"), ["MODEL.DEVICE", "meta", *keys(VERSION=version)])
-    found = tuple(value_of(cfg, key) for key in VALUES)
+    found = tuple(embedmask_value(cfg, key) for key in VALUES)
     assert found == expected
     assert [type(value) for value in found] == [int, float, float, float, float, bool]
     recipe = load_config(str(FOLDER / f"{version}_R_50_1x.yaml"), ["MODEL.DEVICE", "meta"])
-    assert tuple(value_of(recipe, key) for key in VALUES) == expected
+    assert tuple(embedmask_value(recipe, key) for key in VALUES) == expected
     with torch.device("meta"):
         model, written_out = build_model(cfg), build_model(recipe)
     shapes = [{name: tuple(x.shape) for name, x in m.state_dict().items()} for m in (model, written_out)]
@@ -141,7 +142,7 @@ def test_the_version_alone_says_the_rest(version, expected):
     assert model.mask_threshold == written_out.mask_threshold == expected[2]
     # A given value stays, also one that equals another version's.
     cfg.merge_from_list(keys(EMBED_DIM=12, MASK_TH=0.6, LOSS_SMOOTH_ALPHA=0.3, BOX_PADDING=0.2))
-    assert tuple(value_of(cfg, key) for key in VALUES) == (12, 0.2, 0.6, expected[3], 0.3, expected[5])
+    assert tuple(embedmask_value(cfg, key) for key in VALUES) == (12, 0.2, 0.6, expected[3], 0.3, expected[5])
 
 
 def test_written_configs_keep_their_meaning(tmp_path):
@@ -149,7 +150,7 @@ def test_written_configs_keep_their_meaning(tmp_path):
         (tmp_path / "config.yaml").write_text(load_config("", keys(VERSION=version)).dump())
         cfg = load_config(str(tmp_path / "config.yaml"))
         assert version_of(cfg) is VERSIONS[version]
-        assert value_of(cfg, "EMBED_DIM") == BY_VERSION[version][0]
+        assert embedmask_value(cfg, "EMBED_DIM") == BY_VERSION[version][0]
 
 
 @pytest.mark.parametrize(

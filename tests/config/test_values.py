@@ -329,8 +329,11 @@ def test_every_way_to_a_model_checks_first(tmp_path, monkeypatch, way):
 
 
 def test_unknown_parts_name_their_key():
-    cfg = load_config("", ["MODEL.META_ARCHITECTURE", "Sparseinst", "MODEL.DEVICE", "cpu"])
-    with pytest.raises(ConfigError, match=r"^MODEL\.META_ARCHITECTURE is 'Sparseinst'; the registry META_ARCH has no"):
-        Trainer.build_model(cfg)
-    with torch.device("meta"), pytest.raises(ConfigError, match=r"^MODEL\.BACKBONE\.NAME is 'resnet'; the registry BA"):
-        Trainer.build_model(load_config("", ["MODEL.BACKBONE.NAME", "resnet"]))
+    for opts, message in (
+        (["MODEL.META_ARCHITECTURE", "Sparseinst"], r"META_ARCHITECTURE is 'Sparseinst'; .*BlendMask, .*SparseInst"),
+        (["MODEL.BACKBONE.NAME", "resnet"], r"BACKBONE\.NAME is 'resnet'; it must be one of .*build_resnet_backbone"),
+        (["MODEL.ISTR.EMBEDDING", "Raw"], r"ISTR\.EMBEDDING is 'Raw'; it must be one of AE, DCT, PCA, RawMask\.$"),
+    ):
+        cfg = load_config(CONFIGS / "ISTR/ISTR-AE-R50-3x.yaml", ["MODEL.DEVICE", "meta", *opts])
+        with torch.device("meta"), pytest.raises(ConfigError, match=rf"^MODEL\.{message}"):
+            Trainer.build_model(cfg)

@@ -7,7 +7,7 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torchvision.ops import roi_align
 
-from instseg_d2.errors import ConfigError
+from instseg_d2.errors import DatasetError
 from instseg_d2.modeling.ground_truth import box_masks, canvas_masks, crop_masks, pad_maps, semantic_map
 from tests import tiny
 from tests.modeling.embedmask.test_embedmask import tiny_embedmask
@@ -33,7 +33,7 @@ def test_images_without_objects_need_no_masks(method):
 def test_objects_without_masks_are_told_of(method):
     batch = tiny.random_batch([0, 2])
     batch[1]["instances"].remove("gt_masks")
-    with pytest.raises(ConfigError, match=rf"{method} trains on masks: set MODEL\.MASK_ON"):
+    with pytest.raises(DatasetError, match=rf"{method} trains on masks: set MODEL\.MASK_ON"):
         METHODS[method]()(batch)
 
 

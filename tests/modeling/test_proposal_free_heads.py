@@ -11,7 +11,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from instseg_d2.errors import ConfigError
+from instseg_d2.errors import CheckpointError, ConfigError, DatasetError
 from instseg_d2.modeling.sparseinst.inference import CanvasMasks
 from tests.tiny import random_batch
 from tests.tiny_rcnn import tiny_rcnn, tiny_rcnn_config
@@ -147,10 +147,13 @@ def test_masks_of_the_canvas():
 def test_what_cannot_be_used_is_named():
     with pytest.raises(ConfigError, match=r"ENCODER\.IN_FEATURES names res7"):
         tiny_rcnn(*SPARSE, "MODEL.SPARSE_INST.ENCODER.IN_FEATURES", ["res3", "res7"])
-    with EventStorage(), pytest.raises(ConfigError, match=r"PCA mask embedding has no values yet.*ensure_fitted.*DCT"):
+    with (
+        EventStorage(),
+        pytest.raises(CheckpointError, match=r"PCA mask embedding has no values.*ensure_fitted.*DCT"),
+    ):
         tiny_rcnn(*ISTR, "MODEL.ISTR.MASK_ENCODING_METHOD", "", "MODEL.ISTR.MASK_DIM", 8)(random_batch([1]))
     model = tiny_rcnn(*SPARSE, *NO_PROPOSALS)
     batch = random_batch([1])
     batch[0]["instances"].remove("gt_masks")
-    with EventStorage(), pytest.raises(ConfigError, match=r"SparseInstHeads trains on masks.*MASK_ON"):
+    with EventStorage(), pytest.raises(DatasetError, match=r"SparseInstHeads trains on masks.*MASK_ON"):
         model(batch)

@@ -1,5 +1,7 @@
 """Detectron2's ResNet with deformable convolutions that need no compiled Detectron2."""
 
+from collections.abc import Mapping, Sequence
+
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import Backbone, ResNet, build_resnet_backbone
 from detectron2.modeling.backbone import build_backbone as build_registered_backbone
@@ -29,6 +31,18 @@ def build_resnet(cfg, input_shape: ShapeSpec) -> ResNet:
                 groups=cfg.MODEL.RESNETS.DEFORM_NUM_GROUPS,
             )
     return backbone
+
+
+def require_maps(key: str, names: Sequence[str], maps: Mapping) -> None:
+    """
+    Check that a backbone has the maps that a config key names.
+
+    Raises:
+        ValueError: it lacks one.
+    """
+    missing = [name for name in names if name not in maps]
+    if missing:
+        raise ValueError(f"{key} names {', '.join(missing)}; the backbone has {', '.join(maps)}.")
 
 
 def build_backbone(cfg) -> Backbone:

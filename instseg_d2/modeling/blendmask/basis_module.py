@@ -12,8 +12,8 @@ from detectron2.layers import ASPP, Conv2d, ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from ...errors import ConfigError
 from ...layers import get_norm
+from ..backbone import require_maps
 
 BASIS_MODULE_REGISTRY = Registry("BASIS_MODULE")
 BASIS_MODULE_REGISTRY.__doc__ = """
@@ -64,19 +64,15 @@ class BasisModule(nn.Module):
     @staticmethod
     def shared_arguments(cfg, input_shape: dict[str, ShapeSpec]) -> dict:
         node = cfg.MODEL.BASIS_MODULE
-        missing = [name for name in node.IN_FEATURES if name not in input_shape]
-        if missing:
-            raise ConfigError(
-                f"MODEL.BASIS_MODULE.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}."
-            )
+        require_maps("MODEL.BASIS_MODULE.IN_FEATURES", node.IN_FEATURES, input_shape)
         stride = input_shape[node.IN_FEATURES[0]].stride
         if any(scale * stride != 2 for scale in cfg.MODEL.BLENDMASK.POOLER_SCALES):  # the resolution is doubled
-            raise ConfigError(
+            raise ValueError(
                 f"MODEL.BLENDMASK.POOLER_SCALES is {cfg.MODEL.BLENDMASK.POOLER_SCALES}; bases from "
                 f"{node.IN_FEATURES[0]} of stride {stride} have scale {2 / stride:g}."
             )
         if node.LOSS_ON and node.COMMON_STRIDE != stride:  # the semantic logits have their input's
-            raise ConfigError(
+            raise ValueError(
                 f"MODEL.BASIS_MODULE.COMMON_STRIDE is {node.COMMON_STRIDE}; the semantic loss on "
                 f"{node.IN_FEATURES[0]} needs its stride, {stride}."
             )
@@ -158,7 +154,7 @@ class DeepLabV3Plus(BasisModule):
         """See `ProtoNet`; in_channels are of the low and the high map."""
         super().__init__(in_channels=in_channels[0], **kwargs)
         if len(in_channels) != 2:
-            raise ConfigError("MODEL.BASIS_MODULE.IN_FEATURES of DeepLabV3Plus takes two levels, e.g. p3 and p5.")
+            raise ValueError(f"in_channels are of two maps, a fine and a coarse one; got {list(in_channels)}")
         low, high = in_channels
         self.pyramid = ASPP(high, channels, [6, 12, 18], norm=norm, activation=F.relu)
         self.project = conv_norm_relu(low, 48, norm, kernel_size=1)

@@ -14,7 +14,6 @@ from detectron2.config import configurable
 from torch import nn
 
 from ... import ops
-from ...errors import ConfigError
 from ...layers import assemble_boxes, crop_boxes
 
 
@@ -48,21 +47,19 @@ class Blender(nn.Module):
             RoIAlign; top_interp, bottom_interp: "bilinear" or "nearest" for attention and bases.
 
         Raises:
-            ConfigError: a value is unknown, or fcis without a square number of bases.
+            ValueError: a value is unknown, or fcis without a square number of bases.
         """
         super().__init__()
-        for key, value, allowed in (
-            ("TOP_INTERP", top_interp, ("bilinear", "nearest")),
-            ("BOTTOM_INTERP", bottom_interp, ("bilinear", "nearest")),
-            ("MERGING", merging, ("blender", "yolact", "fcis")),
+        for name, value, allowed in (
+            ("top_interp", top_interp, ("bilinear", "nearest")),
+            ("bottom_interp", bottom_interp, ("bilinear", "nearest")),
+            ("merging", merging, ("blender", "yolact", "fcis")),
         ):
             if value not in allowed:
-                raise ConfigError(f"MODEL.BLENDMASK.{key} is {value!r}; it must be one of {', '.join(allowed)}.")
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
         self.grid = math.isqrt(num_bases)
         if merging == "fcis" and self.grid**2 != num_bases:
-            raise ConfigError(
-                f"MODEL.BLENDMASK.MERGING fcis needs a square MODEL.BASIS_MODULE.NUM_BASES; got {num_bases}."
-            )
+            raise ValueError(f"fcis needs a square number of bases; got {num_bases}")
         self.num_bases = num_bases
         self.attention_size = 1 if merging == "yolact" else attention_size
         self.resolution = resolution
@@ -76,10 +73,6 @@ class Blender(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         node = cfg.MODEL.BLENDMASK
-        if node.POOLER_TYPE not in ("ROIAlign", "ROIAlignV2"):
-            raise ConfigError(f"MODEL.BLENDMASK.POOLER_TYPE is {node.POOLER_TYPE!r}; use ROIAlignV2 or ROIAlign.")
-        if len(node.POOLER_SCALES) != 1:
-            raise ConfigError("MODEL.BLENDMASK.POOLER_SCALES takes one value: the bases are one map.")
         return {
             "num_bases": cfg.MODEL.BASIS_MODULE.NUM_BASES,
             "attention_size": node.ATTN_SIZE,

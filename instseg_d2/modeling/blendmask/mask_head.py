@@ -13,7 +13,6 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
 from torch import nn
 
-from ...errors import ConfigError
 from ...layers import ConvTower, init_normal, join_boxes
 from ..image_mask_head import ImageMaskHead, box_pooler
 from .basis_module import build_basis_module
@@ -62,11 +61,6 @@ class BlendMaskHead(ImageMaskHead):
     @classmethod
     def from_config(cls, cfg, input_shape):
         arguments = super().from_config(cfg, input_shape)
-        if cfg.MODEL.BASIS_MODULE.LOSS_ON:
-            raise ConfigError(
-                "MODEL.BASIS_MODULE.LOSS_ON must be False with BlendMaskHead: a mask head does not see the whole "
-                "ground truth of an image."
-            )
         blender = Blender(cfg)
         attention, pooler, tower = None, None, None
         if blender.num_attention_channels:

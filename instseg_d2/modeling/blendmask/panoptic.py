@@ -15,7 +15,7 @@ from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import Instances
 from torch import nn
 
-from ...errors import ConfigError
+from ...errors import DatasetError
 from ..ground_truth import pad_maps
 from ..postprocessing import RunLengthMasks
 
@@ -26,7 +26,7 @@ def build_semantic_head(cfg, input_shape: dict[str, ShapeSpec]) -> Optional[nn.M
         return None
     missing = [name for name in cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES if name not in input_shape]
     if missing:
-        raise ConfigError(
+        raise ValueError(
             f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}. "
             "Where instances alone are wanted, set MODEL.PANOPTIC_FPN.COMBINE.ENABLED to False."
         )
@@ -43,10 +43,10 @@ def semantic_losses(head: nn.Module, features: dict, batched_inputs: Sequence[di
         size: (H, W) of the padded batch.
 
     Raises:
-        ConfigError: a sample without ``sem_seg``.
+        DatasetError: a sample without ``sem_seg``.
     """
     if not all("sem_seg" in x for x in batched_inputs):
-        raise ConfigError(
+        raise DatasetError(
             "panoptic BlendMask trains on data sets with semantic maps (sem_seg_file_name in their records); for "
             "instances alone set MODEL.PANOPTIC_FPN.COMBINE.ENABLED to False."
         )

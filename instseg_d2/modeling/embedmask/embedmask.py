@@ -16,6 +16,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
 from ... import ops
+from ...config.embedmask import embedmask_value, mask_stride
 from ...layers import join_boxes
 from ..backbone import freeze_unread_levels
 from ..meta_arch import InstanceSegmenter
@@ -25,7 +26,7 @@ from .criterion import MaskCriterion
 from .explain import explain_image
 from .head import PixelHead, ProposalHead
 from .targets import GroundTruth
-from .versions import Version, fcos_arguments, mask_stride, value_of, version_of
+from .versions import Version, fcos_arguments, version_of
 from .window_masks import WindowMasks, detection_windows
 
 LOSS_NAMES = {"loss_fcos_cls": "loss_cls", "loss_fcos_loc": "loss_reg", "loss_fcos_ctr": "loss_centerness"}
@@ -81,10 +82,10 @@ class EmbedMask(InstanceSegmenter):
             averaged=version.averaged,
             least_probability=version.least_probability,
             stride=stride,
-            iou_threshold=value_of(cfg, "SAMPLE_POS_IOU_TH"),
-            box_padding=value_of(cfg, "BOX_PADDING"),
+            iou_threshold=embedmask_value(cfg, "SAMPLE_POS_IOU_TH"),
+            box_padding=embedmask_value(cfg, "BOX_PADDING"),
             mask_weight=node.LOSS_MASK_ALPHA,
-            smooth_weight=value_of(cfg, "LOSS_SMOOTH_ALPHA"),
+            smooth_weight=embedmask_value(cfg, "LOSS_SMOOTH_ALPHA"),
         )
         return {
             "backbone": backbone,
@@ -95,7 +96,7 @@ class EmbedMask(InstanceSegmenter):
             "version": version,
             "stride": stride,
             "sample_in_mask": node.SAMPLE_IN_MASK,
-            "mask_threshold": value_of(cfg, "MASK_TH"),
+            "mask_threshold": embedmask_value(cfg, "MASK_TH"),
             **cls.shared_arguments(cfg),
         }
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from detectron2.config import configurable
 from torch import nn
 
+from ...config.embedmask import embedmask_value
 from ...layers import ConvTower, conv_at_rows, flatten_levels, init_normal
 from ..proposal_generator.fcos_head import HeadOutputs
-from .versions import value_of
 
 POSITION_UNIT = 100.0  # pixels
 MAX_LOG_MARGIN = 40.0  # far beyond any that is learned: the product with a squared distance stays finite
@@ -84,7 +84,7 @@ class PixelHead(nn.Module):
         node = cfg.MODEL.EMBED_MASK
         return {
             "channels": channels,
-            "embed_dim": value_of(cfg, "EMBED_DIM"),
+            "embed_dim": embedmask_value(cfg, "EMBED_DIM"),
             "stride": node.FPN_STRIDES[0],
             "num_convs": node.MASK_NUM_CONVS,
             "norm": node.NORM,
@@ -163,7 +163,7 @@ class ProposalHead(nn.Module):
         node = cfg.MODEL.EMBED_MASK
         return {
             "channels": channels,
-            "embed_dim": value_of(cfg, "EMBED_DIM"),
+            "embed_dim": embedmask_value(cfg, "EMBED_DIM"),
             "num_levels": len(node.FPN_STRIDES),
             "margin": margin,
             "prior_margin": node.PRIOR_MARGIN,

@@ -16,14 +16,14 @@ from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
 from torch import nn
 
 from ... import ops
-from ...errors import ConfigError
+from ...config.embedmask import embedmask_value, mask_stride
 from ...layers import ConvTower, crop_boxes, init_normal, join_boxes
 from ..ground_truth import box_masks
 from ..image_mask_head import ImageMaskHead, add_masks, box_pooler, for_pasting
 from ..losses.lovasz import lovasz_hinge
 from .criterion import probability_logits
 from .head import MAX_LOG_MARGIN, PixelHead, add_position, box_margin_layer
-from .versions import check_divisors, check_margin, mask_stride, value_of, version_of
+from .versions import version_of
 
 
 class BoxProposalHead(nn.Module):
@@ -150,23 +150,13 @@ class EmbedMaskHead(ImageMaskHead):
     def from_config(cls, cfg, input_shape):
         arguments = super().from_config(cfg, input_shape)
         node, head, version = cfg.MODEL.EMBED_MASK, cfg.MODEL.ROI_MASK_HEAD, version_of(cfg)
-        check_margin(cfg)
-        check_divisors(cfg)
-        threshold, embed_dim = value_of(cfg, "MASK_TH"), value_of(cfg, "EMBED_DIM")
+        threshold, embed_dim = embedmask_value(cfg, "MASK_TH"), embedmask_value(cfg, "EMBED_DIM")
         pixel_feature = next((name for name, x in input_shape.items() if x.stride == node.FPN_STRIDES[0]), None)
         if pixel_feature is None:
-            raise ConfigError(
+            raise ValueError(
                 f"MODEL.EMBED_MASK.FPN_STRIDES begins with {node.FPN_STRIDES[0]}; no map of "
                 f"MODEL.ROI_HEADS.IN_FEATURES has that stride: {', '.join(input_shape)}."
             )
-        for key, value, good in (
-            ("EMBED_MASK.MASK_TH", threshold, 0 < threshold < 1),
-            ("EMBED_MASK.EMBED_DIM", embed_dim, embed_dim >= 2),
-            ("EMBED_MASK.BOX_TO_MARGIN_SCALE", node.BOX_TO_MARGIN_SCALE, node.BOX_TO_MARGIN_SCALE > 0),
-            ("ROI_MASK_HEAD.POOLER_RESOLUTION", head.POOLER_RESOLUTION, head.POOLER_RESOLUTION >= 1),
-        ):
-            if not good:
-                raise ConfigError(f"MODEL.{key} {value} cannot be used by EmbedMaskHead.")
         channels = input_shape[pixel_feature].channels
         proposal_head = BoxProposalHead(
             channels=channels,

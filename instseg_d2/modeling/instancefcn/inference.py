@@ -14,7 +14,6 @@ from detectron2.structures import Boxes, Instances
 from torchvision.ops import nms
 
 from ... import ops
-from ...errors import ConfigError
 from ..postprocessing import boxes_of_masks, rescored
 from .windows import inside_image, window_corners
 
@@ -39,7 +38,7 @@ class ProposalLimits:
 
     def __post_init__(self):
         if self.score not in SCORES:
-            raise ConfigError(f"MODEL.INSTANCE_FCN.SCORE is {self.score!r}; it must be one of {', '.join(SCORES)}.")
+            raise ValueError(f"score is {self.score!r}; it must be one of {', '.join(SCORES)}")
 
 
 def segments_of_windows(mask_logits: torch.Tensor, objectness: torch.Tensor, corners, stride: int, image_size, score):

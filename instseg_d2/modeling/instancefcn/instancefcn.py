@@ -15,7 +15,6 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_proposal_generator, bu
 from detectron2.structures import ImageList, Instances
 from torch import nn
 
-from ...errors import ConfigError
 from ..backbone import build_backbone, freeze_unread_levels
 from ..meta_arch import InstanceSegmenter
 from ..postprocessing import kept
@@ -52,16 +51,13 @@ class InstanceFCN(InstanceSegmenter):
             kwargs: of `InstanceSegmenter`.
 
         Raises:
-            ConfigError: scales that cannot be used.
+            ValueError: scales that cannot be used.
         """
         super().__init__(**kwargs)
         if not scales or min(scales) < 1:
-            raise ConfigError(f"MODEL.INSTANCE_FCN.SCALES_TEST is {tuple(scales)}; it must list positive sizes.")
+            raise ValueError(f"scales is {tuple(scales)}; it must list positive sizes")
         if roi_heads is not None and classifier_scale not in scales:
-            raise ConfigError(
-                f"MODEL.INSTANCE_FCN.CLASSIFIER_SCALE is {classifier_scale}; it must be one of SCALES_TEST: "
-                f"{', '.join(map(str, scales))}."
-            )
+            raise ValueError(f"classifier_scale is {classifier_scale}; it must be one of the scales {tuple(scales)}")
         self.proposal_generator = proposal_generator
         self.scales = list(scales)
         self.max_size = max_size

@@ -9,7 +9,6 @@ from detectron2.config import configurable
 from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY
 from torch import nn
 
-from ...errors import ConfigError
 from ...layers import assemble_boxes, conv_stack, init_normal, join_boxes
 from ..image_mask_head import ImageMaskHead
 
@@ -63,16 +62,10 @@ class AssembleMaskHead(ImageMaskHead):
         arguments = super().from_config(cfg, input_shape)
         head, node = cfg.MODEL.ROI_MASK_HEAD, cfg.MODEL.ASSEMBLE_MASK_HEAD
         if node.IN_FEATURE not in input_shape:
-            raise ConfigError(
+            raise ValueError(
                 f"MODEL.ASSEMBLE_MASK_HEAD.IN_FEATURE is {node.IN_FEATURE!r}; it must be one of "
                 f"MODEL.ROI_HEADS.IN_FEATURES: {', '.join(input_shape)}."
             )
-        for key, value in (
-            ("ASSEMBLE_MASK_HEAD.GRID", node.GRID),
-            ("ROI_MASK_HEAD.POOLER_RESOLUTION", head.POOLER_RESOLUTION),
-        ):
-            if value < 1:
-                raise ConfigError(f"MODEL.{key} is {value}; it must be at least 1.")
         shape = input_shape[node.IN_FEATURE]
         return {
             **arguments,

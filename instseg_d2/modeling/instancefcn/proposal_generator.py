@@ -15,7 +15,6 @@ from detectron2.structures import ImageList, Instances
 from torch import nn
 
 from ... import ops
-from ...errors import ConfigError
 from .criterion import window_losses
 from .head import InstanceFCNHead
 from .inference import ProposalLimits, as_proposals, best_segments, decode
@@ -51,13 +50,11 @@ class InstanceFCN(nn.Module):
             grid: k; mask_size: m, cells.
 
         Raises:
-            ConfigError: a grid or mask size that cannot be.
+            ValueError: a grid or mask size that cannot be.
         """
         super().__init__()
         if not 1 <= grid <= mask_size:
-            raise ConfigError(
-                f"MODEL.INSTANCE_FCN.GRID is {grid} and MASK_SIZE {mask_size}; GRID must be from 1 to MASK_SIZE."
-            )
+            raise ValueError(f"grid is {grid} and mask_size {mask_size}; the grid must be from 1 to mask_size")
         self.head = head
         self.in_feature = in_feature
         self.stride = stride
@@ -70,7 +67,7 @@ class InstanceFCN(nn.Module):
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         node = cfg.MODEL.INSTANCE_FCN
         if node.IN_FEATURE not in input_shape:
-            raise ConfigError(
+            raise ValueError(
                 f"MODEL.INSTANCE_FCN.IN_FEATURE is {node.IN_FEATURE}; the backbone has {', '.join(input_shape)}."
             )
         shape = input_shape[node.IN_FEATURE]

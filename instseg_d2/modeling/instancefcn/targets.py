@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures import Instances
 
-from ...errors import ConfigError
 from ..ground_truth import canvas_masks
 from .windows import inside_image, window_centers, window_corners, window_offset
 
@@ -47,9 +46,7 @@ class WindowRules:
 
     def __post_init__(self):
         if self.cell_target not in CELL_TARGETS:
-            raise ConfigError(
-                f"MODEL.INSTANCE_FCN.CELL_TARGET is {self.cell_target!r}; it must be one of {', '.join(CELL_TARGETS)}."
-            )
+            raise ValueError(f"cell_target is {self.cell_target!r}; it must be one of {', '.join(CELL_TARGETS)}")
 
 
 @dataclass

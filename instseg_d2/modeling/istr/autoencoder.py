@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ...checkpoint.formats import load_torch
-from ...errors import CheckpointError, ConfigError
+from ...errors import CheckpointError, DatasetError
 from ...files import written_whole
 from ...layers import conv_norm_elu
 from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, mask_dice_losses, reconstruction_ious, require_file
@@ -75,7 +75,7 @@ class AE(MaskEmbedding):
             fit_epochs: of `fit`.
         """
         if size != SIZE:
-            raise ConfigError(f"MODEL.ISTR.MASK_SIZE is {size}; the AE embedding needs {SIZE}.")
+            raise ValueError(f"size is {size}; the AE embedding needs {SIZE}")
         super().__init__(dim=dim, size=size)
         self.freeze_encoder_bn = freeze_encoder_bn
         self.fit_epochs = fit_epochs
@@ -144,11 +144,11 @@ class AE(MaskEmbedding):
             seed: of the order of the masks.
 
         Raises:
-            ConfigError: there is no mask.
+            DatasetError: there is no mask.
         """
         masks = PackedMasks(mask_batches, self.size)
         if not len(masks):
-            raise ConfigError("the AE mask embedding needs masks to be fitted to; the training set has none.")
+            raise DatasetError("the AE mask embedding needs masks to be fitted to; the training set has none.")
         epochs = self.fit_epochs if epochs is None else epochs
         batch_size = min(batch_size, max(32, len(masks) // 100))
         check = masks[:1000] if held_out is None else held_out
@@ -185,7 +185,7 @@ class AE(MaskEmbedding):
         Read a file {E, D} with the state dicts of encoder and decoder, the authors' or ours.
 
         Raises:
-            ConfigError: the file is missing, of another layout, or made for another number of code numbers.
+            CheckpointError: the file is missing, of another layout, or made for another number of code numbers.
         """
         require_file(path)
         try:
@@ -194,9 +194,9 @@ class AE(MaskEmbedding):
                 state = {key.removeprefix("module.").removeprefix(prefix): x for key, x in data[name].items()}
                 module.load_state_dict(state)
         except CheckpointError as error:
-            raise ConfigError(f"MODEL.ISTR.PATH_COMPONENTS: {error}") from error
+            raise CheckpointError(f"MODEL.ISTR.PATH_COMPONENTS: {error}") from error
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise ConfigError(
+            raise CheckpointError(
                 f"MODEL.ISTR.PATH_COMPONENTS: {path} does not hold the state dicts E and D of an auto-encoder with "
                 f"{self.dim} numbers a code."
             ) from error

@@ -12,7 +12,7 @@ import torch
 from detectron2.config import configurable
 
 from ...config.istr import istr_value
-from ...errors import ConfigError
+from ...errors import CheckpointError, DatasetError
 from ...files import written_whole
 from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, require_file
 
@@ -155,12 +155,13 @@ class PCA(MaskEmbedding):
             batch_size: masks an update; the last ones share a batch of up to twice as many.
 
         Raises:
-            ConfigError: there is no mask, or no scikit-learn.
+            DatasetError: there is no mask.
+            CheckpointError: there is no scikit-learn.
         """
         try:
             from sklearn.decomposition import IncrementalPCA
         except ImportError as error:
-            raise ConfigError(
+            raise CheckpointError(
                 "fitting the PCA mask embedding needs scikit-learn: pip install scikit-learn, or name a fitted file in "
                 "MODEL.ISTR.PATH_COMPONENTS."
             ) from error
@@ -172,7 +173,7 @@ class PCA(MaskEmbedding):
             with np.errstate(invalid="ignore"):  # equal masks have no variance to divide by
                 pca.partial_fit(self._logits(masks).numpy())
         if pca is None:
-            raise ConfigError("the PCA mask embedding needs masks to be fitted to; the training set has none.")
+            raise DatasetError("the PCA mask embedding needs masks to be fitted to; the training set has none.")
         self._set(pca.components_, pca.mean_, pca.explained_variance_, pca.explained_variance_ratio_)
 
     def _set(self, components, mean, variance, ratio) -> None:
@@ -193,16 +194,18 @@ class PCA(MaskEmbedding):
         explained_variance_c (1, l), ratio_c (1, l). Of l >= L components the first L are taken.
 
         Raises:
-            ConfigError: the file is missing, of another layout, or made for other sizes.
+            CheckpointError: the file is missing, of another layout, or made for other sizes.
         """
         require_file(path)
         try:
             with np.load(path, allow_pickle=False) as file:
                 components, mean, variance, ratio = (np.asarray(file[key], np.float32)[0] for key in _KEYS)
         except (KeyError, IndexError, ValueError, OSError, EOFError) as error:
-            raise ConfigError(f"MODEL.ISTR.PATH_COMPONENTS: {path} has not the arrays {', '.join(_KEYS)}.") from error
+            raise CheckpointError(
+                f"MODEL.ISTR.PATH_COMPONENTS: {path} has not the arrays {', '.join(_KEYS)}."
+            ) from error
         if components.ndim != 2 or components.shape[1] != self.size**2 or len(components) < self.dim:
-            raise ConfigError(
+            raise CheckpointError(
                 f"MODEL.ISTR.PATH_COMPONENTS: {path} holds components of the shape {components.shape}; this config "
                 f"needs {self.dim} of {self.size} x {self.size} pixels."
             )

@@ -14,11 +14,10 @@ from fvcore.nn import sigmoid_focal_loss
 from torchvision.ops import generalized_box_iou_loss
 
 from ...config.istr import istr_value, istr_version
-from ...errors import ConfigError
 from ..losses import mean_over_workers
 from .embedding import MaskEmbedding, mask_dice_losses
 from .refinement import Predictions
-from .targets import MASK_COSTS, Matcher, Targets
+from .targets import Matcher, Targets
 
 MASK_LOSSES = ("both", "l2", "dice")
 
@@ -60,14 +59,6 @@ class ISTRCriterion:
     def from_config(cls, cfg) -> "ISTRCriterion":
         """The criterion of MODEL.ISTR."""
         node, version = cfg.MODEL.ISTR, istr_version(cfg)
-        for key, allowed in (("MASK_COST", MASK_COSTS), ("MASK_LOSS", MASK_LOSSES)):
-            if node[key] not in allowed:
-                raise ConfigError(f"MODEL.ISTR.{key} is {node[key]!r}; it must be one of {', '.join(allowed)}.")
-        learned_decoder = node.MASK_ENCODING_METHOD == "AE"
-        if learned_decoder and node.MASK_COST == "dice":
-            raise ConfigError("MODEL.ISTR.MASK_COST dice decodes every query, too much for AE; use cosine or l1.")
-        if learned_decoder and node.MASK_LOSS == "l2":
-            raise ConfigError("MODEL.ISTR.MASK_LOSS l2 would leave the decoder of AE untrained; use both or dice.")
         mask_weight = istr_value(cfg, "MASK_WEIGHT")
         shared = {
             "weights": {

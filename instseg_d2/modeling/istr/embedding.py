@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ...config.istr import istr_value, istr_version
 from ...data.training_masks import TrainingMasks
-from ...errors import ConfigError
+from ...errors import CheckpointError
 from ..losses.dice import paired_dice
 
 MASK_EMBEDDING_REGISTRY = Registry("MASK_EMBEDDING")
@@ -47,10 +47,7 @@ class MaskEmbedding(nn.Module):
         """
         super().__init__()
         if not 0 < dim <= size * size:
-            raise ConfigError(
-                f"a code of a {size} x {size} mask has 1 to {size * size} numbers, not {dim} (MODEL.ISTR.MASK_DIM in "
-                "version 1, MASK_FEAT_DIM in version 2)."
-            )
+            raise ValueError(f"a code of a {size} x {size} mask has 1 to {size * size} numbers, not {dim}")
         self.dim = dim
         self.size = size
 
@@ -91,11 +88,11 @@ class MaskEmbedding(nn.Module):
 
     def load_file(self, path: str) -> None:
         """Take the embedding from a file of the public layout."""
-        raise ConfigError(f"{type(self).__name__} is not learned and reads no file ({path}).")
+        raise CheckpointError(f"{type(self).__name__} is not learned and reads no file ({path}).")
 
     def save_file(self, path: str) -> None:
         """Write the embedding in the public layout."""
-        raise ConfigError(f"{type(self).__name__} is not learned and writes no file ({path}).")
+        raise CheckpointError(f"{type(self).__name__} is not learned and writes no file ({path}).")
 
 
 def require_file(path: str) -> str:
@@ -103,10 +100,10 @@ def require_file(path: str) -> str:
     The path of a fitted embedding.
 
     Raises:
-        ConfigError: there is no such file.
+        CheckpointError: there is no such file.
     """
     if not os.path.isfile(path):
-        raise ConfigError(
+        raise CheckpointError(
             f"MODEL.ISTR.PATH_COMPONENTS: there is no file {path}. projects/ISTR/fit_mask_embedding.py makes one; with "
             "an empty key the embedding is fitted when training starts."
         )
@@ -118,12 +115,9 @@ def build_mask_embedding(cfg: CfgNode) -> MaskEmbedding:
     The embedding that MODEL.ISTR.EMBEDDING or else MASK_ENCODING_METHOD names; PCA where both are empty (version 1).
 
     Raises:
-        ConfigError: the name is unknown, or the sizes do not fit.
+        KeyError: the registry has no such name.
     """
     name = cfg.MODEL.ISTR.EMBEDDING or cfg.MODEL.ISTR.MASK_ENCODING_METHOD or "PCA"
-    if name not in MASK_EMBEDDING_REGISTRY:
-        key = "EMBEDDING" if cfg.MODEL.ISTR.EMBEDDING else "MASK_ENCODING_METHOD"
-        raise ConfigError(f"MODEL.ISTR.{key} is {name!r}; it must be one of PCA, DCT, AE, RawMask.")
     return MASK_EMBEDDING_REGISTRY.get(name)(cfg)
 
 
@@ -185,16 +179,8 @@ def fit_embedding(embedding: MaskEmbedding, masks: TrainingMasks, **settings) ->
 
 
 def embedding_file(cfg: CfgNode) -> str:
-    """
-    The path in MODEL.ISTR.PATH_COMPONENTS or its other name MASK_EMBEDDING_FILE; "" where neither is set.
-
-    Raises:
-        ConfigError: both are set and differ.
-    """
-    paths = {path for path in (cfg.MODEL.ISTR.PATH_COMPONENTS, cfg.MODEL.ISTR.MASK_EMBEDDING_FILE) if path}
-    if len(paths) > 1:
-        raise ConfigError("MODEL.ISTR.PATH_COMPONENTS and MASK_EMBEDDING_FILE name different files; set one of them.")
-    return next(iter(paths), "")
+    """The path in MODEL.ISTR.PATH_COMPONENTS or its other name MASK_EMBEDDING_FILE; "" where neither is set."""
+    return cfg.MODEL.ISTR.PATH_COMPONENTS or cfg.MODEL.ISTR.MASK_EMBEDDING_FILE
 
 
 def ensure_fitted(model: nn.Module, cfg: CfgNode) -> None:
@@ -205,7 +191,8 @@ def ensure_fitted(model: nn.Module, cfg: CfgNode) -> None:
     processes, after the weights are loaded and before training.
 
     Raises:
-        ConfigError: the named file is missing or does not fit, or there is no mask.
+        CheckpointError: the named file is missing or does not fit.
+        DatasetError: there is no mask.
     """
     embedding = next((module for module in model.modules() if isinstance(module, MaskEmbedding)), None)
     if embedding is None or embedding.fitted:
@@ -229,12 +216,12 @@ def require_fitted(embedding: MaskEmbedding) -> None:
     Check that the embedding has values; once, since that reads from the device.
 
     Raises:
-        ConfigError: no weights and no fit have filled the embedding.
+        CheckpointError: no weights and no fit have filled the embedding.
     """
     if embedding.known_fitted:
         return
     if not embedding.fitted:
-        raise ConfigError(
+        raise CheckpointError(
             f"the {type(embedding).__name__} mask embedding has no values yet: train with instseg_d2.engine.Trainer, "
             "which fits it, call instseg_d2.modeling.istr.ensure_fitted(model, cfg) before training, or set "
             "MODEL.ISTR.MASK_ENCODING_METHOD to DCT, which needs no fit."

@@ -12,7 +12,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY, BaseMaskRCNNHead
 from detectron2.structures import Instances
 
-from ...errors import ConfigError
 from ..ground_truth import box_masks
 from ..image_mask_head import add_masks, for_pasting
 from .embedding import MaskEmbedding, build_mask_embedding, mask_dice_losses, require_fitted
@@ -57,12 +56,12 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
     def from_config(cls, cfg, input_shape):
         size = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
         if not isinstance(input_shape, ShapeSpec) or size != MASK_ROI_SIZE:
-            raise ConfigError(
+            raise ValueError(
                 f"MaskEmbeddingHead reads pooled features: set MODEL.ROI_MASK_HEAD.POOLER_TYPE ROIAlignV2 and "
                 f"POOLER_RESOLUTION {MASK_ROI_SIZE}."
             )
         if cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":
-            raise ConfigError(
+            raise ValueError(
                 "MODEL.ROI_HEADS.NAME is Res5ROIHeads, which pools features of another size; MaskEmbeddingHead works "
                 "in StandardROIHeads and CascadeROIHeads."
             )

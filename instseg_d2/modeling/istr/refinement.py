@@ -15,12 +15,11 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from torch import nn
 
 from ...config.istr import istr_version
-from ...errors import ConfigError
 from ...layers import PyramidPooler
+from ..backbone import require_maps
 from .embedding import MaskEmbedding
 from .head import (
     MASK_ROI_SIZE,
-    ROI_ATTENTIONS,
     DynamicAttention,
     MultiHeadRoIAttention,
     RefinementHead,
@@ -90,27 +89,10 @@ class RefinementHeads(nn.Module):
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec], embedding: MaskEmbedding):
         node = cfg.MODEL.ISTR
         names = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        missing = [name for name in names if name not in input_shape]
-        if missing:
-            raise ConfigError(
-                f"MODEL.ROI_HEADS.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}."
-            )
+        require_maps("MODEL.ROI_HEADS.IN_FEATURES", names, input_shape)
         if {input_shape[name].channels for name in names} != {node.HIDDEN_DIM}:
-            raise ConfigError("MODEL.ISTR.HIDDEN_DIM must be the number of channels of MODEL.ROI_HEADS.IN_FEATURES.")
-        if node.ROI_ATTENTION not in ROI_ATTENTIONS:
-            raise ConfigError(
-                f"MODEL.ISTR.ROI_ATTENTION is {node.ROI_ATTENTION!r}; it must be one of {', '.join(ROI_ATTENTIONS)}."
-            )
-        if node.NUM_DYNAMIC != 2:
-            raise ConfigError(f"MODEL.ISTR.NUM_DYNAMIC is {node.NUM_DYNAMIC}; dynamic attention has 2 matrices.")
-        if node.HIDDEN_DIM % node.NHEADS:
-            raise ConfigError("MODEL.ISTR.HIDDEN_DIM must be a multiple of MODEL.ISTR.NHEADS.")
+            raise ValueError("MODEL.ISTR.HIDDEN_DIM must be the number of channels of MODEL.ROI_HEADS.IN_FEATURES.")
         box_head = cfg.MODEL.ROI_BOX_HEAD
-        if box_head.POOLER_TYPE != "ROIAlignV2" or box_head.POOLER_SAMPLING_RATIO < 1:
-            raise ConfigError(
-                "ISTR needs MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlignV2 and POOLER_SAMPLING_RATIO 1 or more; got "
-                f"{box_head.POOLER_TYPE} and {box_head.POOLER_SAMPLING_RATIO}."
-            )
         strides = [input_shape[name].stride for name in names]
         refined = istr_version(cfg) == 2
         heads = [cls._head(cfg, embedding) for _ in range(node.NUM_HEADS)]

@@ -18,6 +18,7 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import nn
 
 from ...layers import conv_at_rows, flatten_levels, join_boxes
+from ..backbone import require_maps
 from ..losses import LTRB_LOSSES, ltrb_iou_loss, ltrb_ious, mean_over_workers
 from .fcos_head import FCOSHead, HeadOutputs
 from .fcos_inference import DetectionLimits, detect
@@ -108,11 +109,7 @@ class FCOS(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         node = cfg.MODEL.FCOS
-        missing = [name for name in node.IN_FEATURES if name not in input_shape]
-        if missing:
-            raise ValueError(
-                f"MODEL.FCOS.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}."
-            )
+        require_maps("MODEL.FCOS.IN_FEATURES", node.IN_FEATURES, input_shape)
         limits = {
             mode: DetectionLimits(
                 score_threshold=node[f"INFERENCE_TH_{mode}"],

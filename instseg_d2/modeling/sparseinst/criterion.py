@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from detectron2.structures import Instances
 from fvcore.nn import sigmoid_focal_loss
 
-from ...errors import ConfigError
 from ..losses import mean_over_workers
 from ..losses.dice import paired_dice, pairwise_dice
 from ..matching import match_by_score
@@ -47,7 +46,7 @@ class SparseInstCriterion:
     def __init__(self, *, alpha: float, beta: float, weights: dict[str, float], items: Sequence[str], binarise=0.4):
         unknown = set(items) - set(LOSS_ITEMS)
         if unknown:
-            raise ConfigError(f"MODEL.SPARSE_INST.LOSS.ITEMS holds {', '.join(sorted(unknown))}; use labels and masks.")
+            raise ValueError(f"items holds {', '.join(sorted(unknown))}; use {' and '.join(LOSS_ITEMS)}")
         self.alpha = alpha
         self.beta = beta
         self.weights = weights
@@ -58,12 +57,6 @@ class SparseInstCriterion:
     def from_config(cls, cfg) -> "SparseInstCriterion":
         """The criterion of MODEL.SPARSE_INST."""
         loss, matcher = cfg.MODEL.SPARSE_INST.LOSS, cfg.MODEL.SPARSE_INST.MATCHER
-        for key, name, known in (
-            ("LOSS.NAME", loss.NAME, "SparseInstCriterion"),
-            ("MATCHER.NAME", matcher.NAME, "SparseInstMatcher"),
-        ):
-            if name != known:
-                raise ConfigError(f"MODEL.SPARSE_INST.{key} is {name}; there is {known} alone.")
         return cls(
             alpha=matcher.ALPHA,
             beta=matcher.BETA,

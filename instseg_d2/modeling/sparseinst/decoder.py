@@ -13,7 +13,6 @@ from detectron2.config import configurable
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from ...errors import ConfigError
 from ...layers import conv_stack, init_normal
 
 SPARSE_INST_DECODER_REGISTRY = Registry("SPARSE_INST_DECODER")
@@ -48,7 +47,7 @@ class InstanceBranch(nn.Module):
     def __init__(self, in_channels, channels, num_convs, num_masks, num_classes, kernel_dim, groups=0, softmax=False):
         super().__init__()
         if groups and channels % groups:
-            raise ConfigError(f"MODEL.SPARSE_INST.DECODER.INST.DIM {channels} must be a multiple of GROUPS {groups}.")
+            raise ValueError(f"channels must be a multiple of the groups, {groups}; got {channels}")
         self.groups = groups
         self.num_masks = num_masks
         self.convs = conv_stack(in_channels, channels, num_convs)
@@ -117,10 +116,6 @@ class IAMDecoder(nn.Module):
     @classmethod
     def from_config(cls, cfg):
         node = cfg.MODEL.SPARSE_INST.DECODER
-        counts = {"GROUPS": node.GROUPS, "INST.CONVS": node.INST.CONVS, "MASK.CONVS": node.MASK.CONVS}
-        for key, count in {**counts, "NUM_MASKS": node.NUM_MASKS}.items():
-            if count < 1:
-                raise ConfigError(f"MODEL.SPARSE_INST.DECODER.{key} must be at least 1; got {count}.")
         in_channels = cfg.MODEL.SPARSE_INST.ENCODER.NUM_CHANNELS + 2
         return {
             "instance_branch": InstanceBranch(

@@ -12,8 +12,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from ...errors import ConfigError
 from ...layers import adaptive_average
+from ..backbone import require_maps
 
 SPARSE_INST_ENCODER_REGISTRY = Registry("SPARSE_INST_ENCODER")
 SPARSE_INST_ENCODER_REGISTRY.__doc__ = """
@@ -71,17 +71,10 @@ class InstanceContextEncoder(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         node = cfg.MODEL.SPARSE_INST.ENCODER
-        missing = [name for name in node.IN_FEATURES if name not in input_shape]
-        if missing:
-            raise ConfigError(
-                f"MODEL.SPARSE_INST.ENCODER.IN_FEATURES names {', '.join(missing)}; "
-                f"the backbone has {', '.join(input_shape)}."
-            )
+        require_maps("MODEL.SPARSE_INST.ENCODER.IN_FEATURES", node.IN_FEATURES, input_shape)
         strides = [input_shape[name].stride for name in node.IN_FEATURES]
         if not strides or strides != sorted(set(strides)):
-            raise ConfigError(f"MODEL.SPARSE_INST.ENCODER.IN_FEATURES is {node.IN_FEATURES}; give maps, finest first.")
-        if node.NORM:
-            raise ConfigError(f"MODEL.SPARSE_INST.ENCODER.NORM is {node.NORM}; this encoder has none: leave it empty.")
+            raise ValueError(f"MODEL.SPARSE_INST.ENCODER.IN_FEATURES is {node.IN_FEATURES}; give maps, finest first.")
         return {
             "in_features": node.IN_FEATURES,
             "in_channels": [input_shape[name].channels for name in node.IN_FEATURES],

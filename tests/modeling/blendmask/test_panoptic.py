@@ -10,7 +10,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 
 from instseg_d2.config import load_config
-from instseg_d2.errors import ConfigError
+from instseg_d2.errors import ConfigError, DatasetError
 from instseg_d2.inference.optimize import optimize_for_inference
 from instseg_d2.modeling.blendmask.panoptic import Combination
 from tests.tiny import random_batch, tiny_model
@@ -237,7 +237,7 @@ def test_without_the_switch_there_is_no_head():
 def test_wrong_configs_and_data_name_the_key():
     with pytest.raises(ConfigError, match=r"SEM_SEG_HEAD\.IN_FEATURES names p2.*COMBINE\.ENABLED"):
         panoptic_model("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p2", "p3"])
-    with pytest.raises(ConfigError, match=r"semantic maps.*COMBINE\.ENABLED"):
+    with pytest.raises(DatasetError, match=r"semantic maps.*COMBINE\.ENABLED"):
         panoptic_model()(random_batch([1]))
 
 

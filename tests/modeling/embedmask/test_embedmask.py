@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from instseg_d2.config import load_config, set_num_classes
 from instseg_d2.errors import ConfigError
 from instseg_d2.inference.optimize import optimize_for_inference
+from instseg_d2.modeling.build import build
 from projects.benchmarks.plain.embedmask import plain_infer, plain_losses, plain_postprocess
 from tests.tiny import TINY, random_batch
 
@@ -35,7 +35,7 @@ def tiny_embedmask(version="v3", num_classes=3, seed=0, **keys):
     cfg = load_config("", [*TINY, "MODEL.META_ARCHITECTURE", "EmbedMask", *opts])
     set_num_classes(cfg, num_classes)
     torch.manual_seed(seed)
-    return build_model(cfg)
+    return build(cfg)
 
 
 def spread(model):

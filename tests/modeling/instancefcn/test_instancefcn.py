@@ -4,13 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torchvision.ops import nms
 
 from instseg_d2.config import load_config, set_num_classes
 from instseg_d2.errors import ConfigError
+from instseg_d2.modeling.build import build
 from instseg_d2.modeling.instancefcn.inference import ProposalLimits, best_segments, paste, segments_of_windows
 from projects.benchmarks.plain.instancefcn import assemble_densely, plain_infer
 from tests.tiny import random_batch
@@ -51,7 +51,7 @@ def tiny_model(*opts, num_classes=3, seed=0):
     cfg = load_config("", TINY)
     set_num_classes(cfg, num_classes)
     cfg.merge_from_list(list(opts))
-    return build_model(cfg)
+    return build(cfg)
 
 
 def confident(model):

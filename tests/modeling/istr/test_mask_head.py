@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from instseg_d2.errors import ConfigError
+from instseg_d2.errors import CheckpointError
 from instseg_d2.modeling.istr.mask_head import MaskEmbeddingHead
 from tests.tiny import random_batch
 from tests.tiny_rcnn import tiny_rcnn_config
@@ -29,7 +29,7 @@ def test_trains_and_infers_by_name(method):
     torch.manual_seed(0)
     model = build_model(tiny_config("MODEL.ISTR.MASK_ENCODING_METHOD", method))
     if method == "AE":
-        with EventStorage(), pytest.raises(ConfigError, match="AE mask embedding has no values yet"):
+        with EventStorage(), pytest.raises(CheckpointError, match="AE mask embedding has no values yet"):
             model(random_batch([1]))
         model.roi_heads.mask_head.mask_embedding.encoder[1].num_batches_tracked += 1  # as if it had been fitted
     for counts in ((2, 1), (0, 0)):
@@ -78,5 +78,5 @@ def test_masks_are_pasted_at_the_threshold():
 
 
 def test_the_pooled_features_have_to_fit():
-    with pytest.raises(ConfigError, match="POOLER_RESOLUTION 28"):
+    with pytest.raises(ValueError, match="POOLER_RESOLUTION 28"):
         MaskEmbeddingHead(tiny_config("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 14), ShapeSpec(channels=8))
