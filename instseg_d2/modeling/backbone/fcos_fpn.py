@@ -65,7 +65,15 @@ class LastLevelP6P7(LastLevelP6):
         return [p6, self.p7(F.relu(p6))]
 
 
-class FPNWithBottomUp(FPN):
+class PaddedFPN(FPN):
+    """Detectron2's FPN on images that are padded as its bottom-up network needs them, too."""
+
+    @property
+    def size_divisibility(self) -> int:
+        return max(super().size_divisibility, self.bottom_up.size_divisibility)
+
+
+class FPNWithBottomUp(PaddedFPN):
     """Detectron2's FPN that also returns the maps of its bottom-up network (res3, ..., under their own names)."""
 
     def forward(self, x: torch.Tensor) -> dict:
@@ -93,7 +101,7 @@ def build_fcos_fpn(cfg, bottom_up) -> FPN:
     if top_levels:
         top_block = (LastLevelP6 if top_levels == 1 else LastLevelP6P7)(channels, last)
     wants_bottom_up = any(name in shapes for name in cfg.MODEL.BASIS_MODULE.IN_FEATURES)
-    return (FPNWithBottomUp if wants_bottom_up else FPN)(
+    return (FPNWithBottomUp if wants_bottom_up else PaddedFPN)(
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=channels,

@@ -11,23 +11,10 @@ from torch import nn
 
 from ...layers import exportable_pools
 from .fcos_fpn import build_fcos_fpn
-from .timm_norms import fold_timm_norms, freeze_norms
+from .timm_norms import BATCH_NORMS, fold_timm_norms, freeze_norms
+from .timm_probe import Map, Probe, import_timm, maps_of, probe
 
 NORMS = ("FrozenBN", "BN", "")
-
-
-def import_timm():
-    """
-    The timm package.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError("MODEL.BACKBONE.NAME asks for a network of timm: pip install timm") from error
-    return timm
 
 
 def strides_of(names: Sequence[str], prefixes: Sequence[str], shift: int, key: str) -> dict[str, int]:
@@ -43,19 +30,6 @@ def strides_of(names: Sequence[str], prefixes: Sequence[str], shift: int, key: s
         examples = ", ".join(f"{prefix}{level}" for prefix in prefixes for level in (2, 3, 4))
         raise ValueError(f"{key} is {list(names)}; it takes names like {examples}.")
     return {name: 2 ** (int(match[1]) + shift) for name, match in zip(names, matches)}
-
-
-def _stage_indices(timm, name: str, strides: Sequence[int], arguments: dict) -> list[int]:
-    """For each stride the number of the last map of the network that has it."""
-    with torch.device("meta"):
-        maps = timm.create_model(name, features_only=True, **arguments).feature_info.info
-    number = {stage["reduction"]: i for i, stage in enumerate(maps)}
-    missing = [str(stride) for stride in strides if stride not in number]
-    if missing:
-        raise ValueError(
-            f"{name} of timm has no map of stride {', '.join(missing)}; its strides: {', '.join(map(str, number))}."
-        )
-    return [number[stride] for stride in strides]
 
 
 class TimmBackbone(Backbone):
@@ -74,7 +48,7 @@ class TimmBackbone(Backbone):
 
     Raises:
         ImportError: timm is missing.
-        ValueError: it has no such network, map or norm.
+        ValueError: it has no such network, map or norm; the network only takes images of one size.
     """
 
     def __init__(
@@ -95,35 +69,54 @@ class TimmBackbone(Backbone):
         if norm not in NORMS:
             raise ValueError(f"the norm of a network of timm is FrozenBN, BN or empty, not {norm!r}.")
         strides = dict(sorted(strides.items(), key=lambda item: item[1]))
+        found = probe(name, arguments)
+        last = {m.stride: m for m in found.maps if m.stride}
+        missing = [str(stride) for stride in strides.values() if stride not in last]
+        if missing:
+            known = ", ".join(map(str, sorted(last))) or "none that is the same for every image"
+            raise ValueError(f"{name} of timm has no map of stride {', '.join(missing)}; its strides: {known}.")
+        maps = [last[stride] for stride in strides.values()]
         self.net = timm.create_model(
             name,
             pretrained=pretrained,
             features_only=True,
-            out_indices=_stage_indices(timm, name, list(strides.values()), arguments),
-            **arguments,
+            out_indices=[m.index for m in maps],
+            **found.arguments,
         )
         self._out_features = list(strides)
         self._out_feature_strides = strides
-        self._out_feature_channels = dict(zip(strides, self.net.feature_info.channels()))
-        self._channels_last = self.net.output_fmt == "NHWC"
+        self._out_feature_channels = {key: m.channels for key, m in zip(strides, maps)}
+        self._size_divisibility = found.size_divisibility
         if norm == "FrozenBN":
             for layer in self.net.modules():
                 # A residual branch that starts at zero would stay there.
-                if isinstance(layer, nn.BatchNorm2d) and not pretrained:
+                if isinstance(layer, BATCH_NORMS) and not pretrained:
                     nn.init.ones_(layer.weight)
             self.net = freeze_norms(self.net)
         exportable_pools(self.net)
-        self._freeze(freeze_at)
+        self._choose_trained(found, maps, freeze_at)
 
-    def _freeze(self, freeze_at: int) -> None:
-        early = [m["module"] for m in self.net.feature_info.info if m["reduction"] <= 2**freeze_at]
-        if freeze_at < 1 or not early:
-            return
-        names, last = list(self.net), early[-1].replace(".", "_")
-        if last not in names:
-            raise ValueError("this network of timm cannot be frozen in part: set MODEL.BACKBONE.FREEZE_AT to 0.")
-        for name in names[: names.index(last) + 1]:
-            self.net[name] = freeze_norms(self.net[name]).requires_grad_(False)
+    def _choose_trained(self, found: Probe, maps: Sequence[Map], freeze_at: int) -> None:
+        """Freeze the layers of the first maps, and what no map needs: distributed training wants gradients of all."""
+        used = frozenset().union(*(m.parameters for m in maps))
+        early = [m for m in found.maps if m.stride and m.stride <= 2**freeze_at]
+        frozen = early[-1].parameters if freeze_at > 0 and early else frozenset()
+        if any(m.stride > 2**freeze_at and not frozen <= m.parameters for m in maps):
+            raise ValueError(
+                f"this network of timm cannot be frozen in part, for not all layers of its map of stride "
+                f"{early[-1].stride} come before those of the next: set MODEL.BACKBONE.FREEZE_AT to 0."
+            )
+        for owner_name, owner in list(self.net.named_modules()):
+            for key, child in list(owner.named_children()):
+                if isinstance(child, BATCH_NORMS) and f"{owner_name}.{key}.weight".lstrip(".") in frozen:
+                    setattr(owner, key, freeze_norms(child))
+        for key, parameter in self.net.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and key in used - frozen)
+
+    @property
+    def size_divisibility(self) -> int:
+        """The sides of an image must be multiples of it; 0: any."""
+        return self._size_divisibility
 
     def fold(self) -> None:
         """For inference only: batch norms become part of the convolutions before them."""
@@ -131,10 +124,7 @@ class TimmBackbone(Backbone):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """x (N, 3, H, W) -> name -> (N, C, H / stride, W / stride)."""
-        maps = self.net(x)
-        if self._channels_last:
-            maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
-        return dict(zip(self._out_features, maps))
+        return dict(zip(self._out_features, maps_of(self.net, x)))
 
 
 @BACKBONE_REGISTRY.register()

@@ -1,10 +1,22 @@
 """Batch norms of timm's networks: frozen, or folded into the convolutions before them."""
 
+import itertools
+
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from ...layers import DeformConv, fold_norm
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+class FrozenBatchNorm1d(FrozenBatchNorm2d):
+    """The frozen form of a batch norm of vectors."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C) or (N, C, L), same type out."""
+        return super().forward(x.reshape(*x.shape, *[1] * (4 - x.dim()))).reshape(x.shape)
 
 
 class FrozenBatchNormAct2d(FrozenBatchNorm2d):
@@ -22,9 +34,12 @@ class FrozenBatchNormAct2d(FrozenBatchNorm2d):
 
 def freeze_norms(module: nn.Module) -> nn.Module:
     """The module with Detectron2's frozen norms, which keep the input's type, for its batch norms; mostly in place."""
-    if isinstance(module, nn.BatchNorm2d):
-        acts = hasattr(module, "act")
-        frozen = FrozenBatchNormAct2d(module) if acts else FrozenBatchNorm2d(module.num_features, module.eps)
+    if isinstance(module, BATCH_NORMS):
+        if hasattr(module, "act"):
+            frozen = FrozenBatchNormAct2d(module)
+        else:
+            kind = FrozenBatchNorm1d if isinstance(module, nn.BatchNorm1d) else FrozenBatchNorm2d
+            frozen = kind(module.num_features, module.eps)
         for name in ("weight", "bias", "running_mean", "running_var"):
             getattr(frozen, name).copy_(getattr(module, name).detach())
         return frozen
@@ -41,7 +56,12 @@ def _pairs(net: nn.Module):
             names = list(children)
             pairs = [(children[a], b) for a, b in zip(names, names[1:])]
         else:
-            pairs = [(children.get(f"conv{name[2:]}"), name) for name in children if name.startswith("bn")]
+            # Registered in the order in which they run: DPN's norms come before their convolutions.
+            pairs = [
+                (children[a], b)
+                for a, b in itertools.combinations(children, 2)
+                if a == f"conv{b[2:]}" and b[:2] == "bn"
+            ]
         for conv, name in pairs:
             last = conv[-1] if isinstance(conv, nn.Sequential) else conv
             if type(last) is nn.Conv2d or isinstance(last, DeformConv):

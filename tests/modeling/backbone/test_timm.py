@@ -283,8 +283,10 @@ def test_freezing():
     assert names == {"layer2", "layer3", "layer4"}
     assert not any(isinstance(m, nn.BatchNorm2d) for m in batch_norms(backbone.net["layer1"]))
     assert all(isinstance(m, nn.BatchNorm2d) for m in batch_norms(backbone.net["layer2"]))
-    with pytest.raises(ValueError, match="FREEZE_AT to 0"):
-        TimmBackbone("test_vit", {"p4": 16}, freeze_at=4)
+    vit = TimmBackbone("test_vit", {"p4": 16}, freeze_at=4)  # all its maps have stride 16
+    assert not any(parameter.requires_grad for parameter in vit.parameters())
+    with pytest.raises(ValueError, match=r"map of stride 4 come before .*FREEZE_AT to 0"):
+        TimmBackbone("hrnet_w18_small", {"p2": 4, "p5": 32}, freeze_at=2)
 
 
 @pytest.mark.parametrize(("weights", "expected"), [("", True), ("model.pth", False)])

@@ -1,0 +1,138 @@
+"""
+What the maps of a network of timm are and which parameters they come from. The network is run to see, without values:
+what timm says is not true of all. N images, C channels, H x W pixels.
+"""
+
+import functools
+import warnings
+from collections.abc import Sequence
+from typing import Callable, NamedTuple, Optional
+
+import torch
+
+# H and W: multiples of 64, multiples of 32, and any.
+_SIZE, _OTHER_SIZE, _ODD_SIZE = (128, 192), (224, 352), (135, 201)
+
+
+class Map(NamedTuple):
+    """
+    One map: its number in timm, C, stride in pixels (None: it is no such fraction of the image) and the names of the
+    parameters that it comes from.
+    """
+
+    index: int
+    channels: int
+    stride: Optional[int]
+    parameters: frozenset[str]
+
+
+class Probe(NamedTuple):
+    """All maps of a network; what the sides of an image must be multiples of (0: any); arguments for any size."""
+
+    maps: tuple[Map, ...]
+    size_divisibility: int
+    arguments: dict
+
+
+def import_timm():
+    """
+    The timm package.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError("MODEL.BACKBONE.NAME asks for a network of timm: pip install timm") from error
+    return timm
+
+
+def probe(name: str, arguments: dict) -> Probe:
+    """
+    Args:
+        name: of the network, as timm knows it; arguments: of timm's ``create_model``.
+
+    Raises:
+        ValueError: the network has no maps, or does not run on images of any size.
+    """
+    return _probe(name, tuple(sorted(arguments.items())))
+
+
+def maps_of(net, x: torch.Tensor) -> list[torch.Tensor]:
+    """x (N, 3, H, W) -> the maps of timm's ``features_only`` network, each (N, C, H', W')."""
+    maps = net(x)
+    if getattr(net, "output_fmt", None) == "NHWC":
+        return [m.permute(0, 3, 1, 2).contiguous() for m in maps]
+    return list(maps)
+
+
+@functools.lru_cache(maxsize=32)
+def _probe(name: str, arguments: tuple) -> Probe:
+    try:
+        return _measure(name, dict(arguments), "meta")
+    except Exception as error:  # timm's networks raise all kinds
+        if "meta" in str(error):  # it looks at values
+            try:
+                return _measure(name, dict(arguments), "cpu")
+            except Exception as second:
+                error = second
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{name} of timm cannot be a backbone, for it does not run on images of any size ({reason}); most "
+            "convolutional networks do."
+        ) from error
+
+
+def _measure(name: str, arguments: dict, device: str) -> Probe:
+    with torch.device(device), torch.random.fork_rng([]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net, arguments = _create(name, arguments)
+        indices = [i for i, stage in enumerate(net.feature_info.info) if stage["module"]]
+        net = _create(name, {**arguments, "out_indices": indices})[0].eval()
+
+        def run(size: tuple[int, int]) -> list[torch.Tensor]:
+            return maps_of(net, torch.zeros(1, arguments.get("in_chans", 3), *size))
+
+        maps = run(_SIZE)
+        with torch.no_grad():
+            strides = [_stride(m, other) for m, other in zip(maps, run(_OTHER_SIZE))]
+            divisibility = 0 if _fits(run, strides) else 32
+        found = [Map(i, m.shape[1], stride, _sources(net, m)) for i, m, stride in zip(indices, maps, strides)]
+    return Probe(tuple(found), divisibility, arguments)
+
+
+def _create(name: str, arguments: dict):
+    """(network, arguments), with timm's leave to take images of any size where the network knows it."""
+    timm = import_timm()
+    try:
+        given = {"dynamic_img_size": True, **arguments}
+        return timm.create_model(name, features_only=True, **given), given
+    except TypeError:
+        return timm.create_model(name, features_only=True, **arguments), arguments
+
+
+def _stride(m: torch.Tensor, other: torch.Tensor) -> Optional[int]:
+    """By which the sides of two images are divided, rounded up, in their maps."""
+    stride = _SIZE[0] // m.shape[2] if m.dim() == 4 else 0
+    return stride if stride and _is_part(m, _SIZE, stride) and _is_part(other, _OTHER_SIZE, stride) else None
+
+
+def _is_part(m: torch.Tensor, size: tuple[int, int], stride: int) -> bool:
+    return m.shape[2:] == tuple(-(-side // stride) for side in size)
+
+
+def _fits(run: Callable, strides: Sequence[Optional[int]]) -> bool:
+    """Whether the network has the same strides on images of any size."""
+    try:
+        maps = run(_ODD_SIZE)
+    except Exception:
+        return False
+    return all(stride is None or _is_part(m, _ODD_SIZE, stride) for m, stride in zip(maps, strides))
+
+
+def _sources(net, m: torch.Tensor) -> frozenset[str]:
+    """The names of the parameters that a map comes from."""
+    names, values = zip(*((name, p) for name, p in net.named_parameters() if p.requires_grad))
+    found = torch.autograd.grad(m.sum(), values, retain_graph=True, allow_unused=True)
+    return frozenset(name for name, gradient in zip(names, found) if gradient is not None)
