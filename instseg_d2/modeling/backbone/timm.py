@@ -148,6 +148,15 @@ def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
 def build_fcos_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """
     The network MODEL.TIMM.NAME of timm under the FPN of FCOS, with MODEL.FCOS.TOP_LEVELS levels above it.
-    MODEL.FPN.IN_FEATURES are of MODEL.TIMM.OUT_FEATURES.
+    MODEL.FPN.IN_FEATURES are of MODEL.TIMM.OUT_FEATURES, called res2, res3, ...
+
+    Raises:
+        ValueError: see :class:`TimmBackbone`; a map has the name of one of the FPN's.
     """
+    names = cfg.MODEL.TIMM.OUT_FEATURES
+    if any(name.startswith("p") for name in names):
+        raise ValueError(
+            f"MODEL.TIMM.OUT_FEATURES is {list(names)}, but p3 is a map of the FPN: call the network's own res3 and so "
+            "on, there and in MODEL.FPN.IN_FEATURES."
+        )
     return build_fcos_fpn(cfg, build_timm_backbone(cfg, input_shape))

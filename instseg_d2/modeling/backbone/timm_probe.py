@@ -77,15 +77,16 @@ def _probe(name: str, arguments: tuple) -> Probe:
                 return _measure(name, dict(arguments), "cpu")
             except Exception as second:
                 error = second
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0][:100]
         raise ValueError(
-            f"{name} of timm cannot be a backbone, for it does not run on images of any size ({reason}); most "
+            f"{name} of timm cannot be a backbone, which gives maps of images of any size ({reason}); most "
             "convolutional networks do."
         ) from error
 
 
 def _measure(name: str, arguments: dict, device: str) -> Probe:
-    with torch.device(device), torch.random.fork_rng([]), warnings.catch_warnings():
+    free = torch.inference_mode(False), torch.enable_grad()  # whatever holds where a model is built
+    with free[0], free[1], torch.device(device), torch.random.fork_rng([]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         net, arguments = _create(name, arguments)
         indices = [i for i, stage in enumerate(net.feature_info.info) if stage["module"]]
