@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from instseg_d2.config import load_config
+from instseg_d2.errors import ConfigError
 from instseg_d2.inference.optimize import optimize_for_inference
 from instseg_d2.modeling.backbone import TimmBackbone, build_backbone
 from instseg_d2.modeling.backbone.timm_norms import BATCH_NORMS, freeze_norms
+from instseg_d2.modeling.build import build
 from instseg_d2.modeling.sparseinst.encoder import build_sparse_inst_encoder
 from tests.modeling.backbone.test_timm import randomised
 
@@ -155,9 +157,16 @@ def test_maps_of_the_network_and_of_the_fpn_have_names_of_their_own():
     cfg = config("build_fcos_timm_fpn_backbone", "test_resnet", [8, 16])
     cfg.MODEL.TIMM.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["p3", "p4"]
     with pytest.raises(
-        ConfigError, match=r"MODEL.TIMM.OUT_FEATURES is \['p3', 'p4'\], but p3 is a map of the FPN: call"
+        ValueError, match=r"MODEL.TIMM.OUT_FEATURES is \['p3', 'p4'\], but p3 is a map of the FPN: call"
     ):
         build_backbone(cfg)
+
+
+def test_a_model_that_cannot_be_built_says_why():
+    cfg = config("build_timm_backbone", "pit_ti_224", [8, 16, 32])
+    cfg.MODEL.META_ARCHITECTURE = "SparseInst"
+    with pytest.raises(ConfigError, match="pit_ti_224 of timm cannot be a backbone, which gives maps of images of any"):
+        build(cfg)
 
 
 def test_images_are_padded_as_the_network_wants_them():
