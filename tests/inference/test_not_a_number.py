@@ -20,6 +20,7 @@ from instseg_d2.data import register_coco
 from instseg_d2.evaluation import build_evaluator, evaluate
 from instseg_d2.export.parity import reference
 from instseg_d2.inference.predictor import Predictor
+from instseg_d2.methods import method_of
 from instseg_d2.modeling.istr import istr
 from instseg_d2.modeling.meta_arch import detect
 from instseg_d2.modeling.sparseinst.exportable import ExportableSparseInst
@@ -155,7 +156,7 @@ def test_evaluation_demo_and_comparison(predictor, dataset, tmp_path, monkeypatc
         run_demo(predictor, [dataset], str(folder / "demo"), score_threshold=1e-6)
         comparison.compare([contender], dataset, str(folder), repeats=1, score_threshold=1e-6)
         files = ["demo/results.json", "demo/1.jpg", "demo/2.jpg", "pictures.jpg"]
-        if not getattr(model, "class_agnostic", False):
+        if not method_of(predictor.cfg).class_agnostic(predictor.cfg):
             files.append("evaluation/coco_instances_results.json")
         return json.dumps(results, default=str), *((folder / file).read_bytes() for file in files)
 
