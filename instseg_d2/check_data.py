@@ -53,7 +53,7 @@ def parse(arguments: Optional[Sequence[str]] = None):
 def class_differences(reports: dict[str, Report]) -> list[Finding]:
     """What the classes of the files differ in; training refuses such files."""
     first, *others = (report.classes for report in reports.values())
-    differences = [class_difference("file 1", first, f"file {i}", classes) for i, classes in enumerate(others, start=2)]
+    differences = [class_difference(first, classes, "file 1", f"file {i}") for i, classes in enumerate(others, start=2)]
     found = [difference for difference in differences if difference]
     return [Finding("categories: other than in the first file", len(found), found[0], ERROR, KEPT)] if found else []
 

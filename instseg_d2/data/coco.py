@@ -176,14 +176,18 @@ def class_names(name: str) -> list:
     return list(metadata.thing_classes)
 
 
-def class_difference(first: str, classes: list, other: str, others: list) -> str:
-    """In what the classes of two sets, with these names, are not the same in the same order; empty if they are."""
-    alone = [[c for c in a if c not in b] for a, b in ((classes, others), (others, classes))]
-    parts = [f"only {name} has {', '.join(map(repr, found))}" for name, found in zip((first, other), alone) if found]
-    if not parts and classes != others:
-        place = next((i for i, (a, b) in enumerate(zip(classes, others)) if a != b), min(len(classes), len(others)))
-        a, b = (names[place] if place < len(names) else "nothing" for names in (classes, others))
-        parts = [f"by order of category ids, number {place + 1} is {a!r} in {first} and {b!r} in {other}"]
+def class_difference(first: list[str], second: list[str], first_name: str, second_name: str) -> str:
+    """What is not the same in two lists of classes, or their order, in words; nothing if they are equal."""
+    only_first, only_second = ([c for c in a if c not in b] for a, b in ((first, second), (second, first)))
+    parts = [
+        f"only {name} has {', '.join(map(repr, classes))}"
+        for name, classes in ((first_name, only_first), (second_name, only_second))
+        if classes
+    ]
+    if not parts and first != second:
+        place = next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))
+        a, b = (names[place] if place < len(names) else "nothing" for names in (first, second))
+        parts = [f"by order of category ids, number {place + 1} is {a!r} in {first_name} and {b!r} in {second_name}"]
     return "; ".join(parts)
 
 
@@ -192,7 +196,7 @@ def check_same_classes(train_name: str, val_name: str) -> None:
     Raises:
         DatasetError: the two sets do not have the same classes in the same order; it names those that differ.
     """
-    difference = class_difference(train_name, class_names(train_name), val_name, class_names(val_name))
+    difference = class_difference(class_names(train_name), class_names(val_name), train_name, val_name)
     if difference:
         raise DatasetError(f"{train_name} and {val_name} must have the same categories: {difference}.")
 
