@@ -27,7 +27,10 @@ def _for_console(record: logging.LogRecord) -> bool:
 
 
 class _ConsoleHandler(logging.Handler):
-    """Writes lines above the progress bar, if there is one."""
+    """
+    Writes lines above the progress bar, if there is one. With tqdm's ``logging_redirect_tqdm`` every place that draws a
+    bar would have to ask for it, and the handler that it puts in the place of the console's has no level.
+    """
 
     def __init__(self):
         super().__init__(logging.INFO)
@@ -39,7 +42,7 @@ class _ConsoleHandler(logging.Handler):
             text = self.format(record)
             tqdm.write(f"{record.levelname}: {text}" if record.levelno >= logging.WARNING else text, file=sys.stdout)
             sys.stdout.flush()
-        except Exception:  # as in every handler: a line that cannot be written stops nobody
+        except (OSError, ValueError, AttributeError):  # as in every handler: a line that cannot be written stops nobody
             self.handleError(record)
 
 

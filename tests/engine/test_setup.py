@@ -366,10 +366,14 @@ def test_a_user_trains_resumes_and_evaluates(tmp_path, data, capsys):
     assert set(results["bbox"]) >= {"AP", "AP50", "AP-cup", "AP-fork", "AP-spoon"}
 
     (out / "inference" / "results.json").unlink()
+    config = (out / "config.yaml").read_text()
+    assert "MAX_ITER: 3" in config
     args = parse(tmp_path, [*data, "--eval-only"], *opts, "MODEL.WEIGHTS", str(out / "model_final.pth"))
     assert run_script(launch, main, args) == 0
     assert json.loads((out / "inference" / "results.json").read_text()) == results
     assert torch.load(out / "model_final.pth")["class_names"] == ["cup", "fork", "spoon"]
+    assert (out / "config.yaml").read_text() == config  # an evaluation has its own
+    assert f"WEIGHTS: {out}/model_final.pth" in (out / "inference" / "config.yaml").read_text()
 
 
 def make_deep(folder, bits):
