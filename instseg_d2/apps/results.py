@@ -8,7 +8,7 @@ from detectron2.structures import Instances
 
 from ..evaluation.coco import coco_results
 from ..files import written_whole
-from ..inference.predictor import ImagePredictor
+from ..inference.image_predictor import ImagePredictor
 
 __all__ = ["ResultsFile", "free_stem", "named_results", "shown_name"]
 

@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, Instances
 
 from ..checkpoint.identify import something_else
 from ..errors import ConfigError
-from ..inference.predictor import ImagePredictor
+from ..inference.image_predictor import ImagePredictor
 from ..modeling.postprocessing import best_slots, boxes_of_masks, check_mask_form, kept, set_mask_form
 from .exporters import INPUTS, METADATA, MIN_SIDE
 from .packages import needed

@@ -1,149 +1,29 @@
-"""One image in, its instances out: reading, resizing, channel order, weights and class names in one place."""
+"""A trained model as a predictor: its config, weights and class names in one place."""
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
-from typing import Optional, Union
+from collections.abc import Sequence
+from typing import Optional
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
-from detectron2.structures import Instances
-from PIL import Image, ImageOps
 
 from ..checkpoint import InstSegCheckpointer, read_extra
 from ..config import get_cfg, get_value, home_expanded, load_config, merge_overrides, set_num_classes
 from ..config.detectron2_files import add_project_config
-from ..data.eight_bits import three_channels
-from ..data.images import read_image
 from ..data.value_range import trained_range
 from ..errors import ConfigError
 from ..methods import method_of
 from ..modeling.build import build
 from ..modeling.meta_arch import detect
-from ..visualization.overlay import class_name
+from .image_predictor import ImageLike, ImagePredictor
 from .optimize import optimize_for_inference
 
-__all__ = ["ImagePredictor", "Predictor", "to_rgb"]
+__all__ = ["Predictor"]
 
 logger = logging.getLogger(__name__)
-
-ImageLike = Union[str, os.PathLike, Image.Image, np.ndarray]
-
-
-def to_rgb(image: ImageLike, channel_order: str = "BGR", value_range=()) -> np.ndarray:
-    """
-    Any image as (H, W, 3) uint8 RGB.
-
-    Args:
-        image: path, PIL image, or array of real numbers (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), the last with alpha.
-        channel_order: "BGR" (OpenCV's) or "RGB": the order of an array's channels; paths and PIL images know theirs.
-        value_range: (low, high) that become 0 and 255 where the image is not of uint8; empty: decided from it.
-
-    Raises:
-        ImageError: a path that cannot be read; it names the file.
-        ValueError: an array or PIL image of another type or shape.
-    """
-    if channel_order not in ("BGR", "RGB"):
-        raise ValueError(f'channel_order must be "BGR" or "RGB"; got {channel_order!r}')
-    if isinstance(image, (str, os.PathLike)):
-        return read_image(os.fspath(image), "RGB", value_range=value_range)
-    if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image)
-        return three_channels(np.array(image if image.mode[0] in "FI" else image.convert("RGB")), value_range)
-    shape = getattr(image, "shape", None)
-    fits = isinstance(image, np.ndarray) and image.dtype.kind in "buif" and image.size > 0
-    if not fits or not (image.ndim == 2 or (image.ndim == 3 and shape[2] in (1, 3, 4))):
-        kind = type(image).__name__ if shape is None else f"{type(image).__name__} {tuple(shape)} {image.dtype}"
-        raise ValueError(f"an image is a path, a PIL image or an array of numbers (H, W[, 1, 3 or 4]); got {kind}")
-    pixels = three_channels(image, value_range)
-    return np.ascontiguousarray(pixels if channel_order == "RGB" else pixels[:, :, ::-1])
-
-
-class ImagePredictor:
-    """
-    Images in, instances out: what a model in PyTorch (:class:`Predictor`) and an exported one share. A subclass sets
-    the attributes and writes ``outputs``.
-
-    Attributes:
-        class_names: list or None; stuff_names: of the semantic labels of a panoptic model, or None.
-        category_ids: {contiguous class index: id of the data set}, for the classes that have one.
-        input_format: "BGR" or "RGB", the channels that ``outputs`` wants.
-        resize: Detectron2's augmentation of test time.
-        value_range: (low, high) of the values that become 0 and 255 in images of more than eight bits; (): decided
-            from each image.
-    """
-
-    class_names: Optional[list] = None
-    stuff_names: Optional[list] = None
-    category_ids: dict
-    input_format: str
-    resize: T.Augmentation
-    value_range: tuple = ()
-
-    def class_name(self, index: int) -> str:
-        """The name of a contiguous class index."""
-        return class_name(self.class_names, index)
-
-    def category_id(self, index: int) -> int:
-        """The data set's own id of a contiguous class index; the index itself where no data set is known."""
-        return self.category_ids.get(index, index)
-
-    def preprocess(self, image: ImageLike, channel_order: str = "BGR") -> dict:
-        """Detectron2's input record of an image: resized as at test time, channels as `outputs` wants them."""
-        rgb = to_rgb(image, channel_order, self.value_range)
-        resized = self.resize.get_transform(rgb).apply_image(rgb)
-        if self.input_format == "BGR":
-            resized = resized[:, :, ::-1]
-        tensor = torch.from_numpy(resized.transpose(2, 0, 1).copy())
-        return {"image": tensor, "height": rgb.shape[0], "width": rgb.shape[1]}
-
-    def outputs(self, inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[dict]:
-        """
-        What the model finds in preprocessed images, at their original sizes, on the CPU.
-
-        Args:
-            inputs: of :meth:`preprocess`.
-            score_threshold, masks: as of :meth:`InstanceSegmenter.detect`.
-
-        Returns:
-            {"instances": Instances} of each image; from a panoptic model also "panoptic_seg".
-        """
-        raise NotImplementedError
-
-    def predict(self, inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[Instances]:
-        """The instances alone, see :meth:`outputs`."""
-        return [output["instances"] for output in self.outputs(inputs, score_threshold, masks)]
-
-    def __call__(self, image: ImageLike, channel_order: str = "BGR") -> Instances:
-        """
-        The instances of one image.
-
-        Args:
-            image, channel_order: as in :func:`to_rgb`.
-
-        Returns:
-            Instances on the CPU with pred_boxes (pixels of the given image, XYXY), scores, pred_classes and, if the
-            model makes masks, pred_masks (D, H, W) bool.
-        """
-        return self.batch([image], channel_order)[0]
-
-    def batch(self, images: Iterable[ImageLike], channel_order: str = "BGR") -> list[Instances]:
-        """The instances of several images, run through the network together."""
-        inputs = [self.preprocess(image, channel_order) for image in images]
-        return self.predict(inputs) if inputs else []
-
-    def explain(self, image: ImageLike, max_instances: int = 4, channel_order: str = "BGR") -> list:
-        """
-        What the network sees, as (title, (H, W, 3) uint8 RGB picture) panels; [] from a model without such pictures.
-
-        Args:
-            image, channel_order: as in :func:`to_rgb`.
-            max_instances: how many of the best detections are explained.
-        """
-        return []
 
 
 class Predictor(ImagePredictor):

@@ -14,7 +14,7 @@ from PIL import Image
 from instseg_d2.data import read_image
 from instseg_d2.data.eight_bits import Extremes, extremes, likely_range, to_eight_bits
 from instseg_d2.data.value_range import common_range, survey, trained_range
-from instseg_d2.inference.predictor import to_rgb
+from instseg_d2.inference.image_predictor import to_rgb
 
 H, W = 40, 50
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from instseg_d2 import methods
 from instseg_d2.errors import CheckpointError, ConfigError
-from instseg_d2.inference.predictor import Predictor, to_rgb
+from instseg_d2.inference.image_predictor import to_rgb
+from instseg_d2.inference.predictor import Predictor
 from instseg_d2.modeling.meta_arch import detect
 from instseg_d2.modeling.postprocessing import MASK_FORMS
 from tests.bright_spots import CLASS_NAMES, save_checkpoint, spots_config, spots_image
