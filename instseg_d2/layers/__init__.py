@@ -1,6 +1,7 @@
 """Small modules that know no method."""
 
 from .adaptive_average import adaptive_average, exportable_pools
+from .arguments import check_choice
 from .assemble_boxes import assemble_boxes, crop_boxes, crop_nearest, join_boxes
 from .convolved_linear import ConvolvedLinear
 from .deform_conv import DeformConv, SelfOffsetDeformConv, make_block_deformable
@@ -18,6 +19,7 @@ __all__ = [
     "SelfOffsetDeformConv",
     "adaptive_average",
     "assemble_boxes",
+    "check_choice",
     "conv_at_rows",
     "conv_norm_elu",
     "conv_stack",

@@ -14,7 +14,7 @@ from detectron2.config import configurable
 from torch import nn
 
 from ... import ops
-from ...layers import assemble_boxes, crop_boxes
+from ...layers import assemble_boxes, check_choice, crop_boxes
 
 
 class Blender(nn.Module):
@@ -50,13 +50,9 @@ class Blender(nn.Module):
             ValueError: a value is unknown, or fcis without a square number of bases.
         """
         super().__init__()
-        for name, value, allowed in (
-            ("top_interp", top_interp, ("bilinear", "nearest")),
-            ("bottom_interp", bottom_interp, ("bilinear", "nearest")),
-            ("merging", merging, ("blender", "yolact", "fcis")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+        check_choice("top_interp", top_interp, ("bilinear", "nearest"))
+        check_choice("bottom_interp", bottom_interp, ("bilinear", "nearest"))
+        check_choice("merging", merging, ("blender", "yolact", "fcis"))
         self.grid = math.isqrt(num_bases)
         if merging == "fcis" and self.grid**2 != num_bases:
             raise ValueError(f"fcis needs a square number of bases; got {num_bases}")

@@ -14,6 +14,7 @@ from detectron2.structures import Boxes, Instances
 from torchvision.ops import nms
 
 from ... import ops
+from ...layers import check_choice
 from ..postprocessing import boxes_of_masks, rescored
 from .windows import inside_image, window_corners
 
@@ -37,8 +38,7 @@ class ProposalLimits:
     max_proposals: int = 1000
 
     def __post_init__(self):
-        if self.score not in SCORES:
-            raise ValueError(f"score is {self.score!r}; it must be one of {', '.join(SCORES)}")
+        check_choice("score", self.score, SCORES)
 
 
 def segments_of_windows(mask_logits: torch.Tensor, objectness: torch.Tensor, corners, stride: int, image_size, score):

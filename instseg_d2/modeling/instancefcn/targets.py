@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures import Instances
 
+from ...layers import check_choice
 from ..ground_truth import canvas_masks
 from .windows import inside_image, window_centers, window_corners, window_offset
 
@@ -45,8 +46,7 @@ class WindowRules:
     cell_target: str = "center"
 
     def __post_init__(self):
-        if self.cell_target not in CELL_TARGETS:
-            raise ValueError(f"cell_target is {self.cell_target!r}; it must be one of {', '.join(CELL_TARGETS)}")
+        check_choice("cell_target", self.cell_target, CELL_TARGETS)
 
 
 @dataclass

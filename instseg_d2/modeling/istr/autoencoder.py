@@ -16,7 +16,7 @@ from ...checkpoint.formats import load_torch
 from ...errors import CheckpointError, DatasetError
 from ...files import written_whole
 from ...layers import conv_norm_elu
-from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, mask_dice_losses, reconstruction_ious, require_file
+from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, mask_dice_losses, reconstruction_ious
 
 logger = logging.getLogger(__name__)
 
@@ -180,25 +180,16 @@ class AE(MaskEmbedding):
         self.encoder.requires_grad_(False)
         self.train(was_training)
 
-    def load_file(self, path: str) -> None:
-        """
-        Read a file {E, D} with the state dicts of encoder and decoder, the authors' or ours.
-
-        Raises:
-            CheckpointError: the file is missing, of another layout, or made for another number of code numbers.
-        """
-        require_file(path)
+    def _load(self, path: str) -> None:
+        """Read a file {E, D} with the state dicts of encoder and decoder, the authors' or ours."""
         try:
             data = load_torch(path)
             for name, prefix, module in self._parts():
                 state = {key.removeprefix("module.").removeprefix(prefix): x for key, x in data[name].items()}
                 module.load_state_dict(state)
-        except CheckpointError as error:
-            raise CheckpointError(f"MODEL.ISTR.PATH_COMPONENTS: {error}") from error
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
-                f"MODEL.ISTR.PATH_COMPONENTS: {path} does not hold the state dicts E and D of an auto-encoder with "
-                f"{self.dim} numbers a code."
+                f"{path} does not hold the state dicts E and D of an auto-encoder with {self.dim} numbers a code."
             ) from error
 
     def save_file(self, path: str) -> None:

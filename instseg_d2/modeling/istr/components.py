@@ -14,7 +14,7 @@ from detectron2.config import configurable
 from ...config.istr import istr_value
 from ...errors import CheckpointError, DatasetError
 from ...files import written_whole
-from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, require_file
+from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding
 
 _KEYS = ("components_c", "mean_c", "explained_variance_c", "ratio_c")
 
@@ -188,31 +188,25 @@ class PCA(MaskEmbedding):
         self.explained_ratio[:count] = np.nan_to_num(ratio)
 
     @torch.no_grad()
-    def load_file(self, path: str) -> None:
+    def _load(self, path: str) -> None:
         """
         Read the npz of the public release or of `save_file`: components_c (1, l, S * S), mean_c (1, S * S),
         explained_variance_c (1, l), ratio_c (1, l). Of l >= L components the first L are taken.
-
-        Raises:
-            CheckpointError: the file is missing, of another layout, or made for other sizes.
         """
-        require_file(path)
         try:
             with np.load(path, allow_pickle=False) as file:
                 components, mean, variance, ratio = (np.asarray(file[key], np.float32)[0] for key in _KEYS)
         except (KeyError, IndexError, ValueError, OSError, EOFError) as error:
-            raise CheckpointError(
-                f"MODEL.ISTR.PATH_COMPONENTS: {path} has not the arrays {', '.join(_KEYS)}."
-            ) from error
+            raise CheckpointError(f"{path} has not the arrays {', '.join(_KEYS)}.") from error
         if components.ndim != 2 or components.shape[1] != self.size**2 or len(components) < self.dim:
             raise CheckpointError(
-                f"MODEL.ISTR.PATH_COMPONENTS: {path} holds components of the shape {components.shape}; this config "
-                f"needs {self.dim} of {self.size} x {self.size} pixels."
+                f"{path} holds components of the shape {components.shape}; this config needs {self.dim} of "
+                f"{self.size} x {self.size} pixels."
             )
         self._set(components[: self.dim], mean, variance[: self.dim], ratio[: self.dim])
 
     def save_file(self, path: str) -> None:
-        """Write the public release's npz, see `load_file`."""
+        """Write the public release's npz, see `_load`."""
         tensors = (self.components, self.means, self.explained_variances, torch.from_numpy(self.explained_ratio))
         with written_whole(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **{key: x.cpu().numpy()[None] for key, x in zip(_KEYS, tensors)})

@@ -14,6 +14,7 @@ from fvcore.nn import sigmoid_focal_loss
 from torchvision.ops import generalized_box_iou_loss
 
 from ...config.istr import istr_value, istr_version
+from ...layers import check_choice
 from ..losses import mean_over_workers
 from .embedding import MaskEmbedding, mask_dice_losses
 from .refinement import Predictions
@@ -45,8 +46,7 @@ class ISTRCriterion:
         gamma: float = 2.0,
         mask_loss: str = "both",
     ):
-        if mask_loss not in MASK_LOSSES:
-            raise ValueError(f"mask_loss is {mask_loss!r}; it must be one of {', '.join(MASK_LOSSES)}")
+        check_choice("mask_loss", mask_loss, MASK_LOSSES)
         self.matcher = matcher
         self.version = version
         self.num_heads = num_heads

@@ -87,27 +87,29 @@ class MaskEmbedding(nn.Module):
         """
 
     def load_file(self, path: str) -> None:
-        """Take the embedding from a file of the public layout."""
+        """
+        Take the embedding from a file of the public layout.
+
+        Raises:
+            CheckpointError: the file is missing, of another layout, or made for other sizes.
+        """
+        if not os.path.isfile(path):
+            raise CheckpointError(
+                f"MODEL.ISTR.PATH_COMPONENTS: there is no file {path}. projects/ISTR/fit_mask_embedding.py makes one; "
+                "with an empty key the embedding is fitted when training starts."
+            )
+        try:
+            self._load(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"MODEL.ISTR.PATH_COMPONENTS: {error}") from error
+
+    def _load(self, path: str) -> None:
+        """Raises: CheckpointError that names the file and its fault."""
         raise CheckpointError(f"{type(self).__name__} is not learned and reads no file ({path}).")
 
     def save_file(self, path: str) -> None:
         """Write the embedding in the public layout."""
         raise CheckpointError(f"{type(self).__name__} is not learned and writes no file ({path}).")
-
-
-def require_file(path: str) -> str:
-    """
-    The path of a fitted embedding.
-
-    Raises:
-        CheckpointError: there is no such file.
-    """
-    if not os.path.isfile(path):
-        raise CheckpointError(
-            f"MODEL.ISTR.PATH_COMPONENTS: there is no file {path}. projects/ISTR/fit_mask_embedding.py makes one; with "
-            "an empty key the embedding is fitted when training starts."
-        )
-    return path
 
 
 def build_mask_embedding(cfg: CfgNode) -> MaskEmbedding:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from detectron2.structures import Instances
 from torchvision.ops import generalized_box_iou
 
-from ...layers import join_boxes
+from ...layers import check_choice, join_boxes
 from ..ground_truth import box_masks, crop_masks, image_masks
 from ..losses.dice import pairwise_dice
 from ..matching import match_by_score
@@ -113,8 +113,7 @@ class Matcher:
     """
 
     def __init__(self, *, weights: dict[str, float], alpha=0.25, gamma=2.0, mask_cost="cosine", noise=False):
-        if mask_cost not in MASK_COSTS:
-            raise ValueError(f"mask_cost is {mask_cost!r}; it must be one of {', '.join(MASK_COSTS)}")
+        check_choice("mask_cost", mask_cost, MASK_COSTS)
         self.weights = weights
         self.alpha = alpha
         self.gamma = gamma

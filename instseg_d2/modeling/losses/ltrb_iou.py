@@ -4,6 +4,8 @@ from typing import Optional
 
 import torch
 
+from ...layers import check_choice
+
 LTRB_LOSSES = ("giou", "iou", "linear_iou")
 
 
@@ -50,8 +52,7 @@ def ltrb_iou_loss(
     Raises:
         ValueError: unknown kind.
     """
-    if kind not in LTRB_LOSSES:
-        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(LTRB_LOSSES)}")
+    check_choice("kind", kind, LTRB_LOSSES)
     iou, giou = ltrb_ious(pred, target, hull_epsilon)
     losses = -torch.log(iou) if kind == "iou" else 1 - (giou if kind == "giou" else iou)
     return (losses if weight is None else losses * weight).sum()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from detectron2.structures import Instances
 
+from ...layers import check_choice
 from .run_lengths import RunLengthMasks
 
 MASK_FORMS = ("full", "run_lengths", "none")
@@ -35,8 +36,7 @@ def check_mask_form(masks: str) -> None:
     Raises:
         ValueError: not one of ``MASK_FORMS``.
     """
-    if masks not in MASK_FORMS:
-        raise ValueError(f"masks must be one of {', '.join(MASK_FORMS)}; got {masks!r}")
+    check_choice("masks", masks, MASK_FORMS)
 
 
 def set_mask_form(instances: Instances, masks: str) -> Instances:

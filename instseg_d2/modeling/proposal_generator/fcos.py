@@ -1,8 +1,7 @@
 """
 FCOS (Tian et al., arXiv 1904.01355 and its improved version): a box for every location, no anchors.
 
-N images, M objects of the batch, D detections, K classes, C channels, X rows (see layers/locations.py), P positive or
-picked rows.
+N images, M objects of the batch, D detections, K classes, C channels, X rows (see layers/locations.py), P of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from detectron2.structures import ImageList, Instances
 from fvcore.nn import sigmoid_focal_loss
 from torch import nn
 
-from ...layers import conv_at_rows, flatten_levels, join_boxes
+from ...layers import check_choice, conv_at_rows, flatten_levels, join_boxes
 from ..backbone import require_maps
 from ..losses import LTRB_LOSSES, ltrb_iou_loss, ltrb_ious, mean_over_workers
 from .fcos_head import FCOSHead, HeadOutputs
@@ -71,13 +70,12 @@ class FCOS(nn.Module):
             yield_box_features: proposals get ``box_features`` (D, C), the box tower at their location.
             inclusive: x2 and y2 of the ground-truth boxes are their last pixels (see also `DetectionLimits`).
             hull_epsilon: added to the area of GIoU's hull.
-            least_quality: lower limit of the box loss's divisor, which is the centerness, summed and averaged over
-                workers.
+            least_quality: lower limit of the box loss's divisor, the mean over workers of the summed centerness.
         """
         super().__init__()
-        _check("class_normalizer", class_normalizer, ("fg", "moving_fg", "all"))
-        _check("box_loss", box_loss, LTRB_LOSSES)
-        _check("box_quality", box_quality, ("ctrness", "iou"))
+        check_choice("class_normalizer", class_normalizer, ("fg", "moving_fg", "all"))
+        check_choice("box_loss", box_loss, LTRB_LOSSES)
+        check_choice("box_quality", box_quality, ("ctrness", "iou"))
         self.head = head
         self.in_features = list(in_features)
         if not len(self.in_features) == len(head.strides) == len(size_bounds) + 1:
@@ -250,8 +248,3 @@ class FCOS(nn.Module):
                 proposal.box_features = tower[found.rows]
             proposals.append(proposal)
         return proposals, losses
-
-
-def _check(argument: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{argument} is {value!r}; it must be one of {', '.join(allowed)}")

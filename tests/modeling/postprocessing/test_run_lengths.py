@@ -107,7 +107,7 @@ def test_inference_in_parts(method, monkeypatch):
             assert torch.equal(a.scores, b.scores)
             assert torch.equal(a.pred_classes, b.pred_classes)
             assert torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
-    with pytest.raises(ValueError, match="masks must be one of full, run_lengths, none; got 'rle'"):
+    with pytest.raises(ValueError, match="masks is 'rle'; it must be one of full, run_lengths, none"):
         model.detect(batch, masks="rle")
 
 
