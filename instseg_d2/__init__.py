@@ -15,11 +15,11 @@ _import_error = None  # what `python -m instseg_d2.doctor` reports
 
 try:
     getpass.getuser()
-except (KeyError, OSError):
+except (ImportError, KeyError, OSError):
     # torch asks for the user's name when it is imported, for this path, and fails where the system knows none
     # (docker run --user).
     os.environ.setdefault(
-        "TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"torchinductor_{os.getuid()}")
+        "TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"torchinductor_{getattr(os, 'getuid', str)()}")
     )
 
 try:
