@@ -10,7 +10,7 @@ from PIL import Image
 
 from instseg_d2.apps.inputs import find_inputs, is_video
 from instseg_d2.data import read_image
-from instseg_d2.errors import ConfigError
+from instseg_d2.errors import DatasetError
 
 IMAGES = (
     "a.jpg",
@@ -72,7 +72,7 @@ def test_videos(tmp_path, name):
     assert is_video(name)
     assert names(find_inputs(touch(tmp_path / "in", name) / name)) == [name]
     touch(tmp_path / "in", "a.png")
-    with pytest.raises(ConfigError, match=f"{name}: a video must be the only input"):
+    with pytest.raises(DatasetError, match=f"{name}: a video must be the only input"):
         find_inputs([tmp_path / "in" / name, tmp_path / "in" / "a.png"])
 
 

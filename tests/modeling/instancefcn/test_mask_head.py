@@ -102,7 +102,7 @@ def test_images_without_objects():
 
 
 def test_nothing_found():
-    model = tiny_mask_rcnn("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.1).eval()
+    model = tiny_mask_rcnn("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.0).eval()
     (output,) = model(random_batch([1]))
     assert output["instances"].pred_masks.shape == (0, 96, 128)
 
