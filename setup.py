@@ -90,6 +90,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.9",
     packages=find_packages(include=["instseg_d2", "instseg_d2.*"]),
+    package_data={"instseg_d2": ["zoo.yaml"]},
     install_requires=[
         "fvcore",
         "pycocotools",

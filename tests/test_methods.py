@@ -31,7 +31,6 @@ MAY_NAME = {
     "ops/assemble_instances.py": "cites the paper",
     "ops/blend_masks.py": "cites the paper",
     "ops/mask_prob.py": "cites the paper",
-    "zoo.py": "lists the recipes",
 }
 
 

@@ -1,4 +1,4 @@
-"""The table of recipes: complete, true to the files, filtered."""
+"""The table of recipes: complete, true to the files, the only place of the published numbers."""
 
 import re
 from pathlib import Path
@@ -6,64 +6,108 @@ from pathlib import Path
 import pytest
 
 from instseg_d2 import zoo
+from instseg_d2.config import load_config
+from instseg_d2.console import run_script
+from instseg_d2.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-BY_NAME = {entry.config: entry for entry in zoo.ENTRIES}
+RECIPES = zoo.recipes()
+STALE = "run `python -m instseg_d2.zoo --write`"
 
 
 def test_every_recipe_is_in_the_table_and_nothing_else():
     files = [path.relative_to(CONFIGS).with_suffix("") for path in CONFIGS.rglob("*.yaml")]
-    recipes = {str(path) for path in files if not path.name.startswith("Base-") and path.parts[0] != "quick"}
-    assert set(BY_NAME) == recipes
-    assert len(BY_NAME) == len(zoo.ENTRIES)
-    assert set(map(zoo.folder_of, zoo.ENTRIES)) == set(zoo.publications())
+    recipes = {path.as_posix() for path in files if not path.name.startswith("Base-") and path.parts[0] != "quick"}
+    assert set(RECIPES) == recipes
+    assert {name.split("/")[0] for name in RECIPES} == set(zoo.publications())
 
 
-@pytest.mark.parametrize("name", BY_NAME)
-def test_figures_are_those_that_the_recipe_names(name):
-    """The comment at the head of a recipe and the table agree on every published mask AP, AR and PQ."""
-    entry = BY_NAME[name]
-    comments = " ".join(re.findall(r"^# ?(.*)", (CONFIGS / f"{name}.yaml").read_text(), re.M))
-    published = re.search(r"Published(?: \(test-dev\))?: mask AP (\d+\.\d)(?:, box AP (\d+\.\d))?", comments)
-    if published:
-        on_test_dev = "test-dev" in comments
-        mask, box = (None if value is None else float(value) for value in published.groups())
-        assert (entry.test_dev if on_test_dev else entry.val) == (mask, box)
-    elif "Published" not in comments:
-        assert entry.val == entry.test_dev == (None, None)
-        assert not entry.other
-    for figure in re.findall(r"\d\d\.\d", " ".join(re.findall(r"Published: (?:AR|PQ).*", comments))):
-        assert figure in entry.other
+def test_values_are_of_known_columns():
+    for name, row in RECIPES.items():
+        assert list(row) == [column for column in zoo.COLUMNS if column in row], name
+        for column, value in row.items():
+            assert isinstance(value, str if column in ("note", "FPS") else float), (name, column)
+            assert column in ("note", "FPS") or 0 < value < 400
+
+
+def test_the_pages_show_the_table():
+    """Every recipe of a method stands once on its page."""
+    shown = []
+    for page, text in zoo.pages().items():
+        assert page.read_text(encoding="utf-8") == text, f"{page} is stale: {STALE}"
+        shown += [name for block in zoo.BLOCK.finditer(text) for name in re.findall(r"^\| (\S+/\S+) ", block[0], re.M)]
+    assert sorted(shown) == sorted(name for name in RECIPES if not name.startswith("MaskRCNN-heads/"))
+
+
+def test_published_numbers_stand_nowhere_else():
+    """Neither in a comment of a recipe nor in the prose or a table by hand of a page."""
+    for path in CONFIGS.rglob("*.yaml"):
+        comments = "".join(re.findall(r"#.*", path.read_text(encoding="utf-8")))
+        assert not re.search(r"\b(AP|PQ|AR)\b", comments), path
+    numbers = {
+        f"{value}" for row in RECIPES.values() for column, value in row.items() if "AP" in column or "A" == column[0]
+    }
+    for page, text in zoo.pages().items():
+        prose = zoo.BLOCK.sub("", text)
+        for line in prose.splitlines():
+            cells = re.split(r"[|,]", line)
+            named = any(re.search(rf"\b{re.escape(name.split('/')[-1])}\b", line) for name in RECIPES)
+            assert not (named and numbers & {cell.strip() for cell in cells}), (page, line)
+
+
+def test_a_stale_page_is_written(tmp_path, monkeypatch, capsys):
+    """What stands between the marks is replaced, the rest of the page stays."""
+    page = tmp_path / "projects" / "FCOS" / "README.md"
+    page.parent.mkdir(parents=True)
+    page.write_text("before\n<!-- zoo: FCOS -->\nold\n<!-- /zoo -->\nafter ü\n", encoding="utf-8")
+    monkeypatch.setattr(zoo, "ROOT", tmp_path)
+    zoo.main(["--write"])
+    assert capsys.readouterr().out == f"{page} written\n"
+    before, _, rest = page.read_text(encoding="utf-8").partition("<!-- zoo: FCOS -->\n")
+    table, _, after = rest.partition("<!-- /zoo -->")
+    assert (before, after) == ("before\n", "\nafter ü\n")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.strip().splitlines()]
+    assert cells[0] == ["config", "note", "parameters, M", "box AP"]
+    assert cells[2:] == [["FCOS/R_50_1x", "improved FCOS", "32.2", "38.7"]]
+    zoo.main(["--write"])
+    assert capsys.readouterr().out == ""
+
+
+def test_pages_are_written_in_a_checkout(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(zoo, "ROOT", tmp_path)
+    with pytest.raises(ConfigError, match="the pages are written in a checkout"):
+        zoo.pages()
+    assert run_script(zoo.main, ["--write"]) == 2
+    assert "has no projects" in capsys.readouterr().err
+    zoo.main(["--method", "FCOS"])  # needs none
 
 
 @pytest.mark.parametrize(
     "name", ["BlendMask/R_50_1x", "EmbedMask/v3_R_50_1x", "SparseInst/sparse_inst_r50_giam", "ISTR/ISTR-R50-3x"]
 )
 def test_sizes(name):
-    assert zoo.count(BY_NAME[name]) == pytest.approx(BY_NAME[name].parameters, abs=0.06)
+    assert zoo.count(name) == pytest.approx(RECIPES[name]["parameters, M"], abs=0.06)
 
 
-def test_every_size_is_known():
-    assert all(10 < entry.parameters < 400 for entry in zoo.ENTRIES)
-    assert BY_NAME["BlendMask/R_101_3x"].parameters - BY_NAME["BlendMask/R_50_3x"].parameters == pytest.approx(
-        19, abs=0.2
-    )
+def test_notes_on_the_input_are_those_of_the_recipes():
+    for name, row in RECIPES.items():
+        if pixels := re.match(r"(\d+) pixels", row.get("note", "")):
+            assert load_config(str(CONFIGS / f"{name}.yaml")).INPUT.MIN_SIZE_TEST == int(pixels[1]), name
 
 
-def test_the_table(capsys):
-    assert zoo.main(["--method", "blendmask", "FCOS"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    rows = {cells[1].strip(): cells for cells in (line.split("|") for line in lines) if len(cells) > 3}
-    assert "35.8 / 39.9" in rows["BlendMask/R_50_1x"][3]
-    assert "FCOS/R_50_1x" in rows
-    assert not any("ISTR" in line for line in lines)
-    assert any("github.com/aim-uofa/AdelaiDet" in line for line in lines)
+def test_the_tables(capsys):
+    zoo.main(["--method", "blendmask", "FCOS"])
+    text = capsys.readouterr().out
+    rows = {cells[1].strip(): cells for cells in (line.split("|") for line in text.splitlines()) if len(cells) > 3}
+    assert [cell.strip() for cell in rows["BlendMask/R_50_1x"][3:6]] == ["36.0", "35.8", "39.9"]
+    assert {"FCOS/R_50_1x", "BlendMask/Panoptic/R_50_3x"} <= set(rows)
+    assert "ISTR" not in text
+    assert "## BlendMask (CVPR 2020, arXiv 2001.00309)\n\nWeights: https://github.com/aim-uofa/AdelaiDet" in text
     with pytest.raises(SystemExit):
         zoo.main(["--method", "yolact"])
     assert "yolact" in capsys.readouterr().err
 
 
-def test_counting_anew(capsys, monkeypatch):
-    monkeypatch.setattr(zoo, "ENTRIES", tuple(e._replace(parameters=0.0) for e in zoo.ENTRIES if "FCOS" in e.config))
-    zoo.main(["--count"])
-    assert re.search(r"FCOS/R_50_1x\s*\|\s*32\.\d", capsys.readouterr().out)
+def test_counting_anew(capsys):
+    zoo.main(["--count", "--method", "FCOS"])
+    assert re.fullmatch(r"FCOS/R_50_1x 32\.\d\n", capsys.readouterr().out)
