@@ -89,7 +89,7 @@ def test_detectron2s_models_take_the_same_arguments():
     assert torch.equal(full.pred_masks, expected.pred_masks)
     assert torch.equal(coded.pred_masks.decode(), expected.pred_masks)
     assert not bare.has("pred_masks")
-    with pytest.raises(ValueError, match="masks must be one of"):
+    with pytest.raises(ValueError, match="masks is 'all'; it must be one of full"):
         detect(model, inputs, masks="all")
 
 
