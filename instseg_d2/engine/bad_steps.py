@@ -18,7 +18,7 @@ MAX_IN_A_ROW = 10
 
 
 class BadSteps:
-    """Undoes what a bad step did to the buffers of a model, and ends the training after ten bad steps in a row."""
+    """Undoes what a bad step did to the model's buffers, and ends training after ten bad steps in a row."""
 
     def __init__(self, model: torch.nn.Module, output_dir: str):
         self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -26,12 +26,12 @@ class BadSteps:
         self._in_a_row = 0
 
     def before_step(self) -> None:
-        """Remember the buffers, such as running statistics, as they are."""
+        """Save the current buffers, such as running statistics."""
         for buffer, kept in self._buffers:
             kept.copy_(buffer)
 
     def good(self) -> None:
-        """The step was a good one."""
+        """The step was good: count bad steps from 0 again."""
         self._in_a_row = 0
 
     def skip(self, iteration: int, values: dict, losses: dict, batch: list) -> None:
@@ -39,17 +39,18 @@ class BadSteps:
         Undo a bad step and keep its batch in OUTPUT_DIR. All processes call it.
 
         Args:
-            values: losses and norm of the gradient, means over the processes; not all are finite.
-            losses: of this process; batch: what they are of.
+            values: the losses and the gradient norm, averaged over the processes; not all are finite.
+            losses: those of this process.
+            batch: the inputs of this process.
 
         Raises:
-            FloatingPointError: it was the tenth in a row.
+            FloatingPointError: this was the tenth bad step in a row.
         """
         for buffer, kept in self._buffers:
             buffer.copy_(kept)
         files = []
         own = not all(torch.isfinite(loss).all() for loss in losses.values())
-        if own or all(math.isfinite(values[name]) for name in losses):  # this process's; or a gradient, of them all
+        if own or all(math.isfinite(values[name]) for name in losses):  # this process's loss, or the common gradient
             files = [str(x.get("file_name", x.get("image_id", "?"))) for x in batch]
             keep_batch(self._output_dir, iteration, values, batch)
         files = [name for names in comm.all_gather(files) for name in names]
@@ -68,7 +69,7 @@ class BadSteps:
 
 
 def keep_batch(folder: str, iteration: int, losses: dict, batch: list) -> None:
-    """Write images, boxes, classes and masks of a batch to ``folder/bad_batch.pth``, as plain tensors and numbers."""
+    """Write images, boxes, classes and masks of a batch to ``folder/bad_batch.pth`` as plain tensors and numbers."""
     images = []
     for sample in batch:
         fields = sample["instances"].get_fields() if "instances" in sample else {}

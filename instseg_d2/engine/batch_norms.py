@@ -10,8 +10,8 @@ __all__ = ["share_buffers", "sync_batchnorm_on_cpu"]
 
 def share_buffers(model: nn.Module) -> None:
     """
-    Give every process the first one's buffers, such as the running statistics of plain batch norms, so that all
-    evaluate the model that is saved. Call it in all processes.
+    Copy the first process's buffers, such as the running statistics of plain batch norms, to all processes, so that
+    all of them evaluate the model that is saved. Call it in all processes.
     """
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
@@ -20,9 +20,9 @@ def share_buffers(model: nn.Module) -> None:
 
 def sync_batchnorm_on_cpu(model: nn.Module) -> nn.Module:
     """
-    Replace every ``torch.nn.SyncBatchNorm``, which needs a GPU, by Detectron2's, which runs anywhere; in place.
+    Replace every ``torch.nn.SyncBatchNorm``, which needs a GPU, by Detectron2's, which runs on any device.
 
-    Parameters, buffers and their names stay the same.
+    Works in place; parameters, buffers and their names stay the same.
     """
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):

@@ -1,4 +1,4 @@
-"""What an earlier run left in OUTPUT_DIR: to be continued by the same run, to make room for another one."""
+"""The results of an earlier run in OUTPUT_DIR: checked when it is resumed, moved aside for a new run."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ __all__ = ["require_same_run", "set_aside", "truncate_metrics"]
 
 logger = logging.getLogger(__name__)
 
-# What a run writes, the checkpoint to resume from first, so that nothing half moved is ever resumed.
+# What a run writes. The checkpoint to resume from is moved first, so that a half-moved run is never resumed.
 _RESULTS = (
     r"last_checkpoint",
     r"model_(\d{7}|final|best)\.pth",
@@ -32,15 +32,15 @@ _RESULTS = (
 
 def require_same_run(checkpoint: str, cfg: CfgNode, classes: Mapping) -> None:
     """
-    Say which values of the config are others than those of the checkpoint to resume from.
+    Check that a checkpoint can be resumed, and log which values of the config have changed since.
 
     Args:
-        checkpoint: its file.
-        classes: ``class_names`` and, where there are semantic labels, ``stuff_names``, of the data to train on.
+        checkpoint: the file to resume from.
+        classes: ``class_names`` of the training data and, if it has semantic labels, ``stuff_names``.
 
     Raises:
-        DatasetError: it was trained on other classes, or on these in another order.
-        ConfigError: it is of another meta-architecture.
+        DatasetError: the checkpoint was trained on other classes or on the same classes in another order.
+        ConfigError: the checkpoint belongs to another meta-architecture.
     """
     extra = read_extra(checkpoint)
     remedy = "resume with its data and its config.yaml, or start afresh in another OUTPUT_DIR"
@@ -66,7 +66,7 @@ def require_same_run(checkpoint: str, cfg: CfgNode, classes: Mapping) -> None:
 
 def set_aside(folder: str) -> str:
     """
-    Move the results of an earlier run into a folder ``earlier`` beside them (``earlier_2`` if there is one, and so on).
+    Move the results of an earlier run to the subfolder ``earlier`` (``earlier_2`` if that exists, and so on).
 
     Returns:
         The new folder; empty if there was nothing to move.
@@ -90,8 +90,8 @@ def set_aside(folder: str) -> str:
 
 def truncate_metrics(path: str, iteration: int) -> None:
     """
-    Take the lines out of ``metrics.json`` that are of this iteration or a later one, or only half written. Detectron2
-    writes those of an evaluation after later ones.
+    Remove the lines of this and later iterations from ``metrics.json``, and half-written lines. Lines may be out of
+    order: Detectron2 writes those of an evaluation after later ones.
     """
     if not os.path.isfile(path):
         return

@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 class FreezeNorms(HookBase):
     """
-    From an iteration on, batch norms use their running statistics as at test time, so that the weights get used to
-    them: the statistics of a few images differ much from those of all. Register it on all processes.
+    From a given iteration on, batch norms use their running statistics, as at test time, so that the weights adapt to
+    them: the statistics of a small batch differ much from those of all images. Register it on all processes.
     """
 
     def __init__(self, iteration: int):
@@ -49,8 +49,9 @@ class FreezeNorms(HookBase):
 
 class PeriodicCheckpoint(hooks.PeriodicCheckpointer):
     """
-    Detectron2's, with the random number generators of every process in each file: ``model_<iteration>.pth`` every
-    ``period`` iterations (0: never) and ``model_final.pth`` after the last. Register it on all processes.
+    Detectron2's hook; each file also holds the state of the random number generators of every process. Writes
+    ``model_<iteration>.pth`` every ``period`` iterations (0: never) and ``model_final.pth`` after the last one.
+    Register it on all processes.
     """
 
     def __init__(self, checkpointer: InstSegCheckpointer, period: int):
@@ -65,19 +66,19 @@ class PeriodicCheckpoint(hooks.PeriodicCheckpointer):
 
 class EvaluationHook(hooks.EvalHook):
     """
-    Detectron2's, leaving the random numbers of training alone, and ``model_best.pth``: the weights with the highest
-    ``metric`` so far, also over resumed runs. Register it on all processes.
+    Detectron2's hook, without an effect on the random numbers of training. It also keeps ``model_best.pth``, the
+    weights with the highest ``metric`` so far, also over resumed runs. Register it on all processes.
 
-    Detectron2's BestCheckpointer forgets the best of a resumed run, makes its file the one to resume from, and knows
-    one name of the metric.
+    Detectron2's BestCheckpointer forgets the best result when a run is resumed, makes its file the one to resume
+    from, and accepts only one name for the metric.
     """
 
     def __init__(self, evaluate: Callable, period: int, metric: str, checkpointer: InstSegCheckpointer):
         """
         Args:
             evaluate: returns the results as a nested dict (on the main process).
-            period: evaluate every so many iterations (0: never) and after the last.
-            metric: "task/name", e.g. "segm/AP"; where there are no masks, "bbox/AP" stands in for "segm/AP".
+            period: evaluate every ``period`` iterations (0: never) and after the last one.
+            metric: "task/name", e.g. "segm/AP"; if there are no masks, "bbox/AP" replaces "segm/AP".
         """
         super().__init__(period, self._evaluate_and_keep_best)
         self._evaluate = evaluate
@@ -93,23 +94,23 @@ class EvaluationHook(hooks.EvalHook):
             except CheckpointError as error:
                 logger.warning("%s It will be replaced at the next evaluation.", error)
             else:
-                # A best of iterations that this run has not seen yet would come from another run.
+                # A best checkpoint from a later iteration must come from another run.
                 if best["iteration"] < self.trainer.start_iter:
                     self._best = best["value"]
 
     def after_train(self):
-        if self.trainer.iter == self.trainer.max_iter:  # else training has failed or was stopped
+        if self.trainer.iter == self.trainer.max_iter:  # otherwise training has failed or was stopped
             super().after_train()
 
     def _evaluate_and_keep_best(self) -> dict:
-        with preserve_rng_state():  # the same training with and without evaluation
+        with preserve_rng_state():  # training is the same with and without evaluation
             results = self._evaluate()
         if results:
             self._keep_best(flatten_results_dict(results))
         return results
 
     def _value(self, results: dict):
-        """The metric, of the first data set where several were evaluated; None if it is not among the results."""
+        """The metric on the first data set that was evaluated; None if it is not among the results."""
         for wanted in (self._metric, self._metric.replace("segm/", "bbox/")):
             for name, value in results.items():
                 if name == wanted or name.endswith(f"/{wanted}"):
@@ -139,7 +140,7 @@ def _losses(storage) -> dict:
 
 
 class ProgressBar(HookBase):
-    """A bar with losses, speed and the time left; on a terminal only."""
+    """A bar with losses, speed and the time left, shown only on a terminal."""
 
     def before_train(self):
         start, total = self.trainer.start_iter, self.trainer.max_iter
@@ -156,7 +157,7 @@ class ProgressBar(HookBase):
 
 
 class ProgressLines(EventWriter):
-    """One plain line a call: iteration, losses, learning rate, speed and the time left."""
+    """Each call logs one plain line: iteration, losses, learning rate, speed and the time left."""
 
     def __init__(self, max_iter: int):
         self._max_iter = max_iter
@@ -182,8 +183,8 @@ class ProgressLines(EventWriter):
 
 class Writers(hooks.PeriodicWriter):
     """
-    Every 20 iterations: progress lines, ``metrics.json`` and TensorBoard files (where it is installed). They are opened
-    when training starts, for until then the files may be those of an earlier run.
+    Writes progress lines, ``metrics.json`` and TensorBoard files (if it is installed) every 20 iterations. The files
+    are opened when training starts, because until then they may be those of an earlier run.
     """
 
     def __init__(self, folder: str):

@@ -1,4 +1,4 @@
-"""Starting one or many processes, on CPUs or GPUs, by itself or under torchrun or Slurm."""
+"""Starts one or many processes, on CPUs or GPUs, directly or under torchrun or Slurm."""
 
 import datetime
 import os
@@ -24,7 +24,7 @@ _TIMEOUT = datetime.timedelta(minutes=30)
 
 def slurm_environment(env: Mapping[str, str]) -> dict[str, str]:
     """
-    The variables that torchrun would set for this task of srun; none where srun started no task or one alone.
+    The variables that torchrun would set for this task of srun; none if srun started no task or only one.
 
     Raises:
         ConfigError: Slurm started a different number of tasks on each node.
@@ -47,36 +47,36 @@ def slurm_environment(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def _join(main: Callable, args, url: str = "env://") -> None:
-    """Call ``main(args)`` in the process group at ``url``; the process finds its place in torchrun's variables."""
+    """Call ``main(args)`` in the process group at ``url``; torchrun's variables hold the process's rank."""
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     use_gpu = torch.cuda.is_available() and args.num_gpus > 0
     if use_gpu:
-        torch.cuda.set_device(local_rank % torch.cuda.device_count())  # Slurm may show each task its GPU alone
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())  # Slurm may show each task only its own GPU
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
     dist.init_process_group("nccl" if use_gpu else "gloo", url, _TIMEOUT, world_size=size, rank=rank)
     comm.create_local_process_group(local_size)
     main(args)
     dist.destroy_process_group()
-    # gloo's threads give back Python's tensors just after the last collective has returned; they would abort the
-    # process if the interpreter were gone by then.
+    # gloo's threads release Python's tensors just after the last collective has returned. If the interpreter has
+    # already shut down by then, they abort the process.
     time.sleep(0.2)
 
 
 def _spawned(local_rank: int, main: Callable, args, variables: dict, url: str, errors) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
-    # The data loaders' workers start as they do in a single process and under torchrun: forked where that is possible.
+    # Data loader workers start as in a single process or under torchrun: forked where that is possible.
     mp.set_start_method(mp.get_all_start_methods()[0], force=True)
     keep_console()
     os.environ.update(variables, RANK=str(int(variables["RANK"]) + local_rank), LOCAL_RANK=str(local_rank))
     try:
         _join(main, args, url)
     except Exception as error:
-        time.sleep(1)  # a process that fails because another one has ended is heard after that one
+        time.sleep(1)  # a process that fails because another one has ended reports after that one
         if not is_user_error(error):
             raise
-        errors.put(WorkerError(sentence(error)) if isinstance(error, RuntimeError) else error)  # which loses its cause
+        errors.put(WorkerError(sentence(error)) if isinstance(error, RuntimeError) else error)  # loses its cause
         raise SystemExit(2) from None
 
 
@@ -88,7 +88,7 @@ def _spawn(main: Callable, args, count: int, url: str) -> None:
         "LOCAL_WORLD_SIZE": str(count),
     }
     errors = mp.get_context("spawn").SimpleQueue()
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # they inherit it, so that Ctrl-C breaks no import of theirs
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, so that Ctrl-C does not interrupt their imports
     try:
         arguments = (main, args, variables, url, errors)
         context = mp.start_processes(_spawned, arguments, count, join=False, start_method="spawn")
@@ -111,7 +111,7 @@ def _spawn(main: Callable, args, count: int, url: str) -> None:
 
 
 def _local_processes(args) -> int:
-    """How many processes this machine runs: one a GPU, or the number asked for on the CPU."""
+    """The number of processes on this machine: one per GPU, or the requested number on the CPU."""
     available = torch.cuda.device_count()
     if available == 0 or args.num_gpus == 0:
         if args.num_gpus > 1:
@@ -134,17 +134,17 @@ def launch(main: Callable, args) -> None:
     """
     Call ``main(args)`` in every process of the job.
 
-    Under torchrun or srun each process finds its place in the environment. Otherwise the processes are started here:
+    Under torchrun or srun each process reads its rank from the environment. Otherwise the processes are started here:
     one for each of ``args.num_gpus`` GPUs (NCCL), or ``args.num_processes`` on the CPU (gloo).
 
     Args:
         main: a function of a module, since new processes import it.
-        args: with num_gpus, num_processes and num_machines (each a machine), machine_rank, dist_url ("auto": a free
+        args: has num_gpus and num_processes (per machine), num_machines, machine_rank and dist_url ("auto": a free
             port of this machine).
 
     Raises:
-        ConfigError: more GPUs asked for than there are; several machines without an address; another number of
-            processes asked for than torchrun or srun has started.
+        ConfigError: there are fewer GPUs than requested; there are several machines but no address; or torchrun or
+            srun has started a different number of processes than requested.
         WorkerError: a process was killed.
         Exception: what ``main`` raised in any process.
     """

@@ -1,4 +1,4 @@
-"""Where messages go: short lines on the console, everything in ``log.txt``."""
+"""Logging: short lines on the console, everything in ``log.txt``."""
 
 import logging
 import os
@@ -10,13 +10,13 @@ from ..console import is_terminal
 
 __all__ = ["PROGRESS_LOGGER", "setup_logging"]
 
-# Progress lines: in the file, and on the console only where no progress bar is drawn.
+# Progress lines go to the file, and to the console only if no progress bar is drawn.
 PROGRESS_LOGGER = "instseg_d2.progress"
 
 _OURS = ("instseg_d2", "detectron2", "fvcore")
 # What the bar shows on a terminal: progress lines, and Detectron2's inference speed.
 _BAR_SHOWS = (PROGRESS_LOGGER, "detectron2.evaluation.evaluator")
-# Detectron2's notes on memory layout, and its alarm at category ids with gaps, which are nothing unusual.
+# Detectron2's notes on memory layout, and its warning about gaps in category ids, which are common.
 _FILE_ONLY = {"detectron2.data.common": "", "detectron2.data.datasets.coco": "Category ids in annotations"}
 
 
@@ -28,8 +28,8 @@ def _for_console(record: logging.LogRecord) -> bool:
 
 class _ConsoleHandler(logging.Handler):
     """
-    Writes lines above the progress bar, if there is one. With tqdm's ``logging_redirect_tqdm`` every place that draws a
-    bar would have to ask for it, and the handler that it puts in the place of the console's has no level.
+    Writes lines above the progress bar, if there is one. tqdm's ``logging_redirect_tqdm`` would have to be called
+    wherever a bar is drawn, and the handler that it installs has no level.
     """
 
     def __init__(self):
@@ -42,7 +42,7 @@ class _ConsoleHandler(logging.Handler):
             text = self.format(record)
             tqdm.write(f"{record.levelname}: {text}" if record.levelno >= logging.WARNING else text, file=sys.stdout)
             sys.stdout.flush()
-        except (OSError, ValueError, AttributeError):  # as in every handler: a line that cannot be written stops nobody
+        except (OSError, ValueError, AttributeError):  # as in every handler: a failed write stops nothing
             self.handleError(record)
 
 

@@ -1,4 +1,4 @@
-"""Muon: steps of weight matrices are made orthogonal; everything else is AdamW's."""
+"""Muon: the updates of weight matrices are orthogonalised; all other parameters are updated by AdamW."""
 
 import math
 
@@ -8,17 +8,17 @@ from torch.optim.adamw import adamw
 
 __all__ = ["Muon", "is_matrix", "orthogonalize"]
 
-# Coefficients of Jordan et al. of a X + b (X X^T) X + c (X X^T)^2 X: singular values come to between 0.68 and 1.21.
+# Coefficients by Jordan et al. for a X + b (X X^T) X + c (X X^T)^2 X: singular values end up between 0.68 and 1.21.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-MIN_SIDE = 8  # below it a matrix is rather a few vectors
+MIN_SIDE = 8  # a smaller matrix is treated as vectors
 LOWEST = {"lr": 0, "num_steps": 1, "block_rows": 1, "eps": 0, "weight_decay": 0}
 
 
 def is_matrix(parameter: torch.Tensor) -> bool:
     """
-    True for a parameter of two or more dimensions with 8 rows (its first dimension) and columns (the rest) at least.
+    True for a parameter of two or more dimensions with at least 8 rows (its first dimension) and 8 columns (the rest).
 
-    So the predictor of a few classes is none, that of 80 classes is one.
+    So the predictor of a few classes is not a matrix, but that of 80 classes is.
     """
     rows = len(parameter) if parameter.dim() >= 2 else 0
     return rows >= MIN_SIDE and parameter.numel() // rows >= MIN_SIDE
@@ -26,19 +26,19 @@ def is_matrix(parameter: torch.Tensor) -> bool:
 
 def orthogonalize(matrices: torch.Tensor, num_steps: int = 5) -> torch.Tensor:
     """
-    Bring all singular values near 1 and keep the singular vectors: Newton and Schulz's iteration.
+    Bring all singular values near 1 and keep the singular vectors, by Newton-Schulz iteration.
 
-    The polynomials are multiplied out for the Gram matrix of the shorter side, so that only the first and the last
-    product see the longer one. Rounding must not make that matrix' eigenvalues negative, whose powers grow without
-    bound: half precision is computed in single, whatever the autocast.
+    The polynomials are evaluated on the Gram matrix of the shorter side, so that only the first and the last product
+    involve the longer side. Rounding must not make an eigenvalue of the Gram matrix negative, because its powers would
+    grow without bound: half types are therefore computed in float32, whatever the autocast.
 
     Args:
-        matrices: n x rows x columns, of any floating type.
-        num_steps: of the iteration. Each makes small singular values 3.4 times larger; five bring those above a
-            hundredth of the Frobenius norm near 1.
+        matrices: (n, rows, columns), any floating dtype.
+        num_steps: steps of the iteration. Each makes small singular values 3.4 times larger; five steps bring those
+            above a hundredth of the Frobenius norm near 1.
 
     Returns:
-        A tensor of the same shape and type.
+        A tensor of the same shape and dtype.
     """
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonalize(matrices.transpose(1, 2), num_steps).transpose(1, 2)
@@ -61,13 +61,14 @@ class Muon(torch.optim.Optimizer):
     """
     MomentUm Orthogonalized by Newton-Schulz.
 
-    A weight of shape rows x ... is a matrix. Its step is the orthogonalised running mean of its gradients, times
-    ``lr * 0.2 * sqrt(longer side)``: a root mean square of ``0.2 * lr``, about as far as AdamW goes. Parameters
-    that are no matrix (see :func:`is_matrix`), and groups with ``matrices=False``, are updated by AdamW at the same
-    rate.
+    A weight of shape (rows, ...) is a matrix. Its update is the orthogonalised running mean of its gradients, times
+    ``lr * 0.2 * sqrt(longer side)``. The root mean square of the update is ``0.2 * lr``, about that of AdamW.
+    Parameters that are not matrices (see :func:`is_matrix`) and groups with ``matrices=False`` are updated by AdamW at
+    the same learning rate.
 
-    A matrix of more than ``block_rows`` rows is cut into blocks of about as many rows, each a matrix of its own: the
-    work grows with the rows, not with their square. What that changes in a training: projects/benchmarks.md.
+    A matrix of more than ``block_rows`` rows is cut into blocks of about that many rows, each treated as its own
+    matrix, so that the work grows with the rows, not with their square. projects/benchmarks.md measures the effect on
+    training.
 
     Source: Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024; the length of steps: Liu et
     al., Muon is scalable for LLM training, arXiv 2502.16982, equation 4.
@@ -75,11 +76,11 @@ class Muon(torch.optim.Optimizer):
     Args:
         params: parameters or groups; a group may say ``matrices=False``.
         lr: learning rate.
-        momentum: memory of a matrix' mean gradient.
-        nesterov: look one gradient ahead.
-        num_steps: of Newton and Schulz's iteration, at least 1.
-        block_rows: most rows of a block.
-        betas, eps: of AdamW.
+        momentum: decay of the running mean of a matrix's gradients.
+        nesterov: use Nesterov momentum.
+        num_steps: steps of the Newton-Schulz iteration, at least 1.
+        block_rows: maximum rows of a block.
+        betas, eps: AdamW's.
         weight_decay: decoupled, times the learning rate.
 
     Raises:

@@ -10,7 +10,7 @@ __all__ = ["get_rng_state", "preserve_rng_state", "set_rng_state"]
 
 
 def get_rng_state() -> dict:
-    """State of Python's, NumPy's and PyTorch's generators (CPU and current GPU): tensors and builtin types only."""
+    """State of Python's, NumPy's and PyTorch's generators (CPU and current GPU); only tensors and builtin types."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -21,7 +21,7 @@ def get_rng_state() -> dict:
 
 
 def set_rng_state(state: dict) -> None:
-    """Restore what :func:`get_rng_state` returned; the GPU's state only where there is one."""
+    """Restore what :func:`get_rng_state` returned; the GPU's state only if there is a GPU."""
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
     name, keys, *rest = state["numpy"]
@@ -33,7 +33,7 @@ def set_rng_state(state: dict) -> None:
 
 @contextlib.contextmanager
 def preserve_rng_state():
-    """Whatever the block draws, the generators stand where they stood before."""
+    """Restore the generators after the block, whatever it draws."""
     state = get_rng_state()
     try:
         yield

@@ -32,17 +32,17 @@ logger = logging.getLogger(__name__)
 
 
 def argument_parser(description: str = "") -> argparse.ArgumentParser:
-    """Detectron2's arguments, those of CPU processes, and the files of a data set of one's own."""
+    """Detectron2's arguments, and those for CPU processes and for your own data."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config-file", default="", metavar="FILE", help="YAML file, see configs/")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR, if there is one")
+    parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR, if there is one")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS instead of training")
     parser.add_argument("--train-json", metavar="FILE", help="COCO annotations to train on")
-    parser.add_argument("--train-images", metavar="DIR", help="the folder of their images")
+    parser.add_argument("--train-images", metavar="DIR", help="folder of the training images")
     parser.add_argument("--val-json", metavar="FILE", help="COCO annotations to evaluate on")
-    parser.add_argument("--val-images", metavar="DIR", help="the folder of their images")
-    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs a machine; 0: CPU")
-    parser.add_argument("--num-processes", type=int, default=1, help="processes a machine when there is no GPU")
+    parser.add_argument("--val-images", metavar="DIR", help="folder of the evaluation images")
+    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs per machine; 0: CPU")
+    parser.add_argument("--num-processes", type=int, default=1, help="CPU processes per machine, with --num-gpus 0")
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
     parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
@@ -51,7 +51,7 @@ def argument_parser(description: str = "") -> argparse.ArgumentParser:
 
 
 def _register_own_data(cfg: CfgNode, args) -> None:
-    """The four data arguments become the data sets custom_train and custom_val."""
+    """Register the four data arguments as the data sets custom_train and custom_val."""
     for split, key in (("train", "TRAIN"), ("val", "TEST")):
         json_file, images = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
         if bool(json_file) != bool(images):
@@ -67,7 +67,7 @@ def _register_own_data(cfg: CfgNode, args) -> None:
 
 
 def _fit_classes(cfg: CfgNode, names: list[str], source: str) -> None:
-    """Set the number of classes everywhere in the config, and say so where it changes."""
+    """Set the number of classes everywhere in the config, and log what changes."""
     keys = method_of(cfg).class_count_keys
     before = {key: get_value(cfg, key) for key in keys}
     set_num_classes(cfg, len(names))
@@ -85,7 +85,7 @@ def _fit_classes(cfg: CfgNode, names: list[str], source: str) -> None:
 
 
 def _check_test_sets(cfg: CfgNode) -> None:
-    """Find what would stop the evaluation, which may be after the whole training; set INPUT.VALUE_RANGE if empty."""
+    """Find now what would stop the evaluation after the training; set INPUT.VALUE_RANGE if it is empty."""
     for name in cfg.DATASETS.TEST:
         require_registered(name)
         files = check_images(name, training=False, leave_out=leaves_out(name))
@@ -112,7 +112,7 @@ def _shown(names: list[str]) -> str:
 
 
 def _fit_to_checkpoint(cfg: CfgNode) -> None:
-    """For evaluation: the classes of the checkpoint, which must be those of the test sets; else theirs."""
+    """For evaluation: use the checkpoint's classes, which must be those of the test sets, or else the test sets'."""
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: name a data set there or give --val-json and --val-images.")
     weights = cfg.MODEL.WEIGHTS
@@ -152,8 +152,8 @@ def _fit_device(cfg: CfgNode, num_gpus: int) -> None:
 
 def _check_solver(cfg: CfgNode) -> None:
     """
-    What would fail when the model has been built: a batch that does not divide among the processes, and the schedule,
-    which is built for a parameter that nobody needs.
+    Check now what would fail only after the model is built: the batch must divide among the processes, and the
+    schedule must be valid, which a trial on a dummy parameter shows.
     """
     processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % processes:
@@ -173,8 +173,8 @@ def _check_solver(cfg: CfgNode) -> None:
 
 def setup(args) -> CfgNode:
     """
-    The config of a run: file, overrides, own data, number of classes, device; then logging and seeds. The config of an
-    evaluation is written to ``OUTPUT_DIR/inference/config.yaml``; the trainer writes its own.
+    The config of a run from file, overrides, own data, number of classes and device; also sets up logging and seeds.
+    The config of an evaluation is written to ``OUTPUT_DIR/inference/config.yaml``; the trainer writes its own.
 
     Args:
         args: what :func:`argument_parser` parses.

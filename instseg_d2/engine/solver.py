@@ -18,7 +18,7 @@ OPTIMIZERS = {
 
 
 def _split(groups: list, chosen: set, **values) -> list:
-    """Each group in two: the parameters that are not chosen, and the chosen ones with these values."""
+    """Split each group in two: the parameters not in ``chosen``, and the others with the given values."""
     split = []
     for group in groups:
         split.append({**group, "params": [p for p in group["params"] if p not in chosen]})
@@ -70,14 +70,14 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     SGD, AdamW or Muon over the trainable parameters.
 
     ``SOLVER.OPTIMIZER``: "SGD", "ADAMW", "MUON" (see :class:`.muon.Muon`; embeddings are left to its AdamW), or empty
-    for the method's own default. Learning rate: ``BASE_LR``, times ``BACKBONE_MULTIPLIER`` for names that contain
-    "backbone", times ``BIAS_LR_FACTOR`` for biases. ``MOMENTUM``, ``NESTEROV``: SGD's and Muon's. Weight decay:
+    for the method's default. Learning rate: ``BASE_LR``, times ``BACKBONE_MULTIPLIER`` for names that contain
+    "backbone", times ``BIAS_LR_FACTOR`` for biases. ``MOMENTUM``, ``NESTEROV``: for SGD and Muon. Weight decay:
     ``WEIGHT_DECAY``, but ``WEIGHT_DECAY_NORM`` in normalisation layers and ``WEIGHT_DECAY_BIAS``, if set, for biases;
     a method may choose the parameters with ``WEIGHT_DECAY_NORM`` by name instead (``Method.undecayed_names``).
-    ``CLIP_GRADIENTS``: each parameter by value or norm, or the norm over the full model.
+    ``CLIP_GRADIENTS``: clip each parameter by value or norm, or the norm over the full model.
 
     Raises:
-        ValueError: a value out of its range, or nothing to train.
+        ValueError: a value is out of its range, or there is nothing to train.
     """
     solver = cfg.SOLVER
     name = (solver.OPTIMIZER or method_of(cfg).optimizer).upper()

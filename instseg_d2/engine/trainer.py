@@ -43,7 +43,7 @@ GRADIENT_NORM = "gradient_norm"  # over the full model, before clipping
 
 
 def _kind(param_groups: list) -> set:
-    """What tells the states of SGD, AdamW and Muon apart."""
+    """The keys that tell the states of SGD, AdamW and Muon apart."""
     return {"betas", "momentum", "matrices"} & param_groups[0].keys()
 
 
@@ -51,15 +51,15 @@ class Trainer(TrainerBase):
     """
     Trains the model of a config and evaluates it.
 
-    ``trainer = Trainer(cfg); trainer.resume_or_load(resume); trainer.train()``. The ``build_*`` class methods are
-    there to be overridden. Files in ``cfg.OUTPUT_DIR``: model_<iteration>.pth, model_final.pth, model_best.pth,
+    ``trainer = Trainer(cfg); trainer.resume_or_load(resume); trainer.train()``. Override the ``build_*`` class methods
+    to change a part. Files in ``cfg.OUTPUT_DIR``: model_<iteration>.pth, model_final.pth, model_best.pth,
     last_checkpoint, config.yaml, metrics.json, TensorBoard events, inference/.
 
     A resumed run continues with the same iteration, optimiser, schedule, gradient scaler, random numbers and images
-    as if it had not been interrupted (but for the statistics of TEST.PRECISE_BN, whose images are drawn anew).
+    as if it had not been interrupted, except that TEST.PRECISE_BN draws new images for its statistics.
 
     A step whose loss or gradient is not finite changes nothing: it is skipped and logged, and its batch is kept in
-    bad_batch.pth (bad_batch_<process>.pth of several processes). Ten in a row end the training.
+    bad_batch.pth (bad_batch_<process>.pth with several processes). Ten such steps in a row end the training.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -67,7 +67,7 @@ class Trainer(TrainerBase):
         cfg = DefaultTrainer.auto_scale_workers(home_expanded(cfg), comm.get_world_size())
         self.cfg = cfg
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
-        # Order and augmentation of the images follow from it; it travels in the checkpoint.
+        # It determines the order and augmentation of the images, and is stored in the checkpoint.
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
 
         model = self.build_model(cfg).to(memory_format=torch.channels_last)
@@ -101,7 +101,7 @@ class Trainer(TrainerBase):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """See :func:`instseg_d2.engine.solver.build_optimizer`; what it refuses is a ConfigError."""
+        """See :func:`instseg_d2.engine.solver.build_optimizer`; its ValueError becomes a ConfigError."""
         try:
             return build_optimizer(cfg, model)
         except ValueError as error:
@@ -109,7 +109,7 @@ class Trainer(TrainerBase):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iteration: int = 0, seed: Optional[int] = None):
-        """Endless batches from ``start_iteration`` on; ``seed`` instead of ``cfg.SEED``."""
+        """Endless batches from ``start_iteration`` on; ``seed`` replaces ``cfg.SEED``."""
         return build_train_loader(cfg, start_iteration=start_iteration, seed=seed)
 
     @classmethod
@@ -146,8 +146,8 @@ class Trainer(TrainerBase):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """
-        Continue the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` and start from iteration 0. Results of an earlier
-        run are moved to ``OUTPUT_DIR/earlier`` by a fresh one.
+        Continue the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` and start from iteration 0. A fresh run moves the
+        results of an earlier one to ``OUTPUT_DIR/earlier``.
 
         Raises:
             CheckpointError: the checkpoint does not fit; see :class:`InstSegCheckpointer`.
@@ -160,7 +160,7 @@ class Trainer(TrainerBase):
         if resumed:
             require_same_run(self.checkpointer.get_checkpoint_file(), self.cfg, self.checkpointer.metadata)
         extra = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resumed)
-        comm.synchronize()  # all have read what is moved now
+        comm.synchronize()  # all processes have read the files before they are moved
         if resumed:
             self.start_iter = extra["iteration"] + 1
             self._rng_states = extra.get("rng", ())
@@ -229,12 +229,12 @@ class Trainer(TrainerBase):
         self._bad_steps.good()
         total = sum(values[name] for name in losses)
         self.storage.put_scalars(total_loss=total, data_time=data_time, **values)
-        self.grad_scaler.unscale_(self.optimizer)  # clipping looks at the true gradients
+        self.grad_scaler.unscale_(self.optimizer)  # clipping needs the unscaled gradients
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
     def _watched(self, losses: dict) -> dict:
-        """The losses and, where no gradient scaler looks at the gradients, their norm."""
+        """The losses and, if no gradient scaler checks the gradients, their norm."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         if self.grad_scaler.is_enabled() or not gradients:
             return losses
@@ -243,7 +243,7 @@ class Trainer(TrainerBase):
 
     @staticmethod
     def _mean_over_processes(scalars: dict) -> dict[str, float]:
-        """One copy from the device a step."""
+        """Averages the scalars with one copy from the device per step."""
         names = sorted(scalars, key=lambda name: (name == GRADIENT_NORM, name))
         mean = torch.stack([scalars[name].detach().float() for name in names])
         if comm.get_world_size() > 1:
@@ -252,7 +252,7 @@ class Trainer(TrainerBase):
         return dict(zip(names, mean.tolist()))
 
     def evaluate(self) -> dict:
-        """Evaluate the model as it is on ``DATASETS.TEST``; all processes take part."""
+        """Evaluate the current model on ``DATASETS.TEST``; all processes take part."""
         share_buffers(self.model)
         self.results = self.test(self.cfg, self.model)
         return self.results
@@ -264,7 +264,7 @@ class Trainer(TrainerBase):
 
         Returns:
             {task: {metric: value}} for one data set, {data set: {task: ...}} for several; empty on processes other
-            than the main one. The main process also writes it to ``OUTPUT_DIR/inference/results.json``.
+            than the main one. The main process also writes the results to ``OUTPUT_DIR/inference/results.json``.
         """
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")
         several = len(cfg.DATASETS.TEST) > 1

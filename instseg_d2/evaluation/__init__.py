@@ -1,4 +1,4 @@
-"""Evaluators chosen by the data set, and what their numbers mean."""
+"""Evaluation: each data set's evaluator, and what its numbers mean."""
 
 from .evaluators import build_evaluator, check_evaluator, leaves_out
 from .panoptic_quality import PanopticQualityEvaluator, count_matches

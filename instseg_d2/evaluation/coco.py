@@ -1,4 +1,4 @@
-"""COCO's and LVIS's evaluation with masks as run lengths."""
+"""COCO and LVIS evaluation with masks as run lengths. D detections, H x W pixels."""
 
 import itertools
 import json
@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 def encoded_masks(instances: Instances) -> RunLengthMasks:
-    """Their pred_masks, (D, H, W) bool or run lengths already."""
+    """The pred_masks of the instances as run lengths; they may be (D, H, W) bool or run lengths already."""
     masks = instances.pred_masks
     return masks if isinstance(masks, RunLengthMasks) else RunLengthMasks.encode(masks.bool())
 
 
 def coco_results(instances: Instances, image_id) -> list[dict]:
-    """What Detectron2's ``instances_to_coco_json`` returns, several times faster where there are masks."""
+    """The same as Detectron2's ``instances_to_coco_json``, several times faster for instances with masks."""
     if not instances.has("pred_masks"):
         return instances_to_coco_json(instances, image_id)
     codes = encoded_masks(instances).codes
@@ -41,7 +41,7 @@ def coco_results(instances: Instances, image_id) -> list[dict]:
 
 
 def _prediction(sample: dict, output: dict) -> dict:
-    """What Detectron2's evaluators keep of an image."""
+    """What Detectron2's evaluators keep for an image."""
     prediction = {"image_id": sample["image_id"]}
     if "instances" in output:
         prediction["instances"] = coco_results(output["instances"].to("cpu"), sample["image_id"])
@@ -53,7 +53,7 @@ def _prediction(sample: dict, output: dict) -> dict:
 class CocoEvaluator(COCOEvaluator):
     """
     Detectron2's evaluator; instances may also have `RunLengthMasks` as pred_masks. Images that were not processed
-    count for nothing, nor do their objects. The files that it leaves have the ids of the annotation file.
+    are left out together with their objects. The files it writes use the ids of the annotation file.
     """
 
     reads_run_lengths = True
@@ -76,7 +76,7 @@ class CocoEvaluator(COCOEvaluator):
         return results
 
     def _processed(self) -> Optional[list]:
-        """Their ids, on the main process; None where that is all images."""
+        """The ids of the processed images, on the main process; None if all images were processed."""
         parts = comm.gather([prediction["image_id"] for prediction in self._predictions])
         ids = set(itertools.chain.from_iterable(parts))
         left_out = set(self._coco_api.imgs) - ids
@@ -84,7 +84,7 @@ class CocoEvaluator(COCOEvaluator):
             return None
         objects = sum(len(self._coco_api.imgToAnns[i]) for i in left_out)
         logger.warning(
-            "%s: %d of %d images were left out (%d objects), the first is %s: the results are those of the others.",
+            "%s: %d of %d images were left out (%d objects), the first is %s: the results are for the others.",
             self._name,
             len(left_out),
             len(self._coco_api.imgs),
@@ -94,7 +94,7 @@ class CocoEvaluator(COCOEvaluator):
         return sorted(ids)
 
     def _restore_ids(self, folder: Path):
-        """Give the files of predictions the ids of the annotation file back."""
+        """Restores the ids of the annotation file in the prediction files."""
         images, categories = (self._original_ids.get(key, {}) for key in ("images", "categories"))
 
         def restored(entry: dict) -> dict:

@@ -1,4 +1,4 @@
-"""Which evaluator a data set wants."""
+"""Chooses the evaluator of a data set."""
 
 import importlib.util
 import logging
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 def _coco(cfg: CfgNode, name: str, output_dir: str) -> DatasetEvaluator:
     if method_of(cfg).class_agnostic(cfg):
         return ProposalRecallEvaluator(name, output_dir)
-    # The compiled COCOeval is part of Detectron2's own library, which may not be built.
+    # The fast COCOeval is in Detectron2's compiled library, which may be missing.
     compiled = importlib.util.find_spec("detectron2._C") is not None
     return CocoEvaluator(
         name,
@@ -49,7 +49,7 @@ def _cityscapes(cfg: CfgNode, name: str, output_dir: str) -> CityscapesInstanceE
 
 
 def _read_labels(file: str, dtype) -> np.ndarray:
-    """A semantic map; Detectron2's own reader asks for what NumPy 2 refuses."""
+    """Reads a semantic map; Detectron2's own reader fails with NumPy 2."""
     return np.asarray(Image.open(file)).astype(dtype)
 
 
@@ -83,7 +83,7 @@ _EVALUATORS = {
     "pascal_voc": _pascal_voc,
     "sem_seg": _sem_seg,
 }
-_PACKAGES = {"cityscapes_instance": "cityscapesscripts", "lvis": "lvis"}  # that they import
+_PACKAGES = {"cityscapes_instance": "cityscapesscripts", "lvis": "lvis"}  # packages that they import
 
 
 def check_evaluator(dataset_name: str) -> str:
@@ -91,7 +91,7 @@ def check_evaluator(dataset_name: str) -> str:
     The ``evaluator_type`` in a data set's metadata.
 
     Raises:
-        DatasetError: no or an unknown evaluator_type, or a package that the evaluator needs is missing.
+        DatasetError: evaluator_type is missing or unknown, or a package that the evaluator needs is missing.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind not in _EVALUATORS:
@@ -105,7 +105,7 @@ def check_evaluator(dataset_name: str) -> str:
 
 
 def leaves_out(dataset_name: str) -> bool:
-    """True if images that were not processed, and their objects, count for nothing in the evaluation of a data set."""
+    """True if the data set's evaluator leaves out images that were not processed, and their objects."""
     kind = check_evaluator(dataset_name)
     return kind in ("coco", "sem_seg") or (kind == "coco_panoptic_seg" and not importlib.util.find_spec("panopticapi"))
 
@@ -114,10 +114,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
     """
     The evaluator for the ``evaluator_type`` in the data set's metadata: coco, lvis, cityscapes_instance,
     coco_panoptic_seg, pascal_voc or sem_seg. COCO's and LVIS's AP count up to ``TEST.DETECTIONS_PER_IMAGE`` detections
-    an image. Proposals without classes are measured by their recall.
+    per image. Class-agnostic proposals are measured by their recall.
 
     Args:
-        output_dir: where the evaluator leaves the predictions.
+        output_dir: where the evaluator writes the predictions.
 
     Raises:
         DatasetError: see :func:`check_evaluator`.

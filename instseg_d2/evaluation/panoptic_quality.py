@@ -1,5 +1,5 @@
 """
-Panoptic quality (Kirillov et al., arXiv 1801.00868, equations 1 and 2) of COCO-format panoptic sets, for where
+Panoptic quality (Kirillov et al., arXiv 1801.00868, equations 1 and 2) on COCO-format panoptic data, used if
 panopticapi is not installed. H, W: height and width in pixels; id 0 is void.
 """
 
@@ -24,17 +24,18 @@ TP, FP, FN, IOU = range(4)  # columns of the counts
 
 def count_matches(truth: np.ndarray, true_segments: list, found: np.ndarray, found_segments: list) -> dict:
     """
-    Match the segments of an image: those of one category with an IoU over 0.5, which are unique (section 4.1).
+    Match the segments of an image: two match if they have the same category and an IoU over 0.5. Matches are unique
+    (section 4.1).
 
-    Void pixels of the truth count for no prediction's union. A prediction without a partner is no false positive where
-    over half of it lies on void or on crowds of its category; crowds are neither matched nor missed.
+    Void pixels of the ground truth are not part of a union. An unmatched prediction is not a false positive if more
+    than half of it lies on void or on crowds of its category; crowds are neither matched nor missed.
 
     Args:
         truth, found: (H, W) segment ids.
-        true_segments, found_segments: dicts with id, category_id and, of the truth, iscrowd.
+        true_segments, found_segments: dicts with id, category_id and, for the ground truth, iscrowd.
 
     Returns:
-        {category_id: float array of true positives, false positives, false negatives, sum of the IoUs}.
+        {category_id: float array of true positives, false positives, false negatives and the sum of IoUs}.
     """
     true_ids, true_index = np.unique(truth, return_inverse=True)
     found_ids, found_index = np.unique(found, return_inverse=True)
@@ -42,7 +43,7 @@ def count_matches(truth: np.ndarray, true_segments: list, found: np.ndarray, fou
     overlaps = np.bincount(true_index.ravel() * shape[1] + found_index.ravel(), minlength=shape[0] * shape[1])
     overlaps = overlaps.reshape(shape)
     rows, columns = ({identifier: i for i, identifier in enumerate(ids.tolist())} for ids in (true_ids, found_ids))
-    # A segment that covers no pixel is none.
+    # Segments without pixels are ignored.
     true_segments = [(rows[x["id"]], x) for x in true_segments if x["id"] in rows]
     found_segments = [(columns[x["id"]], x) for x in found_segments if x["id"] in columns]
     void = overlaps[rows[0]] if 0 in rows else np.zeros(shape[1], int)
@@ -73,7 +74,7 @@ def count_matches(truth: np.ndarray, true_segments: list, found: np.ndarray, fou
 
 
 def _mean_quality(counts: list) -> dict:
-    """PQ, SQ and RQ in percent, averaged over the categories that occur; nan where none does."""
+    """PQ, SQ and RQ in percent, averaged over the categories that occur; nan if none occurs."""
     counts = np.array([x for x in counts if x[:IOU].any()]).reshape(-1, 4)
     if not len(counts):
         return dict.fromkeys(("PQ", "SQ", "RQ"), float("nan"))
@@ -84,7 +85,7 @@ def _mean_quality(counts: list) -> dict:
 
 
 class PanopticQualityEvaluator(DatasetEvaluator):
-    """The results of Detectron2's ``COCOPanopticEvaluator`` without panopticapi; only counts are kept."""
+    """Gives the results of Detectron2's ``COCOPanopticEvaluator`` without panopticapi; it keeps only counts."""
 
     def __init__(self, dataset_name: str):
         """
@@ -131,8 +132,8 @@ class PanopticQualityEvaluator(DatasetEvaluator):
     def evaluate(self):
         """
         Returns:
-            {"panoptic_seg": {metric: percent}}: PQ, SQ and RQ, also with _th of things and _st of stuff. None on
-            processes other than the main one.
+            {"panoptic_seg": {metric: percent}}: PQ, SQ and RQ of all categories, things (_th) and stuff (_st). None
+            on processes other than the main one.
         """
         gathered = comm.gather(self._counts)
         if not comm.is_main_process():

@@ -1,6 +1,6 @@
 """
-How many objects class-agnostic segment proposals find. D proposals of an image, G objects, T IoU thresholds,
-L limits on the number of proposals.
+Recall of class-agnostic segment proposals. D proposals in an image, G objects, T IoU thresholds, L limits on the
+number of proposals.
 """
 
 import contextlib
@@ -28,22 +28,22 @@ __all__ = ["ProposalRecallEvaluator", "match_greedily"]
 logger = logging.getLogger(__name__)
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
-# Areas in pixels, both ends included, as COCO has them.
+# Ranges of areas in pixels, both ends included, as in COCO.
 AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
-CLASS_LIMIT = 100  # proposals that the recall of single classes counts
+CLASS_LIMIT = 100  # proposals counted for the recall per class
 UNMATCHED = np.iinfo(np.int64).max
 
 
 def match_greedily(ious: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """
-    COCO's matching: the proposals, best first, each take the object of largest IoU that is free, if it reaches the
-    threshold; of equal ones the last.
+    COCO's matching: each proposal, best first, takes the free object with the largest IoU if that reaches the
+    threshold; of equal ones it takes the last.
 
     Args:
         ious: (D, G); thresholds: (T,).
 
     Returns:
-        (T, G) int64, the proposal that takes each object, or UNMATCHED.
+        (T, G) int64, the proposal matched to each object, or UNMATCHED.
     """
     num_objects = ious.shape[1]
     ranks = np.full((len(thresholds), num_objects), UNMATCHED)
@@ -59,10 +59,10 @@ def match_greedily(ious: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
 
 class ProposalRecallEvaluator(DatasetEvaluator):
     """
-    Average recall (AR) of masks over IoU 0.5:0.05:0.95 when the best 10, 100 and 1000 proposals of an image count,
-    whatever their classes: COCOeval's with ``useCats = 0``, over the images that were processed. Crowds are left out.
+    Average recall (AR) of masks over IoU 0.5:0.05:0.95 for the best 10, 100 and 1000 proposals per image, whatever
+    their classes: as by COCOeval with ``useCats = 0``, over the images that were processed. Crowds are left out.
 
-    Every image is matched when it comes, and only counts are kept.
+    Images are matched as they come, and only counts are kept.
     """
 
     reads_run_lengths = True
@@ -71,7 +71,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         """
         Args:
             dataset_name: a registered COCO-format set with masks.
-            output_dir: folder for proposal_recall.png, recall against IoU; None: no picture.
+            output_dir: folder for proposal_recall.png, a plot of recall against IoU; None: no plot.
             limits: numbers of proposals, ascending.
         """
         metadata = MetadataCatalog.get(dataset_name)
@@ -98,15 +98,15 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             outputs: dicts with "instances" that have scores (D,) and pred_masks, (D, H, W) bool or run lengths.
 
         Raises:
-            ValueError: instances without masks.
-            DatasetError: objects without masks.
+            ValueError: the instances have no masks.
+            DatasetError: the objects of the data set have no masks.
         """
         for sample, output in zip(inputs, outputs):
             annotations = self._coco.imgToAnns[sample["image_id"]]
             annotations = [x for x in annotations if not x.get("iscrowd", 0)]
             if not annotations:
                 continue
-            annotations.sort(key=lambda x: x["category_id"])  # the order that COCOeval meets them in
+            annotations.sort(key=lambda x: x["category_id"])  # COCOeval's order
             if not all("segmentation" in x for x in annotations):
                 raise DatasetError(f"{self._name} has objects without masks: the recall of masks cannot be measured.")
             proposals = self._encode(output["instances"])
@@ -121,7 +121,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             )
 
     def _encode(self, instances) -> list:
-        """Run lengths of the best masks, best first."""
+        """The best masks as run lengths, best first."""
         if not instances.has("pred_masks"):
             raise ValueError("the recall of segment proposals needs a model that gives pred_masks.")
         order = np.argsort(-instances.scores.cpu().numpy(), kind="stable")[: self._limits[-1]]
@@ -141,9 +141,9 @@ class ProposalRecallEvaluator(DatasetEvaluator):
     def evaluate(self):
         """
         Returns:
-            {"proposals": {metric: percent}}: AR@L, ARs@L, ARm@L and ARl@L for each limit L (small, medium, large), and
-            AR@100-<class> where there are several classes; nan where there are no such objects. None on processes
-            other than the main one.
+            {"proposals": {metric: percent}}: AR@L for each limit L, ARs@L, ARm@L and ARl@L (small, medium and large
+            objects), and AR@100-<class> if there are several classes; nan if there are no such objects. None on
+            processes other than the main one.
         """
         gathered = comm.gather((self._hits, self._objects, self._class_hits, self._class_objects))
         if not comm.is_main_process():
@@ -182,7 +182,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             logger.info("Recall of each class:\n%s", table)
 
     def _draw(self, recall, path: Path):
-        """Recall (T, L) against IoU, one line a limit."""
+        """Plots the recall (T, L) against IoU, one line per limit."""
         figure = Figure(figsize=(5, 4), dpi=120)
         axes = figure.add_subplot(xlabel="IoU", ylabel="recall, %", ylim=(0, 100), title=self._name)
         for limit, values in zip(self._limits, recall.T):

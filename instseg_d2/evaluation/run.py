@@ -1,4 +1,4 @@
-"""Running an evaluation: progress, results, and a sentence where numbers are missing."""
+"""Runs an evaluation: progress, results, and an explanation of missing numbers."""
 
 import functools
 import json
@@ -30,7 +30,7 @@ _CLASS_METRIC = re.compile(r"(?:A[PR](?:@\d+)?|IoU)-(.+)")  # AP-person, AR@100-
 
 
 class _DetectionCounter(DatasetEvaluator):
-    """Says so when the model has found nothing in a whole data set."""
+    """Warns if the model has found nothing in a whole data set."""
 
     def __init__(self, dataset_name: str):
         self._name = dataset_name
@@ -62,7 +62,7 @@ class _DetectionCounter(DatasetEvaluator):
 
 
 class _WithProgress:
-    """A loader with a progress bar, which only the main process shows, and only on a terminal."""
+    """A data loader with a progress bar, shown only by the main process and only on a terminal."""
 
     def __init__(self, loader, title: str):
         self._loader, self._title = loader, title
@@ -76,7 +76,7 @@ class _WithProgress:
 
 
 def _explain_missing(task: str, metrics: dict, dataset_name: str) -> None:
-    """Log one line that says why metrics of a task are nan."""
+    """Logs one line that says why metrics of a task are nan."""
     absent = [name for name, value in metrics.items() if isinstance(value, float) and math.isnan(value)]
     if not absent:
         return
@@ -102,7 +102,7 @@ def _reads_run_lengths(evaluator: DatasetEvaluator) -> bool:
 def evaluate(model, loader, evaluator: DatasetEvaluator, dataset_name: str) -> dict:
     """
     Run a model over a data set with Detectron2's ``inference_on_dataset``, with a progress bar on a terminal.
-    Where the evaluator allows it, images that cannot be read are left out with a warning.
+    If the evaluator allows it, images that cannot be read are left out with a warning.
 
     Returns:
         {task: {metric: value}}; empty on processes other than the main one.
@@ -122,7 +122,7 @@ def evaluate(model, loader, evaluator: DatasetEvaluator, dataset_name: str) -> d
 
 
 def _plain(value):
-    """Nested results as JSON has them: floats, and null where a metric does not exist."""
+    """Nested results for JSON: floats, and null for metrics that do not exist."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return float(value) if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Operators: each runs compiled where the package was built with its extension, else in plain PyTorch."""
+"""Operators: compiled if the package was built with its extension, otherwise in plain PyTorch."""
 
 from . import reference
 from .assemble_instances import assemble_instances

@@ -11,9 +11,9 @@ def assemble_instances(
 ) -> Tensor:
     """Assembles the mask of each window from k x k score maps (InstanceFCN, arXiv 1603.08678, section 3.1).
 
-    N images, M windows of m x m cells, k grid, maps of H x W cells. Cell (i, j) of a window reads the map of the part
-    that it lies in, (floor(i k / m), floor(j k / m)), at its own place: m need not be a multiple of k. Nothing but
-    the output is allocated, and the gradient needs the windows only, not the maps.
+    N images, M windows of m x m cells, k grid, maps of H x W cells. Cell (i, j) of a window lies in part
+    (floor(i k / m), floor(j k / m)) and reads the map of that part at its own position; m need not be a multiple of k.
+    Only the output is allocated, and the gradient needs only the windows, not the maps.
 
     Args:
         score_maps: (N, k * k, H, W) logits, part (row, column) at row * k + column; float16, bfloat16, float32 or
@@ -25,12 +25,12 @@ def assemble_instances(
             gradient.
 
     Returns:
-        (M, m, m) in the type of the maps. Differentiable once, with respect to the maps; half types are summed in
-        float32. Windows are added in their order, on CUDA too: results and gradients are always the same.
+        (M, m, m) in the dtype of the maps. Differentiable once, with respect to the maps; half types are summed in
+        float32. Results and gradients are deterministic, on CUDA too: windows are added in their order.
 
     Raises:
         ValueError: an argument of the wrong shape, type or device; the message names it.
-        IndexError: an image of windows out of range (on CUDA: a device-side assertion).
+        IndexError: an image index in windows is out of range (on CUDA: a device-side assertion).
     """
     if extension.serves(score_maps.device.type):
         return torch.ops.instseg_d2.assemble_instances(score_maps, windows, mask_size, grid, outside)

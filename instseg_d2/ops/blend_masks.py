@@ -22,10 +22,10 @@ def blend_masks(
     """Blends the bases inside each box with its attention (BlendMask, arXiv 2001.00309, section 3.1, eq. 1-4).
 
     N images, M boxes, P masks, K bases, A attention size, R resolution. The bases are cropped as
-    ``torchvision.ops.roi_align(..., sampling_ratio=1, aligned=True)`` crops them, the attention is resized
-    from A x A to R x R as ``torch.nn.functional.interpolate`` does it and goes through a softmax over K; the
-    product of the two is summed over K. All of it happens in one pass, without an intermediate tensor of
-    P x K x R x R values; on the CPU the masks of one box share its crop.
+    ``torchvision.ops.roi_align(..., sampling_ratio=1, aligned=True)`` crops them. The attention is resized
+    from A x A to R x R as by ``torch.nn.functional.interpolate``, followed by a softmax over K. The product of
+    the two is summed over K. This takes one pass, without an intermediate tensor of P x K x R x R values; on
+    the CPU the masks of one box share its crop.
 
     Args:
         bases: (N, K, H, W), float16, bfloat16, float32 or float64, any memory layout.
@@ -33,20 +33,20 @@ def blend_masks(
             more than one cell outside the bases reads 0. A box with a NaN or infinite corner reads 0 throughout.
         batch_index: (M,) int64, the image of each box.
         attention: (P, K, A, A), before the softmax.
-        box_index: (P,) int64, the box of each mask; None: mask p has box p, and P = M.
+        box_index: (P,) int64, the box of each mask; None: mask p belongs to box p, and P = M.
         resolution: R, in cells.
         spatial_scale: cells of the bases per input pixel: 0.25 at stride 4.
         top_interp: how the attention is resized, "bilinear" or "nearest".
 
     Returns:
-        (P, R, R) mask logits in the common type of bases and attention; half types are summed in float32.
+        (P, R, R) mask logits in the common dtype of bases and attention; half types are summed in float32.
         Differentiable once, with respect to bases and attention. On the CPU the results and gradients do not
         depend on the number of threads. The CUDA gradients depend on the order of atomic additions: under
         ``torch.use_deterministic_algorithms(True)`` they are computed by :mod:`instseg_d2.ops.reference`.
 
     Raises:
         ValueError: an argument of the wrong shape, type or device; the message names it.
-        IndexError: a batch_index or box_index out of range (on CUDA: a device-side assertion).
+        IndexError: a batch_index or box_index is out of range (on CUDA: a device-side assertion).
     """
     nearest = reference.is_nearest(top_interp)
     dtype = torch.promote_types(bases.dtype, attention.dtype)

@@ -18,7 +18,7 @@ def _load() -> Optional[str]:
     except ImportError as error:
         logger.warning(
             "The compiled operators do not fit this PyTorch (%s): slower ones are used. "
-            "Build them again with `pip install --no-build-isolation` and the folder of instseg_d2.",
+            "Rebuild them with `pip install --no-build-isolation` and the folder of instseg_d2.",
             error,
         )
         return None
@@ -30,7 +30,7 @@ _BUILT_FOR = _load()
 def has_extension() -> Optional[str]:
     """What the compiled operators were built for: ``"cuda"`` (which includes the CPU), ``"cpu"``, or None.
 
-    None also where the environment variable INSTSEG_NO_EXT is set: the operators then are the functions of
+    Also None if the environment variable INSTSEG_NO_EXT is set: the operators are then the functions of
     :mod:`instseg_d2.ops.reference`, on every device.
     """
     return _BUILT_FOR

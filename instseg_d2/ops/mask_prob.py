@@ -15,7 +15,7 @@ def mask_prob(
     windows: Optional[Tensor],
     image_index: Tensor,
 ) -> Tensor:
-    """Log-probability that a cell belongs to an object (EmbedMask, arXiv 1912.01954).
+    """Computes the log-probability that a cell belongs to an object (EmbedMask, arXiv 1912.01954).
 
     N images, M objects, D dimensions, maps of H x W cells, P cells in all windows together. With the embeddings
     p of a cell and q of an object, log phi = -sum_d margin_d (p_d - q_d)^2, where the paper's one margin is
@@ -31,16 +31,17 @@ def mask_prob(
         image_index: (M,) int64, the image of each object.
 
     Returns:
-        (P,) log-probabilities, object after object (see ``window_offsets``), each row-major, in the common type of
+        (P,) log-probabilities, object after object (see ``window_offsets``), each row-major, in the common dtype of
         embeddings and margins; half types are summed in float32. Without windows, P = M * H * W and the result
-        can be viewed as (M, H, W). A NaN reaches the cells and gradients it enters and no other ones.
+        can be viewed as (M, H, W). A NaN affects only the cells and gradients that are computed from it.
         Differentiable once, with respect to embeddings and margins. Results and gradients are deterministic, on
-        the CPU also for any number of threads. On CUDA the forward pass with windows waits for the device once, as P
-        depends on their values.
+        the CPU also for any number of threads. On CUDA the forward pass with windows waits for the device once,
+        because P depends on their values.
 
     Raises:
         ValueError: an argument of the wrong shape, type or device; the message names it.
-        IndexError: a window not inside the map; an image_index out of range (on CUDA: a device-side assertion).
+        IndexError: a window is not inside the map, or an image_index is out of range (on CUDA: a device-side
+            assertion).
     """
     dtype = torch.promote_types(torch.promote_types(pixel_embeddings.dtype, proposal_embeddings.dtype), margins.dtype)
     arguments = (pixel_embeddings.to(dtype), proposal_embeddings.to(dtype), margins.to(dtype), windows, image_index)
@@ -50,20 +51,20 @@ def mask_prob(
 
 
 def window_offsets(windows: Tensor) -> Tensor:
-    """(M + 1,) int64: where the cells of each of the (M, 4) windows begin in ``mask_prob``'s result, and at last P."""
+    """(M + 1,) int64: where each of the (M, 4) windows begins in the result of ``mask_prob``, and finally P."""
     areas = (windows[:, 2:] - windows[:, :2]).prod(dim=1)
     return torch.cat([areas.new_zeros(1), areas.cumsum(dim=0)])
 
 
 def grown_windows(boxes: Tensor, padding: float, height: int, width: int) -> Tensor:
-    """The cells of a map of ``height`` x ``width`` that lie in boxes grown by ``padding`` to each side.
+    """The cells of a map of ``height`` x ``width`` that lie in the boxes grown by ``padding`` on each side.
 
     Args:
         boxes: (M, 4) floating-point, x1, y1, x2, y2 in cells.
-        padding: in cells; a column c is taken when x1 - padding <= c < x2 + padding, rows likewise.
+        padding: in cells; column c is included if x1 - padding <= c < x2 + padding, and rows likewise.
 
     Returns:
-        (M, 4) int64 windows for ``mask_prob``; empty where nothing is taken or a corner is NaN.
+        (M, 4) int64 windows for ``mask_prob``; empty where no cell is included or a corner is NaN.
     """
     boxes = boxes.detach().to(torch.promote_types(boxes.dtype, torch.float32))
     first, last = (boxes[:, :2] - padding).ceil(), (boxes[:, 2:] + padding).ceil()

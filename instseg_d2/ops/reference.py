@@ -1,6 +1,7 @@
 """The operators in plain PyTorch, with the signatures, results and errors of the compiled ones.
 
-They are what the compiled ones are tested against, the path without the extension, and the deterministic one.
+The compiled operators are tested against them. They run when there is no extension, and when results must be
+deterministic.
 """
 
 from functools import partial
@@ -29,7 +30,7 @@ def blend_masks(
     dtype = torch.promote_types(bases.dtype, attention.dtype)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     boxes = boxes.detach().to(exact)
-    outside = torch.full_like(boxes, -4.0 / spatial_scale)  # RoIAlign would read anywhere for a NaN
+    outside = torch.full_like(boxes, -4.0 / spatial_scale)  # for a NaN RoIAlign could read any address
     boxes = torch.where(boxes.isfinite().all(dim=1, keepdim=True), boxes, outside)
     images = _in_range("blend_masks: batch_index", batch_index, bases.shape[0])
     rois = torch.cat([images[:, None].to(exact), boxes], dim=1)
@@ -93,7 +94,7 @@ def mask_prob(
     windows: Optional[Tensor],
     image_index: Tensor,
 ) -> Tensor:
-    """See :func:`instseg_d2.ops.mask_prob`; a dimension at a time, each keeping P values for the gradients."""
+    """See :func:`instseg_d2.ops.mask_prob`; loops over the dimensions, each keeps P values for the gradients."""
     _check_mask_prob(pixel_embeddings, proposal_embeddings, margins, windows, image_index)
     dtype = torch.promote_types(torch.promote_types(pixel_embeddings.dtype, proposal_embeddings.dtype), margins.dtype)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
@@ -206,7 +207,7 @@ def _check(op: str, right: bool, should: str, tensor: Tensor) -> None:
 
 
 def _check_devices(op: str, **tensors: Optional[Tensor]) -> None:
-    """Every tensor should be on the device of the first one."""
+    """Checks that every tensor is on the device of the first one."""
     (first_name, first), *others = tensors.items()
     for name, tensor in others:
         if tensor is not None and tensor.device != first.device:
@@ -216,7 +217,7 @@ def _check_devices(op: str, **tensors: Optional[Tensor]) -> None:
 
 
 def _in_range(name: str, index: Tensor, limit: int) -> Tensor:
-    """``index``, once it is known to lie in [0, limit): by a device-side assertion except on the CPU."""
+    """Returns ``index`` after checking that it lies in [0, limit); on a GPU by a device-side assertion."""
     if index.device.type == "cpu":
         wrong = index[(index < 0) | (index >= limit)]
         if len(wrong):
