@@ -1,4 +1,4 @@
-"""Data sets, the one dataset mapper, and the data loaders."""
+"""Data sets, the dataset mapper and the data loaders."""
 
 from .augmentations import build_augmentations
 from .coco import check_same_classes, class_names, register_coco, register_from_environment

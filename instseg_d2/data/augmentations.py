@@ -14,7 +14,7 @@ LSJ_SIZE = 1024  # pixels of the square that large-scale jitter fills
 
 class RandomCropAroundInstance(T.RandomCrop):
     """
-    A window of random size that contains the centre of one random object, uniform among all such windows.
+    Crops a window that contains the centre of a random object, drawn uniformly from all such windows.
 
     An image without objects is cropped anywhere.
 
@@ -53,13 +53,13 @@ def _crop(cfg, scheme: str) -> T.Augmentation:
 
 def build_augmentations(cfg, is_train: bool) -> list:
     """
-    Crop, rotation, resizing of the shorter side and flip, in this order; for testing the resizing alone.
+    For training: crop, rotation, resizing of the shorter side and flip, in this order. For testing: only resizing.
 
-    With a crop of DETR's scheme (Carion et al., arXiv 2005.12872, section 4): flip; for half of the images resizing of
-    the shorter side to 400, 500 or 600, however long the other, and the crop; rotation; the final resizing.
+    With DETR's crop scheme (Carion et al., arXiv 2005.12872, section 4): flip; for half of the images, resize the
+    shorter side to 400, 500 or 600, whatever the longer side becomes, and crop; rotation; final resizing.
 
-    With LSJ_AUG (large-scale jitter: Ghiasi et al., arXiv 2012.07177) instead: flip, scales 0.1 to 2 of 1024 pixels, a
-    crop of 1024 x 1024, smaller images filled up with grey.
+    With LSJ_AUG (large-scale jitter: Ghiasi et al., arXiv 2012.07177) instead: flip, scaling by 0.1 to 2 relative to
+    1024 pixels, and a crop of 1024 x 1024; smaller images are padded with grey.
 
     Read from INPUT: CROP.{ENABLED, SCHEME, TYPE, SIZE, CROP_INSTANCE}, IS_ROTATE, MIN_SIZE_*, MAX_SIZE_*,
     MIN_SIZE_TRAIN_SAMPLING, RANDOM_FLIP and HFLIP_TRAIN (a horizontal flip needs both).
@@ -68,7 +68,7 @@ def build_augmentations(cfg, is_train: bool) -> list:
         return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
     before, after = [], _flip(cfg)
     if cfg.LSJ_AUG:
-        # Beyond the image there is no object, so masks are filled up with 0.
+        # There are no objects in the padding, so masks are padded with 0.
         crop = T.FixedSizeCrop((LSJ_SIZE, LSJ_SIZE), pad_value=128.0, seg_pad_value=0)
         return [*after, T.ResizeScale(0.1, 2.0, LSJ_SIZE, LSJ_SIZE), crop]
     if cfg.INPUT.CROP.ENABLED:
@@ -78,7 +78,7 @@ def build_augmentations(cfg, is_train: bool) -> list:
         before.append(_crop(cfg, scheme))
     if cfg.INPUT.IS_ROTATE:
         before.append(T.RandomApply(T.RandomRotation([-30, 30]), prob=0.5))
-    # With "batch" the loader makes augmentations for each size, of which all images of a batch have the same.
+    # With "batch", the loader builds augmentations for each size, and all images of a batch use the same one.
     style = "range" if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" else "choice"
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, style)
     return [*before, resize, *after]

@@ -1,4 +1,4 @@
-"""Registering COCO-format data sets, checked when they are first loaded."""
+"""Registers COCO-format data sets, which are checked when they are first loaded."""
 
 import codecs
 import difflib
@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 def _tell(report: Report, json_file: str, image_root: str) -> None:
     """
-    Say what training does about the faults of a file: a warning for what it drops, one for what it uses as it is, a
-    line for the rest.
+    Log what training does about the faults of a file: a warning for what it drops, a warning for what it uses as it
+    is, and an info line for the rest.
 
     Raises:
         DatasetError: the file cannot be used.
@@ -52,7 +52,7 @@ def _tell(report: Report, json_file: str, image_root: str) -> None:
 
 
 def _tell_apart(categories: list) -> bool:
-    """Give categories of one name their ids as well, in place, so that the results of none hide another's."""
+    """Append the id to names that several categories share, in place, so that their results stay separate."""
     names = Counter(category["name"] for category in categories)
     for category in categories:
         if names[category["name"]] > 1:
@@ -61,7 +61,7 @@ def _tell_apart(categories: list) -> bool:
 
 
 def _is_misread(path: str) -> bool:
-    """True if Detectron2 would find other text in a JSON file than it holds: it reads in the locale's encoding."""
+    """True if Detectron2, which reads in the locale's encoding, would misread the text of a JSON file."""
     if codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8":
         return False
     return not Path(path).read_bytes().isascii()
@@ -69,12 +69,12 @@ def _is_misread(path: str) -> bool:
 
 class CocoSource:
     """
-    The loader that the catalog calls: checks the file, then reads it with Detectron2's ``load_coco_json``.
+    The loader that the catalog calls: it checks the file, then reads it with Detectron2's ``load_coco_json``.
 
-    Where the check dropped, filled in or renamed something, a corrected copy in the cache folder is read instead and
-    becomes the ``json_file`` of the metadata, so that training and COCOeval see the same annotations. Ids that are no
-    integers of 64 bits become our own in it; the metadata's ``original_ids`` {"images": {our id: theirs},
-    "categories": ...} have them, for what is written.
+    If the check dropped, filled in or renamed something, a corrected copy in the cache folder is read instead and
+    becomes the metadata's ``json_file``, so that training and COCOeval see the same annotations. The copy has new ids
+    where the original ones are not 64-bit integers. The metadata's ``original_ids`` {"images": {our id: theirs},
+    "categories": ...} keep the original ids for writing results.
     """
 
     def __init__(self, name: str, json_file: str, image_root: str, prepare=None):
@@ -87,8 +87,8 @@ class CocoSource:
 
     def _checked_file(self) -> tuple:
         """
-        The file itself when it is sound, else its corrected copy, and the original ids; checked once for each state
-        of the file.
+        The path to read, which is the file itself or its corrected copy, and the original ids. The file is checked
+        again only when it has changed.
         """
         state = None
         if os.path.isfile(self.json_file):
@@ -116,7 +116,7 @@ class CocoSource:
         for key, value in (("json_file", checked), ("original_ids", originals)):
             if metadata.get(key) != value:
                 if key in metadata.as_dict():
-                    delattr(metadata, key)  # Detectron2's metadata refuse another value
+                    delattr(metadata, key)  # Detectron2's metadata cannot be overwritten
                 metadata.set(**{key: value})
         return load_coco_json(checked, self.image_root, self.name)
 
@@ -162,7 +162,7 @@ def require_registered(name: str) -> None:
 
 def class_names(name: str) -> list:
     """
-    The class names of a registered data set, in the order of their category ids; loads it if need be.
+    The class names of a registered data set, in the order of their category ids; loads the set if necessary.
 
     Raises:
         DatasetError: the name is not registered, the file is faulty, or the set has no class names.
@@ -177,7 +177,7 @@ def class_names(name: str) -> list:
 
 
 def class_difference(first: list[str], second: list[str], first_name: str, second_name: str) -> str:
-    """What is not the same in two lists of classes, or their order, in words; nothing if they are equal."""
+    """The differences between two lists of classes, or in their order, in words; empty if they are equal."""
     only_first, only_second = ([c for c in a if c not in b] for a, b in ((first, second), (second, first)))
     parts = [
         f"only {name} has {', '.join(map(repr, classes))}"
@@ -236,8 +236,8 @@ def register_from_environment() -> list:
 
 def class_information(dataset_name: str) -> dict:
     """
-    ``class_names`` and, where the data set has them, its own ``category_ids``, by contiguous class index, and the
-    ``stuff_names`` of its semantic labels.
+    The data set's ``class_names`` and, if it has them, its original ``category_ids``, both by contiguous class index,
+    and the ``stuff_names`` of its semantic labels.
     """
     names = class_names(dataset_name)
     ids = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")

@@ -1,6 +1,6 @@
 """
-What is wrong with a COCO instances file. Training and ``check_data`` both look for the faults of ``faults.py`` here;
-``check_data`` also reads the images and mends a copy.
+Finds the faults of a COCO instances file that ``faults.py`` lists, for training and for ``check_data``. ``check_data``
+also reads the images and repairs a copy.
 """
 
 from collections import Counter
@@ -17,21 +17,21 @@ __all__ = ["Report", "examine"]
 
 class Report(NamedTuple):
     """
-    The findings; the content without the faults; the readings of coordinates that would explain the whole file, which
-    ``check_data --assume`` takes; the class names in the order of their ids; and picture hash -> file name.
+    The findings; the content without the faults; the readings of the coordinates that would explain the whole file,
+    for ``check_data --assume``; the class names in the order of their ids; and picture hash -> file name.
     """
 
     findings: list
     content: dict
     readings: list
-    annotations: int  # that the file lists
+    annotations: int  # number listed in the file
     summary: str
     classes: list
     pictures: dict
 
 
 def _check_categories(content: dict, listed_annotations: int, found: Findings) -> None:
-    """What of the file nothing can be learned from."""
+    """Find categories and lists that nothing can be learned from."""
     for name, count in Counter(category["name"] for category in content["categories"]).items():
         if count > 1:
             found.add("categories: name that another one has", name, count - 1)
@@ -62,9 +62,9 @@ def examine(json_file: str, image_root: str, *, clean: bool = True, assume=(), p
     Find the faults of a COCO instances file, drop what cannot be used and fill in what COCOeval needs.
 
     Args:
-        clean: also read each image in full, and mend or drop in the content what training would use as it is.
-        assume: names of `units.READINGS` that the coordinates are to be converted from; "nothing": none is right.
-        progress: show bars.
+        clean: also read each image in full, and repair or drop what training would use as it is.
+        assume: names of `units.READINGS` to convert the coordinates from; "nothing": keep the coordinates.
+        progress: show progress bars.
 
     Raises:
         DatasetError: see `load_coco`; no image or category can be used.

@@ -1,4 +1,4 @@
-"""Reading COCO instances files: their lists, the entries of these, and their ids."""
+"""Reads COCO instances files: their lists, entries and ids."""
 
 import json
 import math
@@ -20,10 +20,10 @@ NEEDED_KEYS = {
 
 def load_coco(json_file: str, image_root: str, found: Findings) -> dict:
     """
-    The content of a JSON file that has the lists of a COCO instances file: images, annotations, categories.
+    The content of a COCO instances file, which has the lists images, annotations and categories.
 
     Raises:
-        DatasetError: the file or the image folder is missing, it is no JSON or no COCO file.
+        DatasetError: the file or the image folder is missing, or the file is not a JSON or COCO file.
     """
     if not os.path.isfile(json_file):
         raise DatasetError(f"{json_file}: there is no such annotation file.")
@@ -50,7 +50,7 @@ def load_coco(json_file: str, image_root: str, found: Findings) -> dict:
 
 
 def category_name(name) -> Optional[str]:
-    """The name of a category as text, which a number becomes; None for anything else."""
+    """The name of a category as text; numbers are converted, anything else gives None."""
     if isinstance(name, (int, float)) and not isinstance(name, bool):
         return str(name)
     return name if isinstance(name, str) else None
@@ -63,7 +63,7 @@ def _is_id(value) -> bool:
 
 
 def _named(entry: dict, key: str, where: str, found: Findings) -> bool:
-    """True if an image has the name of a file, or a category a name; a number becomes text, in place."""
+    """True if an image has a file name, or a category a name; numbers are converted to text, in place."""
     if key == "images":
         if not isinstance(entry["file_name"], str):
             found.add("images: file_name that is no text", f"{where}: {entry['file_name']!r}")
@@ -79,7 +79,7 @@ def _named(entry: dict, key: str, where: str, found: Findings) -> bool:
 
 
 def sound_entries(content: dict, key: str, found: Findings) -> list:
-    """The entries of a list that have all needed keys and, for images and categories, a name and an id of their own."""
+    """The entries of a list with all required keys and, for images and categories, a name and a unique id."""
     kept, seen = [], set()
     for number, entry in enumerate(content[key]):
         where = f"entry {number} of {key}"
@@ -102,7 +102,7 @@ def sound_entries(content: dict, key: str, found: Findings) -> list:
 
 
 def _number_of(identifier):
-    """The integer that an id is written for: 12 for 12.0, "12" and "0012"; any other id is what it is."""
+    """The integer that an id stands for: 12 for 12.0, "12" and "0012"; any other id is returned unchanged."""
     if isinstance(identifier, float) and identifier.is_integer():
         return int(identifier)
     if isinstance(identifier, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,40}(\.0*)?\s*", identifier):
@@ -111,17 +111,17 @@ def _number_of(identifier):
 
 
 class Ids:
-    """Ids of a list, which other entries may write in another way: 12 as "12" or 12.0."""
+    """The ids of a list. Other entries may write them differently: 12 as "12" or 12.0."""
 
     def __init__(self, entries: list):
         self._exact = {entry["id"]: entry["id"] for entry in entries}
         self._numbers = {}
         for identifier in self._exact:
             number = _number_of(identifier)
-            self._numbers[number] = None if number in self._numbers else identifier  # None: two are written for it
+            self._numbers[number] = None if number in self._numbers else identifier  # None: two ids stand for it
 
     def find(self, value):
-        """The id of the list that ``value`` stands for; None if there is none, or more than one."""
+        """The id in the list that ``value`` stands for; None if there is none or more than one."""
         if not _is_id(value):
             return None
         found = self._exact.get(value)
@@ -129,23 +129,23 @@ class Ids:
 
 
 def id_order(identifier) -> tuple:
-    """What to sort ids by: numbers by value, then texts."""
+    """Sort key of ids: numbers by value, then texts."""
     number = _number_of(identifier)
     return isinstance(number, str), number, str(identifier)
 
 
 def plain_ids(entries: list) -> bool:
-    """True if the ids are integers that NumPy keeps as they are."""
+    """True if the ids are integers that NumPy can represent."""
     return all(type(entry["id"]) is int and abs(entry["id"]) < 1 << 63 for entry in entries)
 
 
 def own_ids(content: dict) -> dict:
     """
-    Number images and categories from 1, in place, where their ids are not all integers of 64 bits: NumPy would make
-    real numbers or texts of them, and COCOeval would lose objects.
+    Number images and categories from 1, in place, unless their ids are all 64-bit integers. NumPy would turn other
+    ids into floats or texts, and COCOeval would lose objects.
 
     Returns:
-        {"images": {our id: theirs}, "categories": ...}, with the lists that were numbered.
+        {"images": {our id: theirs}, "categories": ...} for the lists that were renumbered.
     """
     originals = {}
     for key, reference in (("images", "image_id"), ("categories", "category_id")):

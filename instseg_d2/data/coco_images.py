@@ -1,4 +1,4 @@
-"""The images of a COCO file: their sizes, and, for ``check_data``, what their files hold."""
+"""Checks the images of a COCO file: their sizes and, for ``check_data``, the content of their files."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from .value_range import survey
 
 __all__ = ["open_images", "size_images"]
 
-LONGEST = 100  # times the shorter side; of longer images resizing may leave a side of one pixel
+LONGEST = 100  # times the shorter side; resizing longer images may leave a side of one pixel
 
 
 def _size_is_known(image: dict) -> bool:
@@ -30,7 +30,7 @@ def _note_shape(image: dict, found: Findings) -> None:
 
 
 def size_images(images: list, image_root: str, found: Findings) -> list:
-    """The images with width and height as positive integers; where they are missing, the files are asked."""
+    """The images with width and height as positive integers; missing sizes are read from the files."""
     kept, names = [], set()
     for image in images:
         name = image["file_name"]
@@ -55,7 +55,7 @@ def _digest(path: str) -> str:
 
 
 def _check_values(files: list, found: Findings) -> None:
-    """What a sample of the images says of values of more than eight bits."""
+    """Check a sample of the images for values of more than eight bits."""
     values = survey(files)
     if values.deep:
         low, high = values.value_range
@@ -70,7 +70,7 @@ def open_images(images: list, image_root: str, found: Findings, progress: bool) 
     Read every image in full.
 
     Returns:
-        the usable images; {id of a second entry of a file: id of the first}; {hash: file name}.
+        the usable images; {id of a repeated entry of a file: id of the first}; {hash: file name}.
     """
     kept, same, by_name, pictures, missing = [], {}, {}, {}, []
     for image in tqdm(images, desc="images", unit="", disable=not progress, leave=False):

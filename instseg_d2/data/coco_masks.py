@@ -1,5 +1,5 @@
 """
-Masks and boxes of COCO annotations: the notations that they come in, and what makes them unusable.
+Masks and boxes of COCO annotations: the notations that occur, and what makes a mask or box unusable.
 
 A mask is polygons [[x0, y0, x1, y1, ...], ...] or an RLE {"size": [height, width], "counts": ...}, in pixels. Its
 bounds are the corners [x0, y0, x1, y1] around it; a box is [x, y, width, height].
@@ -15,8 +15,8 @@ import pycocotools.mask as mask_util
 
 __all__ = ["LARGEST_SIDE", "areas_differ", "bounds_of", "mask_area", "read_box", "read_mask", "rle_counts"]
 
-LARGEST_SIDE = 100_000  # pixels; what is larger is a mistake, and pycocotools' memory grows with it
-AREA_TOLERANCE = 0.2  # relative difference from which an area disagrees with its mask
+LARGEST_SIDE = 100_000  # pixels; larger values are mistakes, and pycocotools' memory grows with them
+AREA_TOLERANCE = 0.2  # relative difference above which an area disagrees with its mask
 _CORNER_KEYS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("x0", "y0", "x1", "y1"))
 _SIDE_KEYS = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
 
@@ -25,8 +25,9 @@ def rle_counts(rle: dict) -> list:
     """
     Run lengths of an RLE, compressed (a string) or not (a list), background first.
 
-    COCO's string holds one number in one or more characters: bits 0-4 of (character - 48) are data, bit 5 says that
-    more follow, the last data bit is the sign; from the fourth run on it is the difference to the run before last.
+    COCO's string stores a number in one or more characters: bits 0-4 of (character - 48) are data, bit 5 says that
+    more characters follow, and the last data bit is the sign. From the fourth run on, the number is the difference to
+    the run before last.
     """
     counts = rle["counts"]
     if isinstance(counts, list):
@@ -51,7 +52,7 @@ def _is_point(value) -> bool:
 
 
 def _parts(value) -> Iterator:
-    """The polygons [x0, y0, ...] and RLEs of a mask, however deep they lie; points may be pairs or {"x": , "y": }."""
+    """The polygons [x0, y0, ...] and RLEs of a mask, at any depth; points may be pairs or {"x": , "y": }."""
     if not isinstance(value, list):
         yield value
     elif value and all(map(_is_point, value)):
@@ -105,7 +106,7 @@ def _is_plain(mask) -> bool:
 
 
 def _is_pixels(mask, width: int, height: int) -> bool:
-    """True for a mask as rows of 0 and 1."""
+    """True for a mask given as rows of 0 and 1."""
     if not isinstance(mask, list) or len(mask) != height:
         return False
     return all(isinstance(row, list) and len(row) == width and set(map(repr, row)) <= _PIXELS for row in mask)
@@ -113,15 +114,15 @@ def _is_pixels(mask, width: int, height: int) -> bool:
 
 def read_mask(mask, width: int, height: int) -> tuple:
     """
-    A mask in COCO's own notation. Read as well: points as pairs or {"x": , "y": }, one polygon alone, lists in lists,
-    rows of 0 and 1, several RLEs, and polygons beside RLEs; these become one RLE. A part that is no polygon is left
-    out where another one is.
+    Convert a mask to COCO's own notation. Other notations are accepted: points as pairs or {"x": , "y": }, a single
+    polygon, nested lists, and also rows of 0 and 1, several RLEs, and polygons mixed with RLEs, which become one RLE.
+    A part that is not a polygon is left out if another part is one.
 
     Args:
-        width, height: of its image, in pixels.
+        width, height: of the image, in pixels.
 
     Returns:
-        the mask; what was repaired in it, or None; what makes it unusable, or None.
+        the mask; what was repaired, or None; what makes the mask unusable, or None.
     """
     if _is_pixels(mask, width, height):
         code = mask_util.encode(np.asfortranarray(mask, np.uint8))
@@ -154,12 +155,12 @@ def read_mask(mask, width: int, height: int) -> tuple:
 
 
 def _json(code: dict) -> dict:
-    """One of pycocotools' RLEs as JSON has it."""
+    """Convert a pycocotools RLE to its form in JSON."""
     return {"size": list(code["size"]), "counts": code["counts"].decode()}
 
 
 def _compressed(mask, width: int, height: int) -> dict:
-    """One RLE in pycocotools' own form."""
+    """The mask as one RLE in pycocotools' form."""
     if isinstance(mask, dict) and not isinstance(mask["counts"], list):
         return mask
     codes = mask_util.frPyObjects(mask, height, width)
@@ -167,7 +168,7 @@ def _compressed(mask, width: int, height: int) -> dict:
 
 
 def bounds_of(mask, width: int, height: int) -> list:
-    """Corners [x0, y0, x1, y1] around a sound mask; those of polygons may lie outside the image."""
+    """Corners [x0, y0, x1, y1] around a valid mask; those of polygons may lie outside the image."""
     if isinstance(mask, dict):
         x, y, w, h = mask_util.toBbox(_compressed(mask, width, height)).tolist()
         return [x, y, x + w, y + h]
@@ -176,7 +177,7 @@ def bounds_of(mask, width: int, height: int) -> list:
 
 
 def _enclosed(polygon: list, width: int, height: int) -> float:
-    """Area in square pixels of a polygon x1, y1, x2, y2, ... whose points are moved into the image."""
+    """Area in square pixels of a polygon x1, y1, x2, y2, ... after its points are clipped to the image."""
     x, y = polygon[0::2], polygon[1::2]
     if min(polygon) < 0 or max(x) > width or max(y) > height:
         x, y = ([min(max(v, 0), end) for v in values] for values, end in ((x, width), (y, height)))
@@ -185,18 +186,18 @@ def _enclosed(polygon: list, width: int, height: int) -> float:
 
 
 def areas_differ(listed: float, area: float) -> bool:
-    """True if a listed area is not the one that an object has."""
+    """True if a listed area disagrees with the object's area."""
     return abs(listed - area) > max(4.0, AREA_TOLERANCE * area)
 
 
 def mask_area(mask, width: int, height: int, listed: Optional[float] = None) -> float:
     """
-    Pixels of a sound mask within the image; what its polygons enclose where that is less than a pixel, or where it is
-    about the area that is ``listed``.
+    Number of pixels of a valid mask within the image. If the area that its polygons enclose is less than a pixel, or
+    about the ``listed`` one, that area is returned instead.
     """
     if isinstance(mask, dict):
         return float(sum(rle_counts(mask)[1::2]))
-    if listed is not None and len(mask) == 1:  # spares rasterising nearly all polygons
+    if listed is not None and len(mask) == 1:  # avoids rasterising nearly all polygons
         area = _enclosed(mask[0], width, height)
         if area >= 1 and not areas_differ(listed, area):
             return area
@@ -205,10 +206,10 @@ def mask_area(mask, width: int, height: int, listed: Optional[float] = None) -> 
 
 def read_box(box) -> tuple:
     """
-    A box [x, y, width, height] in pixels. Read as well: dicts with the usual keys, and a box in a list.
+    Read a box [x, y, width, height] in pixels, also from a dict with the usual keys or from a list with one box.
 
     Returns:
-        the box as 4 real numbers, or None; whether it was written in another way; what makes it unusable, or None.
+        the box as 4 floats, or None; whether it was in another notation; what makes it unusable, or None.
     """
     if not box:
         return None, False, "annotation with neither box nor mask"

@@ -1,7 +1,7 @@
 """
-The annotations of a COCO file: which of them can be used, what is filled in, and whether box, mask and area agree.
+Checks the annotations of a COCO file: which can be used, what is filled in, and whether box, mask and area agree.
 
-N objects; boxes [x, y, width, height] and bounds [x0, y0, x1, y1] in pixels.
+Boxes [x, y, width, height] and bounds [x0, y0, x1, y1] are in pixels.
 """
 
 from typing import NamedTuple, Optional
@@ -17,23 +17,23 @@ __all__ = ["check_annotations"]
 
 
 class _Object(NamedTuple):
-    """An annotation whose image and category are known; ``mask_fault`` and ``box_fault``: why it has none to use."""
+    """An annotation with a known image and category; ``mask_fault``, ``box_fault``: why mask or box is unusable."""
 
     annotation: dict
     name: str
     size: tuple  # (width, height) of the image, in pixels
     mask_fault: Optional[str]
     box_fault: Optional[str]
-    box: list  # x, y, width, height; nan where there is none
-    bounds: list  # x0, y0, x1, y1 around the mask; nan where there is none
-    area: float  # as listed; nan where it is none
+    box: list  # x, y, width, height; nan if there is none
+    bounds: list  # x0, y0, x1, y1 around the mask; nan if there is none
+    area: float  # as listed; nan if it is not a number
 
 
 _NONE = [float("nan")] * 4
 
 
 def _measured(annotation: dict, name: str, size: tuple, with_masks: bool, found: Findings) -> _Object:
-    """Read mask, box and area; a mask or box in another notation is rewritten, in place."""
+    """Read mask, box and area; a mask or box in another notation is converted, in place."""
     mask, repaired, mask_fault, bounds = annotation.get("segmentation"), None, None, _NONE
     if mask:
         mask, repaired, mask_fault = read_mask(mask, *size)
@@ -52,7 +52,7 @@ def _measured(annotation: dict, name: str, size: tuple, with_masks: bool, found:
 
 
 def _known(annotation: dict, name: str, ids: dict, found: Findings) -> bool:
-    """True if the file lists image and category of an annotation, whose ids are then written as there, in place."""
+    """True if the file lists the annotation's image and category; their ids are then unified, in place."""
     for key, what in (("category_id", "category"), ("image_id", "image")):
         value = annotation[key]
         identifier = ids[key].find(value)
@@ -66,7 +66,7 @@ def _known(annotation: dict, name: str, ids: dict, found: Findings) -> bool:
 
 
 def _crowd(annotation: dict) -> Optional[int]:
-    """0 or 1, as "iscrowd" or "ignore" say; None if they say neither."""
+    """The crowd flag, 0 or 1, from "iscrowd" or "ignore"; None for any other value."""
     try:
         return int(any(int(annotation.get(key) or 0) for key in ("iscrowd", "ignore")))
     except (TypeError, ValueError, OverflowError):
@@ -87,11 +87,12 @@ def _geometry(objects: list) -> Geometry:
 
 def _complete(thing: _Object, box: Optional[list], off: bool, inside: list, clean: bool, found: Findings):
     """
-    Fill in area, box and crowd flag of an annotation, in place; area and box that are not those of mask or image are
-    mended in a clean copy.
+    Fill in the area, box and crowd flag of an annotation, in place. A clean copy also gets a new area or box if the
+    old one disagrees with the mask or the image.
 
     Args:
-        box: None where it cannot be used; off: it is not ``inside``, the box within the image that it should be.
+        box: None if it cannot be used.
+        off: the box differs from ``inside``, the expected box within the image.
 
     Returns:
         what makes the annotation unusable, or None.
@@ -131,7 +132,7 @@ def _complete(thing: _Object, box: Optional[list], off: bool, inside: list, clea
 
 
 def _usable(objects: list, geometry: Geometry, tiny: np.ndarray, clean: bool, found: Findings, progress: bool) -> list:
-    """The annotations that can be used, completed; none twice in a clean copy."""
+    """The usable annotations, with missing values filled in; a clean copy contains each only once."""
     boxes = corners(geometry.boxes, geometry.sizes)
     masked = np.isfinite(geometry.bounds).all(1)
     extent = np.where(masked[:, None], geometry.bounds, boxes)
@@ -172,8 +173,8 @@ def _usable(objects: list, geometry: Geometry, tiny: np.ndarray, clean: bool, fo
 
 def _number(annotations: list, found: Findings) -> None:
     """
-    Number the annotations from 1, in place, unless their ids are positive integers that differ (and that COCOeval's
-    real numbers can tell apart; it takes id 0 for "not matched").
+    Number the annotations from 1, in place, unless their ids are distinct positive integers that are still distinct as
+    floats, which COCOeval uses. It takes id 0 for "not matched".
     """
     ids = [annotation.get("id") for annotation in annotations]
     if all(type(i) is int and 0 < i < 1 << 53 for i in ids) and len(set(ids)) == len(ids):
@@ -186,7 +187,7 @@ def _number(annotations: list, found: Findings) -> None:
 
 
 def check_annotations(content: dict, same: dict, all_ids: dict, clean: bool, assume, found: Findings, progress: bool):
-    """The usable annotations; the readings that would explain what contradicts itself in all of them."""
+    """The usable annotations, and the readings that would explain the contradictions in all of them."""
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     with_masks = any(annotation.get("segmentation") for annotation in content["annotations"])
     objects = []

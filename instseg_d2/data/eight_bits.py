@@ -1,4 +1,4 @@
-"""Values of more than eight bits as 0 to 255: which range of them an image or a data set has. H, W in pixels."""
+"""Maps values of more than eight bits to 0..255, and finds the range of an image or data set. H x W pixels."""
 
 import logging
 import math
@@ -12,15 +12,15 @@ from detectron2.utils.logger import log_first_n
 
 __all__ = ["Extremes", "checked_range", "extremes", "likely_range", "three_channels", "to_eight_bits"]
 
-# What cameras and programs store: floats of 0..1 and -1..1, then whole numbers of 8, 10, 12, 14 and 16 bits.
+# Ranges that cameras and programs store: floats in 0..1 and -1..1, then integers of 8, 10, 12, 14 and 16 bits.
 FLOAT_RANGES = ((0, 1), (-1, 1))
 RANGES = tuple((0, 2**bits - 1) for bits in (8, 10, 12, 14, 16))
-SLACK = 0.05  # of the values' extent: so much may lie outside a range, as resizing leaves it
-LEAST_SHARE = 1 / 8  # of a range that the values must fill; else they are stretched
+SLACK = 0.05  # share of the values' extent that may lie outside a range, as resizing causes
+LEAST_SHARE = 1 / 8  # share of a range that the values must fill; otherwise they are stretched
 
 
 class Extremes(NamedTuple):
-    """The lowest and the highest value of an image, single odd pixels aside, and whether it has whole numbers."""
+    """The lowest and highest value of an image, without outlier pixels, and whether its values are integers."""
 
     low: float
     high: float
@@ -29,10 +29,10 @@ class Extremes(NamedTuple):
 
 def checked_range(value_range: Sequence) -> tuple:
     """
-    A range of values as a tuple: (low, high), or () for one that the images decide.
+    A range of values as a tuple: (low, high), or () if the images decide it.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the range is neither.
     """
     if isinstance(value_range, (tuple, list)):
         numbers = [x for x in value_range if isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)]
@@ -43,10 +43,10 @@ def checked_range(value_range: Sequence) -> tuple:
 
 def extremes(values: np.ndarray) -> Extremes:
     """
-    The extremes of an image (H, W) or (H, W, 3) of any number type.
+    The extremes of an image (H, W) or (H, W, 3) of any numeric dtype.
 
-    They are those of its 3 x 3 medians, so that hot pixels do not count while small objects do. NaN and infinity do
-    not count either; without any finite value both extremes are 0.
+    They are taken over 3 x 3 medians, so that hot pixels do not count but small objects do. NaN and infinity do not
+    count either; without any finite value both extremes are 0.
     """
     whole = values.dtype.kind in "iu"
     with np.errstate(over="ignore"):
@@ -63,11 +63,11 @@ def extremes(values: np.ndarray) -> Extremes:
 
 def likely_range(images: Sequence[Extremes]) -> tuple[float, float]:
     """
-    The range (low, high) that images of one origin were most likely stored in.
+    The range (low, high) that images from one source were most likely stored in.
 
-    It is the narrowest of the usual ranges that holds their values; the values' own range where they fill little of
-    it or no usual one holds them. A fiftieth of the images may lie outside. One step of whole numbers never becomes
-    more than one step of eight bits.
+    It is the narrowest of the usual ranges that contains their values. If they fill little of it, or if no usual range
+    contains them, it is their own range. One in fifty images may lie outside. A step of 1 in integers never becomes
+    more than a step of 1 in eight bits.
     """
     whole = all(image.whole for image in images)
     low = float(np.percentile([image.low for image in images], 2, method="nearest"))
@@ -86,8 +86,8 @@ def likely_range(images: Sequence[Extremes]) -> tuple[float, float]:
 
 def to_eight_bits(values: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
     """
-    uint8 of the same shape: 256 equal parts of the range, what lies outside at its ends, NaN 0. So 0..65535 keep their
-    high byte, and 0..255 stay as they are.
+    Divide the range into 256 equal parts: uint8 of the same shape. Values outside are clipped, NaN becomes 0. So
+    values in 0..65535 keep their high byte, and values in 0..255 do not change.
     """
     low, high = value_range
     with np.errstate(over="ignore", invalid="ignore"):
@@ -98,11 +98,11 @@ def to_eight_bits(values: np.ndarray, value_range: tuple[float, float]) -> np.nd
 
 def three_channels(pixels: np.ndarray, value_range: Sequence = ()) -> np.ndarray:
     """
-    Grey, RGB or RGBA pixels as (H, W, 3) uint8; those of eight bits keep their values.
+    Convert grey, RGB or RGBA pixels to (H, W, 3) uint8; eight-bit pixels keep their values.
 
     Args:
-        pixels: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of any number type or bool; alpha is left out.
-        value_range: (low, high) that become 0 and 255; empty: decided from this image, which is said once.
+        pixels: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of any numeric dtype or bool; alpha is dropped.
+        value_range: (low, high) that become 0 and 255; empty: decided from this image, which is logged once.
     """
     if pixels.ndim == 2 or pixels.shape[2] == 1:
         pixels = pixels.reshape(*pixels.shape[:2], 1)

@@ -5,9 +5,9 @@ Every fault has one name and one severity:
 
 * error: training stops;
 * dropped: training leaves the annotation or image out;
-* repaired: training uses it after the repair;
+* repaired: training repairs and uses it;
 * warning: training uses it as it is and says so;
-* note: nothing is wrong, but it may be news.
+* note: nothing is wrong, but you may want to know.
 """
 
 from collections import defaultdict
@@ -18,7 +18,7 @@ __all__ = ["DROPPED", "ERROR", "FAULTS", "NOTE", "REPAIRED", "WARNING", "Finding
 ERROR, DROPPED, REPAIRED, WARNING, NOTE = "error", "dropped", "repaired", "warning", "note"
 KEPT = "kept"
 
-# (severity, what becomes of it in a clean copy): the names
+# (severity, what a clean copy does with it): names of the faults
 _TABLE = {
     (ERROR, DROPPED): (
         "images: no id",
@@ -102,7 +102,7 @@ FAULTS = {name: pair for pair, names in _TABLE.items() for name in names}
 
 
 class Finding(NamedTuple):
-    """One row of a report; remedy: what becomes of it in a clean copy (dropped, repaired, kept)."""
+    """One row of a report; remedy: what a clean copy does with it (dropped, repaired, kept)."""
 
     what: str
     count: int
@@ -118,17 +118,17 @@ class Findings:
         self._rows: dict[str, list] = {}
 
     def add(self, what: str, first: str, count: int = 1, kind: Optional[tuple] = None) -> None:
-        """``first`` says where; ``kind``: (severity, remedy) of what has no line in FAULTS."""
+        """Count a fault; ``first``: its place; ``kind``: (severity, remedy) of a fault that is not in FAULTS."""
         row = self._rows.setdefault(what, [0, first, *(kind or FAULTS[what])])
         row[0] += count
 
     def rows(self) -> list[Finding]:
-        """One for each fault."""
+        """One row per fault."""
         return [Finding(what, *row) for what, row in self._rows.items()]
 
 
 def listed(rows: list[Finding]) -> str:
-    """The rows in half a sentence, by the list of the file that they are about."""
+    """The rows as part of a sentence, grouped by the list of the file that they concern."""
     texts = defaultdict(list)
     for row in rows:
         where, what = row.what.split(": ", 1)

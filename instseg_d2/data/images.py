@@ -1,4 +1,4 @@
-"""Reading images of every common kind as three channels of eight bits. H, W in pixels."""
+"""Reads images of every common kind as three channels of eight bits. H x W pixels."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import ImageError
 from .eight_bits import three_channels
 
-with contextlib.suppress(ImportError, OSError):  # HEIC, where the package for it is installed
+with contextlib.suppress(ImportError, OSError):  # HEIC, if its package is installed
     import pillow_heif
 
     pillow_heif.register_heif_opener()
@@ -20,8 +20,8 @@ with contextlib.suppress(ImportError, OSError):  # HEIC, where the package for i
 __all__ = ["deep_pixels", "further_frames", "image_size", "image_suffixes", "read_image"]
 
 HEIC_SUFFIXES = (".heic", ".heif", ".hif")
-_OPENCV_SUFFIXES = (".exr", ".hdr", ".pic", ".sr", ".pxm")  # that Pillow does not have
-_NOT_DECODED = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")  # that Pillow only recognises
+_OPENCV_SUFFIXES = (".exr", ".hdr", ".pic", ".sr", ".pxm")  # not supported by Pillow
+_NOT_DECODED = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")  # Pillow recognises but cannot read them
 _ANIMATED = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")  # formats whose further frames are images of their own
 _EXIF_ORIENTATION = 274
 _SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations that turn by 90 degrees
@@ -29,7 +29,7 @@ _SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations that turn by 90 degrees
 
 @functools.cache
 def image_suffixes() -> frozenset:
-    """The suffixes, in lower case with their dot, of the files that Pillow or OpenCV can read here."""
+    """The suffixes of files that Pillow or OpenCV can read here, in lower case with their dot."""
     readable = {
         suffix
         for suffix, kind in Image.registered_extensions().items()
@@ -39,7 +39,7 @@ def image_suffixes() -> frozenset:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation that is still to be applied; Pillow itself turns TIFF files."""
+    """The EXIF orientation that must still be applied; Pillow rotates TIFF files itself."""
     try:
         return 1 if image.format == "TIFF" else image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # broken EXIF data do not make the pixels unreadable
@@ -47,7 +47,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels as an EXIF orientation from 1 to 8 wants them shown."""
+    """Apply an EXIF orientation from 1 to 8 to the pixels."""
     if orientation in _SWAPS_SIDES:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -58,7 +58,7 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _is_deep_color(image: Image.Image) -> bool:
-    """True for colours of 16 bits, of which Pillow would drop the lower eight."""
+    """True for 16-bit colours, which Pillow would reduce to the upper eight bits."""
     if image.mode[0] in "IF" or not image.tile:
         return False
     arguments = image.tile[0][3]
@@ -67,26 +67,26 @@ def _is_deep_color(image: Image.Image) -> bool:
 
 
 def _opencv(data: bytes) -> Optional[np.ndarray]:
-    """Pixels (H, W) or (H, W, 3) RGB with all their bits; None where OpenCV cannot read them."""
+    """Pixels (H, W) or (H, W, 3) RGB with all their bits; None if OpenCV cannot read them."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     return pixels if pixels is None or pixels.ndim == 2 else pixels[:, :, 2::-1]
 
 
 def _pixels(file_name, deep_only: bool = False) -> tuple[Optional[np.ndarray], int]:
     """
-    Pixels (H, W) or (H, W, 3) RGB with all their bits and the EXIF orientation that is still to be applied.
+    Pixels (H, W) or (H, W, 3) RGB with all their bits, and the EXIF orientation that must still be applied.
 
     Args:
-        deep_only: None instead of pixels of eight bits, which are not decoded.
+        deep_only: return None for eight-bit images, without decoding them.
     """
-    # Opened by its name, Pillow 13 maps a turned grey TIFF into memory and mixes up its rows.
+    # Given a file name, Pillow 13 maps a rotated grey TIFF into memory and mixes up its rows.
     with open(file_name, "rb") as file:
         try:
             with Image.open(file) as image:
                 grey, deep_color = image.mode[0] in "IF", _is_deep_color(image)
                 if deep_only and not grey and not deep_color:
                     return None, 1
-                # The orientation last: it may stand behind the pixels, which Pillow decodes to get there.
+                # The orientation comes last: it may follow the pixels, and Pillow decodes them to reach it.
                 pixels = None
                 if deep_color:
                     with open(file_name, "rb") as again:
@@ -111,22 +111,22 @@ def _unreadable(file_name, error: Exception) -> ImageError:
 
 def read_image(file_name, format: str = "BGR", size=None, value_range=()) -> np.ndarray:
     """
-    Read grey, RGB, RGBA, palette, CMYK, 16-bit or float images, rotated as their EXIF data say.
+    Read a grey, RGB, RGBA, palette, CMYK, 16-bit or float image and apply its EXIF orientation.
 
     Args:
         file_name: path of the image.
         format: order of the channels, "BGR" or "RGB".
-        size: optional (width, height) in pixels that the annotations were made for. Where it fits only the stored,
+        size: optional (width, height) in pixels that the annotations were made for. If it fits only the stored,
             unrotated pixels, these are returned.
         value_range: (low, high) of the values that become 0 and 255 in images of more than eight bits; empty: decided
-            from this image, see `eight_bits.likely_range`. Images of eight bits keep their values.
+            from this image, see `eight_bits.likely_range`. Eight-bit images keep their values.
 
     Returns:
         array of shape (height, width, 3), uint8.
 
     Raises:
-        ImageError: the file is missing or no readable image.
-        ValueError: another format.
+        ImageError: the file is missing or not a readable image.
+        ValueError: the format is neither BGR nor RGB.
     """
     if format not in ("BGR", "RGB"):
         raise ValueError(f"an image format is BGR or RGB, not {format!r} (INPUT.FORMAT).")
@@ -146,7 +146,7 @@ def read_image(file_name, format: str = "BGR", size=None, value_range=()) -> np.
 
 def deep_pixels(file_name) -> Optional[np.ndarray]:
     """
-    The pixels (H, W) or (H, W, 3) of an image with more than eight bits, as stored; None for one of eight bits, of
+    The pixels (H, W) or (H, W, 3) of an image with more than eight bits, as stored; None for an eight-bit image, for
     which only the header is read.
 
     Raises:
@@ -160,7 +160,7 @@ def deep_pixels(file_name) -> Optional[np.ndarray]:
 
 def image_size(file_name):
     """
-    (width, height) of an image as ``read_image`` returns it, from the header alone where Pillow knows the format.
+    (width, height) of an image as ``read_image`` returns it, from the header only if Pillow knows the format.
 
     Raises:
         ImageError: the file is missing or no image.
@@ -178,9 +178,9 @@ def image_size(file_name):
 
 
 def further_frames(file_name) -> int:
-    """How many pages or frames a file has after the first, which alone is read; 0 where that is not known."""
+    """The number of pages or frames after the first, the only one that is read; 0 if it is unknown."""
     try:
         with Image.open(file_name) as image:
             return getattr(image, "n_frames", 1) - 1 if image.format in _ANIMATED else 0
-    except Exception:  # reading the image itself tells what is wrong
+    except Exception:  # reading the image will report what is wrong
         return 0

@@ -1,4 +1,4 @@
-"""Data loaders: an endless training stream that can be entered at any iteration, and one pass over a test set."""
+"""Data loaders: an endless training stream that can start at any iteration, and one pass over a test set."""
 
 import logging
 import multiprocessing.queues
@@ -31,16 +31,16 @@ def _as_list(batch):
 
 
 def _die_of(error, _):
-    """End a worker that cannot send a batch: it would go on with the next one, and the loader wait for ever."""
+    """End a worker that cannot send a batch; otherwise the loader would wait for this batch for ever."""
     sys.stderr.write(f"error: a worker of the data loader cannot send a batch: {sentence(error)}\n")
     sys.stderr.flush()
     os._exit(1)
 
 
 def _start_worker(_):
-    if not multiprocessing.parent_process().is_alive():  # PyTorch's watch begins later
+    if not multiprocessing.parent_process().is_alive():  # PyTorch starts to check this only later
         os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends its workers
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_die_of)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -52,18 +52,18 @@ def _torch_loader(samples, num_workers: int, **kwargs) -> DataLoader:
         num_workers=num_workers,
         collate_fn=pack if num_workers else _as_list,
         worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # leaves the global one alone
+        generator=torch.Generator(),  # so that the global one is not used
         **kwargs,
     )
 
 
 def _drawn(loader: DataLoader):
-    """The batches of one pass. The workers live as long as the pass and end with it, also by an error."""
+    """The batches of one pass. The workers end with the pass, also after an error."""
     iterator = iter(loader)
     try:
         yield from map(unpack, iterator) if loader.num_workers else iterator
     except (EOFError, ConnectionError) as error:
-        if str(error).startswith("Caught "):  # PyTorch's word for an error that the worker met
+        if str(error).startswith("Caught "):  # PyTorch's prefix for an error in the worker
             raise
         raise WorkerError(
             "the data loader cannot receive a batch from its worker, whose output above may say why; "
@@ -71,7 +71,7 @@ def _drawn(loader: DataLoader):
         ) from error
     finally:
         if loader.num_workers:
-            # The traceback of an error keeps the iterator alive, and the garbage collector takes 5 seconds a worker.
+            # An error's traceback keeps the iterator alive, and garbage collection takes 5 seconds per worker.
             iterator._shutdown_workers()
 
 
@@ -80,7 +80,7 @@ class TrainLoader:
     Endless iterable of batches (lists of samples) that counts unreadable images.
 
     Attributes:
-        seed: the seed of order and augmentation; keep it to continue exactly where SEED is negative.
+        seed: the seed of order and augmentation; store it to resume exactly if SEED is negative.
         bad_files: {file: message} of the distinct files that could not be read so far.
     """
 
@@ -102,8 +102,9 @@ class TrainLoader:
 
     def _tolerated(self) -> int:
         """
-        1 % of the images, at least 1. One of several processes meets only its share of them in the first epoch, but
-        all in the long run: until it has drawn half of them, it tolerates 2 % of its share or of what it has drawn.
+        The number of unreadable images that are tolerated: 1 % of all images, at least 1. With several processes, each
+        sees only its share of the images in the first epoch, but all of them in the long run. Until it has drawn half
+        of the images, it tolerates 2 % of its share or of what it has drawn.
         """
         seen = max(self._size // comm.get_world_size(), self._drawn)
         return max(1, min(self._size, 2 * seen) // 100)
@@ -125,10 +126,10 @@ class TrainLoader:
 
 class TestLoader:
     """
-    One pass over the images of this process in batches of one.
+    One pass over the images of this process, in batches of one.
 
     Attributes:
-        leave_out: pass over images that cannot be read, with a warning, instead of raising ImageError.
+        leave_out: skip images that cannot be read, with a warning, instead of raising ImageError.
     """
 
     __test__ = False  # not a test class
@@ -173,7 +174,7 @@ def _sampler(cfg, dicts: list, seed: int):
 
 
 def _with_range(cfg, dicts: list, names):
-    """The config with an INPUT.VALUE_RANGE for all these images, where they have more than eight bits."""
+    """The config, with INPUT.VALUE_RANGE set for these images if they have more than eight bits."""
     if cfg.INPUT.VALUE_RANGE:
         return cfg
     cfg = cfg.clone()
@@ -183,7 +184,7 @@ def _with_range(cfg, dicts: list, names):
 
 
 def _train_mappers(cfg) -> list:
-    """One mapper; where a batch shares its size, one for each of INPUT.MIN_SIZE_TRAIN."""
+    """One mapper, or, if all images of a batch share a size, one for each of INPUT.MIN_SIZE_TRAIN."""
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING != "batch":
         return [InstanceDatasetMapper(cfg, True)]
     mappers = []
@@ -199,22 +200,22 @@ def build_train_loader(cfg, mapper=None, start_iteration: int = 0, seed=None) ->
     """
     The endless training stream of this process.
 
-    With the same seed and number of processes, batch n is the same bit by bit whatever ``start_iteration`` and
-    DATALOADER.NUM_WORKERS are.
+    With the same seed and number of processes, batch n is bitwise identical for any ``start_iteration`` and
+    DATALOADER.NUM_WORKERS.
 
     Args:
         cfg: DATASETS.TRAIN, SOLVER.IMS_PER_BATCH (images of all processes together), DATALOADER.{NUM_WORKERS,
             SAMPLER_TRAIN, REPEAT_THRESHOLD, ASPECT_RATIO_GROUPING, FILTER_EMPTY_ANNOTATIONS},
             INPUT.MIN_SIZE_TRAIN_SAMPLING and SEED are read.
-        mapper: callable on a data set dict; None: InstanceDatasetMapper(cfg, True), which with MIN_SIZE_TRAIN_SAMPLING
-            batch resizes all images of a batch, in all processes, to the same one of INPUT.MIN_SIZE_TRAIN.
-        start_iteration: number of batches that were trained on already.
-        seed: instead of cfg.SEED; where both are missing or negative, a random one that all processes share.
+        mapper: callable on a data set dict; None: InstanceDatasetMapper(cfg, True). With MIN_SIZE_TRAIN_SAMPLING batch
+            it resizes all images of a batch, in all processes, to the same size from INPUT.MIN_SIZE_TRAIN.
+        start_iteration: number of batches already trained on.
+        seed: replaces cfg.SEED; if both are missing or negative, a random seed shared by all processes.
 
     Raises:
-        ValueError: a batch that does not divide among the processes.
+        ValueError: the batch does not divide among the processes.
         DatasetError: there is no training set, or it cannot be used; while iterating, when more than max(1, 1 %) of its
-            images cannot be read (of several processes each looks at what it draws).
+            images cannot be read (with several processes, each counts the images that it draws).
     """
     if not cfg.DATASETS.TRAIN:
         raise DatasetError("DATASETS.TRAIN names no data set to train on.")
@@ -234,11 +235,11 @@ def build_train_loader(cfg, mapper=None, start_iteration: int = 0, seed=None) ->
 
 def build_test_loader(cfg, dataset_name: str, mapper=None) -> TestLoader:
     """
-    One pass over a data set, one image a batch, split among the processes as Detectron2's evaluators expect.
+    One pass over a data set, one image per batch, split among the processes as Detectron2's evaluators expect.
 
     Args:
         cfg: DATALOADER.NUM_WORKERS is read.
-        dataset_name: a registered data set; images without objects stay in.
+        dataset_name: a registered data set; images without objects are included.
         mapper: callable on a data set dict; None: InstanceDatasetMapper(cfg, False).
 
     Raises:

@@ -1,4 +1,4 @@
-"""From a data set dict to what the models take, for every method."""
+"""Converts a data set dict to the input of the models, for every method. H' x W' pixels after augmentation."""
 
 import logging
 
@@ -20,7 +20,7 @@ __all__ = ["InstanceDatasetMapper"]
 
 logger = logging.getLogger(__name__)
 
-THIN = 20  # times as long as wide: resizing it may leave no pixel of its width
+THIN = 20  # times as long as wide: resizing may leave no pixel of the width
 
 
 class InstanceDatasetMapper:
@@ -35,11 +35,11 @@ class InstanceDatasetMapper:
     * basis_sem (training, with ``semantic_target``): int64 (H', W'), thing class + 1, see ``paint_semantic``;
     * sem_seg (training, where the sample names a sem_seg_file_name): int64 (H', W').
 
-    gt_masks are PolygonMasks with ``mask_format`` "polygon" where every object of the image is given by polygons and
-    nothing is cropped; otherwise BitMasks.
+    gt_masks are PolygonMasks if ``mask_format`` is "polygon", every object of the image has polygons and nothing is
+    cropped; otherwise BitMasks.
 
-    Errors: ImageError for an image that is missing, broken, of another size than annotated or too thin to be resized;
-    DatasetError for a mask that is missing or of another size. Both name the image.
+    Raises ImageError if an image is missing, broken, too thin to be resized or not of the annotated size, and
+    DatasetError if a mask is missing or of another size. Both name the image.
     """
 
     @configurable
@@ -58,12 +58,12 @@ class InstanceDatasetMapper:
     ):
         """
         Args:
-            is_train: with ground truth, else without.
-            augmentations: Detectron2 augmentations; they may ask for image and boxes.
+            is_train: add the ground truth.
+            augmentations: Detectron2 augmentations; they may use image and boxes.
             image_format: "BGR" or "RGB".
             use_masks: make gt_masks.
             mask_format: "polygon" or "bitmask".
-            crops, rotates: whether the augmentations do so; boxes are then made tight around the masks again.
+            crops, rotates: whether the augmentations crop or rotate; boxes are then recomputed from the masks.
             semantic_target: make basis_sem.
             value_range: see ``read_image``.
         """
@@ -98,7 +98,7 @@ class InstanceDatasetMapper:
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """Map one data set dict, which is left as it is."""
+        """Map one data set dict, which is not changed."""
         sample = dict(dataset_dict)
         annotations = sample.pop("annotations", None)
         sem_seg_file = sample.pop("sem_seg_file_name", None)
@@ -137,12 +137,12 @@ class InstanceDatasetMapper:
         return image
 
     def _augment(self, aug_input: T.AugInput, sample: dict):
-        """The transforms, which are applied to ``aug_input``."""
+        """Apply the augmentations to ``aug_input`` and return the transforms."""
         height, width = aug_input.image.shape[:2]
         too_thin = f"{sample['file_name']} is too thin to be resized: its {width} x {height} pixels become"
         try:
             transforms = self.augmentations(aug_input)
-        except ValueError as error:  # Pillow's, of a side without a pixel
+        except ValueError as error:  # from Pillow, for a side of 0 pixels
             if max(height, width) < THIN * min(height, width):
                 raise
             raise ImageError(f"{too_thin} none.") from error
@@ -157,7 +157,7 @@ class InstanceDatasetMapper:
         if needs_masks and not all(mask is not None and len(mask) for mask in masks):
             raise DatasetError("an annotation has no mask, which MODEL.MASK_ON or the method needs")
         if needs_masks and self.crops and self.rotates:
-            # What a crop removed must not come back in the corners of a rotation: work on pixels.
+            # After a crop, a rotation of polygons would bring back removed parts in the corners: use pixels.
             masks = [to_rle(mask, *size) for mask in masks]
         if self.semantic_target:
             canvas = paint_semantic(masks, [annotation["category_id"] for annotation in annotations], *size)
@@ -176,8 +176,8 @@ class InstanceDatasetMapper:
 
     def _masks(self, masks, transforms, size, new_size):
         """
-        PolygonMasks or BitMasks. Polygons are not cut at the border of a crop (Detectron2's way to do so needs one
-        more package); rasterising them at the new size does the same.
+        The masks as PolygonMasks or BitMasks. Polygons are not clipped to a crop, because Detectron2's way to do so
+        needs one more package; rasterising them at the new size has the same effect.
         """
         polygons = self.mask_format == "polygon" and not self.crops and all(isinstance(mask, list) for mask in masks)
         if polygons:

@@ -1,4 +1,4 @@
-"""Why listed image files are not there: the usual reasons, tried on what the folder holds."""
+"""Explains why listed image files are missing, by trying the usual reasons on the files of the folder."""
 
 import os
 import unicodedata
@@ -9,7 +9,7 @@ from .images import image_suffixes
 
 __all__ = ["near_misses", "told"]
 
-_MOST_FILES = 1_000_000  # of a folder; more are not looked at
+_MOST_FILES = 1_000_000  # files of a folder to look at
 
 
 def _images_below(root: str) -> list[str]:
@@ -48,7 +48,7 @@ def _last_stem(name: str) -> str:
     return os.path.splitext(_last(name))[0]
 
 
-# How it is said; what is made of a listed name and of a file of the folder before both are compared.
+# The reason in words; the functions applied to a listed name and to a file of the folder before comparing them.
 _REASONS = (
     ("with / instead of \\", _slashes, str),
     ("with %20 and the like decoded", unquote, str),
@@ -64,8 +64,8 @@ _REASONS = (
 
 def near_misses(missing: Sequence[str], root: str) -> list[tuple[str, int, str]]:
     """
-    For names that ``root`` does not have: [(reason, number of names, "first name -> file that is there")], most
-    first. A name counts once, with the first reason that leaves no more than one file.
+    Reasons for names that are missing in ``root``: [(reason, number of names, "first name -> existing file")], most
+    frequent first. A name counts once, for the first reason that leaves at most one file.
     """
     rows, missing = [], list(missing)
     files = _images_below(root) if missing else []

@@ -1,8 +1,8 @@
 """
-A batch sent by a worker process as one block of shared memory.
+Sends a batch from a worker process as one block of shared memory.
 
-PyTorch's loader sends every tensor by itself, and training waits for a connection to the worker for each. A batch of
-four images with boxes, classes and masks has twenty tensors.
+PyTorch's loader sends every tensor separately, and training waits for a connection to the worker for each of them. A
+batch of four images with boxes, classes and masks has twenty tensors.
 """
 
 import io
@@ -16,11 +16,11 @@ from ..errors import WorkerError
 
 __all__ = ["Packed", "pack", "unpack"]
 
-_ALIGNMENT = 64  # bytes; what vector instructions and every dtype are content with
+_ALIGNMENT = 64  # bytes; enough for vector instructions and every dtype
 
 
 class Packed(NamedTuple):
-    """A pickle, its out-of-band buffers one after the other in ``block`` (uint8), and where each of them lies."""
+    """A pickle, its out-of-band buffers concatenated in ``block`` (uint8), and their places in it."""
 
     pickled: bytes
     block: torch.Tensor
@@ -35,7 +35,7 @@ def _numpy_of(tensor: torch.Tensor):
 
 
 class _Pickler(pickle.Pickler):
-    """Tensors as NumPy arrays, whose memory protocol 5 leaves out."""
+    """Pickles tensors as NumPy arrays, so that protocol 5 keeps their memory out of band."""
 
     def reducer_override(self, value):
         array = _numpy_of(value) if type(value) is torch.Tensor else None
@@ -43,7 +43,7 @@ class _Pickler(pickle.Pickler):
 
 
 def _shared(nbytes: int) -> torch.Tensor:
-    """Shared memory. PyTorch would move the block there later, in a thread of the worker whose errors nobody hears."""
+    """Allocate shared memory. PyTorch would do so later, in a thread of the worker whose errors are lost."""
     try:
         return torch.empty(nbytes, dtype=torch.uint8).share_memory_()
     except RuntimeError as error:
@@ -54,7 +54,7 @@ def _shared(nbytes: int) -> torch.Tensor:
 
 
 def _shared_memory(path: str = "/dev/shm") -> str:
-    """The name of the shared memory, with its size and what is free where the system tells."""
+    """The name of the shared memory, with its total and free size if the system reports them."""
     if not os.path.isdir(path):
         return "the shared memory"
     status = os.statvfs(path)
@@ -64,11 +64,11 @@ def _shared_memory(path: str = "/dev/shm") -> str:
 
 def pack(batch) -> Packed:
     """
-    ``batch`` is anything that can be pickled; the memory of its contiguous tensors and arrays of any shape goes into
-    the block (uint8, as many bytes as they have, each from a multiple of 64 on).
+    Pack a batch, which may be anything that can be pickled. The memory of its contiguous tensors and arrays goes into
+    the block (uint8), each starting at a multiple of 64 bytes.
 
     Raises:
-        WorkerError: no room in the shared memory.
+        WorkerError: there is not enough shared memory.
     """
     file, buffers = io.BytesIO(), []
     _Pickler(file, protocol=5, buffer_callback=buffers.append).dump(batch)
@@ -85,6 +85,6 @@ def pack(batch) -> Packed:
 
 
 def unpack(packed: Packed):
-    """What was packed. Its tensors and arrays share the block, which lives as long as any of them."""
+    """The packed batch. Its tensors and arrays share the block, which lives as long as any of them."""
     memory = memoryview(packed.block.numpy())
     return pickle.loads(packed.pickled, buffers=[memory[start:end] for start, end in packed.places])

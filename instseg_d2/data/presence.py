@@ -1,4 +1,4 @@
-"""Whether the files of a data set are there, before anything is built for it."""
+"""Checks that the files of a data set exist, before a model is built."""
 
 import contextlib
 import json
@@ -29,11 +29,11 @@ def _builtin_hint(file) -> str:
 
 @contextlib.contextmanager
 def loading(names: Sequence[str]) -> Iterator[None]:
-    """Errors of code that loads the data sets ``names`` become DatasetErrors of one sentence."""
+    """Turns errors while the data sets ``names`` are loaded into one-sentence DatasetErrors."""
     title = ", ".join(names)
     try:
         yield
-    except AssertionError as error:  # Detectron2's words for a set without images, or none with objects
+    except AssertionError as error:  # Detectron2's error for a set without images or objects
         raise DatasetError(f"{title}: {error}") from error
     except ModuleNotFoundError as error:
         raise DatasetError(f"loading {title} needs the package {error.name}: pip install {error.name}.") from error
@@ -44,7 +44,7 @@ def loading(names: Sequence[str]) -> Iterator[None]:
 
 
 def _missing(files: list[str]) -> list[str]:
-    """Those that do not exist; each folder is listed once, which is faster than asking for each file."""
+    """The files that do not exist. Each folder is listed once, which is faster than a check per file."""
     listed, missing = {}, []
     for file in files:
         folder, name = os.path.split(file)
@@ -52,13 +52,13 @@ def _missing(files: list[str]) -> list[str]:
             listed[folder] = set()
             with contextlib.suppress(OSError):
                 listed[folder] = set(os.listdir(folder or "."))
-        if name not in listed[folder] and not os.path.isfile(file):  # a system may ignore the case, or not list
+        if name not in listed[folder] and not os.path.isfile(file):  # case may not matter, or listing may fail
             missing.append(file)
     return missing
 
 
 def _header_fault(record: dict):
-    """Why an image cannot be read, as far as its header tells; None if it can."""
+    """Why an image cannot be read, judging by its header; None if it can."""
     file, size = str(record["file_name"]), (record.get("width"), record.get("height"))
     try:
         if image_size(file) == size or None in size:
@@ -81,7 +81,7 @@ def _check_headers(name: str, records: list[dict], leave_out: bool) -> None:
 
 
 def _relative(files: list[str], name: str) -> tuple[list[str], str]:
-    """Files as names in the image folder of a data set, and that folder."""
+    """The files relative to the image folder of a data set, and that folder."""
     root = MetadataCatalog.get(name).get("image_root") or os.path.dirname(files[0])
     start = os.path.join(root, "")
     return [file[len(start) :] if file.startswith(start) else file for file in files], root
@@ -96,7 +96,7 @@ def _check_objects(name: str, records: list[dict]) -> None:
 
 
 def _check_ids(name: str, records: list[dict]) -> None:
-    """NumPy must keep the ids as they are, or the evaluation loses objects; those of `register_coco` are."""
+    """NumPy must keep the ids unchanged, or the evaluation loses objects; `register_coco` ensures this."""
     categories = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id", {})
     for what, ids in (("image", {x["image_id"] for x in records if "image_id" in x}), ("category", set(categories))):
         if set(np.unique(list(ids)).tolist()) != ids:
@@ -108,14 +108,15 @@ def _check_ids(name: str, records: list[dict]) -> None:
 
 def check_images(name: str, *, training: bool, filter_empty: bool = False, leave_out: bool = False) -> list[str]:
     """
-    Load a data set, look for its image files and, for testing, read their headers, which takes a fraction of a
-    millisecond an image on a local disk.
+    Load a data set, check that its image files exist and, for testing, read their headers, which takes a fraction of a
+    millisecond per image on a local disk.
 
     Args:
-        training: up to max(1, 1 %) may be missing, as many as the training loader skips; else none may.
-        filter_empty: images without objects are not read.
-        leave_out: test images whose header cannot be read, or says another size than the annotations, get a warning
-            instead of an error.
+        training: up to max(1, 1 %) of the files may be missing, as many as the training loader skips; for testing,
+            none may.
+        filter_empty: ignore images without objects.
+        leave_out: warn instead of raising an error if the header of a test image cannot be read, or if its size is not
+            the annotated one.
 
     Returns:
         the names of the image files.
@@ -127,7 +128,7 @@ def check_images(name: str, *, training: bool, filter_empty: bool = False, leave
     require_registered(name)
     with loading([name]):
         records = DatasetCatalog.get(name)
-    if not isinstance(records, list):  # a stream of its own
+    if not isinstance(records, list):  # a stream
         return []
     if not records:
         raise DatasetError(f"the data set {name} has no images.")

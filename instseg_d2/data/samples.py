@@ -1,4 +1,4 @@
-"""What the data loaders draw from: seeded samples, in an order that can be entered at any batch."""
+"""Seeded samples for the data loaders, in an order that can start at any batch."""
 
 import contextlib
 import itertools
@@ -13,7 +13,7 @@ from ..errors import DatasetError, ImageError
 
 __all__ = ["BatchIndices", "TestSamples", "TrainingSamples", "seeded"]
 
-# An image that cannot be read is replaced by another one; after so many failures in a row training stops.
+# An unreadable image is replaced by another one; after this many failures in a row training stops.
 _MAX_ATTEMPTS = 20
 
 
@@ -35,17 +35,17 @@ def seeded(*entropy: int):
 
 class BatchIndices:
     """
-    The batches of this process, without end: lists of (index, position, batch).
+    The endless batches of this process: lists of (index, position, batch).
 
-    ``index`` says which image, ``position`` is its place in the stream of this process, ``batch`` the number of the
-    batch. All images of a batch are of one group. The groups are known before any image is read, so
-    ``start_iteration`` enters the stream exactly where an uninterrupted run would be.
+    ``index`` selects the image, ``position`` is its place in the stream of this process, ``batch`` is the number of
+    the batch. All images of a batch belong to one group. The groups are known before any image is read, so with
+    ``start_iteration`` the stream starts exactly where an uninterrupted run would be.
 
     Args:
         sampler: endless iterable of the indices of this process, the same each time.
-        batch_size: images a batch.
+        batch_size: images per batch.
         groups: group of each index, or None for batches in plain order.
-        start_iteration: leave out so many batches.
+        start_iteration: number of batches to skip.
     """
 
     def __init__(self, sampler, batch_size: int, groups=None, start_iteration: int = 0):
@@ -72,10 +72,10 @@ class TrainingSamples(Dataset):
     """
     Maps (index, position, batch) to (sample, errors).
 
-    The random numbers of a sample follow from (seed, rank, position) alone. Which of the ``mappers`` makes it follows
-    from (seed, batch), so one mapper makes a whole batch, in all processes. An unreadable image is replaced by another
-    one, drawn with the same numbers; ``errors`` lists (file, message) of what failed. A sample of None means that
-    nothing could be read, or that the data set is faulty; the last message says why.
+    The random numbers of a sample depend only on (seed, rank, position). Its mapper is chosen from ``mappers`` by
+    (seed, batch), so one mapper makes a whole batch, in all processes. An unreadable image is replaced by another one,
+    drawn with the same random numbers; ``errors`` lists (file, message) of the failures. If the sample is None, nothing
+    could be read or the data set is faulty; the last message says why.
     """
 
     def __init__(self, dataset, mappers: Sequence, seed: int, rank: int):

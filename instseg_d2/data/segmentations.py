@@ -31,10 +31,10 @@ def _usable_polygons(segmentation: list) -> list:
 
 def to_rle(segmentation, height: int, width: int) -> dict:
     """
-    Compressed RLE of a segmentation; polygons are rasterised by COCO's rule.
+    The compressed RLE of a segmentation; polygons are rasterised by COCO's rule.
 
     Raises:
-        DatasetError: it is no segmentation, or one of another size.
+        DatasetError: it is not a segmentation, or its size is not H x W.
     """
     if isinstance(segmentation, list):
         polygons = _usable_polygons(segmentation) or [np.zeros(6)]
@@ -49,7 +49,7 @@ def to_rle(segmentation, height: int, width: int) -> dict:
 
 
 def _fill(canvas: np.ndarray, rle: dict, value) -> None:
-    """Set the pixels of a mask in ``canvas`` (H, W), in place; only its bounding box is touched."""
+    """Set the pixels of a mask in ``canvas`` (H, W), in place; touches only the mask's bounding box."""
     x, y, w, h = mask_util.toBbox(rle).astype(int)
     window = np.s_[y : y + h, x : x + w]
     np.copyto(canvas[window], value, where=mask_util.decode(rle)[window].view(bool))
@@ -57,10 +57,11 @@ def _fill(canvas: np.ndarray, rle: dict, value) -> None:
 
 def crop_annotation(annotation: dict, height: int, width: int, resolution: int) -> np.ndarray:
     """
-    The mask of an annotation inside its box, clipped to the image, and resized as Mask R-CNN's targets: (R, R) bool.
+    Crop the mask of an annotation to its box, clipped to the image, and resize it like Mask R-CNN's targets: (R, R)
+    bool.
 
     Raises:
-        DatasetError: the annotation has no mask, or one of another size than H x W.
+        DatasetError: the annotation has no mask, or the mask's size is not H x W.
     """
     segmentation = annotation.get("segmentation")
     if segmentation is None or not len(segmentation):
@@ -71,7 +72,7 @@ def crop_annotation(annotation: dict, height: int, width: int, resolution: int) 
     box = boxes.tensor
     if isinstance(segmentation, list):
         return PolygonMasks([segmentation]).crop_and_resize(box, resolution)[0].numpy()
-    # RoIAlign reads at most one pixel outside the box: the rest of a large image stays as it is.
+    # RoIAlign reads at most one pixel outside the box, so the rest of a large image is not needed.
     left, top = (max(math.floor(x) - 2, 0) for x in box[0, :2].tolist())
     right, bottom = (math.ceil(x) + 2 for x in box[0, 2:].tolist())
     window = mask_util.decode(to_rle(segmentation, height, width))[top:bottom, left:right]
@@ -81,9 +82,9 @@ def crop_annotation(annotation: dict, height: int, width: int, resolution: int) 
 
 def paint_semantic(segmentations: list, classes: list, height: int, width: int) -> np.ndarray:
     """
-    Class (from 0) + 1 of every object, later objects over earlier ones, 0 elsewhere: int32 (H, W).
+    Paint class + 1 of every object (classes from 0), later objects over earlier ones, 0 elsewhere: int32 (H, W).
 
-    It is painted before the transforms. `modeling.ground_truth.semantic_map` follows the same rule after them.
+    This is done before the transforms. `modeling.ground_truth.semantic_map` follows the same rule after them.
     """
     canvas = np.zeros((height, width), np.int32)
     for segmentation, label in zip(segmentations, classes):
@@ -92,8 +93,8 @@ def paint_semantic(segmentations: list, classes: list, height: int, width: int) 
 
 
 def transform_semantic(canvas: np.ndarray, transforms) -> torch.Tensor:
-    """Labels (H, W) from 0 to 65535 through the transforms by nearest neighbour: int64."""
-    # Detectron2's transforms want bytes: the low and the high byte go separately.
+    """Transform labels (H, W) from 0 to 65535 by nearest neighbour: int64."""
+    # Detectron2's transforms need bytes, so the low and the high byte are transformed separately.
     labels = transforms.apply_segmentation((canvas & 255).astype(np.uint8)).astype(np.int64)
     if canvas.size and canvas.max() > 255:
         labels += transforms.apply_segmentation((canvas >> 8).astype(np.uint8)).astype(np.int64) << 8
@@ -101,7 +102,7 @@ def transform_semantic(canvas: np.ndarray, transforms) -> torch.Tensor:
 
 
 def transform_polygons(segmentations: list, transforms) -> list:
-    """Polygons of M objects through the transforms, not clipped: a list of float64 arrays [x0, y0, ...] an object."""
+    """Transform the polygons of M objects, without clipping: a list of float64 arrays [x0, y0, ...] per object."""
     objects = [_usable_polygons(segmentation) for segmentation in segmentations]
     parts = [polygon for polygons in objects for polygon in polygons]
     if not parts:
@@ -113,10 +114,10 @@ def transform_polygons(segmentations: list, transforms) -> list:
 
 def transform_bitmasks(segmentations: list, transforms, size, new_size) -> BitMasks:
     """
-    Bitmasks of M objects after the transforms.
+    The bitmasks of M objects after the transforms.
 
-    Polygons are transformed as coordinates and rasterised once, at the new size; other masks are transformed as
-    pixels by nearest neighbour.
+    Polygons are transformed as coordinates and rasterised once, at the new size; the pixels of other masks are
+    transformed by nearest neighbour.
 
     Args:
         segmentations: M segmentations.

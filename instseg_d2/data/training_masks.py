@@ -13,10 +13,10 @@ __all__ = ["TrainingMasks"]
 
 class TrainingMasks:
     """
-    The masks of the objects of data set dicts, in the order of the dicts, without crowds and empty ones.
+    The masks of the objects in data set dicts, in the order of the dicts, without crowds and empty masks.
 
-    Every iteration makes them anew: arrays (m, S, S), uint8, of up to ``batch_size`` masks. ``len`` also counts the
-    objects that are left out for an empty mask or for ``min_area``.
+    Every iteration makes them again: arrays (m, S, S), uint8, of up to ``batch_size`` masks. ``len`` also counts the
+    objects that are left out because of an empty mask or ``min_area``.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class TrainingMasks:
         Args:
             records: dicts of Detectron2's standard data set format.
             size: S.
-            max_masks: of so many objects, drawn at random; 0: of all.
-            min_area: leave out objects of at most so many pixels.
+            max_masks: number of objects to draw at random; 0: use all.
+            min_area: leave out objects of at most this many pixels.
         """
         self.records = records
         self.size = size
@@ -55,7 +55,7 @@ class TrainingMasks:
         return len(self._pairs)
 
     def _crop(self, record: dict, annotation: dict) -> np.ndarray:
-        """Raises: DatasetError that names the image."""
+        """Raises a DatasetError that names the image."""
         height, width = record["height"], record["width"]
         try:
             if self.min_area:

@@ -1,9 +1,9 @@
 """
-What a whole file gets wrong about its coordinates: their unit, their order, and what the four numbers of a box are.
+Finds mistakes that a whole file makes in its coordinates: their unit, their order, and the meaning of a box's numbers.
 
-N objects. Boxes (N, 4) hold the numbers of the file, [x, y, width, height] where it is right; bounds (N, 4) the
-corners x0 y0 x1 y1 around polygons; nan where an object has none. sizes (N, 2): width and height of the images. A
-reading is a set of the names in READINGS.
+N objects. Boxes (N, 4) hold the numbers of the file, which should be [x, y, width, height]. Bounds (N, 4) hold the
+corners x0 y0 x1 y1 around polygons. Both are nan where an object has none. sizes (N, 2): width and height of the
+images. A reading is a set of the names in READINGS.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 
 __all__ = ["READINGS", "Cause", "Geometry", "convert", "corners", "diagnose", "differ", "fractions"]
 
-# What coordinates may be instead, by the name that --assume takes.
+# What coordinates may be instead of pixels, by the name that --assume accepts.
 READINGS = {
     "swapped": "y before x",
     "normalised": "fractions of the image's sides",
@@ -34,8 +34,8 @@ _EVIDENCE = 1e-12  # the chance that objects anywhere in the images look like pe
 
 class Geometry(NamedTuple):
     """
-    boxes, bounds: (N, 4); sizes: (N, 2). polygons: (N,) bool, objects whose bounds are those of polygons, which RLEs
-    are not. areas: (N,) as listed, nan where there is none.
+    boxes, bounds: (N, 4); sizes: (N, 2). polygons: (N,) bool, True if the bounds come from polygons, not from an RLE.
+    areas: (N,) as listed, nan if there is none.
     """
 
     boxes: np.ndarray
@@ -46,7 +46,7 @@ class Geometry(NamedTuple):
 
 
 class Cause(NamedTuple):
-    """part: "boxes", "polygons" or "coordinates" (both); objects: (N,) bool, those that it explains."""
+    """part: "boxes", "polygons" or "coordinates" (both); objects: (N,) bool, the ones that the cause explains."""
 
     part: str
     reading: tuple
@@ -59,7 +59,7 @@ class Cause(NamedTuple):
 
 
 def read_points(points: np.ndarray, sizes: np.ndarray, reading) -> np.ndarray:
-    """Points (..., 2) of one image, or (N, 2) of the images with these sizes, in pixels, x before y."""
+    """Convert points to pixels, x before y: (..., 2) of one image, or (N, 2) of images with these sizes."""
     if "swapped" in reading:
         points = points[..., ::-1]
     for name, whole in _SCALES.items():
@@ -73,7 +73,7 @@ def _read_pairs(boxes, sizes, reading) -> np.ndarray:
 
 
 def corners(boxes: np.ndarray, sizes: np.ndarray, reading=()) -> np.ndarray:
-    """Corners x0 y0 x1 y1 (N, 4) in pixels of boxes (N, 4) that are read so."""
+    """Corners x0 y0 x1 y1 (N, 4) in pixels of boxes (N, 4) under a reading."""
     first, second = np.split(_read_pairs(boxes, sizes, reading), 2, axis=1)
     if "centre" in reading:
         first = first - second / 2
@@ -86,21 +86,21 @@ def _longer_side(bounds) -> np.ndarray:
 
 def differ(found: np.ndarray, wanted: np.ndarray, share: float = 1.0) -> np.ndarray:
     """
-    Which corners (N, 4) are farther from the wanted ones than this share of what is tolerated: (N,) bool, False where
-    one is nan.
+    Which corners (N, 4) differ from the wanted ones by more than ``share`` of the tolerance: (N,) bool, False where
+    either is nan.
     """
     return np.abs(found - wanted).max(1) > share * np.maximum(2.0, BOX_TOLERANCE * _longer_side(wanted))
 
 
 def _inside(bounds, sizes) -> np.ndarray:
-    """Which corners enclose an area, and leave the image by 1 % or 2 pixels at most."""
+    """Which corners enclose an area and exceed the image by at most 1 % or 2 pixels."""
     slack = np.maximum(2.0, 0.01 * sizes)
     positive = (bounds[:, 2:] > bounds[:, :2]).all(1)
     return positive & (bounds[:, :2] >= -slack).all(1) & (bounds[:, 2:] <= sizes + slack).all(1)
 
 
 def _contradiction(x: Geometry) -> list:
-    """The reading of boxes, or of polygons, that makes both agree where they do not."""
+    """The reading of boxes or polygons that makes them agree where they disagree."""
     both = np.isfinite(x.boxes).all(1) & np.isfinite(x.bounds).all(1)
     listed, clipped = corners(x.boxes, x.sizes), np.clip(x.bounds, 0, np.tile(x.sizes, 2))
     wrong = both & differ(listed, clipped)
@@ -113,7 +113,7 @@ def _contradiction(x: Geometry) -> list:
     for reading in _POLYGON_READINGS:
         read = _read_pairs(x.bounds, x.sizes, reading)
         candidates.append(("polygons", reading, x.polygons & ~differ(read, listed, 0.5), listed))
-    # Where boxes or polygons could be the swapped ones, it is those that leave the image.
+    # If either boxes or polygons could be swapped, choose those that leave the image.
     part, reading, fits, _ = max(
         candidates, key=lambda c: (c[2][wrong].sum(), -len(c[1]), _inside(c[3], x.sizes)[wrong].sum())
     )
@@ -121,7 +121,7 @@ def _contradiction(x: Geometry) -> list:
 
 
 def fractions(x: Geometry) -> np.ndarray:
-    """Which objects have coordinates, and none beyond 0..1, in an image that has more: (N,) bool. RLEs are beyond."""
+    """Which objects have all coordinates in 0..1, in a larger image: (N,) bool; False for RLEs."""
     values = np.concatenate([x.boxes, x.bounds], 1)
     known = np.isfinite(values)
     rles = known[:, 4:].all(1) & ~x.polygons
@@ -130,14 +130,14 @@ def fractions(x: Geometry) -> np.ndarray:
 
 
 def _looks_like_percent(extent, sizes) -> bool:
-    """True for objects of large images that reach everywhere up to 100, and never beyond."""
+    """True if the objects of large images reach every coordinate up to 100, but never exceed it."""
     if not ((extent >= -0.5) & (extent <= 100.5)).all() or extent[:, 2:].max(0).min() < 75:
         return False
     return np.log10(np.maximum(sizes / 100, 1)).sum() > -np.log10(_EVIDENCE)
 
 
 def _agreement(x: Geometry) -> list:
-    """What box and mask have in common, or a box alone: coordinates of another unit, swapped, corners."""
+    """The mistake that box and mask share, or that a box without mask has: another unit, swapped, corners."""
     boxed = np.isfinite(x.boxes).all(1)
     alone = boxed & ~np.isfinite(x.bounds).all(1)
     known = alone | x.polygons & np.isfinite(x.bounds).all(1)
@@ -159,7 +159,7 @@ def _agreement(x: Geometry) -> list:
                 return [Cause("boxes" if of_boxes else "coordinates", (name,), known)]
     if _looks_like_percent(extent(), sizes):
         return [Cause("coordinates", ("percent",), known)]
-    # Boxes alone whose listed areas are those of other boxes.
+    # Boxes without masks whose listed areas fit another reading.
     own, other = ((c[:, 2:] - c[:, :2]).prod(1) for c in (listed, corners(x.boxes, x.sizes, ("xyxy",))))
     told = alone & (np.abs(own - x.areas) > 0.1 * x.areas)
     if told.sum() >= max(3, 0.5 * alone.sum()) and (np.abs(other - x.areas) <= 0.02 * x.areas)[told].mean() >= 0.9:
@@ -169,10 +169,10 @@ def _agreement(x: Geometry) -> list:
 
 def diagnose(geometry: Geometry) -> list:
     """
-    The likely causes of what box and mask, or objects and image, contradict each other in.
+    The likely causes of contradictions between boxes and masks, or between objects and images.
 
     Returns:
-        list of Cause, none or one; two where coordinates in another unit hide another one.
+        list of at most one Cause, or of two if coordinates in another unit hide a second one.
     """
     with np.errstate(invalid="ignore"):
         tiny = fractions(geometry)
@@ -185,8 +185,8 @@ def diagnose(geometry: Geometry) -> list:
 
 def convert(annotations: list, geometry: Geometry, causes: list, assume) -> list:
     """
-    Turn coordinates that are to be read so into pixels, in place: of the objects and parts that a cause names, else of
-    all; a box's corners or centre concern boxes alone.
+    Convert coordinates under the assumed reading to pixels, in place: those of the objects and parts that a cause
+    names, otherwise all. The readings as corners and centre apply only to boxes.
 
     Returns:
         the indices of the annotations that were converted.

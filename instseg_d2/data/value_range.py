@@ -1,4 +1,4 @@
-"""One range of values for all images of a data set, found in a sample of them."""
+"""Finds one range of values for all images of a data set from a sample of them."""
 
 import logging
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ __all__ = ["Survey", "common_range", "survey", "trained_range"]
 
 logger = logging.getLogger(__name__)
 
-SAMPLE = 50  # images that are looked at
-BLACK, VISIBLE = 8, 32  # an image of fewer levels looks black or white; of so many it shows something
+SAMPLE = 50  # images in the sample
+BLACK, VISIBLE = 8, 32  # with fewer levels an image looks black or white; from so many on it is visible
 
 
 class Survey(NamedTuple):
     """
-    What a sample of images says of their values.
+    The values found in a sample of images.
 
     Attributes:
-        looked_at: images of the sample that could be read.
-        deep: those of them with more than eight bits.
-        value_range: (low, high) that become 0 and 255 in these; () where there are none.
-        misfits: (file name, Extremes) of those that would come out almost black or white.
+        looked_at: number of sampled images that could be read.
+        deep: number of these with more than eight bits.
+        value_range: (low, high) that become 0 and 255 in the deep ones; () if there are none.
+        misfits: (file name, Extremes) of images that would come out almost black or white.
     """
 
     looked_at: int
@@ -37,7 +37,7 @@ class Survey(NamedTuple):
 
 
 def _levels(image: Extremes, value_range: tuple) -> float:
-    """How many of the 256 levels the values of an image spread over."""
+    """The number of the 256 levels that the values of an image cover."""
     low, high = value_range
     inside = min(image.high, high) - max(image.low, low)
     return 256 * max(inside, 0) / (high - low)
@@ -52,14 +52,14 @@ def _is_misfit(image: Extremes, value_range: tuple) -> bool:
 
 def survey(files: Sequence[str], value_range: Sequence = ()) -> Survey:
     """
-    Look at a sample of images, spread evenly over the files; of those with eight bits at the header alone.
+    Look at a sample of images, spread evenly over the files; eight-bit images are judged by their header.
 
     Args:
         files: names of image files; those that cannot be read are left out.
         value_range: (low, high) as INPUT.VALUE_RANGE gives it; empty: the likely one.
 
     Raises:
-        ValueError: ``value_range`` is no range.
+        ValueError: ``value_range`` is not a range.
     """
     value_range, looked_at, found = checked_range(value_range), 0, []
     for place in np.unique(np.linspace(0, len(files) - 1, min(SAMPLE, len(files))).round().astype(int)):
@@ -78,15 +78,15 @@ def survey(files: Sequence[str], value_range: Sequence = ()) -> Survey:
 
 def common_range(files: Sequence[str], title: str, value_range: Sequence = ()) -> tuple:
     """
-    The range of values that becomes 0 to 255 in all these images, and say so; () where a sample has but eight bits.
+    Find and log the range of values that becomes 0 to 255 in all these images; () if the sample has only eight bits.
 
     Args:
         files: names of image files.
-        title: what the log calls them.
-        value_range: (low, high) that is used already; it is only compared with the images.
+        title: their name in the log.
+        value_range: (low, high) that is already in use; it is only compared with the images.
 
     Raises:
-        ValueError: ``value_range`` is no range.
+        ValueError: ``value_range`` is not a range.
     """
     found = survey(files, value_range)
     if found.deep and not value_range:
@@ -114,6 +114,6 @@ def common_range(files: Sequence[str], title: str, value_range: Sequence = ()) -
 
 
 def trained_range(config: Optional[str]) -> tuple:
-    """INPUT.VALUE_RANGE of the config that a checkpoint carries, as YAML text; () where it has none."""
+    """INPUT.VALUE_RANGE from the YAML config of a checkpoint; () if it has none."""
     values = yaml.safe_load(config) if config else {}
     return checked_range(values.get("INPUT", {}).get("VALUE_RANGE", ()))

@@ -44,12 +44,12 @@ def _names(path: Path) -> list:
 
 def voc_splits(voc_root, sbd_root=None) -> dict:
     """
-    The names of the images of the usual splits: "val" is VOC's (1,449 images), "train" VOC's (1,464) and, with SBD,
-    all of SBD's besides, without those of "val" (10,582 images).
+    The image names of the usual splits. "val" is VOC's (1,449 images). "train" is VOC's (1,464 images) or, with SBD,
+    VOC's and all of SBD's except those in "val" (10,582 images).
 
     Args:
         voc_root: VOCdevkit/VOC2012.
-        sbd_root: benchmark_RELEASE/dataset; None: VOC alone.
+        sbd_root: benchmark_RELEASE/dataset; None: only VOC.
 
     Returns:
         {"train": names, "val": names}, each sorted.
@@ -73,13 +73,13 @@ def voc_splits(voc_root, sbd_root=None) -> dict:
 
 def read_voc_objects(voc_root, name: str):
     """
-    The objects of an image of VOC; the void along their borders belongs to none.
+    The objects of a VOC image; the void along their borders belongs to no object.
 
     Returns:
-        (H, W) uint8 map of object numbers, 0 elsewhere; {number: class from 0}, the class most of its pixels have.
+        (H, W) uint8 map of object numbers, 0 elsewhere; {number: class from 0}, the class of most of its pixels.
 
     Raises:
-        DatasetError: a map is missing, or the two are of different sizes.
+        DatasetError: a map is missing, or the two maps differ in size.
     """
     maps = []
     for folder in ("SegmentationObject", "SegmentationClass"):
@@ -100,13 +100,13 @@ def read_voc_objects(voc_root, name: str):
 
 def read_sbd_objects(sbd_root, name: str):
     """
-    The objects of an image of SBD.
+    The objects of an SBD image.
 
     Returns:
         (H, W) map of object numbers, 0 elsewhere; {number: class from 0}.
 
     Raises:
-        DatasetError: the file is missing, is no SBD file, or gives an object no class.
+        DatasetError: the file is missing, is not an SBD file, or an object has no class.
     """
     path = _require(Path(sbd_root) / "inst" / f"{name}.mat", "SBD is incomplete")
     try:
@@ -140,8 +140,8 @@ def _annotations(objects: np.ndarray, classes: dict, image_id: int) -> list:
 
 def prepare_voc(voc_root, sbd_root: Optional[str], output) -> dict:
     """
-    Write train.json and val.json, COCO instances files with RLE masks over VOC's JPEGImages, and a link ``images`` to
-    that folder, where links can be made. Images that VOC annotates are taken from VOC, the others from SBD.
+    Write train.json and val.json, COCO instances files with RLE masks for VOC's JPEGImages, and a link ``images`` to
+    that folder if links can be made. Images that VOC annotates use VOC's masks, the others SBD's.
 
     Args:
         voc_root, sbd_root: see `voc_splits`.
@@ -151,7 +151,7 @@ def prepare_voc(voc_root, sbd_root: Optional[str], output) -> dict:
         {"train": (path, number of images, number of objects), "val": ...}.
 
     Raises:
-        DatasetError: something is missing, broken or cannot be written.
+        DatasetError: a file is missing, broken or cannot be written.
     """
     voc_root, output = Path(voc_root), Path(output)
     written = {}
@@ -184,7 +184,7 @@ def prepare_voc(voc_root, sbd_root: Optional[str], output) -> dict:
 
 
 def _link(link: Path, target: Path) -> None:
-    """Without the right to make links the files are complete all the same."""
+    """Make a link if that is permitted; the files are complete without it."""
     if link.is_symlink() or link.exists():
         return
     try:

@@ -1,4 +1,4 @@
-"""Pictures: detections and annotations on images, maps in colour, titled grids, a page of results."""
+"""Draws detections and annotations on images, coloured maps, titled grids and a page of results."""
 
 from .annotations import draw_annotations
 from .html import write_index

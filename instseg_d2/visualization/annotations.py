@@ -1,4 +1,4 @@
-"""Annotations of a data set drawn on their image, to look at one's own data."""
+"""Draws the annotations of a data set on their image, so that you can inspect your data."""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -17,10 +17,10 @@ def draw_annotations(
     image_rgb: np.ndarray, dataset_dict: dict, class_names: Optional[Sequence[str]] = None, *, alpha: float = 0.5
 ) -> np.ndarray:
     """
-    A copy of the image with the annotations of its record drawn like detections; crowds are marked as such.
+    A copy of the image with the annotations of its record drawn like detections; crowds are marked.
 
     Args:
-        image_rgb: (H, W, 3) uint8, RGB, of the size the annotations refer to.
+        image_rgb: (H, W, 3) uint8, RGB, of the size that the annotations refer to.
         dataset_dict: a record in Detectron2's standard format; polygons, RLE and bitmasks may be mixed.
         class_names: name of every contiguous class index.
 
@@ -37,7 +37,7 @@ def draw_annotations(
         class_name(class_names, annotation["category_id"]) + (" (crowd)" if annotation.get("iscrowd", 0) else "")
         for annotation in annotations
     ]
-    # Only what is drawn, and no mask (an empty polygon) where an annotation is a box alone.
+    # Only what is drawn; an annotation with only a box gets no mask (an empty polygon).
     records = [{"segmentation": [], **{key: a[key] for key in KEYS if key in a}} for a in annotations]
     instances = annotations_to_instances(records, size, mask_format="bitmask")
     masks = list(instances.gt_masks.tensor.numpy().astype(bool)) if annotations else None

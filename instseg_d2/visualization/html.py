@@ -1,4 +1,4 @@
-"""A static page that shows the pictures of a run: one file, no script, nothing from the network."""
+"""A static page that shows the pictures of a run: one file, without scripts or network access."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ def write_index(folder: str, entries: Sequence[Mapping], title: str, results: Op
 
     Args:
         folder: an existing folder; all names below are relative to it.
-        entries: one mapping a picture: ``name`` (shown), ``picture`` (file), and optionally ``counts``
+        entries: one mapping per picture: ``name`` (shown), ``picture`` (file), and optionally ``counts``
             (class name -> number of objects), ``explain`` (file) and ``video`` (True: the file is a video).
         title: heading of the page.
         results: the JSON file to link; None: no link.

@@ -1,7 +1,7 @@
 """
-Instances drawn on their image with OpenCV: mask, outline, box and a "name 97%" tag in one colour an instance.
+Draws instances on their image with OpenCV: mask, outline, box and a "name 97%" tag, in one colour per instance.
 
-N images are drawn one by one; M instances; H, W the image's height and width in pixels.
+M instances in an image of H x W pixels.
 """
 
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ from detectron2.structures import BitMasks, Instances
 
 __all__ = ["class_name", "draw_instances", "draw_panoptic", "instance_color"]
 
-GOLDEN_ANGLE = 137.508  # degrees: successive hues stay far apart however many instances there are
+GOLDEN_ANGLE = 137.508  # degrees; keeps successive hues far apart for any number of instances
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-FIRST_STUFF_COLOR = 1000  # the colours of stuff classes are apart from those of the first instances
-CROWDED = 15  # with more instances than this, a tag much wider than its object is left out
+FIRST_STUFF_COLOR = 1000  # keeps the colours of stuff classes apart from those of the first instances
+CROWDED = 15  # with more instances than this, tags much wider than their object are left out
 
 
 def class_name(class_names: Optional[Sequence[str]], index: int) -> str:
-    """The name of a contiguous class index; "class 7" where no name is known."""
+    """The name of a contiguous class index; "class 7" if the name is unknown."""
     return str(class_names[index]) if class_names is not None and 0 <= index < len(class_names) else f"class {index}"
 
 
 @lru_cache(maxsize=2048)
 def instance_color(index: int) -> tuple[int, int, int]:
-    """RGB colour (0-255) of the index-th instance: hues a golden angle apart at three lightnesses of CIE Lab."""
+    """RGB colour (0-255) of an instance: hues a golden angle apart at three lightnesses of CIE Lab."""
     hue = np.deg2rad(274.0 + GOLDEN_ANGLE * index)
     lightness = (84.0, 56.0, 60.0)[index % 3]
     lab = np.float32([[[lightness, 78.0 * np.cos(hue), 78.0 * np.sin(hue)]]])
@@ -52,7 +52,7 @@ def draw_instances(
     Args:
         image_rgb: (H, W, 3) uint8, RGB.
         instances: any of ``pred_masks`` ((M, H, W) bool or BitMasks), ``pred_boxes`` (pixels, XYXY), ``scores`` and
-            ``pred_classes``, on any device; what is absent is not drawn.
+            ``pred_classes``, on any device; missing fields are not drawn.
         class_names: name of every contiguous class index.
         score_threshold: instances with a lower score are left out.
         alpha: opacity of the masks, 0 to 1.
@@ -71,7 +71,7 @@ def draw_instances(
         tags = [f"{tag} {score:.0%}".strip() for tag, score in zip(tags, instances.scores.tolist())]
     masks = _mask_array(instances.pred_masks) if instances.has("pred_masks") else None
     xyxy = instances.pred_boxes.tensor.detach().cpu().numpy()[kept] if instances.has("pred_boxes") else None
-    # The masks are picked as views: indexing them all at once would copy them.
+    # The masks are selected as views: indexing all at once would copy them.
     kept_masks = None if masks is None else [masks[index] for index in kept]
     return draw_layers(image_rgb, kept_masks, xyxy, [tags[index] for index in kept], alpha=alpha, boxes=boxes)
 
@@ -87,12 +87,12 @@ def draw_panoptic(
     alpha: float = 0.5,
 ) -> np.ndarray:
     """
-    A copy of the image with the segments of a panoptic map drawn on it, stuff in one colour a class.
+    A copy of the image with the segments of a panoptic map drawn on it, stuff in one colour per class.
 
     Args:
         image_rgb: (H, W, 3) uint8, RGB.
-        segment_ids: (H, W), 0 where there is none.
-        segments: dicts with id, category_id (contiguous), isthing and, of things, score.
+        segment_ids: (H, W), 0 where there is no segment.
+        segments: dicts with id, category_id (contiguous), isthing and, for things, score.
         class_names, stuff_names: name of every contiguous class index of things and of stuff.
         score_threshold: things with a lower score are left out.
     """
@@ -109,7 +109,7 @@ def draw_panoptic(
 
 
 def _inner_line(mask: np.ndarray) -> tuple:
-    """The line x0, y, x1, y + 1 across the largest disc inside a mask: where the tag of a large segment belongs."""
+    """The line x0, y, x1, y + 1 across the largest disc inside a mask, where the tag of a large segment goes."""
     distance = cv2.distanceTransform(np.pad(mask.view(np.uint8), 1), cv2.DIST_L2, 3)
     y, x = np.unravel_index(distance.argmax(), distance.shape)
     radius = distance[y, x]
@@ -157,7 +157,7 @@ def draw_layers(
 
 
 def _mask_array(masks) -> np.ndarray:
-    """(M, H, W) bool array of a tensor or BitMasks, without a copy where they lie in host memory."""
+    """(M, H, W) bool array of a tensor or BitMasks, without a copy if they are in host memory."""
     masks = masks.tensor if isinstance(masks, BitMasks) else torch.as_tensor(masks)
     return masks.detach().cpu().numpy().astype(bool, copy=False)
 
@@ -185,9 +185,9 @@ def _blend_mask(image, mask, extent, color, alpha: float, width: int) -> None:
 
 
 def _draw_tags(image, rects, tags, colors) -> None:
-    """The tags, best score first, where they cover no earlier tag; text dark or light by the tag's brightness."""
+    """Draw the tags, best score first, where they cover no earlier tag; dark text on bright tags, light on dark."""
     height, width = image.shape[:2]
-    text_height = min(max(min(height, width) / 42, 8.0), 40.0)  # of a capital letter and its surroundings, pixels
+    text_height = min(max(min(height, width) / 42, 8.0), 40.0)  # pixels, of a capital letter with margin
     scale = text_height / 21
     pad = max(2, round(text_height / 5))
     taken = np.zeros((height, width), dtype=bool)

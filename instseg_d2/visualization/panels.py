@@ -1,4 +1,4 @@
-"""Pictures of what a network sees: maps in colour, heat maps over the image, titled grids. H, W in pixels."""
+"""Pictures of what a network sees: coloured maps, heat maps over the image, titled grids. H x W pixels, h x w cells."""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -16,15 +16,15 @@ def colorize(
     map2d: np.ndarray, vmin: Optional[float] = None, vmax: Optional[float] = None, colormap: int = cv2.COLORMAP_VIRIDIS
 ) -> np.ndarray:
     """
-    A map of numbers in colours.
+    Show a map of numbers in colours.
 
     Args:
-        map2d: (H, W) numbers or booleans; not-a-number becomes grey.
-        vmin, vmax: the values that get the lowest and the highest colour; default: the map's own finite extremes.
+        map2d: (H, W) numbers or booleans; NaN becomes grey.
+        vmin, vmax: the values with the lowest and the highest colour; default: the map's finite extremes.
         colormap: one of OpenCV's ``COLORMAP_*``.
 
     Returns:
-        (H, W, 3) uint8, RGB. A constant map has the lowest colour throughout.
+        (H, W, 3) uint8, RGB. A constant map has the lowest colour everywhere.
 
     Raises:
         ValueError: the map is not two-dimensional.
@@ -54,7 +54,7 @@ def overlay_heatmap(
     colormap: int = cv2.COLORMAP_VIRIDIS,
 ) -> np.ndarray:
     """
-    A map over its image: the map, of any size, is resized (bilinearly) to the image, coloured and blended.
+    Draw a map over its image: the map is resized to the image (bilinearly), coloured and blended.
 
     Args:
         image_rgb: (H, W, 3) uint8, RGB.
@@ -80,7 +80,7 @@ def _fit(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _shorten(text: str, scale: float, width: int) -> str:
-    """The text, cut and ended by "..." where it is wider than ``width`` pixels."""
+    """The text, shortened with "..." if it is wider than ``width`` pixels."""
     shown = text
     while text and cv2.getTextSize(shown, FONT, scale, 1)[0][0] > width:
         text = text[:-1]
@@ -92,12 +92,12 @@ def titled_grid(
     panels: Sequence[tuple[str, np.ndarray]], columns: Optional[int] = None, cell_width: int = 320
 ) -> np.ndarray:
     """
-    Pictures in a grid on white, each below its title.
+    Arrange pictures in a grid on white, each below its title.
 
     Args:
         panels: (title, (h, w, 3) uint8 RGB picture); sizes and shapes may differ: each picture is scaled to the
             cell's width, very tall ones to one and a half times that in height.
-        columns: pictures a row; default: up to four, as square as the count allows.
+        columns: pictures per row; default: up to four, as square as the count allows.
         cell_width: pixels.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The data set that this package draws itself: coloured shapes with instance and panoptic annotations."""
+"""The synthetic shapes data set, with instance and panoptic annotations."""
 
 from .instances import make_shapes, register_shapes
 from .panoptic import make_shapes_panoptic, register_shapes_panoptic

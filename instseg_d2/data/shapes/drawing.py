@@ -1,4 +1,4 @@
-"""Drawing of the shapes data set: one scene of textured, shaded and overlapping objects."""
+"""Draws a scene of the shapes data set: textured, shaded and overlapping objects."""
 
 from dataclasses import dataclass, field
 from typing import Optional
@@ -13,7 +13,7 @@ CLASSES = ("circle", "square", "triangle", "star", "ring", "cross")
 _SUPERSAMPLING = 4
 _MIN_VISIBLE_PIXELS = 48
 _MIN_VISIBLE_SHARE = 0.35
-# Side of a square of the object's area in pixels: small, medium and large in COCO's sense, and their shares.
+# Square root of the object's area in pixels: small, medium and large in COCO's sense, and their shares.
 _SIDES = ((13, 31), (33, 94), (99, 135))
 _SIDE_SHARES = (0.3, 0.4, 0.3)
 
@@ -21,8 +21,8 @@ _SIDE_SHARES = (0.3, 0.4, 0.3)
 @dataclass
 class Scene:
     """
-    An image (H, W, 3, BGR uint8), the number of the visible object at each pixel (0: none), and their classes; the
-    labels of the ground (H, W) below the objects where it has any.
+    An image (H, W, 3, BGR uint8), the number of the visible object at each pixel (0: none), the classes of the
+    objects, and, if there are any, the labels (H, W) of the ground below the objects.
     """
 
     image: np.ndarray
@@ -32,13 +32,13 @@ class Scene:
 
 
 def noise(rng, height: int, width: int, cell: float) -> np.ndarray:
-    """Smooth noise in about 0..1 whose features are ``cell`` pixels wide."""
+    """Smooth noise, about 0..1, with features ``cell`` pixels wide."""
     coarse = rng.random((int(height / cell) + 3, int(width / cell) + 3), dtype=np.float32)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def _pattern(rng, height: int, width: int, period: float) -> np.ndarray:
-    """A pattern in 0..1 of stripes, checks, dots, waves, clouds or a gradient, at a random angle."""
+    """A pattern of stripes, checks, dots, waves, clouds or a gradient, at a random angle; values in 0..1."""
     angle = rng.uniform(0, np.pi)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     u = (np.cos(angle) * x + np.sin(angle) * y) * (2 * np.pi / period)
@@ -65,7 +65,7 @@ def _colour(rng, saturation=(0.25, 0.95), value=(0.25, 1.0)) -> np.ndarray:
 
 
 def _texture(rng, height: int, width: int, colour: np.ndarray, period: float, contrast: float) -> np.ndarray:
-    """Float32 (H, W, 3): a pattern of ``colour`` and a second colour at ``contrast`` (0..1) towards a random one."""
+    """A pattern of ``colour`` and a mix of it with a random colour, by ``contrast`` (0..1): float32 (H, W, 3)."""
     second = colour + contrast * (_colour(rng) - colour)
     pattern = _pattern(rng, height, width, period)[..., None]
     grain = 0.9 + 0.2 * noise(rng, height, width, 2.5)[..., None]
@@ -86,7 +86,7 @@ def _circle(radius: float) -> np.ndarray:
 
 
 def _outlines(rng, label: str) -> list:
-    """Outline of a shape about the origin and, for the ring, its hole: arrays (points, 2) in any unit."""
+    """The outline of a shape around the origin and, for the ring, its hole: arrays (points, 2) in any unit."""
     if label == "circle":
         return [_circle(1) * (1, rng.uniform(0.82, 1))]
     if label == "square":
@@ -110,7 +110,7 @@ def _outlines(rng, label: str) -> list:
 
 
 def _coverage(outlines: list) -> tuple:
-    """Share of each pixel that the outlines (pixels) cover, float32 (H, W), and the (x, y) where the array starts."""
+    """The share of each pixel that the outlines (in pixels) cover, float32 (H, W), and its top left corner (x, y)."""
     points = np.concatenate(outlines)
     start = np.floor(points.min(0)).astype(int) - 1
     width, height = np.ceil(points.max(0)).astype(int) + 1 - start
@@ -122,7 +122,7 @@ def _coverage(outlines: list) -> tuple:
 
 
 def _window(coverage: np.ndarray, start, shape):
-    """Slices of the image that a coverage at ``start`` falls on, and the part of the coverage there."""
+    """Slices of the image that a coverage at ``start`` overlaps, and the part of the coverage there."""
     x0, y0 = np.maximum(start, 0)
     x1 = min(start[0] + coverage.shape[1], shape[1])
     y1 = min(start[1] + coverage.shape[0], shape[0])
@@ -131,7 +131,7 @@ def _window(coverage: np.ndarray, start, shape):
 
 def _place(rng, label: str, owner: np.ndarray, areas: list):
     """
-    Find a place for a new object where enough of it and of every object below stays visible.
+    Find a place for a new object where enough of it and of every object below remains visible.
 
     Returns:
         (tuple, ndarray) or None: window of the image and the coverage in it.
@@ -144,7 +144,7 @@ def _place(rng, label: str, owner: np.ndarray, areas: list):
     angle = rng.uniform(0, 2 * np.pi)
     turn = np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))]) * scale
     for _ in range(8):
-        if areas and rng.random() < 0.4:  # by an object that is there, to lie over it
+        if areas and rng.random() < 0.4:  # next to an existing object, to overlap it
             y, x = np.nonzero(owner == rng.integers(1, len(areas) + 1))
             pick = rng.integers(len(x))
             centre = np.array((x[pick], y[pick])) + rng.normal(0, 0.45 * side, 2)
@@ -163,7 +163,7 @@ def _place(rng, label: str, owner: np.ndarray, areas: list):
 
 
 def _paint(rng, image: np.ndarray, window, coverage: np.ndarray) -> None:
-    """Paint an object into the image, in place: a shadow, then a shaded texture unlike what lies below."""
+    """Paint an object into the image, in place: a shadow, then a shaded texture that differs from the pixels below."""
     height, width = coverage.shape
     ground = image[window]
     for _ in range(8):
@@ -195,7 +195,7 @@ def _shadow(image: np.ndarray, window, coverage: np.ndarray, offset) -> None:
 
 def draw_scene(rng: np.random.Generator, paint_ground=_background) -> Scene:
     """
-    Draw 0 to 12 objects, the later over the earlier, on a background of about 256 x 320 pixels.
+    Draw 0 to 12 objects, later ones over earlier ones, on a background of about 256 x 320 pixels.
 
     Args:
         paint_ground: (rng, height, width) -> background (H, W, 3) float32 BGR and its labels (H, W) or None;

@@ -1,8 +1,8 @@
 """
 A small synthetic data set for instance segmentation, drawn on demand: ``shapes_train`` and ``shapes_val``.
 
-Six classes of textured shapes, rotated, from under 32^2 to over 96^2 pixels, lie over each other on textured
-backgrounds; a mask is what remains visible. Everything follows from the seed.
+Six classes of rotated, textured shapes, from under 32^2 to over 96^2 pixels, overlap on textured backgrounds; a mask
+is the visible part of an object. The seed determines everything.
 """
 
 import functools
@@ -25,12 +25,12 @@ from .drawing import CLASSES, draw_scene
 __all__ = ["make_shapes", "register_shapes"]
 
 VERSION = 1
-CATEGORY_IDS = (1, 2, 3, 5, 8, 13)  # with gaps, as COCO's own
+CATEGORY_IDS = (1, 2, 3, 5, 8, 13)  # with gaps, like COCO's
 SPLITS = {"train": (400, 1), "val": (100, 2)}  # images, seed
 
 
 def _polygon(mask: np.ndarray):
-    """The outline of a mask (H, W) of one part without a hole as [x0, y0, ...], true to half a pixel; else None."""
+    """The outline of a mask (H, W) as [x0, y0, ...], exact to half a pixel; None if it has holes or several parts."""
     scale = 4
     fine = cv2.resize(mask, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
@@ -41,7 +41,7 @@ def _polygon(mask: np.ndarray):
 
 
 def _segmentation(mask: np.ndarray, x0: int, y0: int, size, rng):
-    """COCO segmentation of a mask that starts at (x0, y0): polygons or RLE, compressed or not."""
+    """COCO segmentation of a mask with top left corner (x0, y0): polygons or RLE, compressed or not."""
     height, width = size
     polygon = _polygon(mask)
     if polygon is not None and rng.random() < 0.8:
@@ -117,13 +117,13 @@ def _has_info(json_file: Path, info: dict) -> bool:
 
 def make_shapes(folder, split: str, num_images: int, seed: int) -> str:
     """
-    Draw a split of the data set unless it is there already: ``<folder>/<split>.json`` over ``<folder>/images/``.
+    Draw a split of the data set unless it exists: ``<folder>/<split>.json`` and ``<folder>/images/``.
 
-    The same seed gives the same files; the first images of a longer split are those of a shorter one. The images are
-    moved into place before the annotations, each whole, so that a split with its JSON file is complete.
+    The same seed gives the same files; a longer split starts with the images of a shorter one. Complete images are
+    moved into place before the annotations, so that a split with a JSON file is complete.
 
     Args:
-        folder: where to write; made if missing. Several splits can share it.
+        folder: where to write; created if missing. Several splits can share it.
         split: prefix of the image names and name of the JSON file.
         num_images: number of images.
         seed: seed of the random numbers.
@@ -140,11 +140,11 @@ def make_shapes(folder, split: str, num_images: int, seed: int) -> str:
 
 def make_split(folder, split: str, info: dict, write) -> str:
     """
-    See :func:`make_shapes`, whose files and order of writing these are.
+    Write a split with the files of :func:`make_shapes`, in the same order.
 
     Args:
-        info: what tells this split from another under the same name; it goes into the JSON file.
-        write: called with an empty folder, to be filled as ``folder`` shall be; returns the content of the JSON file.
+        info: distinguishes this split from others of the same name; it is stored in the JSON file.
+        write: called with an empty folder, which it fills with the files; returns the content of the JSON file.
     """
     folder = Path(folder)
     json_file = folder / f"{split}.json"
@@ -153,7 +153,7 @@ def make_split(folder, split: str, info: dict, write) -> str:
             return str(json_file)
         (folder / "images").mkdir(parents=True, exist_ok=True)
         with file_lock(str(json_file)):
-            if _has_info(json_file, info):  # another process drew it meanwhile
+            if _has_info(json_file, info):  # another process has drawn it in the meantime
                 return str(json_file)
             json_file.unlink(missing_ok=True)
             drawing = Path(tempfile.mkdtemp(dir=folder, prefix=f".{split}-"))
@@ -174,7 +174,7 @@ def make_split(folder, split: str, info: dict, write) -> str:
 
 
 def register_shapes() -> None:
-    """Register ``shapes_train`` (400 images) and ``shapes_val`` (100), drawn below the cache folder when first used."""
+    """Register ``shapes_train`` (400 images) and ``shapes_val`` (100), drawn into the cache folder on first use."""
     folder = cache_folder(f"shapes_v{VERSION}")
     for split, (num_images, seed) in SPLITS.items():
         draw = functools.partial(make_shapes, folder, split, num_images, seed)

@@ -1,10 +1,10 @@
 """
 The shapes data set with a labelled ground, drawn on demand: ``shapes_panoptic_train`` and ``shapes_panoptic_val``.
 
-Things are the six shapes, stuff is what they lie on: sky, grass, water and bricks in one to three regions of an image,
-now and then one without a label. Files and metadata are those of COCO's panoptic sets as Detectron2 registers them
-(``coco_2017_train_panoptic_separated``): instances with overlapping masks apart from a semantic map that has 0 at all
-things, and COCO-panoptic PNGs for the evaluation. H, W: height and width in pixels.
+Things are the six shapes. Stuff is the ground below them: sky, grass, water and bricks in one to three regions per
+image, and now and then a region without a label. Files and metadata are those of COCO's panoptic sets as Detectron2
+registers them (``coco_2017_train_panoptic_separated``): instances with masks, a separate semantic map that is 0 on all
+things, and COCO-panoptic PNGs for the evaluation. H x W pixels.
 """
 
 import functools
@@ -32,7 +32,7 @@ _SEGMENT_ID = 1000  # the id of a segment: category * 1000 + number of the objec
 
 
 def _texture(rng, kind: int, height: int, width: int) -> np.ndarray:
-    """What a kind of ground looks like: float32 (H, W, 3), BGR, 0 to about 255."""
+    """The texture of a kind of ground: float32 (H, W, 3), BGR, 0 to about 255."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     colour = np.float32(_COLOURS[kind]) * rng.uniform(0.75, 1.2) + rng.normal(0, 14, 3).astype(np.float32)
     if kind == _UNLABELLED:
@@ -78,7 +78,7 @@ def paint_stuff(rng, height: int, width: int):
 
 
 def _segments(scene, annotations: list):
-    """The ids (H, W) of things and stuff, 0 where there is no label, and their ``segments_info``."""
+    """The segment ids (H, W) of things and stuff, 0 without a label, and their ``segments_info``."""
     categories = [*(annotation["category_id"] for annotation in annotations), *STUFF_CATEGORY_IDS]
     masks = [scene.owner == number for number in range(1, len(annotations) + 1)]
     masks += [(scene.owner == 0) & (scene.ground == label) for label in range(1, len(STUFF_CLASSES) + 1)]
@@ -131,8 +131,8 @@ def _write(folder: Path, split: str, num_images: int, seed: int) -> dict:
 
 def make_shapes_panoptic(folder, split: str, num_images: int, seed: int) -> str:
     """
-    Draw a split unless it is there already, as :func:`instseg_d2.data.make_shapes` does, and beside its instances:
-    ``stuff_<split>/`` (semantic maps, PNG), ``panoptic_<split>/`` and ``panoptic_<split>.json`` (COCO-panoptic).
+    Draw a split unless it exists, like :func:`instseg_d2.data.make_shapes`, and add ``stuff_<split>/`` (semantic maps,
+    PNG), ``panoptic_<split>/`` and ``panoptic_<split>.json`` (COCO-panoptic).
 
     Returns:
         str: path of the JSON file of the instances.
@@ -145,7 +145,7 @@ def make_shapes_panoptic(folder, split: str, num_images: int, seed: int) -> str:
 
 
 class _PanopticSource(CocoSource):
-    """Records of the instances, each with the file of its semantic map."""
+    """Loads the records of the instances, each with the file of its semantic map."""
 
     def __init__(self, *args, sem_seg_root: Path, **kwargs):
         super().__init__(*args, **kwargs)
