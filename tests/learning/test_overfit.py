@@ -1,7 +1,6 @@
 """
-The whole path learns: a quick recipe overfits eight images of shapes.
-
-BlendMask is always tried; the other methods, which need five to ten minutes each, where INSTSEG_OVERFIT is set.
+Each quick recipe overfits eight images of shapes: one to ten minutes each, where INSTSEG_OVERFIT is set. The short form
+is test_learning.py.
 """
 
 import os
@@ -10,20 +9,20 @@ import pytest
 
 from tests.learning.overfitting import overfit
 
-patient = pytest.mark.skipif("INSTSEG_OVERFIT" not in os.environ, reason="INSTSEG_OVERFIT is not set")
-# What the patient ones were measured with.
+# What all but BlendMask and EmbedMask were measured with.
 ADAMW = ["SOLVER.OPTIMIZER", "ADAMW", "SOLVER.BETAS", (0.9, 0.999), "INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice"]
 # quick recipe, shorter side, iterations, learning rate, overrides, result and what it reaches
 RECIPES = [
-    pytest.param("blendmask", 256, 220, 0.006, [], "segm/AP", 80),
-    pytest.param("sparseinst", 320, 600, 0.001, ADAMW, "segm/AP", 80, marks=patient),
-    pytest.param("embedmask", 384, 350, 0.006, [], "segm/AP", 75, marks=patient),
-    pytest.param("istr", 256, 1500, 0.0005, [*ADAMW, "SOLVER.FREEZE_NORMS_ITER", 900], "segm/AP", 75, marks=patient),
-    pytest.param("instancefcn", None, 3400, 0.001, ADAMW, "proposals/AR@100", 75, marks=patient),
+    ("blendmask", 256, 220, 0.006, [], "segm/AP", 80),
+    ("sparseinst", 320, 600, 0.001, ADAMW, "segm/AP", 80),
+    ("embedmask", 384, 350, 0.006, [], "segm/AP", 75),
+    ("istr", 256, 1500, 0.0005, [*ADAMW, "SOLVER.FREEZE_NORMS_ITER", 900], "segm/AP", 75),
+    ("instancefcn", None, 3400, 0.001, ADAMW, "proposals/AR@100", 75),
 ]
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("INSTSEG_OVERFIT" not in os.environ, reason="INSTSEG_OVERFIT is not set")
 @pytest.mark.parametrize(("method", "side", "iterations", "rate", "opts", "result", "goal"), RECIPES)
 def test_overfitting_eight_images(tmp_path, request, method, side, iterations, rate, opts, result, goal):
     config_file = request.config.rootpath / f"configs/quick/{method}_shapes.yaml"

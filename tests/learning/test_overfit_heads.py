@@ -1,6 +1,6 @@
 """
 Each head inside a small Mask R-CNN overfits eight images of shapes: five to ten minutes each, where INSTSEG_OVERFIT is
-set.
+set. The short form is test_learning.py.
 """
 
 import os
