@@ -1,9 +1,9 @@
 """A DetectionCheckpointer that reads safely, reports what it loaded and writes complete files only."""
 
+import contextlib
 import logging
 import os
 import re
-from collections import Counter
 from typing import Optional
 
 import torch
@@ -12,10 +12,11 @@ from fvcore.common.checkpoint import Checkpointer
 
 from ..errors import CheckpointError
 from .authors import convert_classifier, convert_state_dict, is_classifier
-from .formats import read_weights
+from .formats import read_extra, read_weights
 from .identify import require_file
 from .layouts import plain_names, without_owner
 from .paths import check_sha256, split_query
+from .report import log_report
 from .writing import write_checkpoint_file
 
 __all__ = ["InstSegCheckpointer"]
@@ -26,13 +27,6 @@ _FROM_SCRATCH = (
     'Name a local file in MODEL.WEIGHTS, or train from scratch: MODEL.WEIGHTS "", MODEL.BACKBONE.FREEZE_AT 0 and '
     "a trained norm (MODEL.RESNETS.NORM BN or GN)"
 )
-
-
-def _summary(keys: list[str], limit: int = 6) -> str:
-    """'backbone.res2 (10), head (2)': keys counted by their first two parts."""
-    groups = Counter(".".join(key.split(".")[:-1][:2]) or key for key in keys)
-    shown = [f"{name} ({count})" for name, count in groups.most_common(limit)]
-    return ", ".join(shown) + (f" and {len(groups) - limit} more" if len(groups) > limit else "")
 
 
 class InstSegCheckpointer(DetectionCheckpointer):
@@ -109,11 +103,35 @@ class InstSegCheckpointer(DetectionCheckpointer):
         """
         if not resume or not self.has_checkpoint():
             return self.load(path, checkpointables=[])
+        with self._as_resuming():
+            return self.load(self.get_checkpoint_file(), strict=True)
+
+    def read_last(self) -> dict:
+        """
+        What the checkpoint to resume from holds beside weights.
+
+        Raises:
+            CheckpointError: it cannot be read; the message names an earlier one.
+        """
+        with self._as_resuming(), self._with_remedy():
+            return read_extra(self.get_checkpoint_file())
+
+    @contextlib.contextmanager
+    def _as_resuming(self):
         self._resuming = True
         try:
-            return self.load(self.get_checkpoint_file(), strict=True)
+            yield
         finally:
             self._resuming = False
+
+    @contextlib.contextmanager
+    def _with_remedy(self, default: str = ""):
+        """Errors inside say what can be done about a file that cannot be read."""
+        try:
+            yield
+        except CheckpointError as error:
+            remedy = self._remedy() or default
+            raise CheckpointError(f"{error} {remedy}." if remedy else str(error)) from error
 
     def _local_path(self, path: str) -> str:
         try:
@@ -121,14 +139,11 @@ class InstSegCheckpointer(DetectionCheckpointer):
         except Exception as error:
             reason = getattr(error, "reason", None) or error
             raise CheckpointError(f"{path} cannot be downloaded ({reason}). {_FROM_SCRATCH}.") from error
-        try:
+        with self._with_remedy(_FROM_SCRATCH):
             require_file(local)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error} {self._remedy() or _FROM_SCRATCH}.") from None
         return local
 
     def _remedy(self) -> str:
-        """What else can be done about a file that cannot be read."""
         if self._resuming:
             last = os.path.basename(self.get_checkpoint_file())
             names = sorted(name for name in os.listdir(self.save_dir) if re.fullmatch(r"model_\d+\.pth", name))
@@ -141,11 +156,8 @@ class InstSegCheckpointer(DetectionCheckpointer):
         return ""
 
     def _load_file(self, filename: str) -> dict:
-        try:
+        with self._with_remedy():
             data = read_weights(filename)
-        except CheckpointError as error:
-            remedy = self._remedy()
-            raise CheckpointError(f"{error} {remedy}." if remedy else str(error)) from error
         lacking = [name for name in self.checkpointables if name not in data] if self._resuming else []
         if lacking:
             raise CheckpointError(
@@ -180,7 +192,14 @@ class InstSegCheckpointer(DetectionCheckpointer):
         loaded = {id(state[key]) for key in expected if key not in absent}
         missing = [k for k in expected if k in absent and k not in mismatched and id(state[k]) not in loaded]
         matched = len(expected) - len(missing) - len(mismatched)
-        self._report(matched, len(expected), missing, found.unexpected_keys, found.incorrect_shapes)
+        diverged = [name for name, p in self.model.named_parameters() if not p.is_meta and not p.isfinite().all()]
+        log_report(
+            f"{self._source}: {matched} of {len(expected)} weights loaded.",
+            missing=missing,
+            mismatched=found.incorrect_shapes,
+            unexpected=found.unexpected_keys,
+            diverged=diverged,
+        )
         if matched < 0.1 * min(len(expected), count_in_file):
             raise CheckpointError(
                 f"{self._source} is a checkpoint of another architecture: only {matched} of its {count_in_file} "
@@ -215,27 +234,6 @@ class InstSegCheckpointer(DetectionCheckpointer):
         if missing:
             shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             raise CheckpointError(f"{self._source} lacks {len(missing)} weights of the model: {shown}.")
-
-    def _report(self, matched: int, total: int, missing, unexpected, mismatched) -> None:
-        lines = [f"{self._source}: {matched} of {total} weights loaded."]
-        if missing:
-            lines.append(f"{len(missing)} missing, keep their initial values: {_summary(missing)}.")
-        if mismatched:
-            names = [key for key, *_ in mismatched]
-            lines.append(f"{len(names)} of another shape, reinitialised: {_summary(names)}.")
-        if unexpected:
-            lines.append(f"{len(unexpected)} not used by this model: {_summary(unexpected)}.")
-        diverged = [name for name, p in self.model.named_parameters() if not p.is_meta and not p.isfinite().all()]
-        if diverged:
-            lines.append(
-                f"{len(diverged)} hold values that are not finite, as after a diverged run: {_summary(diverged)}."
-            )
-        logger.log(logging.WARNING if missing or mismatched or diverged else logging.INFO, " ".join(lines))
-        for title, keys in (("missing", missing), ("not used", unexpected)):
-            if keys:
-                logger.debug("Weights %s: %s", title, ", ".join(keys))
-        for key, in_file, in_model in mismatched:
-            logger.debug("Weight %s: %s in the file, %s in the model", key, tuple(in_file), tuple(in_model))
 
     def _log_incompatible_keys(self, incompatible) -> None:
         """The report has said it."""

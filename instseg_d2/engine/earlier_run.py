@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 
-from ..checkpoint import read_extra
 from ..config.values import items
 from ..data.coco import class_difference
 from ..errors import ConfigError, DatasetError
@@ -30,28 +29,27 @@ _RESULTS = (
 )
 
 
-def require_same_run(checkpoint: str, cfg: CfgNode, classes: Mapping) -> None:
+def require_same_run(checkpoint: Mapping, cfg: CfgNode, classes: Mapping) -> None:
     """
     Check that a checkpoint can be resumed, and log which values of the config have changed since.
 
     Args:
-        checkpoint: the file to resume from.
+        checkpoint: what the file to resume from holds beside weights.
         classes: ``class_names`` of the training data and, if it has semantic labels, ``stuff_names``.
 
     Raises:
         DatasetError: the checkpoint was trained on other classes or on the same classes in another order.
         ConfigError: the checkpoint belongs to another meta-architecture.
     """
-    extra = read_extra(checkpoint)
     remedy = "resume with its data and its config.yaml, or start afresh in another OUTPUT_DIR"
     for key in ("class_names", "stuff_names"):
-        if key in extra and key in classes:
-            difference = class_difference(extra[key], classes[key], "that run", cfg.DATASETS.TRAIN[0])
+        if key in checkpoint and key in classes:
+            difference = class_difference(checkpoint[key], classes[key], "that run", cfg.DATASETS.TRAIN[0])
             if difference:
                 raise DatasetError(f"the run in {cfg.OUTPUT_DIR} was trained on other classes: {difference}; {remedy}.")
-    if "cfg" not in extra:
+    if "cfg" not in checkpoint:
         return
-    before, now = (dict(items(CfgNode.load_cfg(text))) for text in (extra["cfg"], cfg.dump()))
+    before, now = (dict(items(CfgNode.load_cfg(text))) for text in (checkpoint["cfg"], cfg.dump()))
     key = "MODEL.META_ARCHITECTURE"
     if before.get(key) != now[key]:
         raise ConfigError(f"the run in {cfg.OUTPUT_DIR} is one of {before.get(key)}, not of {now[key]}: {remedy}.")

@@ -158,7 +158,7 @@ class Trainer(TrainerBase):
             remove_unfinished(folder)
         resumed = resume and self.checkpointer.has_checkpoint()
         if resumed:
-            require_same_run(self.checkpointer.get_checkpoint_file(), self.cfg, self.checkpointer.metadata)
+            require_same_run(self.checkpointer.read_last(), self.cfg, self.checkpointer.metadata)
         extra = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resumed)
         comm.synchronize()  # all processes have read the files before they are moved
         if resumed:

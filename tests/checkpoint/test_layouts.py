@@ -191,13 +191,14 @@ def test_resuming_from_half_a_file_names_an_earlier_one(tmp_path):
     last = tmp_path / "model_0000005.pth"
     last.write_bytes(last.read_bytes()[:1000])
     remedy = rf"To go on from model_0000003\.pth, write this name into {tmp_path}/last_checkpoint\."
-    with pytest.raises(CheckpointError, match=rf"model_0000005\.pth is damaged: .*again\. {remedy}"):
-        checkpointer.resume_or_load("")
+    for read in (checkpointer.read_last, lambda: checkpointer.resume_or_load("")):
+        with pytest.raises(CheckpointError, match=rf"model_0000005\.pth is damaged: .*again\. {remedy}"):
+            read()
     last.unlink()
     with pytest.raises(CheckpointError, match=rf"there is no such weight file\. {remedy}"):
         checkpointer.resume_or_load("")
     (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
-    assert checkpointer.resume_or_load("")["iteration"] == 3
+    assert checkpointer.read_last()["iteration"] == checkpointer.resume_or_load("")["iteration"] == 3
 
 
 def test_resuming_without_an_earlier_file(tmp_path):
