@@ -1,1 +1,1 @@
-"""What the commands do: prediction on files, comparison of models, costs."""
+"""The work of the commands: prediction on files, comparison of models, costs."""

@@ -1,4 +1,4 @@
-"""Several models on the same data: trained alike, evaluated alike, timed in turns, shown side by side."""
+"""Compares several models on the same data: same training and evaluation, alternating timing, pictures side by side."""
 
 import itertools
 import json
@@ -36,7 +36,7 @@ __all__ = ["Contender", "compare", "contender_names", "find_data", "join"]
 logger = logging.getLogger(__name__)
 
 AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-RECALL_COLUMN = "AR@100"  # of masks, whatever their class: the one measure that class-agnostic models have, too
+RECALL_COLUMN = "AR@100"  # class-agnostic recall of masks: the one metric that every model has
 NOTE = """
 AP of masks in percent, over {images} images of {data}. AR@100: average recall of the best 100 masks of an image,
 whatever their class. GFLOPs: multiply-adds of the network on one image. Latency: median of one image from
@@ -45,7 +45,7 @@ pixels to masks of full size, all models in turns ({where}). Memory: what that t
 
 
 class ComparisonTrainer(Trainer):
-    """A trainer that also measures how many objects the masks recall, whatever their class."""
+    """A trainer that also measures the class-agnostic recall of the masks."""
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name: str, output_dir: str):
@@ -64,12 +64,12 @@ class Contender(NamedTuple):
     predictor: Predictor
     results: dict  # {task: {metric: percent}}
     parameters: int
-    training: str  # iterations x images and minutes; or the file of the weights
+    training: str  # iterations x images and minutes, or the weight file
 
 
 def find_data(data: str) -> tuple[Optional[str], str]:
     """
-    (training set or None, test set): ``data``_train and ``data``_val where they are registered, else ``data`` itself.
+    (training set or None, test set): ``data``_train and ``data``_val if they are registered, else ``data`` itself.
 
     Raises:
         DatasetError: there is no such data set.
@@ -82,7 +82,7 @@ def find_data(data: str) -> tuple[Optional[str], str]:
 
 
 def contender_names(configs: Sequence[str]) -> list[str]:
-    """The names of the files, with the folder where two names are equal, and numbered where a file is there twice."""
+    """The names of the files, with the folder if two names are equal, and numbered if a file occurs twice."""
     stems = [os.path.splitext(os.path.basename(config))[0] for config in configs]
     counts = Counter(stems)
     folders = [os.path.basename(os.path.dirname(os.path.abspath(config))) for config in configs]
@@ -91,7 +91,7 @@ def contender_names(configs: Sequence[str]) -> list[str]:
 
 
 def _budget(cfg, images: int) -> list[str]:
-    """Overrides that train on so many images: the schedule shrinks in proportion, warm-up is at most a tenth."""
+    """Overrides to train on this many images: the schedule is scaled, warm-up is at most a tenth of it."""
     solver = cfg.SOLVER
     iterations = max(1, round(images / solver.IMS_PER_BATCH))
     share = iterations / solver.MAX_ITER
@@ -118,14 +118,14 @@ def join(
 
     Args:
         data: what :func:`find_data` returns.
-        folder: for its log, checkpoints and results.
+        folder: folder for its log, checkpoints and results.
         weights: checkpoint; None: train.
-        images: how many images it is trained on, counting repetitions; None: as the config says.
-        resume: go on with the training in ``folder``.
+        images: number of images to train on, counting repetitions; None: as the config says.
+        resume: continue the training in ``folder``.
         opts: config overrides KEY VALUE ...
 
     Raises:
-        ValueError: an error of the user's, in one sentence, see `errors`.
+        ValueError: a user error, in one sentence, see `errors`.
     """
     train, test = data
     if weights is None and train is None:
@@ -159,9 +159,9 @@ def join(
 
 
 def _row(contender: Contender, sample: dict, latency: float) -> dict:
-    """One line of the table: column -> value, None where there is none."""
+    """One line of the table: column -> value, None if there is none."""
     results = contender.results
-    # If a model of masks has found nothing, there are only results of boxes.
+    # If a model with masks has found nothing, there are only box results.
     task = "segm" if "segm" in results or contender.predictor.cfg.MODEL.MASK_ON else "bbox"
     values = results.get(task, {})
     metrics = {key: values.get(key) for key in AP_COLUMNS}
@@ -192,7 +192,7 @@ def _latencies(contenders: Sequence[Contender], files: Sequence[str], repeats: i
 
 
 def _pictures(contenders: Sequence[Contender], records: Sequence[dict], names, score_threshold: float) -> list:
-    """(title, picture): a row an image, the ground truth first."""
+    """(title, picture): one row per image, the ground truth first."""
     panels = []
     for record in records:
         image = read_image(record["file_name"], "RGB", value_range=contenders[0].predictor.value_range)
@@ -200,7 +200,7 @@ def _pictures(contenders: Sequence[Contender], records: Sequence[dict], names, s
         for contender in contenders:
             predictor = contender.predictor
             (instances,) = predictor.predict([predictor.preprocess(image, "RGB")], score_threshold)
-            if method_of(predictor.cfg).class_agnostic(predictor.cfg):  # proposals: as many as there are objects
+            if method_of(predictor.cfg).class_agnostic(predictor.cfg):  # show as many proposals as there are objects
                 instances = instances[: len(record["annotations"])]
             panels.append((contender.name, draw_instances(image, instances, predictor.class_names)))
     return panels
@@ -219,8 +219,8 @@ def compare(
     Write ``comparison.md`` (table and pictures), ``comparison.json`` and ``pictures.jpg`` into ``folder``.
 
     Args:
-        test_set: name of the data set that all were evaluated on.
-        num_images: how many are shown, spread over the data set; multiply-adds and memory are those of the first.
+        test_set: name of the data set that all models were evaluated on.
+        num_images: number of images shown, spread over the data set; GFLOPs and memory are measured on the first.
         repeats: latency measurements of each model.
         score_threshold: objects with a lower score are not shown.
 

@@ -1,4 +1,4 @@
-"""What a model costs on one image: parameters, multiply-adds, memory."""
+"""Measures the cost of a model on one image: parameters, multiply-adds, memory, time."""
 
 import itertools
 import json
@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many numbers the parameters hold, frozen ones included; buffers do not count."""
+    """The number of values in all parameters, including frozen ones, without buffers."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 class _Network(nn.Module):
-    """A method of this package without the drawing of masks at the output's size; any other model as a whole."""
+    """A method of this package without making the full-size masks; any other model completely."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -43,17 +43,17 @@ class _Network(nn.Module):
 
 
 def _deform_conv_flops(inputs, outputs) -> int:
-    """Those of a plain convolution of the same shape; inputs are (x, weight, offset, ...)."""
+    """Counted like a plain convolution of the same shape; inputs are (x, weight, offset, ...)."""
     return math.prod(get_shape(outputs[0])) * math.prod(get_shape(inputs[1])[1:])
 
 
 @torch.no_grad()
 def gflops(model: nn.Module, sample: dict) -> float:
     """
-    Billions of multiply-adds of the network on an input record, as fvcore counts them: convolutions, matrix products,
-    norms and resizes, but no masks of full size, NMS, RoIAlign or operators of this package.
+    Billions of multiply-adds of the network on an input record, as counted by fvcore: convolutions, matrix products,
+    norms and resizes, but not full-size masks, NMS, RoIAlign or operators of this package.
 
-    fvcore needs a model that can be traced; for others PyTorch's own counter counts convolutions and matrix products.
+    fvcore needs a model that can be traced; for others PyTorch's counter counts convolutions and matrix products.
     """
     network = _Network(model)
     analysis = FlopCountAnalysis(network, [sample])
@@ -69,7 +69,7 @@ def gflops(model: nn.Module, sample: dict) -> float:
 
 
 def cpu_peak(run) -> int:
-    """The most bytes of PyTorch's allocations that live at one time while ``run()`` runs."""
+    """The peak of PyTorch's allocated bytes while ``run()`` runs."""
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -84,7 +84,7 @@ def cpu_peak(run) -> int:
 
 @torch.no_grad()
 def peak_memory(model: nn.Module, sample: dict) -> int:
-    """The most bytes that detection on one input record takes beside the weights, masks of full size included."""
+    """The peak bytes that detection on one input record takes besides the weights, including full-size masks."""
     device = next(model.parameters()).device
     detect(model, [sample])  # fills caches
     if device.type != "cuda":
@@ -103,7 +103,7 @@ def _synchronize(device: str) -> None:
 
 
 def interleaved_medians(functions: list[Callable[[], object]], repeats: int, device: str = "cpu") -> list[float]:
-    """Median milliseconds of each function over ``repeats`` rounds of all of them, after one round unmeasured."""
+    """Median milliseconds of each function over ``repeats`` rounds of all of them, after one warm-up round."""
 
     def timed(function: Callable[[], object]) -> float:
         _synchronize(device)

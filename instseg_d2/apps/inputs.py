@@ -1,4 +1,4 @@
-"""Which files a command is meant to look at."""
+"""Finds the input files of a command."""
 
 import glob
 import logging
@@ -36,7 +36,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _images_in(folder: str) -> list[str]:
-    """The images of a folder; what else it holds, hidden files aside, is said in one line."""
+    """The images of a folder; its other entries, except hidden files, are logged in one line."""
     found, others, suffixes = [], Counter(), set()
     for entry in os.scandir(folder):
         suffix = _suffix(entry.name)
@@ -65,15 +65,15 @@ def _images_in(folder: str) -> list[str]:
 
 def find_inputs(patterns: Union[str, os.PathLike, Sequence]) -> list[str]:
     """
-    The files that paths, folders (their images, not those of folders inside), globs (``**`` too) and registered data
-    sets name, each once.
+    The files named by paths, folders (their images, without subfolders), globs (also ``**``) and registered data sets,
+    each once.
 
     Args:
-        patterns: one or several, text or paths.
+        patterns: one or several, as text or paths.
 
     Raises:
-        FileNotFoundError: a name matches nothing, a folder holds no image.
-        DatasetError: a video beside other inputs.
+        FileNotFoundError: a name matches nothing, or a folder holds no image.
+        DatasetError: a video is given together with other inputs.
     """
     if isinstance(patterns, (str, os.PathLike)):
         patterns = [patterns]

@@ -1,8 +1,8 @@
 """
-Detection on image files or a video: pictures, ``results.json`` and ``index.html`` in one folder.
+Detects on image files or a video, and writes pictures, ``results.json`` and ``index.html`` into one folder.
 
 ``results.json`` is in COCO's results format (``pycocotools.coco.COCO.loadRes`` reads it) with ``file_name`` and
-``category_name`` added. ``image_id`` counts the images from 1 in the order they were read, in a video its frames.
+``category_name`` added. ``image_id`` numbers the images, or the frames of a video, from 1 in the order they were read.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ __all__ = ["run_demo"]
 logger = logging.getLogger(__name__)
 
 JPEG_QUALITY = 90
-LOOK_AGAIN = 8  # images, to tell the best score where nothing reaches the threshold
+LOOK_AGAIN = 8  # images used to report the best score if nothing reaches the threshold
 
 
 def run_demo(
@@ -52,15 +52,15 @@ def run_demo(
     """
     Detect on every input and write the pictures, ``results.json`` and ``index.html`` into ``output``.
 
-    A file that cannot be read is named and skipped, and so is a picture that cannot be written. An interrupted run
-    keeps what it has; one that is killed keeps its results as ``results.jsonl``.
+    Files that cannot be read and pictures that cannot be written are reported and skipped. An interrupted run keeps
+    what it has; a run that is killed leaves its results in ``results.jsonl``.
 
     Args:
         inputs: paths, folders, globs, or one video.
-        output: folder, made where missing; not the folder of the inputs.
-        score_threshold: instances with a lower score appear nowhere, whatever the method.
-        max_images: stop after so many images or frames.
-        explain: add a picture of what the network sees to every image.
+        output: folder, created if missing; not the folder of the inputs.
+        score_threshold: instances with a lower score are left out everywhere, whatever the method.
+        max_images: stop after this many images or frames.
+        explain: also draw for every image what the network sees.
 
     Returns:
         True if at least one image was processed.
@@ -102,21 +102,21 @@ def run_demo(
 
 
 class _Run:
-    """What one call of :func:`run_demo` collects."""
+    """The state of one call of :func:`run_demo`."""
 
     def __init__(self, predictor: Predictor, output: str, score_threshold: float):
         self.predictor, self.output, self.score_threshold = predictor, output, score_threshold
         self.results = ResultsFile(output)
         self.entries: list[dict] = []
         self.seconds: dict[str, list[float]] = {"load": [], "network": [], "draw": []}
-        self.first: list[dict] = []  # records, for the best score where nothing reaches the threshold
+        self.first: list[dict] = []  # records, to report the best score if nothing reaches the threshold
         self.done = self.failed = self.unwritten = 0
 
     def images(self, files: Sequence[str], explain: bool) -> None:
         common = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
         value_range = common_range(files, shown_name(common), self.predictor.value_range)
         taken: set[str] = set()
-        further = []  # of files with several pages or frames: how many are not looked at
+        further = []  # numbers of pages or frames that are not read
         for file in tqdm(files, unit="image", disable=None):
             start = time.perf_counter()
             name = os.path.relpath(os.path.abspath(file), common)
@@ -152,7 +152,7 @@ class _Run:
         counts: Counter = Counter()
 
         def drawn_frames():
-            """A frame that cannot be read is shown as the one before it, at the beginning as the one after it."""
+            """Replaces an unreadable frame by the previous one; at the beginning by the next one."""
             drawn, waiting = None, 0
             total = min(frames.count, max_frames or frames.count) or None
             start = time.perf_counter()
@@ -204,7 +204,7 @@ class _Run:
         return Counter(self.predictor.class_name(index) for index in instances.pred_classes.tolist())
 
     def save(self, name: str, image_rgb: np.ndarray, file: str) -> bool:
-        """Write a picture of a file; False, and a warning, where that fails."""
+        """Write a picture of a file; on failure log a warning and return False."""
         try:
             encoded, data = cv2.imencode(".jpg", image_rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
             if not encoded:
@@ -217,14 +217,14 @@ class _Run:
             return False
 
     def best_score(self) -> str:
-        """What the model finds in the first images when no score is too low."""
+        """The best score that the model finds in the first images without a threshold, in words."""
         found = (self.predictor.predict([record], masks="none")[0] for record in self.first)
         scores = [float(x.scores.max()) for x in found if len(x)]
         where = f" in the first {LOOK_AGAIN} images" if self.done > LOOK_AGAIN else ""
         return f"the best score{where} is {max(scores):.3f}" if scores else f"the model found nothing{where}"
 
     def finish(self) -> str:
-        """Write ``results.json`` and ``index.html``, whose path is returned."""
+        """Write ``results.json`` and ``index.html``; return the path of the latter."""
         self.results.finish()
         return write_index(self.output, self.entries, "Detections")
 

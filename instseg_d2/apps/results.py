@@ -1,4 +1,4 @@
-"""The files of a run of detection: results as they come, and names for its pictures."""
+"""Writes the results of a detection run as they come, and finds names for its pictures."""
 
 import json
 import os
@@ -12,17 +12,17 @@ from ..inference.image_predictor import ImagePredictor
 
 __all__ = ["ResultsFile", "free_stem", "named_results", "shown_name"]
 
-LONGEST_STEM = 200  # bytes; with what is added to it, a name has at most 255
+LONGEST_STEM = 200  # bytes; a name with everything added may have at most 255
 
 
 class ResultsFile:
     """
-    ``results.json`` of a folder, a JSON list. Until it is finished its entries are in ``results.jsonl``, one a line and
-    on disk as soon as they are added, so that a run that is killed keeps what it has.
+    ``results.json`` of a folder, a JSON list. Until it is finished its entries are in ``results.jsonl``, one per line
+    and on disk as soon as they are added, so that a run that is killed keeps what it has.
 
     Attributes:
-        path: of the finished file.
-        count: of the entries so far.
+        path: path of the finished file.
+        count: number of entries so far.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
@@ -40,7 +40,7 @@ class ResultsFile:
         self.count += len(lines)
 
     def finish(self) -> None:
-        """Write the list and remove the lines; never more than one entry is in memory."""
+        """Write the list and remove ``results.jsonl``; at most one entry is in memory at a time."""
         self._lines.seek(0)
         with written_whole(self.path) as path, open(path, "w", encoding="ascii") as file:
             file.write("[")
@@ -52,12 +52,12 @@ class ResultsFile:
 
 
 def shown_name(name: str) -> str:
-    """A file's name as text that can be written anywhere: what is no UTF-8 in it becomes U+FFFD."""
+    """A file's name as text that can be written anywhere: bytes that are not UTF-8 become U+FFFD."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
 def named_results(instances: Instances, predictor: ImagePredictor, image_id: int, file_name: str) -> list[dict]:
-    """COCO's results of an image, with the data set's own category ids, ``category_name`` and ``file_name``."""
+    """COCO results of an image, with the data set's category ids, ``category_name`` and ``file_name``."""
     results = coco_results(instances, image_id)
     for result in results:
         index = result["category_id"]
@@ -71,12 +71,12 @@ def named_results(instances: Instances, predictor: ImagePredictor, image_id: int
 
 def free_stem(file: str, taken: set[str], ends: tuple[str, ...] = ("",)) -> str:
     """
-    A name for what is made of a file: its own without suffix, shortened where it is too long, numbered where an
-    earlier one has it.
+    A name for the outputs of a file: its own without suffix, shortened if it is too long, and numbered if it is
+    already taken.
 
     Args:
-        taken: names that are in use, in lower case; the new ones are added.
-        ends: what will follow the stem.
+        taken: names in use, in lower case; the new ones are added.
+        ends: endings that will be added to the stem.
     """
     base = shown_name(os.path.splitext(os.path.basename(file))[0])
     base = base.encode()[:LONGEST_STEM].decode("utf-8", "ignore")

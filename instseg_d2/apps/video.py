@@ -1,4 +1,4 @@
-"""Frames of a video file in and out, with OpenCV."""
+"""Reads and writes the frames of video files with OpenCV."""
 
 import contextlib
 import logging
@@ -17,15 +17,15 @@ __all__ = ["Video", "write_video"]
 
 logger = logging.getLogger(__name__)
 
-# Which encoders OpenCV has differs from build to build: the first that works is taken.
+# OpenCV's encoders differ from build to build: the first one that works is used.
 CODECS = (("mp4v", ".mp4"), ("avc1", ".mp4"), ("MJPG", ".avi"))
-# Frames in a row that cannot be read: so many end a video before the number of frames in its header, and after it.
+# Unreadable frames in a row that end a video: before and after the number of frames in its header.
 MOST_BROKEN, MOST_BROKEN_AT_END = 1000, 10
 
 
 @contextlib.contextmanager
 def _plain_name(path: str) -> Iterator[str]:
-    """A name of the same file that OpenCV can take: it crashes on one that is no UTF-8."""
+    """A name of the same file for OpenCV, which crashes on names that are not UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -39,12 +39,12 @@ def _plain_name(path: str) -> Iterator[str]:
 
 class Video:
     """
-    The frames of a video file, to be iterated over once: (H, W, 3) uint8 RGB, or None for one that cannot be read.
+    The frames of a video file, to be iterated over once: (H, W, 3) uint8 RGB, or None for an unreadable frame.
 
     Attributes:
-        count: number of frames by the file's header; 0: unknown. Headers may be wrong.
-        fps: frames per second; 25 where the file says nothing sensible.
-        read, broken: number of frames so far that could be read, and that could not.
+        count: number of frames according to the file's header, which may be wrong; 0: unknown.
+        fps: frames per second; 25 if the file gives no sensible value.
+        read, broken: number of readable and of unreadable frames so far.
 
     Raises:
         ImageError: no frame can be read; the message names the file.
@@ -82,7 +82,7 @@ class Video:
             if in_a_row >= (MOST_BROKEN if inside else MOST_BROKEN_AT_END):
                 break
         self._capture.release()
-        self.broken = max(self.broken, self.count - self.read)  # with those that are missing at the end
+        self.broken = max(self.broken, self.count - self.read)  # includes frames missing at the end
 
     def __iter__(self) -> Iterator[Optional[np.ndarray]]:
         yield from self._begin
@@ -111,9 +111,9 @@ def _working_codec(stem: str, fps: float, size: tuple[int, int]) -> tuple[str, s
 
 def write_video(stem, frames_rgb: Iterable[np.ndarray], fps: float) -> str:
     """
-    Write the frames as ``stem.mp4``, or ``stem.avi`` where OpenCV has no MPEG-4 encoder.
+    Write the frames as ``stem.mp4``, or as ``stem.avi`` if OpenCV has no MPEG-4 encoder.
 
-    Ctrl-C, or another error of ``frames_rgb``, ends the video there; what is written by then is kept.
+    Ctrl-C or an error in ``frames_rgb`` ends the video there; the frames written so far are kept.
 
     Args:
         stem: path without suffix.
@@ -123,7 +123,7 @@ def write_video(stem, frames_rgb: Iterable[np.ndarray], fps: float) -> str:
         The path written.
 
     Raises:
-        ImageError: no frame, no encoder works for this size, or the written file cannot be read back.
+        ImageError: there is no frame, no encoder works for this size, or the written file cannot be read back.
     """
     folder, name = os.path.split(os.fspath(stem))
     with _plain_name(folder or ".") as plain:
@@ -141,7 +141,7 @@ def _write(stem: str, frames: Iterator[np.ndarray], fps: float) -> str:
     writer = cv2.VideoWriter(temporary, cv2.VideoWriter_fourcc(*codec), fps, size)
     try:
         while frame is not None:
-            frame = frame if frame.shape[1::-1] == size else cv2.resize(frame, size)  # others would be dropped
+            frame = frame if frame.shape[1::-1] == size else cv2.resize(frame, size)  # other sizes would be dropped
             writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
             frame = next(frames, None)
     except KeyboardInterrupt:

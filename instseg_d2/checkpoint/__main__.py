@@ -1,4 +1,4 @@
-"""``python -m instseg_d2.checkpoint SOURCE TARGET``: a weight file in another format, under this package's names."""
+"""``python -m instseg_d2.checkpoint SOURCE TARGET`` converts a weight file to another format and to our names."""
 
 import argparse
 import os
@@ -19,19 +19,19 @@ from .writing import save_safetensors, write_checkpoint_file
 
 def convert_file(source: str, target: str, trust: bool = False) -> int:
     """
-    Write the weights of ``source`` (this package's, an author's, Detectron2's; .pth, .pkl or .safetensors) to
-    ``target``, .safetensors or .pth, with config and class names where they are known; optimiser and hooks stay behind.
+    Write the weights of ``source`` (from this package, an author or Detectron2; .pth, .pkl or .safetensors) to
+    ``target`` (.safetensors or .pth), with config and class names if known, but without optimiser and hooks.
 
     Args:
-        source: its path; ?sha256=DIGEST after it refuses any other file.
-        trust: let the source run the code that it holds beside weights.
+        source: path of the file; with ?sha256=DIGEST after it, any other file is refused.
+        trust: allow the source to run code that it contains.
 
     Returns:
-        how many tensors were written.
+        the number of tensors written.
 
     Raises:
-        CheckpointError: a file that cannot be read or written, the same file twice, another ending, or weights whose
-            names make sense beside a model alone.
+        CheckpointError: a file cannot be read or written, source and target are the same file, the target has another
+            suffix, or the weights' names can only be matched to a model.
     """
     if not target.endswith((".safetensors", ".pth")) or os.path.isdir(target):
         raise CheckpointError(f"{target}: name a file that ends in .safetensors or .pth.")

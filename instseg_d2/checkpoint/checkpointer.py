@@ -1,4 +1,4 @@
-"""A DetectionCheckpointer that reads safely, reports what it loaded and writes complete files only."""
+"""A DetectionCheckpointer that reads safely, reports what it loaded and writes only complete files."""
 
 import contextlib
 import logging
@@ -31,10 +31,11 @@ _FROM_SCRATCH = (
 
 class InstSegCheckpointer(DetectionCheckpointer):
     """
-    Loads ``.pth``, ``.pkl`` and ``.safetensors`` files, the authors' among them, and saves ``.pth`` files.
+    Loads ``.pth``, ``.pkl`` and ``.safetensors`` files, including the authors' files, and saves ``.pth`` files.
 
-    Every load ends in a report in the log: how many weights were found, which are missing, unexpected or of another
-    shape. In training those keep their initial values; at test time and when resuming they are an error.
+    Every load logs a report: how many weights were found, and which are missing, unexpected or of another shape. In
+    training, missing and mismatched weights keep their initial values; at test time and when resuming they are an
+    error.
     """
 
     def __init__(
@@ -49,10 +50,10 @@ class InstSegCheckpointer(DetectionCheckpointer):
     ):
         """
         Args:
-            model: the module, wrapped for distributed training or not.
+            model: the module, which may be wrapped for distributed training.
             save_dir: folder of :meth:`save`.
-            for_test: weights that are missing or of another shape are an error.
-            metadata: goes into every file, e.g. {"cfg": YAML text, "class_names": list of str}.
+            for_test: raise an error if weights are missing or of another shape.
+            metadata: stored in every file, e.g. {"cfg": YAML text, "class_names": list of str}.
             save_to_disk: default: on the main process.
             checkpointables: objects with state_dict and load_state_dict.
         """
@@ -70,16 +71,16 @@ class InstSegCheckpointer(DetectionCheckpointer):
         Load weights, and the named checkpointables (None: all).
 
         Args:
-            path: file or URL (``detectron2://``, ``https://``); ``?matching_heuristics=True`` at its end matches
-                names by their endings, ``?sha256=DIGEST`` refuses any other file. Empty: nothing is loaded.
+            path: file or URL (``detectron2://``, ``https://``). With ``?matching_heuristics=True`` at its end names
+                are matched by their endings; with ``?sha256=DIGEST`` any other file is refused. Empty: load nothing.
             strict: overrides ``for_test``.
 
         Returns:
-            What else the file holds.
+            The other content of the file.
 
         Raises:
-            CheckpointError: see :func:`read_weights`; a download that fails; a checkpoint of another architecture;
-                with ``strict`` also missing weights and other shapes.
+            CheckpointError: see :func:`read_weights`; or a download fails, the checkpoint is of another architecture,
+                or, with ``strict``, weights are missing or of another shape.
         """
         if not path:
             level = logging.WARNING if self.for_test else logging.INFO
@@ -91,12 +92,12 @@ class InstSegCheckpointer(DetectionCheckpointer):
         local = self._local_path(self._source)
         if "sha256" in options:
             check_sha256(local, options["sha256"])
-        # Detectron2's load() parses a query itself and keeps state that an error leaves behind.
+        # Detectron2's load() parses the query itself and keeps state after an error.
         return Checkpointer.load(self, local, checkpointables)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """
-        Resume from the last checkpoint of ``save_dir`` if there is one and ``resume``; else load the weights.
+        Resume from the last checkpoint in ``save_dir`` if ``resume`` is set and there is one; otherwise load ``path``.
 
         Raises:
             CheckpointError: see :meth:`load`; the last checkpoint lacks the state of a checkpointable.
@@ -182,12 +183,12 @@ class InstSegCheckpointer(DetectionCheckpointer):
         count_in_file = len(checkpoint["model"])
         try:
             found = super()._load_model(checkpoint)
-        except ValueError as error:  # names that match several weights, or none by a rule of Detectron2's
+        except ValueError as error:  # names are ambiguous, or a rule of Detectron2's finds none
             raise CheckpointError(f"{self._source} does not fit the model: {error}") from error
         state = self.model.state_dict(keep_vars=True)
-        # num_batches_tracked has no effect unless momentum is None; a tensor under two names is there once.
+        # num_batches_tracked has no effect unless momentum is None; a tensor with two names is stored once.
         expected = [key for key in state if not key.endswith("num_batches_tracked")]
-        mismatched = {key for key, *_ in found.incorrect_shapes}  # fvcore lists them among the missing, too
+        mismatched = {key for key, *_ in found.incorrect_shapes}  # fvcore also lists them as missing
         absent = {*found.missing_keys, *mismatched}
         loaded = {id(state[key]) for key in expected if key not in absent}
         missing = [k for k in expected if k in absent and k not in mismatched and id(state[k]) not in loaded]
@@ -213,7 +214,7 @@ class InstSegCheckpointer(DetectionCheckpointer):
         return found
 
     def _require_same_architecture(self, checkpoint: dict) -> None:
-        """By the config that checkpoints of this package carry."""
+        """Compare the architectures, using the config that is stored in checkpoints of this package."""
         config = checkpoint.get("cfg")
         named = re.search(r"^  META_ARCHITECTURE: (\w+)", config, re.M) if isinstance(config, str) else None
         built = type(self.model).__name__
@@ -236,18 +237,18 @@ class InstSegCheckpointer(DetectionCheckpointer):
             raise CheckpointError(f"{self._source} lacks {len(missing)} weights of the model: {shown}.")
 
     def _log_incompatible_keys(self, incompatible) -> None:
-        """The report has said it."""
+        """Log nothing: the report has said it."""
 
     def save(self, name: str, *, model_only: bool = False, tag: bool = True, **extra) -> None:
         """
         Write ``save_dir/name.pth``: weights, checkpointables, metadata and ``extra``.
 
         Args:
-            model_only: leave the checkpointables out.
-            tag: make it the checkpoint that resuming starts from.
+            model_only: leave out the checkpointables.
+            tag: make it the checkpoint to resume from.
 
         Raises:
-            CheckpointError: no space left; earlier checkpoints are intact.
+            CheckpointError: no space is left; earlier checkpoints are intact.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -262,6 +263,6 @@ class InstSegCheckpointer(DetectionCheckpointer):
         logger.info("Saved %s.", path)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Name the checkpoint that resuming starts from."""
+        """Set the checkpoint to resume from."""
         path = os.path.join(self.save_dir, "last_checkpoint")
         write_checkpoint_file(path, lambda file: file.write(last_filename_basename.encode()))

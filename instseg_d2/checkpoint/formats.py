@@ -1,4 +1,4 @@
-"""Reading weight files without running code that they might contain."""
+"""Reads weight files without running code that they may contain."""
 
 import functools
 import json
@@ -22,9 +22,9 @@ __all__ = ["INFORMATION", "load_torch", "read_checkpoint_info", "read_extra", "r
 
 logger = logging.getLogger(__name__)
 
-# What a checkpoint of this package says beside its weights: a text, and lists.
+# Entries of this package's checkpoints besides the weights: a text, and lists.
 INFORMATION = ("cfg", "class_names", "category_ids", "stuff_names")
-_PICKLES = {"old": 5, "pickle": 1}  # one after the other in a file
+_PICKLES = {"old": 5, "pickle": 1}  # number of consecutive pickles in a file
 
 
 def _refused(path: str, reason: str) -> CheckpointError:
@@ -46,7 +46,7 @@ def _is_whole(path: str, pickles: int) -> bool:
 
 
 def _read(path: str, kind: str, trust: bool, read: Callable[[], object]) -> dict:
-    """What ``read`` gives, as a dict; an error of Python or PyTorch becomes one that says what the file is."""
+    """Return what ``read`` returns, a dict; errors of Python and PyTorch become ones that say what the file is."""
     try:
         data = read()
     except Exception as error:  # a damaged file may raise anything
@@ -61,7 +61,7 @@ def _read(path: str, kind: str, trust: bool, read: Callable[[], object]) -> dict
         if "TorchScript" in text:
             raise _refused(path, "it is a TorchScript model") from None
         raise damaged(path, f"it cannot be read to its end ({text[:100] or type(error).__name__})") from error
-    if isinstance(data, nn.Module):  # of a file that is trusted
+    if isinstance(data, nn.Module):  # in a trusted file
         return {"model": data}
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__} where a dict of weights was expected.")
@@ -96,7 +96,7 @@ def _warn_of_old_torch() -> None:
 
 def _read_torch(path: str, kind: str, trust: bool, mmap: bool = False) -> dict:
     if not trust:
-        if kind == "tar":  # PyTorch before 2.6 runs code of these all the same: CVE-2025-32434
+        if kind == "tar":  # PyTorch before 2.6 runs their code anyway: CVE-2025-32434
             raise _refused(path, "it is in PyTorch's first format, a tar file")
         _warn_of_old_torch()
 
@@ -111,7 +111,7 @@ def load_torch(path) -> dict:
     The dict of a PyTorch file, on the CPU.
 
     Raises:
-        CheckpointError: it is no such file or is damaged, holds no dict, or objects that could run code.
+        CheckpointError: the file is not PyTorch's, is damaged, holds no dict, or holds objects that could run code.
     """
     path = os.fspath(path)
     kind = format_of(path)
@@ -135,19 +135,19 @@ def _read_safetensors(path: str, weights: bool) -> dict:
 
 def read_weights(path, trust: bool = False) -> dict:
     """
-    Read a local weight file as data, on the CPU: of PyTorch, safetensors, or a pickle of NumPy arrays (Detectron2's
-    zoo, Caffe2). The content counts, not the name.
+    Read a local weight file as data, on the CPU: a file of PyTorch or safetensors, or a pickle of NumPy arrays
+    (Detectron2's zoo, Caffe2). The format is recognised by the content, not by the name.
 
     Args:
-        trust: let the file run whatever code it holds.
+        trust: allow the file to run code that it contains.
 
     Returns:
-        A dict with "model" (name -> tensor or array) and what else the file holds; "matching_heuristics" marks files
-        whose names Detectron2 matches by their endings.
+        A dict with "model" (name -> tensor or array) and the other content of the file; "matching_heuristics" marks
+        files whose names Detectron2 matches by their endings.
 
     Raises:
-        CheckpointError: the file is missing, damaged or something else, holds no weights, or objects that could run
-            code.
+        CheckpointError: the file is missing, damaged or not a weight file, holds no weights, or holds objects that
+            could run code.
     """
     path = os.fspath(path)
     kind = format_of(path)
@@ -167,16 +167,16 @@ def read_weights(path, trust: bool = False) -> dict:
 
 def read_extra(path) -> dict:
     """
-    What a checkpoint of this package holds besides weights (cfg, class_names, iteration, ...), quickly.
+    Read quickly what a checkpoint of this package holds besides weights (cfg, class_names, iteration, ...).
 
     Args:
-        path: of a local file; nothing is read of it before a ?sha256=DIGEST that follows is found right.
+        path: path of a local file; a ?sha256=DIGEST after it is checked before anything is read.
 
     Returns:
-        A dict; empty for formats that never carry it.
+        A dict; empty for formats that never contain it.
 
     Raises:
-        CheckpointError: see :func:`read_weights`; or it is not the file that the digest says.
+        CheckpointError: see :func:`read_weights`; or the file does not have the given digest.
     """
     path = local_file(path)
     kind = format_of(path)
@@ -192,7 +192,7 @@ def read_extra(path) -> dict:
 
 def read_checkpoint_info(path):
     """
-    The config and the class names that travel in a checkpoint of this package; its path as for `read_extra`.
+    The config and the class names that are stored in a checkpoint of this package; path as for `read_extra`.
 
     Returns:
         (config as YAML text or None, class names or None)

@@ -1,4 +1,4 @@
-"""Which format a weight file has, by its first bytes, whatever its name; and what it is if it has none."""
+"""Recognises the format of a weight file by its first bytes, or says what the file is instead."""
 
 import os
 import re
@@ -33,14 +33,14 @@ _EXPORTED = "an exported model: demo.py runs it with --model"
 
 
 def damaged(path: str, reason: str) -> CheckpointError:
-    """The error of a file of which something is missing or wrong."""
+    """The error for a damaged file."""
     return CheckpointError(f"{path} is damaged: {reason}; {_AGAIN}.")
 
 
 def require_file(path: str) -> None:
     """
     Raises:
-        CheckpointError: there is no file at ``path``; a folder is answered with the weight files in it.
+        CheckpointError: there is no file at ``path``; for a folder it lists the weight files in it.
     """
     if os.path.isdir(path):
         found = sorted(name for name in os.listdir(path) if name.endswith(WEIGHT_SUFFIXES))
@@ -59,7 +59,7 @@ def format_of(path: str) -> str:
     "zip" (PyTorch), "old" (PyTorch before 1.6), "tar" (PyTorch's first), "safetensors" or "pickle".
 
     Raises:
-        CheckpointError: there is no such file, half of it is missing, or it is something else; it says what.
+        CheckpointError: there is no such file, it is truncated, or it is something else; the message says what.
     """
     require_file(path)
     if what := something_else(path):
@@ -79,7 +79,7 @@ def format_of(path: str) -> str:
         return "tar"
     if _OLD_TORCH.match(head):
         return "old"
-    if head[:1] == b"\x80" or path.endswith(".pkl"):  # the first protocols of pickle have no mark
+    if head[:1] == b"\x80" or path.endswith(".pkl"):  # pickle's first protocols have no magic number
         return "pickle"
     if path.endswith(".onnx"):
         raise CheckpointError(f"{path} is {_EXPORTED}.")
@@ -90,7 +90,7 @@ def _check_zip(path: str) -> None:
     try:
         with zipfile.ZipFile(path) as file:
             names = file.namelist()
-    except Exception as error:  # zipfile lets through what reading at wrong places raises
+    except Exception as error:  # zipfile passes on whatever reading at wrong offsets raises
         raise damaged(path, f"it is half a file of {os.path.getsize(path)} bytes, whose end is missing") from error
     inside = {name.partition("/")[2] for name in names}
     if "archive_format" in inside:
@@ -102,10 +102,10 @@ def _check_zip(path: str) -> None:
 
 def check_sums(path: str) -> None:
     """
-    Compare the contents of a zip file with its check sums, which PyTorch does not look at.
+    Compare the contents of a zip file with its checksums, which PyTorch does not check.
 
     Raises:
-        CheckpointError: they differ.
+        CheckpointError: a checksum differs.
     """
     with zipfile.ZipFile(path) as file:
         if not any(member.CRC for member in file.infolist()):  # torch.serialization.set_crc32_options(False)
@@ -119,12 +119,12 @@ def check_sums(path: str) -> None:
 
 
 def something_else(path: str) -> Optional[str]:
-    """What a file is that comes instead of weights: empty, zeros, an archive, a picture, a text. None for others."""
+    """What a file without weights is: empty, zeros, an archive, a picture or a text; None for other files."""
     with open(path, "rb") as file:
         head = file.read(4096)
     if not head:
         return f"empty: {_AGAIN}"
-    if _SAFETENSORS.match(head):  # its length may begin like anything
+    if _SAFETENSORS.match(head):  # the header's length may look like any first bytes
         return None
     if not head.strip(b"\0"):
         return f"damaged: it begins with zeros, so it was never written to its end; {_AGAIN}"

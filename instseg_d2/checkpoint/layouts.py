@@ -1,4 +1,4 @@
-"""Where the weights are in what a file holds, and what modules around the model have put before their names."""
+"""Finds the weights in the content of a file, and removes the prefixes of modules that wrapped the model."""
 
 import re
 from collections import Counter
@@ -13,31 +13,31 @@ from .pickles import ARRAY_CODES
 
 __all__ = ["find_weights", "plain_names", "without_owner"]
 
-# Keys that weights are kept under. Of several in one file the first is meant: averages (EMA) come last.
+# Keys of weights in a file. If a file has several, the first of this list counts: averages (EMA) come last.
 PLACES = (
     "model", "state_dict", "model_state_dict", "model_state", "module", "net", "network", "params", "weights",
     "model_ema", "ema_model", "ema", "model_ema_state_dict", "ema_state_dict", "state_dict_ema", "params_ema",
 )  # fmt: skip
 _TENSORS = (torch.Tensor, np.ndarray, np.generic)
-# torch.compile, FSDP and activation checkpointing stand anywhere in a name, parallel and Lightning modules in front.
+# torch.compile, FSDP and activation checkpointing add to any part of a name, parallel and Lightning modules in front.
 _INNER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _OUTER = re.compile(r"^(?:(?:module|model)\.)+")
 
 
 def find_weights(path: str, data: dict) -> tuple[dict, str]:
     """
-    The names and tensors in what the file ``path`` holds: the dict itself, a dict below the keys of `PLACES`, or the
-    only dict of tensors in it.
+    Find the names and tensors in the content of the file ``path``: the dict itself, a dict below the keys of `PLACES`,
+    or the only dict of tensors in it.
 
     Returns:
-        (weights, a sentence on where they were found if that needs telling)
+        (weights, a note on where they were found, if the user should know)
 
     Raises:
         CheckpointError: there are none or several, or not all values are tensors.
     """
     notes, sets = [], []
     for _ in range(8):  # levels; a crafted file may have no last one
-        # The modules of a trusted file count as their weights.
+        # Modules in a trusted file are replaced by their weights.
         data = {key: dict(x.state_dict()) if isinstance(x, nn.Module) else x for key, x in data.items()}
         dicts = {key: value for key, value in data.items() if isinstance(value, dict)}
         sets = [key for key, x in dicts.items() if x and all(isinstance(item, _TENSORS) for item in x.values())]
@@ -68,7 +68,7 @@ def _instead(data: dict, sets: list) -> str:
 
 
 def _weight(path: str, name: str, value):
-    """A tensor or an array of numbers; numbers of NumPy become arrays without dimensions."""
+    """A tensor or an array of numbers; NumPy scalars become arrays without dimensions."""
     if not isinstance(name, str):
         raise CheckpointError(f"{path} holds no state dict: the name {name!r} is no text.")
     if isinstance(value, torch.Tensor):
@@ -82,14 +82,15 @@ def _weight(path: str, name: str, value):
 
 def plain_names(path: str, state: dict, known: Collection[str] = ()) -> dict:
     """
-    A state dict without what DataParallel, torch.compile, FSDP, Lightning and their like put before names: ``module.``,
-    ``_orig_mod.``, ``model.``, on all or some of them.
+    Remove the prefixes that DataParallel, torch.compile, FSDP, Lightning and similar wrappers put before all or some
+    names: ``module.``, ``_orig_mod.``, ``model.``.
 
     Args:
-        path: of the file, for the error; known: names that stay as they are.
+        path: the file, named in errors.
+        known: names that are kept unchanged.
 
     Raises:
-        CheckpointError: two names become one.
+        CheckpointError: two names become the same.
     """
     plain, before = {}, {}
     for name, value in state.items():
@@ -102,8 +103,8 @@ def plain_names(path: str, state: dict, known: Collection[str] = ()) -> dict:
 
 def without_owner(state: dict, known: Collection[str]) -> dict:
     """
-    A state dict whose names are all unknown, with those below the one first part that makes most of them known
-    (``detector.backbone...`` of a Lightning module); else as it is.
+    If all names are unknown, keep only those below the first part that makes most of them known when it is removed
+    (``detector.backbone...`` from a Lightning module); otherwise return the state dict unchanged.
     """
     if any(name in known for name in state):
         return state

@@ -1,4 +1,4 @@
-"""Paths of weight files, which may be followed by a query as URLs are."""
+"""Paths of weight files, which may end in a query like URLs."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ __all__ = ["check_sha256", "local_file", "split_query"]
 
 def split_query(path) -> tuple[str, dict[str, str]]:
     """
-    The path and what follows a question mark: ``matching_heuristics=True``, ``sha256=DIGEST``, joined by &.
+    Split a path from the query after a question mark: ``matching_heuristics=True``, ``sha256=DIGEST``, joined by &.
 
     Raises:
         CheckpointError: anything else follows.
@@ -43,10 +43,10 @@ def check_sha256(path: str, digest: str) -> None:
 
 def local_file(path) -> str:
     """
-    The path alone of a local file that may be followed by a query.
+    The path of a local file, without the query.
 
     Raises:
-        CheckpointError: there is no such file, it has another SHA-256 than the query says, or the query is unknown.
+        CheckpointError: there is no such file, its SHA-256 is not that of the query, or the query is unknown.
     """
     path, options = split_query(path)
     require_file(path)

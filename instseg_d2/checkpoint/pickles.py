@@ -1,8 +1,8 @@
 """
-Unpickling NumPy arrays and builtin containers, and nothing else.
+Unpickles NumPy arrays and builtin containers, and nothing else.
 
-NumPy's own dtype and functions take states that break the memory or change the process. None of them is called here:
-stand-ins receive what a pickle holds, check it, and make plain arrays from bytes.
+NumPy's own dtype and functions accept states that corrupt memory or change the process, so none of them is called.
+Stand-ins receive the content of a pickle, check it, and make plain arrays from bytes.
 """
 
 import pickle
@@ -12,12 +12,12 @@ import numpy as np
 
 __all__ = ["ARRAY_CODES", "load_arrays"]
 
-# Kind and bytes of the numbers that weights are made of.
+# Kind and size in bytes of the numbers that weights may have.
 ARRAY_CODES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"}
 
 
 class _DType:
-    """A dtype of numbers; its state may change the byte order."""
+    """A numeric dtype; its state may change the byte order."""
 
     __slots__ = ("dtype",)
 
@@ -33,7 +33,7 @@ class _DType:
 
 
 class _Array:
-    """An array or a number in the making; `value` is the real one, in the byte order of this machine."""
+    """An array or number under construction; `value` is the result, in this machine's byte order."""
 
     __slots__ = ("value",)
 
@@ -54,7 +54,7 @@ class _Array:
 
 
 class _Function:
-    """What a pickle may call; nothing can be set on it."""
+    """A function that a pickle may call but not change."""
 
     __slots__ = ("_function",)
 
@@ -87,7 +87,7 @@ def _encode(text, encoding="latin1"):
 
 
 def _bytes(data=b"", encoding="latin1"):
-    """bytes of what is there already: no number that asks for memory."""
+    """bytes of existing data; a number, which would allocate memory, is not accepted."""
     return _encode(data, encoding) if isinstance(data, str) else bytes(memoryview(data))
 
 
@@ -124,7 +124,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _plain(value, done: dict):
-    """``value`` with real arrays for the stand-ins, through dicts, lists and tuples; each object once."""
+    """Replace stand-ins in ``value`` by arrays, also in dicts, lists and tuples; each object is visited once."""
     if id(value) in done:
         return done[id(value)]
     if isinstance(value, _Array):
@@ -146,10 +146,10 @@ def _plain(value, done: dict):
 
 def load_arrays(file):
     """
-    What a pickle file of Python 2 or 3 holds, with arrays in the byte order of this machine.
+    The content of a pickle file of Python 2 or 3, with arrays in this machine's byte order.
 
     Raises:
         pickle.UnpicklingError: it is damaged, or ("it refers to ...") it holds more than numbers and containers.
-        Exception: what a damaged pickle makes Python raise.
+        Exception: other errors that Python raises for a damaged pickle.
     """
     return _plain(_ArrayUnpickler(file, encoding="latin1").load(), {})

@@ -1,4 +1,4 @@
-"""Writing weight files, whole or not at all."""
+"""Writes weight files completely or not at all."""
 
 import errno
 import json
@@ -23,14 +23,14 @@ def _is_full(error: Optional[BaseException]) -> bool:
 
 def write_checkpoint_file(path: str, write: Callable) -> None:
     """
-    Write a file whole or not at all.
+    Write a file completely or not at all.
 
     Args:
         path: the file to create or replace.
         write: called with the open binary file.
 
     Raises:
-        CheckpointError: no space left; what was at ``path`` before is intact.
+        CheckpointError: no space is left; an earlier file at ``path`` is intact.
     """
     try:
         with written_whole(path) as temporary, open(temporary, "wb") as file:
@@ -46,11 +46,11 @@ def write_checkpoint_file(path: str, write: Callable) -> None:
 
 def save_safetensors(path: str, state_dict: dict, cfg: Optional[str] = None, **lists) -> None:
     """
-    Save weights as a safetensors file, and optionally what a checkpoint of this package says beside them: the config
+    Save weights as a safetensors file, optionally with the other entries of this package's checkpoints: the config
     (YAML text) and the lists ``class_names``, ``category_ids`` and ``stuff_names``.
 
     Raises:
-        CheckpointError: no space left.
+        CheckpointError: no space is left.
     """
     from safetensors.torch import save
 
@@ -58,6 +58,6 @@ def save_safetensors(path: str, state_dict: dict, cfg: Optional[str] = None, **l
     if cfg is not None:
         info["cfg"] = cfg
     info.update({key: json.dumps(list(values)) for key, values in lists.items() if values is not None})
-    # The format wants every tensor dense and in memory of its own.
+    # The format needs dense tensors that do not share memory.
     tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state_dict.items()}
     write_checkpoint_file(path, lambda file: file.write(save(tensors, metadata=info)))

@@ -1,4 +1,4 @@
-"""Configuration: Detectron2's defaults and one node a method."""
+"""Configuration: Detectron2's defaults and one node per method."""
 
 import functools
 import os
@@ -45,11 +45,11 @@ def get_cfg() -> CfgNode:
 
 def check_config(cfg: CfgNode) -> None:
     """
-    Check every value of a complete config: its type, and whether it is one that the key may have. `engine.setup` calls
-    it before anything else, and `modeling.build` for whoever brings a config of their own to the Trainer or Predictor.
+    Check every value of a complete config: its type, and whether the key allows it. `engine.setup` calls this before
+    anything else, and `modeling.build` calls it for configs that are passed directly to the Trainer or Predictor.
 
     Raises:
-        ConfigError: it names the key, its value and what would be right.
+        ConfigError: a value is wrong; the message names the key, its value and what would be right.
     """
     check_types(cfg, get_cfg())
     check_detectron2_config(cfg)
@@ -62,16 +62,16 @@ def check_config(cfg: CfgNode) -> None:
 def _merge_file(cfg: CfgNode, path: str) -> None:
     values = cfg.load_yaml_with_base(path, allow_unsafe=False)
     add_project_config(cfg, values)
-    # Detectron2's first configs, of its version 1, do not say so, but call the weights by another name.
+    # Detectron2's configs of version 1 name no version, but use another key for the weights.
     version = 1 if "WEIGHT" in (values.get("MODEL") or {}) else cfg.VERSION
     if values.get("VERSION", version) == cfg.VERSION:
         merge(cfg, values, cfg.clone(), functools.partial(as_written, path))
-    else:  # of another Detectron2, which converts it or says why not
+    else:  # another version: Detectron2 converts it or says why not
         cfg.merge_from_file(path, allow_unsafe=False)
 
 
 def _merge_overrides(cfg: CfgNode, opts) -> None:
-    """Each value has the type of the default, whatever the file has put in its place."""
+    """Each value gets the type of the default, whatever the file has set."""
     defaults = get_cfg()
     add_project_config(defaults, cfg)
     for key, value in zip(opts[::2], opts[1::2]):
@@ -81,16 +81,16 @@ def _merge_overrides(cfg: CfgNode, opts) -> None:
 
 def load_config(config_file: str = "", opts=()) -> CfgNode:
     """
-    The config of a YAML file (its ``_BASE_`` files included, read as plain data) with overrides.
+    The config of a YAML file (with its ``_BASE_`` files, read as plain data) and overrides.
 
-    Real numbers may be written without a point, in both. A mask head of this package gets the pooler that it reads.
+    Floats may be written without a decimal point in both. A mask head of this package gets the pooler that it needs.
 
     Args:
         config_file: path of a YAML file, or its name in Detectron2's model zoo; empty: the defaults.
         opts: alternating keys and values, as on the command line.
 
     Raises:
-        ConfigError: the file is missing or no YAML, or a key or value does not fit; it names the nearest key.
+        ConfigError: the file is missing or not YAML, or a key or value is wrong; the message names the nearest key.
     """
     cfg = get_cfg()
     if config_file:
@@ -106,13 +106,13 @@ def load_config(config_file: str = "", opts=()) -> CfgNode:
 
 def merge_overrides(cfg: CfgNode, opts) -> None:
     """
-    Put overrides into a config, in place; real numbers may be written without a point.
+    Merge overrides into a config, in place; floats may be written without a decimal point.
 
     Args:
         opts: alternating keys and values, as on the command line.
 
     Raises:
-        ConfigError: a key or value does not fit (it names the nearest key), or an option stands among them.
+        ConfigError: a key or value is wrong (the message names the nearest key), or an option is among them.
     """
     opts = [os.fspath(word) if isinstance(word, os.PathLike) else word for word in opts]
     late = next((word for word in opts if str(word).startswith("--")), None)
@@ -127,7 +127,7 @@ def merge_overrides(cfg: CfgNode, opts) -> None:
 
 
 def class_count_keys(cfg: CfgNode) -> dict[str, int]:
-    """Every key that holds the number of classes, and what it counts beside the foreground: 0, or 1 (background)."""
+    """Every key that holds the number of classes, and what it adds to the foreground: 0, or 1 for the background."""
     keys = {key: extra for method in methods() for key, extra in method.class_count_keys.items()}
     if "POINT_HEAD" in cfg.MODEL:  # PointRend's, see add_project_config
         keys["MODEL.POINT_HEAD.NUM_CLASSES"] = 0

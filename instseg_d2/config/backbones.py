@@ -34,7 +34,7 @@ BACKBONE_VALUES = {
 def add_backbone_config(cfg: CfgNode) -> None:
     """Add MODEL.TIMM, MODEL.CSPNET, MODEL.PVT, MODEL.SWINT, MODEL.DLA and some keys beside Detectron2's, in place."""
     cfg.MODEL.RESNETS.DEFORM_INTERVAL = 1  # every n-th block of a stage with DEFORM_ON_PER_STAGE is deformable
-    # Of build_dilated_resnet_backbone: later stages are dilated instead of strided.
+    # For build_dilated_resnet_backbone: later stages are dilated instead of strided.
     cfg.MODEL.RESNETS.OUTPUT_STRIDE = 8
     # Accepted for AdelaiDet's files; True is refused.
     cfg.MODEL.MOBILENET = False
@@ -43,8 +43,8 @@ def add_backbone_config(cfg: CfgNode) -> None:
     node = CfgNode()
     node.NAME = "resnet50d"  # any network of timm that has features_only
     node.OUT_FEATURES = ["res3", "res4", "res5"]  # resN or pN is the map of stride 2 ** N
-    node.NORM = "FrozenBN"  # of batch norms: FrozenBN; BN or empty: trained
-    node.PRETRAINED = False  # timm's weights, downloaded by timm, where MODEL.WEIGHTS is empty
+    node.NORM = "FrozenBN"  # for batch norms: FrozenBN; BN or empty: trained
+    node.PRETRAINED = False  # if MODEL.WEIGHTS is empty, timm downloads its weights
     cfg.MODEL.TIMM = node
 
     node = CfgNode()

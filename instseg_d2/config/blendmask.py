@@ -45,7 +45,7 @@ def add_blendmask_config(cfg: CfgNode) -> None:
     node.POOLER_SCALES = (0.25,)
     # Interpolation of the bases inside the box: bilinear (RoIAlign) or nearest (the paper's ablation).
     node.BOTTOM_INTERP = "bilinear"
-    # How bases and attention meet: blender, yolact (one weight a basis, sigmoid, crop) or fcis
+    # How bases and attention are combined: blender, yolact (one weight per basis, sigmoid, crop) or fcis
     # (position-sensitive, NUM_BASES = k * k, no attention).
     node.MERGING = "blender"
     node.INSTANCE_LOSS_WEIGHT = 1.0
@@ -66,9 +66,9 @@ def add_blendmask_config(cfg: CfgNode) -> None:
     node.LOSS_WEIGHT = 0.3
     cfg.MODEL.BASIS_MODULE = node
 
-    # Of BlendMaskHead alone; it reads the two nodes above as well.
+    # Only for BlendMaskHead, which also reads the two nodes above.
     node = CfgNode()
-    node.ATTN_CONVS = 0  # 3x3 convolutions (GN, ReLU) of the pooled features before that to the attention
+    node.ATTN_CONVS = 0  # 3x3 convolutions (GN, ReLU) of the pooled features before the last one
     cfg.MODEL.BLEND_MASK_HEAD = node
 
 

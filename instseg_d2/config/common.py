@@ -26,32 +26,32 @@ COMMON_VALUES = {
 
 def add_common_config(cfg: CfgNode) -> None:
     """Add solver, input and test keys, in place."""
-    # Optimiser: "SGD", "ADAMW" or "MUON"; empty: the method's own default (see instseg_d2/methods.py).
+    # Optimiser: "SGD", "ADAMW" or "MUON"; empty: the method's default (see instseg_d2/methods.py).
     cfg.SOLVER.OPTIMIZER = ""
-    # Factor on the learning rate of parameters whose name contains "backbone".
+    # Factor on the learning rate of parameters with "backbone" in their name.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
-    cfg.SOLVER.AMSGRAD = False  # of AdamW alone
-    cfg.SOLVER.BETAS = (0.9, 0.999)  # of AdamW and Muon's AdamW: memory of the mean and of the square of a gradient
+    cfg.SOLVER.AMSGRAD = False  # only for AdamW
+    cfg.SOLVER.BETAS = (0.9, 0.999)  # of AdamW and Muon's AdamW
     cfg.SOLVER.FREEZE_NORMS_ITER = -1  # iteration from which batch norms use their running statistics; -1: never
 
     # Flip horizontally half of the time (AdelaiDet's switch beside INPUT.RANDOM_FLIP).
     cfg.INPUT.HFLIP_TRAIN = True
     # Rotate by an angle in [-30, 30] degrees half of the time.
     cfg.INPUT.IS_ROTATE = False
-    # With CROP: "before_resize" cuts every image, then resizes; "detr" resizes half of the images to 400, 500 or 600
-    # and cuts these, then resizes all; empty: the method's own default (see instseg_d2/methods.py).
+    # With CROP: "before_resize" crops every image, then resizes; "detr" resizes half of the images to 400, 500 or 600
+    # and crops these, then resizes all; empty: the method's default (see instseg_d2/methods.py).
     cfg.INPUT.CROP.SCHEME = ""
-    # With CROP before_resize: place the window so that it holds the centre of a random instance.
+    # With CROP before_resize: place the window so that it contains the centre of a random instance.
     cfg.INPUT.CROP.CROP_INSTANCE = True
 
-    # Of images with more than 8 bits: the values (low, high) that become 0 and 255. Empty: found in a sample of the
-    # training images (see instseg_d2/data/eight_bits.py); then it travels in the checkpoint.
+    # For images with more than 8 bits: the values (low, high) that become 0 and 255. Empty: estimated from a sample of
+    # the training images (see instseg_d2/data/eight_bits.py) and stored in the checkpoint.
     cfg.INPUT.VALUE_RANGE = ()
 
     # Large-scale jitter: scales 0.1 to 2 of 1024, a crop of 1024 x 1024.
     cfg.LSJ_AUG = False
 
-    # Metric whose best checkpoint is kept beside the last one.
+    # Metric that selects the best checkpoint, which is kept in addition to the last one.
     cfg.TEST.BEST_METRIC = "segm/AP"
 
 

@@ -1,4 +1,4 @@
-"""Detectron2's own config files, used like those of this package."""
+"""Support for Detectron2's own config files."""
 
 import os
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from ..errors import ConfigError
 
 def find_config_file(path: Union[str, os.PathLike]) -> str:
     """
-    The path of a config file that may also be named as in Detectron2's model zoo, for instance
+    The path of a config file, which may also be a name from Detectron2's model zoo, for instance
     ``COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml``.
 
     Raises:
@@ -30,10 +30,10 @@ def find_config_file(path: Union[str, os.PathLike]) -> str:
 
 def add_project_config(cfg: CfgNode, values: Mapping) -> None:
     """
-    Add the keys of Detectron2's project PointRend where ``values``, the content of a config file, set one of them.
+    Add the keys of Detectron2's project PointRend if ``values``, the content of a config file, sets one of them.
 
     Raises:
-        ConfigError: this Detectron2 comes without its projects.
+        ConfigError: the installed Detectron2 comes without its projects.
     """
     model = values.get("MODEL") if isinstance(values, Mapping) else None
     model = model if isinstance(model, Mapping) else {}

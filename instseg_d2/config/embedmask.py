@@ -1,4 +1,4 @@
-"""Keys of EmbedMask, with the authors' names; which of its three versions a config means."""
+"""Keys of EmbedMask, with the authors' names, and the version that a config selects."""
 
 from typing import Union
 
@@ -21,7 +21,7 @@ from .values import (
     whole,
 )
 
-# Values where a config says None.
+# Values that replace None.
 _BY_VERSION = {
     "EMBED_DIM": {"v1": 32, "v2": 8, "v3": 16},
     "BOX_PADDING": {"v1": 0.1, "v2": 0.1, "v3": -1.0},
@@ -70,8 +70,8 @@ EMBEDMASK_VALUES = {
 def add_embedmask_config(cfg: CfgNode) -> None:
     """Add MODEL.EMBED_MASK, in place."""
     node = CfgNode()
-    # v1 (the paper of 2019), v2 (May 2020) or v3 (IJCAI 2021). Empty: v1 where one of the three keys that only v1 has
-    # is on, v2 with EMBED_DIM 8 or a BOX_PADDING, v3 with EMBED_DIM 16, BOX_PADDING -1 or neither.
+    # v1 (the paper of 2019), v2 (May 2020) or v3 (IJCAI 2021). Empty: v1 if one of the three keys that only v1 has is
+    # on, v2 with EMBED_DIM 8 or a BOX_PADDING, v3 with EMBED_DIM 16, BOX_PADDING -1 or neither.
     node.VERSION = ""
     node.NUM_CLASSES = 81  # counts the background: one more than the classes of the data
 
@@ -80,7 +80,7 @@ def add_embedmask_config(cfg: CfgNode) -> None:
     node.FPN_INTEREST_SPLIT = [64, 128, 256, 512]  # upper ends of the levels' ranges of max(l, t, r, b), pixels
     node.HEAD_NUM_CONVS = 4
     node.NORM = "GN"  # of the towers, ours: GN, BN, SyncBN (the last two with one norm per level) or none
-    node.USE_DCN_IN_TOWER = False  # last convolution of each tower deformable
+    node.USE_DCN_IN_TOWER = False  # the last convolution of each tower is deformable
     node.PRIOR_PROB = 0.01
     node.NORM_REG_TARGETS = True  # accepted for the authors' files: distances are in strides
     node.CENTERNESS_ON_REG = True  # accepted for the authors' files: centerness reads the box tower
@@ -93,8 +93,8 @@ def add_embedmask_config(cfg: CfgNode) -> None:
     node.INFERENCE_TH = 0.05
     node.PRE_NMS_TOP_N = 1000  # of each level; TEST.DETECTIONS_PER_IMAGE are kept after NMS
     node.NMS_TH = 0.6
-    # The authors' boxes end at their last pixel, Detectron2's one beyond it. True for the authors' weights; a
-    # pixel is one of the original image.
+    # The authors' boxes end at their last pixel, Detectron2's one pixel beyond it. Set True for the authors' weights;
+    # pixels are those of the original image.
     node.INCLUSIVE_BOXES = False
 
     # Embeddings and margins.
@@ -107,12 +107,12 @@ def add_embedmask_config(cfg: CfgNode) -> None:
     node.MASK_SCALE_FACTOR = 2  # P3 to the masks: 1, 2 or 4
 
     # Mask loss and masks.
-    # The loss reads the box grown by this share of its sides and a cell; below 0: the whole map. 0.1, 0.1, -1.
+    # The loss covers the box grown by this share of its sides and one cell; below 0: the whole map. 0.1, 0.1, -1.
     node.BOX_PADDING = None
     node.LOSS_MASK_ALPHA = 0.5
     node.MASK_TH = None  # probability; 0.5, 0.53, 0.53
 
-    # On in v1 alone: 0.5, 0.1, True.
+    # On only in v1: 0.5, 0.1, True.
     node.SAMPLE_POS_IOU_TH = None  # a proposal is the mean of the positives with a better box
     node.LOSS_SMOOTH_ALPHA = None
     node.BOX_TO_MARGIN_BLOCK = None  # the margin comes from the predicted box
@@ -122,10 +122,10 @@ def add_embedmask_config(cfg: CfgNode) -> None:
 
 def embedmask_version(cfg: CfgNode) -> str:
     """
-    "v1", "v2" or "v3": MODEL.EMBED_MASK.VERSION, or what the other keys tell.
+    "v1", "v2" or "v3": MODEL.EMBED_MASK.VERSION, or the version that the other keys imply.
 
     Raises:
-        ValueError: they tell no version.
+        ValueError: they imply no version.
     """
     node = cfg.MODEL.EMBED_MASK
     if node.VERSION:
@@ -145,7 +145,7 @@ def embedmask_version(cfg: CfgNode) -> str:
 
 
 def embedmask_value(cfg: CfgNode, key: str) -> Union[int, float, bool]:
-    """MODEL.EMBED_MASK.<key>, or the default of the config's version where it is None."""
+    """MODEL.EMBED_MASK.<key>, or the default of the config's version if it is None."""
     value, default = cfg.MODEL.EMBED_MASK[key], _BY_VERSION[key][embedmask_version(cfg)]
     return default if value is None else type(default)(value)
 
@@ -155,7 +155,7 @@ def _ascend(values) -> bool:
 
 
 def mask_stride(cfg: CfgNode) -> int:
-    """Input pixels of a cell of the pixel embeddings: the finest stride divided by MASK_SCALE_FACTOR."""
+    """Stride of the pixel embeddings in input pixels: the finest stride divided by MASK_SCALE_FACTOR."""
     return cfg.MODEL.EMBED_MASK.FPN_STRIDES[0] // cfg.MODEL.EMBED_MASK.MASK_SCALE_FACTOR
 
 

@@ -51,7 +51,7 @@ FCOS_VALUES = {
 def add_fcos_config(cfg: CfgNode) -> None:
     """Add MODEL.FCOS, in place."""
     node = CfgNode()
-    node.NUM_CLASSES = 80  # foreground classes; in GeneralizedRCNN they are those of MODEL.ROI_HEADS
+    node.NUM_CLASSES = 80  # foreground classes; GeneralizedRCNN uses MODEL.ROI_HEADS.NUM_CLASSES
     node.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
     node.FPN_STRIDES = [8, 16, 32, 64, 128]
     node.SIZES_OF_INTEREST = [64, 128, 256, 512]  # upper ends of the levels' ranges of max(l, t, r, b), pixels
@@ -62,7 +62,7 @@ def add_fcos_config(cfg: CfgNode) -> None:
     node.NUM_SHARE_CONVS = 0
     node.NORM = "GN"  # GN, NaiveGN, BN, SyncBN (the last two with one norm per level) or none
     node.USE_DEFORMABLE = False  # last conv of the class and box towers deformable
-    node.USE_SCALE = True  # one learned factor a level on the box regression
+    node.USE_SCALE = True  # one learned factor per level on the box regression
     node.USE_RELU = True  # accepted for AdelaiDet's files; the regression always ends in ReLU
     node.PRIOR_PROB = 0.01
 
@@ -83,7 +83,7 @@ def add_fcos_config(cfg: CfgNode) -> None:
     node.POST_NMS_TOPK_TRAIN = 100
     node.POST_NMS_TOPK_TEST = 100
     node.NMS_TH = 0.6
-    node.YIELD_PROPOSAL = False  # in training too, as always but in FCOSDetector
+    node.YIELD_PROPOSAL = False  # also in training, as everywhere except in FCOSDetector
     node.YIELD_BOX_FEATURES = False
     cfg.MODEL.FCOS = node
 
@@ -107,5 +107,5 @@ def check_fcos_config(cfg: CfgNode) -> None:
 
 
 def serves_roi_heads(cfg: CfgNode) -> bool:
-    """Whether FCOS makes proposals for a detector of Detectron2, whose ROI heads know the number of classes."""
+    """Whether FCOS makes proposals for a Detectron2 detector; its ROI heads then set the number of classes."""
     return cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN")

@@ -32,38 +32,38 @@ INSTANCEFCN_VALUES = {
 def add_instancefcn_config(cfg: CfgNode) -> None:
     """Add MODEL.INSTANCE_FCN and MODEL.ASSEMBLE_MASK_HEAD, in place."""
     node = CfgNode()
-    node.IN_FEATURE = "conv5"  # the one map of the backbone that is used; its stride is the window's unit
+    node.IN_FEATURE = "conv5"  # the backbone map to use; its stride is the size of a window's cell
     node.GRID = 5  # k: a window is divided k x k
-    node.MASK_SIZE = 21  # m: cells a side of a window
+    node.MASK_SIZE = 21  # m: cells per side of a window
     node.HIDDEN_DIM = 512
 
     # Sizes and shifts in pixels of the network's input: a window of 21 cells of stride 8 is 168 pixels wide.
     node.CANONICAL_SIZE = 96.0  # longer side of the object that a window is for
-    node.POSITIVE_OCTAVES = 0.25  # a positive window's object is canonical up to 2^(+-this)
-    node.POSITIVE_SHIFT = 12.0  # and centred up to this far away in each axis
-    node.NEGATIVE_OCTAVES = 1.0  # a negative window has no object canonical up to 2^(+-this)
+    node.POSITIVE_OCTAVES = 0.25  # the object of a positive window has the canonical size up to 2^(+-this)
+    node.POSITIVE_SHIFT = 12.0  # and its centre is at most this far away in each axis
+    node.NEGATIVE_OCTAVES = 1.0  # a negative window has no object of the canonical size up to 2^(+-this)
     node.NEGATIVE_SHIFT = 24.0  # and closer than this in both axes
     node.WINDOWS_PER_IMAGE = 256  # sampled in training
     node.POSITIVE_FRACTION = 0.5  # at most; negatives fill up
     # What a cell of a mask learns: "center", whether the object covers its centre, or "share", how much it covers.
     node.CELL_TARGET = "center"
 
-    # Shorter sides at which an image is looked at; INPUT.MAX_SIZE_TEST limits the longer one.
+    # Shorter sides to which an image is resized at test time; INPUT.MAX_SIZE_TEST limits the longer one.
     node.SCALES_TEST = (119, 178, 267, 400, 600, 900)
     node.TOP_WINDOWS = 2000  # windows assembled at each scale, by objectness
     node.SCORE = "objectness"  # or product: objectness x mean mask probability inside the mask
     node.NMS_TH = 0.8  # box IoU
     node.MAX_PROPOSALS = 1000  # N, the best kept of each image
 
-    # Classes for the segments: MODEL.ROI_HEADS classifies them on the features of one of the test scales.
+    # Classify the segments: MODEL.ROI_HEADS does so on the features of one of the test scales.
     node.CLASSIFY = False
     node.CLASSIFIER_SCALE = 600
     cfg.MODEL.INSTANCE_FCN = node
 
-    # Of AssembleMaskHead; the rest of it is under MODEL.ROI_MASK_HEAD.
+    # Keys of AssembleMaskHead; its other keys are under MODEL.ROI_MASK_HEAD.
     node = CfgNode()
     node.GRID = 5  # k: a box is divided k x k
-    node.IN_FEATURE = "p3"  # the one of MODEL.ROI_HEADS.IN_FEATURES that the score maps are made from
+    node.IN_FEATURE = "p3"  # the map of MODEL.ROI_HEADS.IN_FEATURES that the score maps are predicted from
     cfg.MODEL.ASSEMBLE_MASK_HEAD = node
 
 

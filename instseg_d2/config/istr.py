@@ -1,4 +1,4 @@
-"""Keys of ISTR, with the authors' names and defaults; which of its two versions a config means."""
+"""Keys of ISTR, with the authors' names and defaults, and the version that a config selects."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ ISTR_VALUES = {
     ),
 }
 
-# Values where a config says None: version 1, version 2.
+# Values that replace None: version 1, version 2.
 _BY_VERSION = {"MASK_SIZE": (28, 112), "MASK_WEIGHT": (2.0, 5.0)}
 
 
@@ -88,30 +88,30 @@ def add_istr_config(cfg: CfgNode) -> None:
 
     # Matching and losses.
     node.MASK_COST = "cosine"  # or l1, dice
-    node.MASK_LOSS = "both"  # or l2 (the codes alone), dice (the decoded masks alone)
+    node.MASK_LOSS = "both"  # or l2 (only the codes), dice (only the decoded masks)
     node.CLASS_WEIGHT = 2.0
     node.GIOU_WEIGHT = 2.0
     node.L1_WEIGHT = 5.0
-    # Of dice, in version 1 also of the codes' cost and loss; None: 2 in version 1, 5 in version 2.
+    # Weight of dice, in version 1 also of the codes' cost and loss; None: 2 in version 1, 5 in version 2.
     node.MASK_WEIGHT = None
-    node.FEAT_WEIGHT = 1.0  # of the codes' cost and loss in version 2
+    node.FEAT_WEIGHT = 1.0  # weight of the codes' cost and loss in version 2
     node.DEEP_SUPERVISION = True
     node.NO_OBJECT_WEIGHT = 0.1  # accepted for the authors' files: the focal loss needs none
     node.ALPHA = 0.25
     node.GAMMA = 2.0
     node.PRIOR_PROB = 0.01
-    node.IOU_THRESHOLDS = [0.5]  # accepted for the authors' files, as IOU_LABELS: matching is one to one
+    node.IOU_THRESHOLDS = [0.5]  # accepted for the authors' files, like IOU_LABELS: matching is one to one
     node.IOU_LABELS = [0, 1]
     cfg.MODEL.ISTR = node
 
 
 def istr_version(cfg: CfgNode) -> int:
-    """1 where MODEL.ISTR.MASK_ENCODING_METHOD is empty, else 2."""
+    """1 if MODEL.ISTR.MASK_ENCODING_METHOD is empty, else 2."""
     return 2 if cfg.MODEL.ISTR.MASK_ENCODING_METHOD else 1
 
 
 def istr_value(cfg: CfgNode, key: str) -> Any:
-    """MODEL.ISTR.<key>, or the default of the config's version where it is None."""
+    """MODEL.ISTR.<key>, or the default of the config's version if it is None."""
     value = cfg.MODEL.ISTR[key]
     return _BY_VERSION[key][istr_version(cfg) - 1] if value is None else value
 

@@ -1,4 +1,4 @@
-"""What people write for a config key, in a file or on the command line, becomes what they mean, or a sentence."""
+"""Converts what users write for a config key, in a file or on the command line, or explains what is wrong with it."""
 
 import contextlib
 import difflib
@@ -24,15 +24,15 @@ Written = Callable[[str], Optional[str]]
 
 def merge(cfg: CfgNode, values: Mapping, defaults: CfgNode, written: Written = lambda key: None, prefix="") -> None:
     """
-    Put values into a config, in place.
+    Merge values into a config, in place.
 
     Args:
-        values: nested, as YAML has them, or texts from the command line.
-        defaults: a config that tells which keys there are, and the type of each.
-        written: key -> its value as it stands in the file, or None.
+        values: nested values from YAML, or texts from the command line.
+        defaults: a config that defines the keys and their types.
+        written: key -> the text of its value in the file, or None.
 
     Raises:
-        ConfigError: an unknown key, or a value that the key cannot have; it names the key.
+        ConfigError: a key is unknown, or a value does not fit its key; the message names the key.
     """
     for name, value in values.items():
         key = f"{prefix}{name}"
@@ -50,7 +50,7 @@ def merge(cfg: CfgNode, values: Mapping, defaults: CfgNode, written: Written = l
 
 
 def _meant(key: str, value: Any, default: Any, written: Written) -> Any:
-    """The value that is meant, of the default's type; texts that Python would read as a literal are that literal."""
+    """The intended value, with the default's type; texts that are Python literals are read as such."""
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(default, str):
@@ -71,7 +71,7 @@ def _meant(key: str, value: Any, default: Any, written: Written) -> Any:
 
 
 def _literal(value: Any) -> Any:
-    """A text as the Python literal that it is; everything else as it is."""
+    """Evaluate a text that is a Python literal; return anything else unchanged."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             return literal_eval(value.strip())
@@ -91,21 +91,21 @@ def _number(value: Any, kind: type) -> Any:
 
 
 def _comma(value: Any, kind: type) -> str:
-    """A hint where a number was written with a comma."""
+    """A hint for a number written with a comma."""
     if not isinstance(value, str) or not re.fullmatch(r"\s*[-+]?\d+(,\d+)+\s*", value):
         return ""
     return f" Numbers have no comma: write {value.strip().replace(',', '.' if kind is float else '')}."
 
 
 def _flag(value: Any) -> Any:
-    """A text as YAML's true and false, in its words for them; other values as literals."""
+    """Read YAML's words for true and false; other values as literals."""
     if isinstance(value, str) and value.strip().lower() in ("true", "yes", "on", "false", "no", "off"):
         return value.strip().lower() in ("true", "yes", "on")
     return _literal(value)
 
 
 def _text(key: str, value: Any, written: Written) -> str:
-    """None is no text; ~ begins a path; of what YAML takes for a number, a date or a truth the letters count."""
+    """A text value: None is refused, ~ begins a path, and numbers, dates and booleans in YAML keep their spelling."""
     literal = _literal(value)
     if literal is None or isinstance(literal, str):
         return os.path.expanduser(literal or "")
@@ -133,14 +133,14 @@ def _sequence(key: str, value: Any, default) -> list:
 
 
 def _like(value: Any, default: float) -> Any:
-    """A whole number where the default is one and the value may be; a whole number for a real one stays whole."""
+    """Make the value an int if the default is one and the value is whole; an int for a float default stays an int."""
     value = _literal(value)
     whole = _number(value, int) if isinstance(default, int) else None
     return value if whole is None else whole
 
 
 def home_expanded(cfg: CfgNode) -> CfgNode:
-    """The config, or a copy of it where a text begins with ~, which then names the home folder."""
+    """The config, or, if a text begins with ~, a copy in which ~ is replaced by the home folder."""
     changed = {
         key: os.path.expanduser(value) for key, value in items(cfg) if isinstance(value, str) and value.startswith("~")
     }
@@ -153,7 +153,7 @@ def home_expanded(cfg: CfgNode) -> CfgNode:
 
 
 def as_written(path: str, key: str) -> Optional[str]:
-    """The text of a value in a YAML file, or else in its _BASE_ files; None where it is in none of them."""
+    """The text of a value in a YAML file or in its _BASE_ files; None if none of them has it."""
     with PathManager.open(path) as file:
         tree = yaml.load(file, yaml.BaseLoader)
     value = tree
@@ -173,7 +173,7 @@ def _nearest(cfg: CfgNode, key: str, prefix: str = "") -> str:
 
 
 def explain(cfg: CfgNode, error: Exception, source: str) -> ConfigError:
-    """One sentence on what a file or the command line has wrong."""
+    """An error that says in one sentence what is wrong in a file or on the command line."""
     message = str(error.args[0] if error.args else error)
     if isinstance(error, OSError):  # a _BASE_, or the file itself
         file = "" if error.filename in (None, source) else f"{error.filename}: "
@@ -185,7 +185,7 @@ def explain(cfg: CfgNode, error: Exception, source: str) -> ConfigError:
         return ConfigError(f"{source}: it or its _BASE_ is no YAML text ({' '.join(str(error).split())}).")
     if isinstance(error, (TypeError, AttributeError)):
         return ConfigError(f"{source}: it or its _BASE_ is no YAML mapping of config keys.")
-    if isinstance(error, KeyError) and "Non-existent" in message:  # yacs' words, of a file of Detectron2's version 1
+    if isinstance(error, KeyError) and "Non-existent" in message:  # from yacs, for a file of Detectron2's version 1
         key = message.rsplit(" ", 1)[-1]
         return ConfigError(f"{source}: there is no config key {key}.{_nearest(cfg, key)}")
     return ConfigError(f"{source}: {message}")

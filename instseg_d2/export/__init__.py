@@ -1,4 +1,4 @@
-"""Trained models as files that run without this package: ONNX and PyTorch's own exported programs (.pt2)."""
+"""Exports trained models to files that run without this package: ONNX and PyTorch's exported programs (.pt2)."""
 
 from .exporters import FORMATS, export
 from .parity import Parity, compare

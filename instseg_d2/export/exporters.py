@@ -1,4 +1,4 @@
-"""Writing exported models: torch.export, then a .pt2 file or, through PyTorch's ONNX exporter, an .onnx file."""
+"""Exports models with torch.export, to a .pt2 file or, through PyTorch's ONNX exporter, to an .onnx file."""
 
 import contextlib
 import inspect
@@ -21,11 +21,11 @@ METADATA = "instseg_d2.json"  # name of the metadata inside both kinds of file
 INPUTS, OUTPUTS = ("images", "image_size", "output_size"), ("scores", "labels", "masks")  # of `Exportable`
 OPSET = 18
 MAX_BATCH, MAX_SIDE = 1024, 16384
-MIN_SIDE = 33  # of a free size: what is padded to 32 has one coarsest cell, whose graph differs
+MIN_SIDE = 33  # of a free size: padded to 32 there is one coarsest cell, and the graph differs
 
 
 def metadata(predictor: Predictor, *, size, batch: int, dynamic: bool, dtype: torch.dtype) -> dict:
-    """What a program that runs the file has to know, as plain data."""
+    """What a program that runs the file needs to know, as plain data."""
     model, cfg = predictor.model, predictor.cfg
     return {
         "method": type(model).__name__,
@@ -43,7 +43,7 @@ def metadata(predictor: Predictor, *, size, batch: int, dynamic: bool, dtype: to
         "dtype": str(dtype).replace("torch.", ""),
         "batch": None if dynamic else batch,
         "size": None if dynamic else list(size),
-        "value_range": predictor.value_range,  # of images with more than 8 bits: what becomes 0 and 255
+        "value_range": predictor.value_range,  # for images with more than 8 bits: the values that become 0 and 255
         "shortest_side": cfg.INPUT.MIN_SIZE_TEST,
         "longest_side": cfg.INPUT.MAX_SIZE_TEST,
         "class_score_threshold": model.score_threshold,
@@ -56,7 +56,7 @@ def metadata(predictor: Predictor, *, size, batch: int, dynamic: bool, dtype: to
 
 
 def _exportable(predictor: Predictor, format: str) -> torch.nn.Module:
-    """The predictor's model as one graph."""
+    """The predictor's model as a module that can be exported."""
     model, method = predictor.model, method_of(predictor.cfg)
     if method.exportable is None:
         known = " and ".join(x.name for x in methods() if x.exportable)
@@ -71,13 +71,13 @@ def _exportable(predictor: Predictor, format: str) -> torch.nn.Module:
 
 
 def default_size(cfg) -> tuple[int, int]:
-    """(H, W): the shortest side's and the longest side's limits of test time, rounded up to multiples of 32."""
+    """(H, W): the test-time limits of the shortest and the longest side, rounded up to multiples of 32."""
     short, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
     return tuple(-(-side // 32) * 32 for side in (short or 640, max(longest, short or 640)))
 
 
 def trace(module, size, batch: int, dynamic: bool, dtype: torch.dtype) -> torch.export.ExportedProgram:
-    """The graph of an exportable module for images (batch, 3, *size), of other batches and sizes too if dynamic."""
+    """The graph of an exportable module for images (batch, 3, *size); if dynamic, also for other batches and sizes."""
     height, width = size
     examples = (
         torch.zeros((batch, 3, height, width), dtype=dtype),
@@ -86,7 +86,7 @@ def trace(module, size, batch: int, dynamic: bool, dtype: torch.dtype) -> torch.
     )
     options = {}
     if dynamic:
-        # What cannot be proved of all sizes (such as that half of a multiple of 32 is even) is asserted at run time.
+        # Conditions that cannot be proved for all sizes (half of a multiple of 32 is even) are checked at run time.
         options["prefer_deferred_runtime_asserts_over_guards"] = True
         if options.keys() - inspect.signature(torch.export.export).parameters.keys():
             raise ConfigError(f"free sizes need a newer PyTorch than {torch.__version__}: give a size and a batch")
@@ -98,7 +98,7 @@ def trace(module, size, batch: int, dynamic: bool, dtype: torch.dtype) -> torch.
 
 
 def _write_pt2(program, path: str, text: str, dynamic: bool) -> None:
-    with warnings.catch_warnings():  # it warns of weights that share memory
+    with warnings.catch_warnings():  # it warns about weights that share memory
         warnings.simplefilter("ignore")
         torch.export.save(program, path, extra_files={METADATA: text})
 
@@ -137,15 +137,15 @@ def export(
     dtype: torch.dtype = torch.uint8,
 ) -> dict:
     """
-    Write the predictor's model as one graph with the metadata inside.
+    Write the predictor's model as one graph, with the metadata inside the file.
 
     Args:
         path: file to write.
         format: a key of FORMATS.
         size: (H, W) of the network's input; default: the config's test size. Ignored if dynamic.
-        batch: images at a time. Ignored if dynamic.
+        batch: images per batch. Ignored if dynamic.
         dynamic: batch, height and width are free.
-        dtype: of the images, uint8 or float32.
+        dtype: dtype of the images, uint8 or float32.
 
     Returns:
         the metadata.
@@ -160,7 +160,7 @@ def export(
     if min(*size, batch) < 1 or max(size) > MAX_SIDE:
         raise ConfigError(f"the batch must be at least 1 and a side 1 to {MAX_SIDE} pixels; got {batch} and {size}")
     logging.getLogger(__name__).info("Exporting to %s; this takes a while.", format)
-    # Other example sizes than 1 and multiples of 32, which could become constants of the graph.
+    # Avoid 1 and multiples of 32 as example sizes, because they could become constants of the graph.
     program = trace(module, (75, 106), 2, True, dtype) if dynamic else trace(module, size, batch, False, dtype)
     information = metadata(predictor, size=size, batch=batch, dynamic=dynamic, dtype=dtype)
     FORMATS[format](program, path, json.dumps(information, indent=1), dynamic)

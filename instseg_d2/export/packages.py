@@ -1,4 +1,4 @@
-"""Optional packages, asked for when they are needed."""
+"""Checks for optional packages when they are needed."""
 
 import importlib.util
 
@@ -10,7 +10,7 @@ __all__ = ["needed"]
 def needed(*names: str) -> None:
     """
     Raises:
-        ConfigError: one of the packages is not installed; it says how to get it.
+        ConfigError: a package is not installed; the message says how to get it.
     """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:

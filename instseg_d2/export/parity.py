@@ -1,7 +1,7 @@
 """
-The gate of an export: the file is run on real images and must give what the model in PyTorch gives.
+Verifies an export: the file is run on real images and must give the results of the PyTorch model.
 
-All N slots are compared, whether they pass a threshold or not. K classes.
+All N slots are compared, whether they pass a threshold or not. K classes, h x w pixels of a mask.
 """
 
 import copy
@@ -29,7 +29,7 @@ MIN_IOU = 0.99
 
 @dataclasses.dataclass
 class Parity:
-    """What a comparison found: how much was compared, the worst differences, median milliseconds of a batch."""
+    """Result of a comparison: how much was compared, the worst differences, median milliseconds per batch."""
 
     images: int = 0
     scores: int = 0  # slots with a score above 0
@@ -39,11 +39,11 @@ class Parity:
     mask_iou: float = 1.0
     pytorch_ms: float = float("nan")
     exported_ms: float = float("nan")
-    error: str = ""  # of a file that cannot be run
+    error: str = ""  # why the file cannot be run
 
     @property
     def failure(self) -> str:
-        """Why the file is not the model, in one sentence; empty: it is."""
+        """Why the file differs from the model, in one sentence; empty if it does not."""
         if self.error:
             return self.error
         if not self.scores or not self.masks:
@@ -60,13 +60,12 @@ class Parity:
 
     def add(self, expected, found, threshold: float) -> None:
         """
-        Take in one image.
+        Compare the results on one image.
 
         Args:
-            expected: class scores (N, K), and of PyTorch, without any threshold, scores (N,), labels (N,) and masks
-                (N, h, w).
-            found: scores (N,), labels (N,) and masks (N, h, w) of the file.
-            threshold: on the class score; a slot that is nearer to it than the tolerance may fall on either side.
+            expected: PyTorch's class scores (N, K), scores (N,), labels (N,) and masks (N, h, w), without a threshold.
+            found: the file's scores (N,), labels (N,) and masks (N, h, w).
+            threshold: on the class score; a slot closer to it than the tolerance may fall on either side.
         """
         class_score, score, labels, masks = expected
         best = class_score.amax(1)
@@ -90,14 +89,14 @@ class Parity:
 @torch.no_grad()
 def reference(predictor: Predictor, records: Sequence[dict], canvas: tuple[int, int]) -> list[tuple]:
     """
-    What PyTorch detects in preprocessed RGB images when every slot is a detection, whatever its score.
+    PyTorch's results on preprocessed RGB images when every slot is a detection, whatever its score.
 
     Args:
         canvas: (H, W) of the file's input, before it is padded to what the model needs.
 
     Returns:
         for each image class scores (N, K), scores (N,), labels (N,) and masks (N, height, width) bool, in the order of
-        the slots; 0 and empty where a score is no number.
+        the slots; 0 and empty where a score is not a number.
     """
     original, of_classes = predictor.model, []
     graph, unit = method_of(predictor.cfg).exportable(original), max(1, original.size_divisibility)
@@ -134,14 +133,14 @@ def reference(predictor: Predictor, records: Sequence[dict], canvas: tuple[int, 
 
 def compare(predictor: Predictor, exported: ExportedPredictor, files: Sequence[str], repeats: int = 3) -> Parity:
     """
-    Run both on images and compare them.
+    Run both on images and compare the results.
 
-    Every batch that the file can take is exercised: a fixed one is filled up with mirrored copies, a free one
-    alternates between one and two images; where the size is free, the first image is also turned by 90 degrees.
+    A file with a fixed batch gets batches filled up with mirrored copies, one with a free batch alternates between
+    one and two images. If the size is free, the first image is also run rotated by 90 degrees.
 
     Args:
         files: image files.
-        repeats: timed runs of both, in turns, on the last image.
+        repeats: timed runs of each, alternating, on the last image.
     """
     parity, free = Parity(), exported.metadata["size"] is None
     images = [read_image(file, "RGB", value_range=predictor.value_range) for file in files]

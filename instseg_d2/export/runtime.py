@@ -1,4 +1,4 @@
-"""Exported models with the interface of the predictor. B images, N instance slots."""
+"""Runs exported models with the interface of the predictor. B images, N instance slots."""
 
 import json
 import os
@@ -21,7 +21,7 @@ __all__ = ["ExportedPredictor", "ResizeToFit"]
 
 class ResizeToFit(T.Augmentation):
     """
-    Detectron2's ResizeShortestEdge, and smaller still where the result would not fit into the canvas.
+    Detectron2's ResizeShortestEdge, but makes the image smaller if it would not fit into the canvas.
 
     Args:
         short, longest: limits of the sides in pixels; short 0 keeps the image's own size.
@@ -44,7 +44,7 @@ class ResizeToFit(T.Augmentation):
 
 
 class OnnxProgram:
-    """An .onnx file in ONNX Runtime, on the GPU where that can be used."""
+    """An .onnx file in ONNX Runtime, on the GPU if possible."""
 
     def __init__(self, path: str):
         needed("onnxruntime")
@@ -68,7 +68,7 @@ class Pt2Program:
 
     def __init__(self, path: str):
         files = {METADATA: ""}
-        with warnings.catch_warnings():  # it warns of its own way to read weights
+        with warnings.catch_warnings():  # it warns about its own way of reading weights
             warnings.simplefilter("ignore")
             self.module = torch.export.load(path, extra_files=files).module()
         self.text = files[METADATA]
@@ -82,28 +82,27 @@ PROGRAMS = {".onnx": OnnxProgram, ".pt2": Pt2Program}
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text; its type where it has none."""
+    """The first line of an error's text, or its type if there is no text."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
 class ExportedPredictor(ImagePredictor):
     """
-    An exported model ready to look at images, with the interface of `instseg_d2.engine.Predictor`.
+    An exported model with the interface of `instseg_d2.engine.Predictor`.
 
-    Only images of one size run together, so that padding changes none. Unlike the model in PyTorch it leaves out
-    instances of score 0, whose masks are empty.
+    Only images of the same size run together, so that padding does not change their results. Unlike the PyTorch model
+    it leaves out instances with score 0, because their masks are empty.
 
     Args:
-        path: .onnx or .pt2 file of `export`; it carries its metadata.
-        trust: also load a .pt2 file, whose reader in PyTorch runs whatever code the file holds.
+        path: .onnx or .pt2 file from `export`; it contains its metadata.
+        trust: also load .pt2 files; PyTorch runs any code that such a file contains.
 
     Attributes:
         program: (images, image_size, output_size) -> (scores, labels, masks), see `modeling.exportable`.
         metadata: see `exporters.metadata`; and those of `ImagePredictor`.
 
     Raises:
-        FileNotFoundError, ConfigError: no such file, another kind of file, one that is not trusted, or a package is
-            missing.
+        FileNotFoundError, ConfigError: the file is missing, of another kind or not trusted, or a package is missing.
     """
 
     def __init__(self, path: str, trust: bool = False):
@@ -140,8 +139,8 @@ class ExportedPredictor(ImagePredictor):
 
     def run(self, inputs: Sequence[dict]):
         """
-        Preprocessed images of one size and one output size, at most as many as the batch of the file where that is
-        fixed -> scores (B, N), labels (B, N), masks (B, N, height, width) of all slots.
+        Run preprocessed images that share one size and one output size. If the file's batch is fixed, there may be at
+        most that many. Returns scores (B, N), labels (B, N) and masks (B, N, height, width) of all slots.
         """
         height, width = inputs[0]["image"].shape[-2:]
         count = self.metadata["batch"] or len(inputs)

@@ -1,4 +1,4 @@
-"""Export and gate in one step: a file that is not the model is not kept."""
+"""Exports and verifies in one step: a file whose results differ is not kept."""
 
 import json
 import logging
@@ -17,22 +17,22 @@ logger = logging.getLogger(__name__)
 
 
 class ParityError(Exception):
-    """The exported file does not give what PyTorch gives; one sentence says where."""
+    """The exported file's results differ from PyTorch's; one sentence says how."""
 
 
 def export_verified(predictor: Predictor, path: str, format: str, files: Sequence[str], **options) -> Parity:
     """
-    Export, run the file on images and compare; its description goes to ``<path>.json``.
+    Export, run the file on images and compare; write its description to ``<path>.json``.
 
     Args:
         files: image files to compare on.
-        options: of `export`.
+        options: passed to `export`.
 
     Returns:
-        what the comparison found.
+        the result of the comparison.
 
     Raises:
-        ParityError: the file failed; nothing is left at ``path``.
+        ParityError: the results differ; no file is left at ``path``.
         ValueError: see `export`.
     """
     with written_whole(path) as temporary:

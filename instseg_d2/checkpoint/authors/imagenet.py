@@ -1,5 +1,5 @@
 """
-Classification networks: ResNet of torchvision, and those of timm and of PVTv2's authors that our backbones are made of.
+Names of classification networks: torchvision's ResNet, and the networks of timm and PVTv2's authors in our backbones.
 """
 
 import re
@@ -33,13 +33,13 @@ _TORCHVISION_STEPS = (
     (r"\.downsample\.1\.", ".shortcut.norm."),
 )
 _MARKS = ("layer1.0.conv1.weight", "stem.conv1.conv.weight", "patch_embed1.proj.weight", "base_layer.0.weight")
-# Projections of DLA-34's deeper trees that its authors store and never use.
+# Projections in DLA-34's deeper trees that its authors store but never use.
 DLA_UNUSED = re.compile(r"level[34]\.project\.")
 _LEFT_OUT = re.compile(rf"(fc|head)\.|.*\.num_batches_tracked$|{DLA_UNUSED.pattern}")
 
 
 def timm_name(key: str) -> str:
-    """The name of a backbone's parameter in our `TimmBackbone`; unchanged when it belongs to another backbone."""
+    """The name of a parameter in our `TimmBackbone`; unchanged if it belongs to another backbone."""
     return renamed(key, _TIMM_RULES)
 
 
@@ -50,14 +50,14 @@ def _torchvision_name(key: str) -> str:
 
 
 def is_classifier(state_dict: StateDict) -> bool:
-    """Whether it is a classification network of one of these kinds, its names without any prefix."""
+    """Whether it is one of these classification networks; its names must have no prefix."""
     return any(mark in state_dict for mark in _MARKS)
 
 
 def convert_classifier(state_dict: StateDict) -> StateDict:
     """
-    Without the classifying layer and the norms' counters of steps, under our backbones' names less their place in the
-    model: names that Detectron2 matches by their endings.
+    Remove the classification layer and the norms' step counters, and use our backbones' names without the prefix of
+    their place in the model; Detectron2 matches such names by their endings.
     """
     ours = _torchvision_name if "conv1.weight" in state_dict else timm_name
     return {ours(key): value for key, value in state_dict.items() if not _LEFT_OUT.match(key)}

@@ -1,4 +1,4 @@
-"""Renaming by rules: what the converters share."""
+"""Renaming by rules, shared by the converters."""
 
 import re
 
@@ -8,7 +8,7 @@ StateDict = dict[str, torch.Tensor]
 
 
 def renamed(key: str, rules: tuple[tuple[str, str], ...]) -> str:
-    """The key after the first rule that fits."""
+    """The key after applying the first rule that matches."""
     for pattern, replacement in rules:
         name, count = re.subn(pattern, replacement, key)
         if count:
@@ -18,13 +18,14 @@ def renamed(key: str, rules: tuple[tuple[str, str], ...]) -> str:
 
 def tower_blocks(state_dict: StateDict, head: str, towers: dict[str, str]) -> dict[str, str]:
     """
-    Towers numbered as one Sequential: names there -> names in blocks.
+    Map the names of towers that are numbered as one Sequential to names in blocks.
 
-    Every block is a convolution (``i.weight``, or ``i.conv`` with ``i.offset`` when deformable), a norm if any
-    (``j.weight``, or ``j.level.weight``) and a ReLU without parameters.
+    Every block is a convolution (``i.weight``, or ``i.conv`` with ``i.offset`` if deformable), possibly a norm
+    (``j.weight``, or ``j.level.weight``), and a ReLU without parameters.
 
     Args:
-        head: what stands before the towers' names; towers: their name of a tower -> ours.
+        head: the prefix of the towers' names.
+        towers: the authors' name of a tower -> ours.
     """
     names = {}
     pattern = re.compile(re.escape(head) + r"(\w+_tower)\.(\d+)\.(.+)$")
@@ -34,7 +35,7 @@ def tower_blocks(state_dict: StateDict, head: str, towers: dict[str, str]) -> di
         if match and match[1] in towers:
             found.setdefault(match[1], {}).setdefault(int(match[2]), []).append((match[3], key))
     for tower, entries in found.items():
-        # A block has three places with a norm, else two: the convolutions are then at 0, 3, 6 or 0, 2, 4.
+        # A block has three layers with a norm, otherwise two: the convolutions are at 0, 3, 6 or at 0, 2, 4.
         places = 3 if any(index % 2 for index in entries) else 2
         for index, parts in entries.items():
             block, place = divmod(index, places)

@@ -1,11 +1,11 @@
-"""Swin Transformers for classification, under the names of their authors."""
+"""Names of the authors' Swin Transformers for classification."""
 
 import re
 
 from .renaming import StateDict, renamed
 
 _BOTTOM_UP = "backbone.bottom_up."
-# timm counts a patch merging to the stage that it begins, the authors to the one that it ends.
+# timm assigns a patch merging to the stage that follows it, the authors to the stage before it.
 _SWIN_RULES = (
     (r"^patch_embed\.", r"net.patch_embed."),
     *((rf"^layers\.{i}\.downsample\.", f"net.layers_{i + 1}.downsample.") for i in range(3)),
@@ -17,7 +17,7 @@ SWIN_BLOCK = "layers.0.blocks.0.attn."
 
 
 def convert_swin(state_dict: StateDict) -> StateDict:
-    """A Swin Transformer for classification as the bottom-up network of an FPN, without classifier and last norm."""
+    """Convert a classification Swin Transformer to the bottom-up network of an FPN; drops classifier and last norm."""
     return {
         _BOTTOM_UP + renamed(key, _SWIN_RULES): value
         for key, value in state_dict.items()
