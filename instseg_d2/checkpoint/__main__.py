@@ -1,4 +1,4 @@
-"""``python -m instseg_d2.checkpoint SOURCE TARGET`` converts a weight file to another format and to our names."""
+"""``python -m instseg_d2.checkpoint SOURCE TARGET``: converts a weight file to another format and to our names."""
 
 import argparse
 import os
