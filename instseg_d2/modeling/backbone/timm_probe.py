@@ -84,9 +84,10 @@ def _probe(name: str, arguments: tuple) -> Probe:
         ) from error
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()  # whatever holds where a model is built
 def _measure(name: str, arguments: dict, device: str) -> Probe:
-    free = torch.inference_mode(False), torch.enable_grad()  # whatever holds where a model is built
-    with free[0], free[1], torch.device(device), torch.random.fork_rng([]), warnings.catch_warnings():
+    with torch.device(device), torch.random.fork_rng([]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         net, arguments = _create(name, arguments)
         indices = [i for i, stage in enumerate(net.feature_info.info) if stage["module"]]
