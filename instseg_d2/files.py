@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the cache folder."""
+"""Writes files completely or not at all, and finds the cache folder."""
 
 import contextlib
 import functools
@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 @contextlib.contextmanager
 def written_whole(path) -> Iterator[Path]:
     """
-    A temporary file beside ``path`` to write to; it takes the place of ``path`` when the block succeeds and vanishes
-    when it fails, so that nobody ever meets half a file. The folder is made if missing.
+    A temporary file next to ``path`` to write to. It replaces ``path`` if the block succeeds and is removed if it
+    fails, so that an incomplete file is never visible. The folder is created if missing.
 
     Raises:
         OSError: as the block raises it, with ``path`` as its filename where it has none (a full disk).

@@ -1,6 +1,5 @@
 """
-What each method says about itself: a record beside its meta-architecture. Shared code asks the record and names no
-method.
+Records of what shared code needs to know about each method. Shared code asks the record and names no method.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ StateDict = dict[str, Tensor]
 
 
 def _nothing(*_) -> None:
-    """What a method does where it has nothing to do."""
+    """The default for functions of a method: do nothing."""
 
 
 def _never(cfg: CfgNode) -> bool:
@@ -35,13 +34,13 @@ def _never(cfg: CfgNode) -> bool:
 @dataclass(frozen=True)
 class Publication:
     """
-    Where a method comes from.
+    The origin of a method.
 
     Attributes:
-        folder: of its recipes, below configs/.
+        folder: folder of its recipes, below configs/.
         paper: conference and arXiv number.
-        weights: where the authors publish them.
-        note: what they publish beside the numbers of the recipes.
+        weights: where the authors publish their weights.
+        note: results that the authors publish in addition to those of the recipes.
     """
 
     folder: str
@@ -59,19 +58,19 @@ class Method:
         name: its meta-architecture in MODEL.META_ARCHITECTURE; aliases: other names of it.
         add_config: adds its keys to a config, in place.
         check_config: refuses values of a complete config that the method cannot use, see `config.values`.
-        class_count_keys: config key -> what it counts beside the foreground classes: 0, or 1 for the background.
-        optimizer: where SOLVER.OPTIMIZER is empty.
+        class_count_keys: config key -> what it adds to the foreground classes: 0, or 1 for the background.
+        optimizer: default if SOLVER.OPTIMIZER is empty.
         undecayed_names: parts of parameter names that get SOLVER.WEIGHT_DECAY_NORM. None: the norms get it.
-        fit: called as ``fit(model, cfg)`` in all processes before training, once the weights are loaded. It gets every
-            model, also one of Detectron2 with a head of this method, and does nothing where nothing is to be fitted.
-        crop_scheme: where INPUT.CROP.SCHEME is empty.
+        fit: called as ``fit(model, cfg)`` in all processes before training, after the weights are loaded. It is called
+            for every model, also a Detectron2 model with a head of this method, and may have nothing to do.
+        crop_scheme: default if INPUT.CROP.SCHEME is empty.
         needs_masks: it learns from masks even if MODEL.MASK_ON is False.
         semantic_target: cfg -> whether it learns from ``basis_sem``, see `InstanceDatasetMapper`.
-        class_agnostic: cfg -> whether every detection is of class 0, "object", whatever classes the data have. Then the
-            recall of proposals is measured.
+        class_agnostic: cfg -> whether every detection has class 0, "object", whatever classes the data have. The
+            evaluation then measures the recall of proposals.
         panoptic: cfg -> whether its results also have "sem_seg" and "panoptic_seg".
-        authors_names: start of a key that only its authors' checkpoints have -> function from a state dict of theirs
-            to one with our names.
+        authors_names: prefix of a key that only the authors' checkpoints have -> function that converts their state
+            dict to our names.
         exportable: model -> the module that is exported, a `modeling.exportable.Exportable`. None: there is none.
         publication: None: there is none.
     """
@@ -108,8 +107,8 @@ class MaskHead:
     The record of a mask head for Detectron2's ROI heads.
 
     Attributes:
-        name: in MODEL.ROI_MASK_HEAD.NAME.
-        values: the keys of MODEL.ROI_MASK_HEAD that can have one value only, with it.
+        name: its name in MODEL.ROI_MASK_HEAD.NAME.
+        values: the keys of MODEL.ROI_MASK_HEAD that have only one possible value, and this value.
     """
 
     name: str
@@ -129,7 +128,7 @@ def _register(records: dict, names: tuple[str, ...], record) -> None:
 
 def register_method(method: Method) -> Method:
     """
-    Make a method known under its names; returns it.
+    Register a method under its names; returns it.
 
     Raises:
         ValueError: one of the names is taken.
@@ -139,7 +138,7 @@ def register_method(method: Method) -> Method:
 
 
 def register_mask_head(head: MaskHead) -> MaskHead:
-    """As `register_method`, for a mask head."""
+    """The same as `register_method`, for a mask head."""
     _register(_MASK_HEADS, (head.name,), head)
     return head
 
@@ -150,13 +149,13 @@ def methods() -> tuple[Method, ...]:
 
 
 def method_of(cfg: CfgNode) -> Method:
-    """The record of MODEL.META_ARCHITECTURE; the defaults for a model that is no method of this package."""
+    """The record of MODEL.META_ARCHITECTURE; a default record for models from outside this package."""
     name = cfg.MODEL.META_ARCHITECTURE
     return _METHODS.get(name) or Method(name)
 
 
 def mask_head_of(cfg: CfgNode) -> MaskHead:
-    """The record of MODEL.ROI_MASK_HEAD.NAME; the defaults for a head that is not of this package."""
+    """The record of MODEL.ROI_MASK_HEAD.NAME; a default record for heads from outside this package."""
     name = cfg.MODEL.ROI_MASK_HEAD.NAME
     return _MASK_HEADS.get(name) or MaskHead(name)
 

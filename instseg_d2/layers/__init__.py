@@ -1,4 +1,4 @@
-"""Small modules that know no method."""
+"""Small modules that do not depend on a method."""
 
 from .adaptive_average import adaptive_average, exportable_pools
 from .arguments import check_choice

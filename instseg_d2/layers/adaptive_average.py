@@ -13,8 +13,8 @@ def adaptive_average(x: torch.Tensor, size: int) -> torch.Tensor:
     """
     `adaptive_avg_pool2d` to (size, size): (N, C, h, w) -> (N, C, size, size).
 
-    While a graph is traced, two matrix products compute the same: ONNX has no such pooling for heights and widths that
-    are only known at run time.
+    While a graph is traced, two matrix products compute the same result, because ONNX has no such pooling for heights
+    and widths that are only known at run time.
     """
     if not torch.compiler.is_compiling():
         return F.adaptive_avg_pool2d(x, size)
@@ -31,7 +31,7 @@ def _cell_weights(length: int, size: int, like: torch.Tensor) -> torch.Tensor:
 
 
 class AdaptiveAverage(nn.Module):
-    """`adaptive_average` to (size, size) as a module, in the place of `nn.AdaptiveAvgPool2d`."""
+    """`adaptive_average` to (size, size) as a module that replaces `nn.AdaptiveAvgPool2d`."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -43,7 +43,7 @@ class AdaptiveAverage(nn.Module):
 
 
 def exportable_pools(module: nn.Module) -> None:
-    """Replace every square `nn.AdaptiveAvgPool2d` by an `AdaptiveAverage`, in place; one to 1 x 1 may stay."""
+    """Replace every square `nn.AdaptiveAvgPool2d` by an `AdaptiveAverage`, in place, except pooling to 1 x 1."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d):

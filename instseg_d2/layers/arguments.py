@@ -6,7 +6,7 @@ from collections.abc import Sequence
 def check_choice(argument: str, value: str, allowed: Sequence[str]) -> None:
     """
     Raises:
-        ValueError: the value is none of the allowed ones; the message names the argument.
+        ValueError: the value is not allowed; the message names the argument.
     """
     if value not in allowed:
         raise ValueError(f"{argument} is {value!r}; it must be one of {', '.join(allowed)}")

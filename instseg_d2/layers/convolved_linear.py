@@ -9,7 +9,7 @@ class ConvolvedLinear(nn.Module):
     """
     A linear layer as a 1x1 convolution over the rows, for inference on a CPU.
 
-    PyTorch takes convolutions from oneDNN and float32 matrix products from the BLAS. Where the BLAS is not tuned for
+    PyTorch computes convolutions with oneDNN and float32 matrix products with the BLAS. If the BLAS is not tuned for
     the processor, a large product takes twice as long.
     """
 

@@ -1,5 +1,5 @@
 """
-Deformable convolutions of torchvision, with the parameter names of Detectron2's compiled ones.
+torchvision's deformable convolutions, with the parameter names of Detectron2's compiled ones.
 
 N images, h x w cells of the input, h' x w' cells of the output.
 """
@@ -39,14 +39,14 @@ class DeformConv(nn.Module):
         if self.modulated:
             split = offset_mask.shape[1] // 3 * 2
             offset_mask, mask = offset_mask[:, :split], offset_mask[:, split:].sigmoid()
-        # torchvision wants one type, and autocast on the CPU does not provide it: the weight's, float32.
+        # torchvision needs a single dtype, and autocast on the CPU does not ensure it: use the weight's, float32.
         x, offset, mask = (None if t is None else t.to(self.weight.dtype) for t in (x, offset_mask, mask))
         x = deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.dilation, self.dilation, mask=mask)
         return x if self.norm is None else self.norm(x)
 
 
 def offset_conv(conv: nn.Conv2d, modulated: bool, groups: int) -> nn.Module:
-    """The 3x3 convolution, at first all zero, that predicts the ``offset_mask`` of a deformable ``conv``."""
+    """The 3x3 convolution that predicts the ``offset_mask`` of a deformable ``conv``; initialised with zeros."""
     offset = Conv2d(
         conv.in_channels,
         (27 if modulated else 18) * groups,
@@ -62,11 +62,11 @@ def offset_conv(conv: nn.Conv2d, modulated: bool, groups: int) -> nn.Module:
 
 class SelfOffsetDeformConv(DeformConv):
     """
-    A deformable form of a 3x3 convolution that predicts its own offsets.
+    A deformable version of a 3x3 convolution that predicts its own offsets.
 
     Args:
-        conv: whose weight, bias, stride and dilation to use.
-        groups: of the offsets.
+        conv: the convolution; its weight, bias, stride and dilation are used.
+        groups: groups of offsets.
     """
 
     def __init__(self, conv: nn.Conv2d, *, modulated: bool, groups: int = 1):

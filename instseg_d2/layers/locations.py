@@ -1,10 +1,10 @@
 """
-Rows: one numbering of all locations of a feature pyramid.
+Numbers all locations of a feature pyramid as rows of one matrix.
 
-The levels' maps (N, C, h_l, w_l) become one matrix (X, C) whose rows run over level, image, y, x. Whatever picks
+The levels' maps (N, C, h_l, w_l) become one matrix (X, C) whose rows run over level, image, y, x. Every selection of
 locations (positives, candidates, detections) is an index vector into these rows.
 
-N images, C channels, X rows of all levels and images, P picked rows, O output channels.
+N images, C channels, X rows of all levels and images, P selected rows, O output channels.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ import torch
 
 
 def flatten_levels(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Maps (N, C, h_l, w_l), one a level -> (X, C)."""
+    """Maps (N, C, h_l, w_l), one per level -> (X, C)."""
     return torch.cat([x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) for x in maps])
 
 
 class LocationGrid:
     """
-    The locations of N images on pyramid levels of ``sizes`` (h_l, w_l) and ``strides`` (pixels).
+    The locations of N images on pyramid levels with ``sizes`` (h_l, w_l) and ``strides`` (pixels).
 
     Location (y, x) of a level lies at pixel (x * stride + stride // 2, y * stride + stride // 2) (FCOS, eq. 1).
     """
@@ -59,7 +59,7 @@ class LocationGrid:
 
 def conv_at_rows(features, grid: LocationGrid, rows: torch.Tensor, weight, bias=None) -> torch.Tensor:
     """
-    A 3x3 convolution (padding 1, stride 1) evaluated only at picked locations.
+    A 3x3 convolution (padding 1, stride 1) evaluated only at selected locations.
 
     Args:
         features: (X, C) rows of the input maps (see `flatten_levels`).

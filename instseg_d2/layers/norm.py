@@ -1,4 +1,4 @@
-"""Normalisation layers: by their names in configs, and folded into convolutions."""
+"""Builds normalisation layers by their names in configs, and folds them into convolutions."""
 
 from typing import Optional
 
@@ -41,7 +41,7 @@ def fold_norm(conv: nn.Module, norm: Optional[nn.Module]) -> bool:
     Fold a frozen or evaluated batch norm into the weight and bias of the convolution before it, in place.
 
     Returns:
-        whether it was folded; layers of other kinds are left alone.
+        whether it was folded; other kinds of layers are not changed.
     """
     if not isinstance(norm, (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)):
         return False

@@ -1,5 +1,5 @@
 """
-RoIAlign over a feature pyramid in one gather. N images, Q boxes an image, D = N * Q boxes, R cells a side, C channels.
+RoIAlign over a feature pyramid in one gather. N images, Q boxes per image, D = N * Q boxes, R x R cells, C channels.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ def axis_samples(low, high, limit: torch.Tensor, resolution: int, ratio: int):
 
     Args:
         low, high: (D,) ends of the boxes in cells of the map.
-        limit: (D,) cells of the map.
-        ratio: samples a bin.
+        limit: (D,) number of cells of the map.
+        ratio: samples per bin.
 
     Returns:
         index (D, R, 2 * ratio) int64 inside the map; weights of the same shape, 0 for samples beyond its border.
@@ -28,7 +28,7 @@ def axis_samples(low, high, limit: torch.Tensor, resolution: int, ratio: int):
     limit = limit[:, None]
     inside = (points >= -1) & (points <= limit)
     points = torch.minimum(points.clamp(min=0), limit - 1.0)
-    first = torch.minimum(points.long().clamp(min=0), limit - 1)  # a NaN is clamped as well
+    first = torch.minimum(points.long().clamp(min=0), limit - 1)  # also clamps NaN
     share = points - first
     index = torch.stack([first, torch.minimum(first + 1, limit - 1)], dim=-1)
     weights = torch.stack([1 - share, share], dim=-1) * inside[..., None] / ratio
@@ -40,12 +40,13 @@ class PyramidPooler(nn.Module):
     RoIAlign (aligned, so "ROIAlignV2") of each box on the pyramid level of its size (FPN, eq. 1): level
     floor(4 + log2(sqrt(area) / 224 + 1e-8)), clamped.
 
-    Every output cell is a weighted sum of cells of one level. So all levels and boxes are one `embedding_bag` over the
-    rows of all maps, without a loop over levels or a host read, and the channels come last.
+    Every output cell is a weighted sum of cells of one level. So a single `embedding_bag` over the rows of all maps
+    computes all levels and boxes, without a loop over levels or a host read. The channels come last.
 
     Args:
-        strides: of the maps, pixels, each twice the one before.
-        resolution: R; sampling_ratio: samples a bin and axis.
+        strides: strides of the maps in pixels, each twice the one before.
+        resolution: R.
+        sampling_ratio: samples per bin and axis.
     """
 
     def __init__(self, strides: Sequence[int], resolution: int, sampling_ratio: int = 2):
@@ -69,7 +70,7 @@ class PyramidPooler(nn.Module):
             rows: `self.rows(maps)`, if several calls share it.
 
         Returns:
-            (D, R * R, C) float32, or the type of ``rows``.
+            (D, R * R, C) float32, or the dtype of ``rows``.
         """
         batch, count = boxes.shape[:2]
         flat = boxes.detach().float().flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Rows of convolutions. N images, C channels, h x w cells of a map."""
+"""Towers of convolutions. N images, C channels, h x w cells of a map."""
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -11,14 +11,14 @@ from .norm import get_norm
 
 
 def init_normal(*layers: nn.Module) -> None:
-    """Weights of deviation 0.01 and biases of 0: how the methods' authors start what predicts."""
+    """Initialise predictors like the methods' authors: weights with standard deviation 0.01, biases 0."""
     for layer in layers:
         nn.init.normal_(layer.weight, std=0.01)
         nn.init.zeros_(layer.bias)
 
 
 class TowerBlock(nn.Module):
-    """3x3 convolution, norm, ReLU. All levels share the convolution; BN and SyncBN have one norm a level."""
+    """3x3 convolution, norm, ReLU. All levels share the convolution; BN and SyncBN have one norm per level."""
 
     def __init__(self, channels: int, norm: str, num_levels: int, deformable: bool = False):
         super().__init__()
@@ -26,7 +26,7 @@ class TowerBlock(nn.Module):
         init_normal(self.conv)
         self.offset = None
         if deformable:
-            # A deformable weight starts as those of its kind do.
+            # Deformable convolutions keep their usual initialisation.
             nn.init.kaiming_uniform_(self.conv.weight, nonlinearity="relu")
             self.conv = DeformConv(self.conv.weight, self.conv.bias)
             self.offset = nn.Conv2d(channels, 27, 3, padding=1)
@@ -47,10 +47,10 @@ class TowerBlock(nn.Module):
 
 class ConvTower(nn.Module):
     """
-    ``num_convs`` blocks of 3x3 convolution, norm and ReLU for all levels of a pyramid; the channels stay as they are.
+    ``num_convs`` blocks of 3x3 convolution, norm and ReLU for all levels of a pyramid, with a constant channel count.
 
     Args:
-        norm: GN, NaiveGN, BN, SyncBN (one norm a level) or none.
+        norm: GN, NaiveGN, BN, SyncBN (the last two with one norm per level) or none.
         deformable: the last convolution is a modulated deformable one.
     """
 
@@ -68,7 +68,7 @@ class ConvTower(nn.Module):
 
 
 def conv_stack(in_channels: int, channels: int, num_convs: int, norm: str = "") -> nn.Sequential:
-    """``num_convs`` times 3x3 convolution, norm, ReLU (a bias where there is no norm), MSRA initialisation."""
+    """``num_convs`` times 3x3 convolution, norm, ReLU, with a bias if there is no norm; MSRA initialisation."""
     layers = []
     for i in range(num_convs):
         layer_norm = get_norm(norm, channels)

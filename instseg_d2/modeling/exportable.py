@@ -14,9 +14,9 @@ __all__ = ["Exportable"]
 
 class Exportable(nn.Module):
     """
-    A model whose inference, from raw pixels to masks of the wanted size, is one graph. Base of what methods export.
+    Base of exportable models: inference from raw pixels to masks of the requested size, as one graph.
 
-    The numbers are those of ``model(batched_inputs)``, but the outputs have a fixed size: all Q slots, in their order.
+    The results equal those of ``model(batched_inputs)``, but the outputs have a fixed size: all Q slots, in order.
     A slot whose class score is NaN or does not pass the model's threshold gets the score 0. The caller drops these and
     keeps the ``max_detections`` best.
 
@@ -46,9 +46,9 @@ class Exportable(nn.Module):
         Args:
             images: (N, 3, H, W) uint8 or float, RGB, 0-255, not normalised, of any height and width; they are padded
                 here as the model needs it.
-            image_size: (2,) int64, how many rows and columns of every image, from the top left corner, are picture. The
-                rest is padding, whose values do not matter.
-            output_size: (2,) int64, height and width of the wanted masks.
+            image_size: (2,) int64, height and width of every image without padding; the image starts at the top left
+                corner. The values of the padding do not matter.
+            output_size: (2,) int64, height and width of the returned masks.
 
         Returns:
             scores (N, Q) float32; labels (N, Q) int64, the best classes; masks (N, Q, *output_size) bool.
@@ -70,7 +70,7 @@ class Exportable(nn.Module):
         return scores, labels, resized(masks, canvas, crop, size) > model.mask_threshold
 
     def _prepared(self, images: torch.Tensor, image_size: torch.Tensor, canvas: tuple) -> torch.Tensor:
-        """Normalised images with zeros outside the picture: (N, 3, *canvas)."""
+        """Normalised images with zeros in the padding: (N, 3, *canvas)."""
         x = images.float() if self.model.input_format == "RGB" else images.float().flip(1)
         height, width = images.shape[-2:]
         rows = torch.arange(height, device=x.device) < image_size[0]

@@ -1,5 +1,5 @@
 """
-What mask heads share that read the maps of the whole image instead of pooled features.
+Base of mask heads that read the maps of the whole image instead of pooled features.
 
 N images, D boxes (proposals in training, else detections), C channels, K classes (1 if class-agnostic), R mask
 resolution, h x w cells of a map.

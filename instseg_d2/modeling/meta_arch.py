@@ -1,4 +1,4 @@
-"""What all meta-architectures of this package share: preprocessing, inference, the form of the output. N images."""
+"""Base of the meta-architectures: preprocessing, inference, the format of the output. N images, D detections."""
 
 from collections.abc import Sequence
 
@@ -41,7 +41,7 @@ class InstanceSegmenter(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        """As of any module, but the authors' names are understood, too."""
+        """The same as for any module, but also accepts the authors' names."""
         return super().load_state_dict(convert_state_dict(state_dict), *args, **kwargs)
 
     @property
@@ -50,7 +50,7 @@ class InstanceSegmenter(nn.Module):
 
     @property
     def size_divisibility(self) -> int:
-        """The padded input's sides are multiples of it."""
+        """The sides of the padded input are multiples of this."""
         return self.backbone.size_divisibility
 
     def preprocess(self, batched_inputs: Sequence[dict]) -> ImageList:
@@ -118,8 +118,8 @@ class InstanceSegmenter(nn.Module):
     @torch.no_grad()
     def detect(self, batched_inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[dict]:
         """
-        The only way from images to results. Detections below the threshold, or whose score or box is no number, are
-        left out before masks of full size are made.
+        The only way from images to results. Detections below the threshold, and those whose score or box is not
+        finite, are dropped before full-size masks are made.
 
         Args:
             batched_inputs: see `forward`.
@@ -162,7 +162,7 @@ class InstanceSegmenter(nn.Module):
         return result
 
     def output(self, found: dict, size: tuple, masks: str) -> dict:
-        """What `infer` found in an image -> its output at (H, W), with ``masks`` as of `detect`."""
+        """Convert what `infer` found in an image to its output at (H, W); ``masks`` as in `detect`."""
         return {"instances": in_parts(found["instances"], size, masks, self.postprocess)}
 
 

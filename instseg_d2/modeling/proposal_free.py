@@ -1,4 +1,4 @@
-"""What ROI heads share that find objects by themselves. N images, C channels, h x w cells of a map."""
+"""Base of ROI heads that find objects without proposals. N images, C channels, h x w cells of a map."""
 
 from collections.abc import Sequence
 from typing import Optional

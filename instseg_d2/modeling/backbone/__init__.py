@@ -1,4 +1,4 @@
-"""Backbones beyond Detectron2's own, registered by name."""
+"""Backbones in addition to Detectron2's, registered by name."""
 
 from .dilated_resnet import build_dilated_resnet_backbone
 from .dla import build_fcos_dla_fpn_backbone

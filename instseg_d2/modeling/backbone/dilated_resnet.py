@@ -14,7 +14,10 @@ def _dilate(stage: nn.Module, dilation: int) -> int:
     The stage then computes at every position what it computed at every second one.
 
     Args:
-        dilation: of the stage's input; that of its output is returned.
+        dilation: dilation of the stage's input.
+
+    Returns:
+        the dilation of its output.
     """
     for block in stage:
         block.stride = 1
@@ -43,6 +46,6 @@ def build_dilated_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
     for number, stage in enumerate(plain.stages):
         if 4 * 2**number > limit:
             dilation = _dilate(stage, dilation)
-    # A new network of the same parts counts its strides again.
+    # A new network of the same parts recomputes its strides.
     stages = [list(stage) for stage in plain.stages]
     return ResNet(plain.stem, stages, out_features=cfg.MODEL.RESNETS.OUT_FEATURES)

@@ -1,4 +1,4 @@
-"""DLA-34 of timm under the FPN of FCOS."""
+"""timm's DLA-34 under the FPN of FCOS."""
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN

@@ -1,5 +1,5 @@
 """
-FPN with the extra levels of FCOS: P6 and P7 from P5, or the levels above another last one.
+FPN with the extra levels of FCOS: P6 and P7 from P5, or the levels above another last level.
 
 N images, C channels, h x w cells of a map, H x W pixels.
 """
@@ -20,8 +20,8 @@ class HalvingConv(nn.Conv2d):
     """
     3x3 convolution of stride 2 and padding 1.
 
-    In a map of one column only the middle column of the kernel counts, so only that is computed: oneDNN (3.10) leaves
-    the bfloat16 gradient of the other two uninitialised.
+    On a map with one column only the middle column of the kernel has an effect, so only that is computed: oneDNN
+    (3.10) leaves the bfloat16 gradient of the other two uninitialised.
     """
 
     def __init__(self, channels: int):
@@ -36,7 +36,7 @@ class HalvingConv(nn.Conv2d):
 
 
 class LastLevelP6(nn.Module):
-    """One convolution from P5, or another last level ``in_feature``, to the next level."""
+    """Computes the level above P5, or above another last level ``in_feature``, with one convolution."""
 
     num_levels = 1
 
@@ -66,7 +66,7 @@ class LastLevelP6P7(LastLevelP6):
 
 
 class PaddedFPN(FPN):
-    """Detectron2's FPN on images that are padded as its bottom-up network needs them, too."""
+    """Detectron2's FPN; images are also padded to the size that its bottom-up network needs."""
 
     @property
     def size_divisibility(self) -> int:
@@ -74,7 +74,7 @@ class PaddedFPN(FPN):
 
 
 class FPNWithBottomUp(PaddedFPN):
-    """Detectron2's FPN that also returns the maps of its bottom-up network (res3, ..., under their own names)."""
+    """Detectron2's FPN that also returns the maps of its bottom-up network under their own names (res3, ...)."""
 
     def forward(self, x: torch.Tensor) -> dict:
         """x (N, 3, H, W) -> name -> (N, C, H / stride, W / stride)."""
@@ -113,11 +113,11 @@ def build_fcos_fpn(cfg, bottom_up) -> FPN:
 
 def freeze_unread_levels(backbone: nn.Module, names: Iterable[str]) -> None:
     """
-    Freeze the parts of an FPN that only serve other levels, since distributed training wants a gradient for every
-    trained parameter. Any other backbone stays as it is.
+    Freeze the parts of an FPN that only serve unread levels, because distributed training needs a gradient for every
+    trained parameter. Other backbones are not changed.
 
     Args:
-        names: of the maps that are read. Names that are no levels of the pyramid (res3) do not count.
+        names: names of the maps that are read. Names that are not levels of the pyramid (res3) are ignored.
     """
     read = sorted(int(name[1:]) for name in names if name.startswith("p"))
     if not isinstance(backbone, FPN) or not read:
@@ -127,7 +127,7 @@ def freeze_unread_levels(backbone: nn.Module, names: Iterable[str]) -> None:
         unread = [f"fpn_output{level}"] * (level not in read) + [f"fpn_lateral{level}"] * (level < read[0])
         for part in unread:
             getattr(backbone, part, nn.Identity()).requires_grad_(False)
-    if backbone.top_block is not None:  # its layers are called p6 and p7 above any level
+    if backbone.top_block is not None:  # its layers are always called p6 and p7
         for level, layer in zip(levels[-backbone.top_block.num_levels :], backbone.top_block.children()):
             if level > read[-1]:
                 layer.requires_grad_(False)

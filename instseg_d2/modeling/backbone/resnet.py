@@ -1,4 +1,4 @@
-"""Detectron2's ResNet with deformable convolutions that need no compiled Detectron2."""
+"""Detectron2's ResNet with deformable convolutions that work without a compiled Detectron2."""
 
 from collections.abc import Mapping, Sequence
 
@@ -38,7 +38,7 @@ def require_maps(key: str, names: Sequence[str], maps: Mapping) -> None:
     Check that a backbone has the maps that a config key names.
 
     Raises:
-        ValueError: it lacks one.
+        ValueError: a map is missing.
     """
     missing = [name for name in names if name not in maps]
     if missing:

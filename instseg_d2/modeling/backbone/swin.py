@@ -1,4 +1,4 @@
-"""Swin Transformers of timm as backbones of detectors. N images, C channels of a map, H x W pixels."""
+"""timm's Swin Transformers as backbones of detectors. N images, C channels of a map, H x W pixels."""
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -17,7 +17,7 @@ class SwinBackbone(TimmBackbone):
     Args:
         strides: feature name -> stride in input pixels.
         freeze_at: 2 freezes the patch embedding and the first stage, 3 the second, ...; below 2: nothing.
-        arguments: of timm's SwinTransformer, such as embed_dim, depths, num_heads, window_size.
+        arguments: passed to timm's SwinTransformer, such as embed_dim, depths, num_heads, window_size.
     """
 
     def __init__(self, strides: dict[str, int], *, freeze_at: int = 0, **arguments):

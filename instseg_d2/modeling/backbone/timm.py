@@ -19,10 +19,10 @@ NORMS = ("FrozenBN", "BN", "")
 
 def strides_of(names: Sequence[str], prefixes: Sequence[str], shift: int, key: str) -> dict[str, int]:
     """
-    Feature names with their strides: a prefix and a level, at stride 2 ** (level + shift).
+    Map feature names to strides: a name is a prefix and a level, with stride 2 ** (level + shift).
 
     Raises:
-        ValueError: a name is none of these; ``key`` says where it stands.
+        ValueError: a name has another form; the message names the config key ``key``.
     """
     pattern = re.compile(rf"(?:{'|'.join(prefixes)})(\d)")
     matches = [pattern.fullmatch(name) for name in names]
@@ -34,21 +34,21 @@ def strides_of(names: Sequence[str], prefixes: Sequence[str], shift: int, key: s
 
 class TimmBackbone(Backbone):
     """
-    Maps of a network of timm, under names that the caller gives.
+    The maps of a timm network, under names that the caller gives.
 
-    Parameters are named ``net.`` and what they are called in timm's ``features_only`` model.
+    Parameters have the names of timm's ``features_only`` model with the prefix ``net.``.
 
     Args:
-        name: of the network, as timm knows it.
-        strides: feature name -> stride in input pixels. Of several maps of a stride the last one is taken.
-        norm: FrozenBN; BN or empty for the network's own. Only batch norms are changed.
-        pretrained: with timm's weights (it downloads them).
-        freeze_at: the layers up to the last map of stride 2 ** freeze_at are not trained; 0: all are.
-        arguments: of timm's ``create_model``.
+        name: timm's name of the network.
+        strides: feature name -> stride in input pixels. If several maps have this stride, the last one is used.
+        norm: FrozenBN; BN or empty to keep the network's. Only batch norms are changed.
+        pretrained: use timm's weights, which timm downloads.
+        freeze_at: freeze the layers up to the last map of stride 2 ** freeze_at; 0: train all.
+        arguments: passed to timm's ``create_model``.
 
     Raises:
         ImportError: timm is missing.
-        ValueError: it has no such network, map or norm; the network only takes images of one size.
+        ValueError: there is no such network, map or norm, or the network only takes images of one size.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class TimmBackbone(Backbone):
         self._size_divisibility = found.size_divisibility
         if norm == "FrozenBN":
             for layer in self.net.modules():
-                # A residual branch that starts at zero would stay there.
+                # A residual branch that starts at zero would remain zero.
                 if isinstance(layer, BATCH_NORMS) and not pretrained:
                     nn.init.ones_(layer.weight)
             self.net = freeze_norms(self.net)
@@ -97,7 +97,7 @@ class TimmBackbone(Backbone):
         self._choose_trained(found, maps, freeze_at)
 
     def _choose_trained(self, found: Probe, maps: Sequence[Map], freeze_at: int) -> None:
-        """Freeze the layers of the first maps, and what no map needs: distributed training wants gradients of all."""
+        """Freeze the layers of the first maps, and those that no map needs, which would get no gradient."""
         used = frozenset().union(*(m.parameters for m in maps))
         early = [m for m in found.maps if m.stride and m.stride <= 2**freeze_at]
         frozen = early[-1].parameters if freeze_at > 0 and early else frozenset()
@@ -115,11 +115,11 @@ class TimmBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """The sides of an image must be multiples of it; 0: any."""
+        """The sides of an image must be multiples of this; 0: any."""
         return self._size_divisibility
 
     def fold(self) -> None:
-        """For inference only: batch norms become part of the convolutions before them."""
+        """For inference only: fold batch norms into the convolutions before them."""
         fold_timm_norms(self.net)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -130,8 +130,8 @@ class TimmBackbone(Backbone):
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
     """
-    The network MODEL.TIMM.NAME of timm. Its maps are called res2, res3, ... or p2, p3, ... after their strides
-    4, 8, ..., so it takes the place of a ResNet, under an FPN or not.
+    The timm network MODEL.TIMM.NAME. Its maps with strides 4, 8, ... are called res2, res3, ... or p2, p3, ..., so it
+    can replace a ResNet, with or without an FPN.
     """
     node = cfg.MODEL.TIMM
     return TimmBackbone(
@@ -147,11 +147,11 @@ def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
 @BACKBONE_REGISTRY.register()
 def build_fcos_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """
-    The network MODEL.TIMM.NAME of timm under the FPN of FCOS, with MODEL.FCOS.TOP_LEVELS levels above it.
-    MODEL.FPN.IN_FEATURES are of MODEL.TIMM.OUT_FEATURES, called res2, res3, ...
+    The timm network MODEL.TIMM.NAME under the FPN of FCOS, with MODEL.FCOS.TOP_LEVELS levels above it.
+    MODEL.FPN.IN_FEATURES must be among MODEL.TIMM.OUT_FEATURES, called res2, res3, ...
 
     Raises:
-        ValueError: see :class:`TimmBackbone`; a map has the name of one of the FPN's.
+        ValueError: see :class:`TimmBackbone`; or a map has the name of one of the FPN's maps.
     """
     names = cfg.MODEL.TIMM.OUT_FEATURES
     if any(name.startswith("p") for name in names):

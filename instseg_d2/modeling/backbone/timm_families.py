@@ -1,4 +1,4 @@
-"""ResNet-D, CSPDarkNet, DarkNet and PVT of timm, each with config keys of its own."""
+"""timm's ResNet-D, CSPDarkNet, DarkNet and PVT, each with its own config keys."""
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY
@@ -12,9 +12,9 @@ def build_resnet_vd_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
     """
     ResNet-D (He et al., arXiv 1812.01187) from MODEL.RESNETS: DEPTH, NORM, OUT_FEATURES and the DEFORM_* keys.
 
-    timm's resnet50d and its kin are this network: three 3x3 convolutions in the stem, stride in the 3x3, average pool
-    before the shortcut's 1x1. What is added is the deformable 3x3, in all blocks of the stages that
-    DEFORM_ON_PER_STAGE names, or in those whose index is a multiple of DEFORM_INTERVAL.
+    timm's resnet50d and its variants are this network: three 3x3 convolutions in the stem, stride in the 3x3, average
+    pooling before the shortcut's 1x1. This function adds deformable 3x3 convolutions in the stages that
+    DEFORM_ON_PER_STAGE names, in the blocks whose index is a multiple of DEFORM_INTERVAL.
     """
     node = cfg.MODEL.RESNETS
     backbone = TimmBackbone(
@@ -42,7 +42,7 @@ def build_cspnet_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
     """
     CSPDarkNet-53 or DarkNet-53 from MODEL.CSPNET; the maps of stages 0 to 4 are csp0 to csp4, strides 2 to 32.
 
-    timm's networks are the authors': the halves of a stage and their order, LeakyReLU of slope 0.01, no activation
+    timm's networks equal the authors': the halves of a stage and their order, LeakyReLU with slope 0.01, no activation
     after a block's sum.
     """
     node = cfg.MODEL.CSPNET
@@ -60,8 +60,8 @@ def build_pyramid_vision_transformer(cfg, input_shape: ShapeSpec) -> TimmBackbon
     """
     PVTv2 (Wang et al., arXiv 2106.13797) from MODEL.PVT; the maps of stages 1 to 4 are p1 to p4, strides 4 to 32.
 
-    timm's networks are the authors'; drop path rises to 0.1, which timm leaves off by default. LINEAR means b2 with
-    linear attention, whatever NAME says.
+    timm's networks equal the authors'. Drop path rises to 0.1; timm's default is 0. LINEAR selects b2 with linear
+    attention, whatever NAME says.
     """
     node = cfg.MODEL.PVT
     variant = node.NAME[len("pvt_v2_") :] if node.NAME.startswith("pvt_v2_") else node.NAME

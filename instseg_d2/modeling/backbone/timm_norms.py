@@ -1,4 +1,4 @@
-"""Batch norms of timm's networks: frozen, or folded into the convolutions before them."""
+"""Freezes the batch norms of timm's networks, or folds them into the convolutions before them."""
 
 import itertools
 
@@ -12,15 +12,15 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class FrozenBatchNorm1d(FrozenBatchNorm2d):
-    """The frozen form of a batch norm of vectors."""
+    """A frozen batch norm for vectors."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C) or (N, C, L), same type out."""
+        """(N, C) or (N, C, L) -> the same shape and dtype."""
         return super().forward(x.reshape(*x.shape, *[1] * (4 - x.dim()))).reshape(x.shape)
 
 
 class FrozenBatchNormAct2d(FrozenBatchNorm2d):
-    """The frozen form of timm's batch norms that end in an activation."""
+    """A frozen version of timm's batch norms that end in an activation."""
 
     def __init__(self, norm: nn.BatchNorm2d):
         super().__init__(norm.num_features, norm.eps)
@@ -33,7 +33,7 @@ class FrozenBatchNormAct2d(FrozenBatchNorm2d):
 
 
 def freeze_norms(module: nn.Module) -> nn.Module:
-    """The module with Detectron2's frozen norms, which keep the input's type, for its batch norms; mostly in place."""
+    """Replace batch norms by Detectron2's frozen norms, which keep the input's dtype; mostly in place."""
     if isinstance(module, BATCH_NORMS):
         if hasattr(module, "act"):
             frozen = FrozenBatchNormAct2d(module)
@@ -49,14 +49,14 @@ def freeze_norms(module: nn.Module) -> nn.Module:
 
 
 def _pairs(net: nn.Module):
-    """(convolution, owner of the norm, the norm's name) wherever timm names or lines them up as one after the other."""
+    """(convolution, owner of the norm, norm's name) wherever timm's names or order show that they are consecutive."""
     for module in net.modules():
         children = dict(module.named_children())
         if isinstance(module, nn.Sequential):
             names = list(children)
             pairs = [(children[a], b) for a, b in zip(names, names[1:])]
         else:
-            # Registered in the order in which they run: DPN's norms come before their convolutions.
+            # Modules are registered in the order in which they run: DPN's norms precede their convolutions.
             pairs = [
                 (children[a], b)
                 for a, b in itertools.combinations(children, 2)
@@ -69,7 +69,7 @@ def _pairs(net: nn.Module):
 
 
 def fold_timm_norms(net: nn.Module) -> None:
-    """Fold frozen or evaluated batch norms of ResNets, CSPNets and their like into their convolutions, in place."""
+    """Fold frozen or evaluated batch norms of ResNets, CSPNets and similar networks into convolutions, in place."""
     for conv, owner, name in list(_pairs(net)):
         norm = getattr(owner, name)
         if fold_norm(conv, norm):

@@ -1,6 +1,6 @@
 """
-What the maps of a network of timm are and which parameters they come from. The network is run to see, without values:
-what timm says is not true of all. N images, C channels, H x W pixels.
+Finds the maps of a timm network and the parameters that each depends on. The network is run on tensors without values,
+because timm's own description is not correct for all networks. N images, C channels, H x W pixels.
 """
 
 import functools
@@ -10,14 +10,14 @@ from typing import Callable, NamedTuple, Optional
 
 import torch
 
-# H and W: multiples of 64, multiples of 32, and any.
+# Test sizes (H, W): multiples of 64, multiples of 32, and any.
 _SIZE, _OTHER_SIZE, _ODD_SIZE = (128, 192), (224, 352), (135, 201)
 
 
 class Map(NamedTuple):
     """
-    One map: its number in timm, C, stride in pixels (None: it is no such fraction of the image) and the names of the
-    parameters that it comes from.
+    One map: its index in timm, C, stride in pixels (None: its size is not the image's divided by a stride) and the
+    names of the parameters that it depends on.
     """
 
     index: int
@@ -27,7 +27,7 @@ class Map(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """All maps of a network; what the sides of an image must be multiples of (0: any); arguments for any size."""
+    """All maps of a network; the number that must divide an image's sides (0: any); arguments for any size."""
 
     maps: tuple[Map, ...]
     size_divisibility: int
@@ -51,7 +51,8 @@ def import_timm():
 def probe(name: str, arguments: dict) -> Probe:
     """
     Args:
-        name: of the network, as timm knows it; arguments: of timm's ``create_model``.
+        name: timm's name of the network.
+        arguments: passed to timm's ``create_model``.
 
     Raises:
         ValueError: the network has no maps, or does not run on images of any size.
@@ -71,8 +72,8 @@ def maps_of(net, x: torch.Tensor) -> list[torch.Tensor]:
 def _probe(name: str, arguments: tuple) -> Probe:
     try:
         return _measure(name, dict(arguments), "meta")
-    except Exception as error:  # timm's networks raise all kinds
-        if "meta" in str(error):  # it looks at values
+    except Exception as error:  # timm's networks raise errors of all kinds
+        if "meta" in str(error):  # it reads values
             try:
                 return _measure(name, dict(arguments), "cpu")
             except Exception as second:
@@ -85,7 +86,7 @@ def _probe(name: str, arguments: tuple) -> Probe:
 
 
 @torch.inference_mode(False)
-@torch.enable_grad()  # whatever holds where a model is built
+@torch.enable_grad()  # whatever modes the caller has set
 def _measure(name: str, arguments: dict, device: str) -> Probe:
     with torch.device(device), torch.random.fork_rng([]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -105,7 +106,7 @@ def _measure(name: str, arguments: dict, device: str) -> Probe:
 
 
 def _create(name: str, arguments: dict):
-    """(network, arguments), with timm's leave to take images of any size where the network knows it."""
+    """(network, arguments), with timm's option for images of any size if the network has it."""
     timm = import_timm()
     try:
         given = {"dynamic_img_size": True, **arguments}
@@ -115,7 +116,7 @@ def _create(name: str, arguments: dict):
 
 
 def _stride(m: torch.Tensor, other: torch.Tensor) -> Optional[int]:
-    """By which the sides of two images are divided, rounded up, in their maps."""
+    """The stride by which the sides of two images are divided, rounding up, to give the sides of their maps."""
     stride = _SIZE[0] // m.shape[2] if m.dim() == 4 else 0
     return stride if stride and _is_part(m, _SIZE, stride) and _is_part(other, _OTHER_SIZE, stride) else None
 
@@ -134,7 +135,7 @@ def _fits(run: Callable, strides: Sequence[Optional[int]]) -> bool:
 
 
 def _sources(net, m: torch.Tensor) -> frozenset[str]:
-    """The names of the parameters that a map comes from."""
+    """The names of the parameters that a map depends on."""
     names, values = zip(*((name, p) for name, p in net.named_parameters() if p.requires_grad))
     found = torch.autograd.grad(m.sum(), values, retain_graph=True, allow_unused=True)
     return frozenset(name for name, gradient in zip(names, found) if gradient is not None)

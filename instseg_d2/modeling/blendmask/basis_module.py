@@ -44,8 +44,8 @@ def conv_norm_relu(in_channels: int, out_channels: int, norm: str, kernel_size: 
 
 class BasisModule(nn.Module):
     """
-    What basis modules share: the auxiliary semantic head (BlendMask, section 3.2) on the first input map. It is two 3x3
-    convolutions with BN and ReLU, whatever the other norms are, and a 1x1 convolution to classes + 1.
+    Base of the basis modules: the auxiliary semantic head (BlendMask, section 3.2) on the first input map. It has two
+    3x3 convolutions with BN and ReLU, whatever the other norms are, and a 1x1 convolution to classes + 1.
     """
 
     def __init__(self, *, in_features, in_channels: int, common_stride: int, num_classes: int, loss_on, loss_weight):

@@ -1,6 +1,6 @@
 """
-What BlendMask sees, as pictures: the bases over the image, and for the best detections the attention and the blended
-mask (figures 1 and 3 of the paper).
+Pictures of what BlendMask sees: the bases over the image, and the attention and blended mask of the best detections
+(figures 1 and 3 of the paper).
 
 D detections, B bases, A attention size, R mask resolution, h x w cells of the bases, H x W pixels.
 """

@@ -1,5 +1,5 @@
 """
-The panoptic part of BlendMask: a semantic head for stuff beside the instances, and both in one map.
+The panoptic part of BlendMask: a semantic head for stuff, and merging instances and stuff into one map.
 
 N images, D detections, H x W pixels. Class 0 of the semantic head stands for all things, the others are stuff.
 """
@@ -94,7 +94,7 @@ class Combination(NamedTuple):
 
 def panoptic_output(instances: Instances, logits: torch.Tensor, combination: Combination) -> dict:
     """
-    What a panoptic output holds beside its instances: "sem_seg" and, where they have masks, "panoptic_seg".
+    The panoptic part of the output: "sem_seg" and, if the instances have masks, "panoptic_seg".
 
     Args:
         instances: at the size of the output.

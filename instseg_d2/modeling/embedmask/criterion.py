@@ -17,15 +17,15 @@ from ..proposal_generator.fcos_inference import decode
 from .targets import GroundTruth, box_ious, choose_locations
 from .window_masks import cells_of_windows, training_windows, window_sides
 
-# The mask loss works on so many cells at a time. Sorting takes about 100 bytes a cell; a GPU waits for the host once
-# a part.
+# Number of cells that the mask loss processes at a time. Sorting takes about 100 bytes per cell; a GPU waits for the
+# host once per part.
 CELLS_AT_ONCE = 2**19
 CELLS_AT_ONCE_ON_GPU = 2**22
 
 
 def probability_logits(log_probabilities: torch.Tensor, least: float) -> torch.Tensor:
     """
-    log(p / (1 - p)) of log p; value and gradient are finite also where p is 0 or 1.
+    log(p / (1 - p)) from log p; value and gradient are finite even if p is 0 or 1.
 
     Args:
         log_probabilities: (P,), at most 0.

@@ -33,7 +33,7 @@ LOSS_NAMES = {"loss_fcos_cls": "loss_cls", "loss_fcos_loc": "loss_reg", "loss_fc
 
 
 def _last_pixel(boxes: torch.Tensor, size: tuple, of: tuple) -> torch.Tensor:
-    """How far inclusive boxes end before exclusive ones, in an image resized from ``of`` (H, W) to ``size``: (4,)."""
+    """The offset (4,) of inclusive boxes to exclusive ones, in an image resized from ``of`` (H, W) to ``size``."""
     return boxes.new_tensor([0.0, 0.0, size[1] / of[1], size[0] / of[0]])
 
 

@@ -33,7 +33,7 @@ class GroundTruth:
         self.masks = canvas_masks(gt_instances, canvas)
 
     def hold(self, objects: torch.Tensor, xy: torch.Tensor) -> torch.Tensor:
-        """Whether each location (P, 2), pixels, lies on its object (P,): (P,) bool, False outside the canvas."""
+        """Whether each location (P, 2), in pixels, is on its object (P,): (P,) bool, False outside the canvas."""
         x, y = xy.long().unbind(1)
         height, width = self.masks.shape[-2:]
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)

@@ -12,7 +12,7 @@ from ..proposal_generator.fcos_inference import DetectionLimits
 @dataclass(frozen=True)
 class Version:
     """
-    What a version decides and no key says.
+    The properties of a version that have no config key.
 
     Attributes:
         spatial: the first two dimensions of an embedding follow the location.

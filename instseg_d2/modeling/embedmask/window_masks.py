@@ -1,5 +1,5 @@
 """
-Masks that are known inside windows and constant around them.
+Masks that vary inside windows and are constant outside.
 
 M objects, D detections or other masks, P cells of all windows, h x w cells of the map, H x W pixels.
 """
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from ... import ops
 
-# How many output pixels exist as floats at a time when all masks are made at once.
+# Number of output pixels that exist as floats at a time when all masks are made at once.
 CHUNK_PIXELS = 1 << 19
 
 
