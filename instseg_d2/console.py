@@ -23,7 +23,7 @@ def is_terminal() -> bool:
 
 
 class _Console(io.FileIO):
-    """Drops what is written to a console that is gone."""
+    """Drops what is written to a closed console."""
 
     def write(self, data):
         try:

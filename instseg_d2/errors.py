@@ -71,7 +71,7 @@ def _of_a_process(error: BaseException) -> str:
 
 
 def is_user_error(error: BaseException) -> bool:
-    """True for what a message alone explains: config, data, weights, missing files, a full disk, a dead process."""
+    """True for errors that need no traceback: config, data, weights, missing files, a full disk, a dead process."""
     if isinstance(error, OSError):
         return isinstance(error, _MENDABLE) or error.errno in _MENDABLE_ERRNO
     return isinstance(error, _MENDABLE) or bool(_of_a_process(error))

@@ -1,4 +1,4 @@
-"""Images in, instances out: what a model in PyTorch and an exported one share. D detections, H x W pixels."""
+"""Base of the predictors for PyTorch and exported models. D detections, H x W pixels."""
 
 import os
 from collections.abc import Iterable, Sequence

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 class Predictor(ImagePredictor):
     """
-    A model ready to look at images.
+    A trained model that predicts the instances of images.
 
     Args:
         cfg: Detectron2 config; its device falls back to the CPU where there is no GPU.

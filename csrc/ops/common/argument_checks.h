@@ -1,4 +1,4 @@
-// Checks of arguments that the operators have in common; `op` begins the message, `name` is the argument.
+// Argument checks shared by the operators; the message begins with `op`, `name` is the argument.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,4 +1,4 @@
-// What assemble_instances accepts, said once for CPU and CUDA. The range of the images is checked in the kernels.
+// Argument checks of assemble_instances, shared by CPU and CUDA. The kernels check the range of the image indices.
 #pragma once
 
 #include "assemble_instances_geometry.h"

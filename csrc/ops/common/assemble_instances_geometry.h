@@ -23,7 +23,7 @@ INSTSEG_HOST_DEVICE int first_of(int part, const AssembleSizes& sizes) {
   return (part * sizes.mask + sizes.grid - 1) / sizes.grid;
 }
 
-// The start of a window on an axis of `extent` cells, in 32 bits: far outside is as good as just outside.
+// The start of a window on an axis of `extent` cells, in 32 bits: starts far outside are moved to just outside.
 INSTSEG_HOST_DEVICE int start_of(int64_t start, int extent, const AssembleSizes& sizes) {
   return static_cast<int>(start < -sizes.mask ? -sizes.mask : start > extent ? extent : start);
 }

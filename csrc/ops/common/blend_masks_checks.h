@@ -1,4 +1,4 @@
-// What blend_masks accepts, said once for CPU and CUDA. The range of the indices is checked in the kernels.
+// Argument checks of blend_masks, shared by CPU and CUDA. The kernels check the range of the indices.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,4 +1,4 @@
-// What mask_prob accepts, said once for CPU and CUDA. The range of image_index is checked in the kernels.
+// Argument checks of mask_prob, shared by CPU and CUDA. The kernels check the range of image_index.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -79,7 +79,7 @@ class BlendMasks {
 
   // Adds to the gradients, both of type T and zero at first.
   void backward(const scalar* grad, const at::Tensor& bases_grad, const at::Tensor& attention_grad) const {
-    // Some crops for every thread at a time, in at most twice the memory of the masks.
+    // Every thread processes some crops at a time, in at most twice the memory of the masks.
     const int64_t count = groups_.boxes.size(), threads = at::get_num_threads();
     const int64_t fitting = std::max(2 * sizes_.masks / sizes_.bases, threads);
     const int64_t chunk = std::min({count, fitting, 32 * threads});

@@ -42,7 +42,7 @@ Stack<T> stack_of(const at::Tensor& tensor, T* data) {
   return {data, tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
 }
 
-// What a pixel is computed from; values are read as `scalar` and computed with as `T`.
+// The inputs of a pixel; values are read as `scalar`, and computations use `T`.
 template <typename scalar, typename T>
 struct Arguments {
   Stack<const scalar> bases, attention;

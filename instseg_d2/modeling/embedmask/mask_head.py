@@ -188,7 +188,7 @@ class EmbedMaskHead(ImageMaskHead):
         }
 
     def log_probabilities(self, features, boxes) -> torch.Tensor:
-        """Of each cell in each box: (D, R, R) float32."""
+        """The log-probability of each cell in each box: (D, R, R) float32."""
         pixels = self.pixel_head(features[self.pixel_feature], self.position_scale)
         pooled = self.pooler([features[name] for name in self.in_features], boxes)
         boxes, images = join_boxes(boxes)

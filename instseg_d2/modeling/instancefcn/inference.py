@@ -19,7 +19,7 @@ from ..postprocessing import boxes_of_masks, rescored
 from .windows import inside_image, window_corners
 
 SCORES = ("objectness", "product")
-FEW = 4  # times as many segments as are wanted mostly hold enough that survive
+FEW = 4  # times the requested number of segments: usually enough of these survive
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def best_segments(segments: Instances, limits: ProposalLimits) -> Instances:
 
 
 def as_proposals(segments: Instances) -> Instances:
-    """Segments as Detectron2's ROI heads take them: proposal_boxes and objectness_logits."""
+    """Segments in the form that Detectron2's ROI heads expect: proposal_boxes and objectness_logits."""
     result = Instances(segments.image_size)
     result.proposal_boxes = segments.pred_boxes
     result.objectness_logits = segments.objectness_logits

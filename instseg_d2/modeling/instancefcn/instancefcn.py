@@ -51,7 +51,7 @@ class InstanceFCN(InstanceSegmenter):
             kwargs: of `InstanceSegmenter`.
 
         Raises:
-            ValueError: scales that cannot be used.
+            ValueError: the scales cannot be used.
         """
         super().__init__(**kwargs)
         if not scales or min(scales) < 1:

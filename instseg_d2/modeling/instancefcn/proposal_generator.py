@@ -50,7 +50,7 @@ class InstanceFCN(nn.Module):
             grid: k; mask_size: m, cells.
 
         Raises:
-            ValueError: a grid or mask size that cannot be.
+            ValueError: the grid or mask size is out of range.
         """
         super().__init__()
         if not 1 <= grid <= mask_size:

@@ -13,7 +13,7 @@ STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 
 
 class ShiftedMaxPool(nn.Module):
-    """A 2x2 max pool of stride 1 that keeps the size; the pool of stride 2 has every second of its values."""
+    """A 2x2 max pool of stride 1 that keeps the size; a pool of stride 2 gives every second of its values."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (N, C, h, w), at least 0 (after a ReLU) -> (N, C, h, w)."""
@@ -63,7 +63,7 @@ class VGG16(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """8: the pools drop what is left over."""
+        """8, because the pools drop incomplete blocks."""
         return 8
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -144,7 +144,7 @@ class AE(MaskEmbedding):
             seed: of the order of the masks.
 
         Raises:
-            DatasetError: there is no mask.
+            DatasetError: there are no masks.
         """
         masks = PackedMasks(mask_batches, self.size)
         if not len(masks):

@@ -156,7 +156,7 @@ class PCA(MaskEmbedding):
 
         Raises:
             DatasetError: there is no mask.
-            CheckpointError: there is no scikit-learn.
+            CheckpointError: scikit-learn is not installed.
         """
         try:
             from sklearn.decomposition import IncrementalPCA

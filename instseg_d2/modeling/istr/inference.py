@@ -66,7 +66,7 @@ def detect(heads: RefinementHeads, features, boxes, queries, embedding: MaskEmbe
     maps = heads.maps(features)
     rows = heads.pooler.rows(maps)
     stages = list(heads.refine(maps, rows, boxes, queries))
-    # Only the heads that are averaged classify. Masks are made later, for the kept pairs.
+    # Only the heads whose logits are averaged compute them. Masks are made later, for the kept pairs.
     logits = [stage.head.classify(stage.queries).float() for stage in stages[-heads.averaged_heads :]]
     probabilities = torch.stack(logits).mean(0).sigmoid().nan_to_num(nan=-torch.inf)  # no number ranks last
     scores, index = probabilities.flatten(1).topk(min(limit, probabilities[0].numel()))

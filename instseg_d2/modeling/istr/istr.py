@@ -98,7 +98,7 @@ class ISTR(InstanceSegmenter):
 
     @torch.no_grad()
     def explain(self, batched_inputs: Sequence[dict], max_instances: int = 4) -> list[list]:
-        """Titled RGB pictures of boxes and masks of the best queries after each head, for each image; none of none."""
+        """Titled RGB pictures of the best queries' boxes and masks after each head, a list (or []) per image."""
         panels = []
         for sample in batched_inputs:
             images = self.preprocess([sample])

@@ -26,7 +26,7 @@ LOSS_ITEMS = ("labels", "masks")
 
 @functools.cache
 def warn_of_many_objects(num_masks: int) -> None:
-    """Once a process: an image has more objects than there are slots."""
+    """Warn once per process that an image has more objects than there are slots."""
     logger.warning(
         "An image has more objects than MODEL.SPARSE_INST.DECODER.NUM_MASKS %d: the ones that match worst are left "
         "out of its mask losses. Training goes on; for crowded images raise NUM_MASKS.",

@@ -40,7 +40,7 @@ class InstanceBranch(nn.Module):
     Features (N, C, h, w) -> class logits, mask kernels, objectness logits and the activation maps.
 
     * groups 0: Q maps by a 3x3 convolution and a sigmoid, each divided by its sum (the paper's BaseIAM).
-    * groups G: Q maps a group by a grouped convolution; a linear layer joins the G vectors of a slot (GroupIAM).
+    * groups G: Q maps per group by a grouped convolution; a linear layer joins the G vectors of a slot (GroupIAM).
     * softmax: over the cells, instead of sigmoid and sum (GroupIAMSoft).
     """
 
@@ -159,19 +159,19 @@ class IAMDecoder(nn.Module):
 
 @SPARSE_INST_DECODER_REGISTRY.register()
 class BaseIAMDecoder(IAMDecoder):
-    """One activation map a slot."""
+    """One activation map per slot."""
 
 
 @SPARSE_INST_DECODER_REGISTRY.register()
 class GroupIAMDecoder(IAMDecoder):
-    """GROUPS activation maps a slot."""
+    """GROUPS activation maps per slot."""
 
     grouped = True
 
 
 @SPARSE_INST_DECODER_REGISTRY.register()
 class GroupIAMSoftDecoder(IAMDecoder):
-    """GROUPS activation maps a slot, with a softmax over the cells."""
+    """GROUPS activation maps per slot, with a softmax over the cells."""
 
     grouped = True
     softmax = True

@@ -73,7 +73,7 @@ class SparseInst(InstanceSegmenter):
 
     @property
     def size_divisibility(self) -> int:
-        """32: the coarsest map's stride (the authors' value)."""
+        """The coarsest map's stride, 32 (the authors' value)."""
         return 32
 
     def outputs(self, images: ImageList) -> dict[str, torch.Tensor]:
