@@ -31,7 +31,8 @@ _POOLER = one_of("ROIAlignV2", "ROIAlign", "ROIPool", "ROIAlignRotated", "")
 SOLVER_VALUES = {
     **section(
         "SOLVER",
-        LR_SCHEDULER_NAME=one_of("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
+        # Detectron2's third one, WarmupStepWithFixedGammaLR, fails after the last iteration, before it is saved.
+        LR_SCHEDULER_NAME=one_of("WarmupMultiStepLR", "WarmupCosineLR"),
         MAX_ITER=at_least(1),
         IMS_PER_BATCH=at_least(1),
         BASE_LR=above(0),
@@ -43,7 +44,6 @@ SOLVER_VALUES = {
         BIAS_LR_FACTOR=at_least(0),
         GAMMA=above(0),
         STEPS=each(whole(1), fewest=0),
-        NUM_DECAYS=at_least(1),
         WARMUP_METHOD=one_of("linear", "constant"),
         WARMUP_FACTOR=at_least(0),
         WARMUP_ITERS=at_least(0),
@@ -205,6 +205,11 @@ def check_detectron2_config(cfg: CfgNode) -> None:
             f"INPUT.CROP.SIZE is {tuple(crop.SIZE)}; with INPUT.CROP.TYPE {crop.TYPE} it must be two "
             f"{'shares of the image, from 0 to 1' if relative else 'whole numbers of pixels'}.",
         )
+    require(
+        solver.LR_SCHEDULER_NAME != "WarmupCosineLR" or solver.BASE_LR_END <= solver.BASE_LR,
+        f"SOLVER.BASE_LR_END is {solver.BASE_LR_END}; with WarmupCosineLR it must be at most SOLVER.BASE_LR, "
+        f"{solver.BASE_LR}.",
+    )
     require(
         solver.MOMENTUM > 0 or not solver.NESTEROV or solver.get("OPTIMIZER", "").upper() == "ADAMW",
         "SOLVER.NESTEROV True needs a SOLVER.MOMENTUM above 0.",

@@ -15,6 +15,7 @@ from .values import (
     probability,
     require,
     section,
+    whole,
 )
 
 ISTR_VALUES = {
@@ -35,7 +36,7 @@ ISTR_VALUES = {
         ROI_ATTENTION=one_of("dynamic", "multihead"),
         MASK_DIM=at_least(1),
         MASK_FEAT_DIM=at_least(1),
-        MASK_SIZE=or_none(at_least(1)),
+        MASK_SIZE=or_none(whole(1)),
         FIT_MAX_MASKS=at_least(1),
         FIT_EPOCHS=at_least(1),
         MASK_COST=one_of("cosine", "l1", "dice"),

@@ -63,7 +63,7 @@ def _meant(key: str, value: Any, default: Any, written: Written) -> Any:
             return meant
         raise ConfigError(f"{key} takes True or False; got {value}.")
     meant = _number(value, type(default))
-    if meant is None and not (value is None and isinstance(default, float)):  # as SOLVER.WEIGHT_DECAY_NORM may be
+    if meant is None and not (_literal(value) is None and isinstance(default, float)):  # as SOLVER.WEIGHT_DECAY_NORM
         raise ConfigError(
             f"{key} takes a {'whole ' * isinstance(default, int)}number; got {value}.{_comma(value, type(default))}"
         )

@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode
 
-from .values import above, at_least, between, check_values, each, one_of, only, require, section, words
+from .values import at_least, between, check_values, each, one_of, only, require, section, words
 
 SPARSEINST_VALUES = {
     **section(
@@ -15,14 +15,14 @@ SPARSEINST_VALUES = {
         "MODEL.SPARSE_INST.ENCODER",
         NORM=only("", "the encoder has no norm"),
         IN_FEATURES=words(fewest=1),
-        NUM_CHANNELS=at_least(1),
+        NUM_CHANNELS=at_least(4),
     ),
     **section(
         "MODEL.SPARSE_INST.DECODER",
         NUM_MASKS=at_least(1),
         NUM_CLASSES=at_least(1),
         KERNEL_DIM=at_least(1),
-        SCALE_FACTOR=above(0),
+        SCALE_FACTOR=at_least(0.25),
         GROUPS=at_least(1),
     ),
     **section("MODEL.SPARSE_INST.DECODER.INST", DIM=at_least(1), CONVS=at_least(1)),

@@ -16,6 +16,7 @@ from detectron2.evaluation import print_csv_format
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from fvcore.nn.precise_bn import get_bn_modules
 
 from ..checkpoint import InstSegCheckpointer
 from ..config import home_expanded
@@ -129,7 +130,7 @@ class Trainer(TrainerBase):
         registered = [hooks.IterationTimer(), hooks.LRScheduler()]
         if cfg.SOLVER.FREEZE_NORMS_ITER >= 0:
             registered.append(FreezeNorms(cfg.SOLVER.FREEZE_NORMS_ITER))
-        if bn.ENABLED:
+        if bn.ENABLED and get_bn_modules(self.model):  # Detectron2's hook fails without one
             loader = self.build_train_loader(cfg, seed=self.seed)
             registered.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, bn.NUM_ITER))
         registered.append(PeriodicCheckpoint(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))

@@ -70,6 +70,23 @@ def test_resuming_with_another_optimizer_is_refused(tmp_path, before, after):
         train(toy_cfg(tmp_path, OPTIMIZER=after), resume=True)
 
 
+class WithoutNorms(ToyTrainer):
+    """Its model has no batch norm that is trained."""
+
+    @classmethod
+    def build_model(cls, cfg):
+        model = super().build_model(cfg)
+        model.norm = torch.nn.Identity()
+        return model
+
+
+def test_precise_statistics_of_no_norm(tmp_path):
+    cfg = toy_cfg(tmp_path, max_iter=2)
+    cfg.TEST.PRECISE_BN.ENABLED = True
+    train(cfg, trainer_class=WithoutNorms)
+    assert (tmp_path / "model_final.pth").is_file()
+
+
 def test_files_and_what_checkpoints_carry(tmp_path):
     cfg = toy_cfg(tmp_path)
     train(cfg)
