@@ -83,7 +83,8 @@ def load_config(config_file: str = "", opts=()) -> CfgNode:
     """
     The config of a YAML file (with its ``_BASE_`` files, read as plain data) and overrides.
 
-    Floats may be written without a decimal point in both. A mask head of this package gets the pooler that it needs.
+    Values are read as they are meant, see `reading`; `check_config` tells whether they can be used. A mask head of this
+    package gets the pooler that it needs.
 
     Args:
         config_file: path of a YAML file, or its name in Detectron2's model zoo; empty: the defaults.
@@ -106,7 +107,7 @@ def load_config(config_file: str = "", opts=()) -> CfgNode:
 
 def merge_overrides(cfg: CfgNode, opts) -> None:
     """
-    Merge overrides into a config, in place; floats may be written without a decimal point.
+    Merge overrides into a config, in place.
 
     Args:
         opts: alternating keys and values, as on the command line.

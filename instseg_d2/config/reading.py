@@ -51,8 +51,6 @@ def merge(cfg: CfgNode, values: Mapping, defaults: CfgNode, written: Written = l
 
 def _meant(key: str, value: Any, default: Any, written: Written) -> Any:
     """The intended value, with the default's type; texts that are Python literals are read as such."""
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
     if isinstance(default, str):
         return _text(key, value, written)
     if isinstance(default, (list, tuple)):
@@ -162,7 +160,8 @@ def as_written(path: str, key: str) -> Optional[str]:
     bases = tree.get("_BASE_", [])
     for base in reversed([bases] if isinstance(bases, str) else bases):
         if value is None:
-            value = as_written(os.path.join(os.path.dirname(path), os.path.expanduser(base)), key)
+            base = os.path.expanduser(base)
+            value = as_written(base if "://" in base else os.path.join(os.path.dirname(path), base), key)
     return value
 
 
