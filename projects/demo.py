@@ -20,13 +20,9 @@ def parse(arguments=None):
     parser.add_argument("--trust", action="store_true", help="load a .pt2 file, which could run code of its source")
     parser.add_argument("--config-file", default="", help="YAML config; not needed where the checkpoint carries it")
     parser.add_argument(
-        "--input",
-        type=os.path.expanduser,
-        nargs="+",
-        required=True,
-        help="images, folders, globs, data sets, or one video file",
+        "--input", nargs="+", required=True, help="images, folders, globs, data sets, or one video file"
     )
-    parser.add_argument("--output", type=os.path.expanduser, required=True, help="folder to write to")
+    parser.add_argument("--output", required=True, help="folder to write to")
     parser.add_argument(
         "--score-threshold",
         type=float,

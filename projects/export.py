@@ -25,10 +25,7 @@ def parse(arguments=None):
     parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width free")
     parser.add_argument("--float", action="store_true", help="images as float32 instead of uint8")
     parser.add_argument(
-        "--images",
-        type=os.path.expanduser,
-        nargs="+",
-        help="images, folders, globs or data sets to check with (default: the test data set)",
+        "--images", nargs="+", help="images, folders, globs or data sets to check with (default: the test data set)"
     )
     parser.add_argument("--max-images", type=int, default=4, help="check with so many (default %(default)s)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides KEY VALUE ...")

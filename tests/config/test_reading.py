@@ -7,6 +7,7 @@ import pytest
 from instseg_d2.config import check_config, get_cfg, get_value, home_expanded, load_config
 from instseg_d2.errors import ConfigError
 from tests.config.written import as_yaml, written_config
+from tests.scripts import load_script
 
 # As typed, in both places, and what it means.
 MEANT = [
@@ -120,3 +121,18 @@ def test_numbers_as_written_in_a_base_file(tmp_path):
     (tmp_path / "mine.yaml").write_text("_BASE_: sub/base.yaml\nSOLVER:\n  MAX_ITER: 3\n")
     cfg = load_config(tmp_path / "mine.yaml")
     assert (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS, cfg.SOLVER.MAX_ITER) == ("2024_05", "0010", 3)
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "names"),
+    [
+        ("demo", ["--model", "~/a.pt2", "--input", "b", "--output", "c"], ["model"]),
+        ("export", ["--format", "pt2", "--output", "~/a.pt2"], ["output"]),
+        ("compare", ["--configs", "a", "--data", "b", "--output", "~/out"], ["output"]),
+    ],
+)
+def test_home_in_options_that_no_function_expands(monkeypatch, script, words, names):
+    monkeypatch.setenv("HOME", "/somewhere")
+    args = load_script(script).parse(words)
+    for name in names:
+        assert getattr(args, name).startswith("/somewhere/")
