@@ -17,7 +17,6 @@ import yaml
 from tabulate import tabulate
 
 from .console import run_script
-from .errors import ConfigError
 from .files import write_bytes
 from .methods import Publication, methods
 
@@ -71,11 +70,13 @@ def pages() -> dict[Path, str]:
     The pages of the methods with their tables as they should be.
 
     Raises:
-        ConfigError: this is no checkout.
+        FileNotFoundError: this is no checkout.
     """
     found = sorted(ROOT.glob("projects/*/README.md"))
     if not found:
-        raise ConfigError(f"{ROOT} has no projects/*/README.md: the pages are written in a checkout of the sources.")
+        raise FileNotFoundError(
+            f"{ROOT} has no projects/*/README.md: the pages are written in a checkout of the sources."
+        )
     return {
         page: BLOCK.sub(lambda m: f"{m[1]}\n{table(m[2].split())}\n\n{m[3]}", page.read_text(encoding="utf-8"))
         for page in found
