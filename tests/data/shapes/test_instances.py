@@ -1,5 +1,4 @@
 import json
-import time
 
 import cv2
 import numpy as np
@@ -91,11 +90,8 @@ def test_all_kinds_of_masks_occur_and_holes_are_rle(shapes_folder):
     assert suffixes == {"jpg", "png"}
 
 
-def test_deterministic_and_fast(shapes_folder, tmp_path):
-    start = time.perf_counter()
+def test_deterministic(shapes_folder, tmp_path):
     make_shapes(tmp_path, "train", 24, seed=5)
-    seconds = time.perf_counter() - start
-    assert seconds < 24 * 0.2  # measured 0.03 s an image; 500 images in 20 s would be 0.04
     assert (tmp_path / "train.json").read_bytes() == (shapes_folder / "train.json").read_bytes()
     for image in (tmp_path / "images").iterdir():
         assert image.read_bytes() == (shapes_folder / "images" / image.name).read_bytes()
