@@ -16,8 +16,7 @@ from instseg_d2.data import InstanceDatasetMapper
 from instseg_d2.errors import DatasetError
 from instseg_d2.modeling.postprocessing import boxes_of_masks, kept
 from instseg_d2.modeling.postprocessing.run_lengths import run_lengths
-from tests.methods import METHODS, small_config, small_model
-from tests.tiny import random_batch
+from tests.tiny import METHODS, random_batch, tiny_config, tiny_model
 
 
 def sample(masks: torch.Tensor, boxes=None, classes=None) -> dict:
@@ -107,7 +106,7 @@ def check_training(model, batch, dtype=None):
 
 @pytest.fixture(scope="module", params=METHODS)
 def model(request):
-    return small_model(request.param)
+    return tiny_model(request.param, finding=True)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -212,7 +211,7 @@ def test_images_of_one_colour_at_another_size(model, value):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("num_classes", [1, 2, 3, 4, 7, 80])
 def test_numbers_of_classes(method, num_classes):
-    model = small_model(method, num_classes=num_classes)
+    model = tiny_model(method, num_classes=num_classes, finding=True)
     record = sample(rectangles(2, 64, 64, 20), classes=torch.tensor([0, num_classes - 1]))
     check_training(model, [record, sample(rectangles(1, 64, 64, 30))])
     with torch.no_grad():
@@ -259,7 +258,7 @@ def test_ground_truth_of_files(model, tmp_path, case):
         "annotations": annotations,
     }
     for mask_format in ("polygon", "bitmask"):
-        cfg = small_config("blendmask", "INPUT.MASK_FORMAT", mask_format, "INPUT.MIN_SIZE_TRAIN", (64,))
+        cfg = tiny_config("BlendMask", "INPUT.MASK_FORMAT", mask_format, "INPUT.MIN_SIZE_TRAIN", (64,))
         mapped = InstanceDatasetMapper(cfg, is_train=True)(record)
         assert len(mapped["instances"]) == sum(not crowd for _, crowd in GROUND_TRUTH[case])
         model.train().zero_grad()
@@ -289,7 +288,7 @@ def test_image_files(model, tmp_path, kind):
     image = image if mode == "I;16" else image.convert(mode)
     image.save(tmp_path / f"x{suffix}", **({"exif": exif} if "exif" in options else {}))
     record = {"file_name": str(tmp_path / f"x{suffix}"), "image_id": 1}
-    cfg = small_config("blendmask", "INPUT.MIN_SIZE_TEST", 48, "INPUT.MIN_SIZE_TRAIN", (48,))
+    cfg = tiny_config("BlendMask", "INPUT.MIN_SIZE_TEST", 48, "INPUT.MIN_SIZE_TRAIN", (48,))
     mapped = InstanceDatasetMapper(cfg, is_train=False)(dict(record))
     size = shape[::-1] if "exif" in options else shape
     with torch.no_grad():

@@ -62,7 +62,7 @@ def test_tags_lie_on_their_segments():
 @pytest.fixture
 def weights(tmp_path):
     """A checkpoint of a panoptic BlendMask that finds objects and stuff everywhere."""
-    cfg = tiny_config(*PANOPTIC)
+    cfg = tiny_config("BlendMask", *PANOPTIC)
     torch.manual_seed(1)
     model = build(cfg)
     head = model.proposal_generator.head

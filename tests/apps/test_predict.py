@@ -258,7 +258,7 @@ def test_as_a_process_with_a_blendmask(folder, tmp_path):
     """The one test that starts Python: a random BlendMask whose checkpoint carries config and class names."""
     from detectron2.modeling import build_model
 
-    cfg = tiny_config("MODEL.FCOS.INFERENCE_TH_TEST", 0.0, "INPUT.MIN_SIZE_TEST", 160)
+    cfg = tiny_config("BlendMask", "MODEL.FCOS.INFERENCE_TH_TEST", 0.0, "INPUT.MIN_SIZE_TEST", 160)
     data = {"model": build_model(cfg).state_dict(), "cfg": cfg.dump(), "class_names": ["a", "b", "c"]}
     torch.save(data, tmp_path / "blendmask.pth")
     command = [sys.executable, str(SCRIPT), "--weights", str(tmp_path / "blendmask.pth"), "--input", str(folder)]

@@ -149,7 +149,7 @@ def test_blocks_keep_their_numbers_where_one_lacks_its_convolution(norm, places,
 
 
 def test_own_checkpoints_stay_as_they_are():
-    model = tiny_model()
+    model = tiny_model("BlendMask")
     state = model.state_dict()
     assert list(convert_state_dict(state)) == list(state)
     assert model(random_batch([1]))

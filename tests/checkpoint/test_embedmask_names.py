@@ -13,7 +13,7 @@ from instseg_d2.checkpoint.authors import convert_state_dict
 from instseg_d2.config import load_config
 from instseg_d2.errors import CheckpointError
 from tests.checkpoint.test_authors import CONFIGS, read_list
-from tests.modeling.embedmask.test_embedmask import tiny_embedmask
+from tests.tiny import tiny_model
 
 
 def v3_list():
@@ -161,7 +161,7 @@ def test_v2_and_v3_names_by_hand(version, margins):
 
 def authors_file(path, version, without):
     """A file in the authors' names for the tiny model of a version, and that model; some keys left out."""
-    model = tiny_embedmask(VERSION=version)
+    model = tiny_model("EmbedMask", "MODEL.EMBED_MASK.VERSION", version)
     state = model.state_dict()
     official = {}
     for ours, theirs in (("class_tower", "cls_tower"), ("box_tower", "bbox_tower"), ("pixel_head.tower", "mask_tower")):

@@ -71,7 +71,7 @@ def test_fcos_of_adelaidet(quality):
 
 def test_backbone_of_detectron2(tmp_path):
     """The zoo's ImageNet files: names from the stem on, as NumPy arrays, matched by their endings."""
-    model = tiny_model()
+    model = tiny_model("BlendMask")
     bottom_up = random_values(model.backbone.bottom_up.state_dict())
     arrays = {name: value.numpy() for name, value in bottom_up.items()}
     data = {"model": {**arrays, "stem.fc.weight": arrays["stem.conv1.weight"]}, "__author__": "torchvision"}
@@ -99,8 +99,8 @@ def test_mask_rcnn_of_detectron2(tmp_path):
 def trained(tmp_path):
     """A checkpoint as the trainer writes it."""
     lists = {"class_names": ["a", "b", "ü"], "category_ids": [1, 3, 9]}
-    metadata = {"cfg": tiny_config("INPUT.MIN_SIZE_TEST", 64).dump(), **lists}
-    InstSegCheckpointer(tiny_model(), str(tmp_path), metadata=metadata).save("model_final", iteration=7)
+    metadata = {"cfg": tiny_config("BlendMask", "INPUT.MIN_SIZE_TEST", 64).dump(), **lists}
+    InstSegCheckpointer(tiny_model("BlendMask"), str(tmp_path), metadata=metadata).save("model_final", iteration=7)
     return str(tmp_path / "model_final.pth")
 
 
@@ -108,7 +108,7 @@ def trained(tmp_path):
 def test_a_converted_file_is_as_good(trained, tmp_path, capsys, name):
     target = str(tmp_path / name)
     assert convert([trained, target]) == 0
-    assert capsys.readouterr().out == f"{target}: {len(tiny_model().state_dict())} tensors\n"
+    assert capsys.readouterr().out == f"{target}: {len(tiny_model('BlendMask').state_dict())} tensors\n"
     assert set(read_extra(target)) == {"cfg", "class_names", "category_ids"}
     before, after = (Predictor.from_checkpoint(path) for path in (trained, target))
     assert after.class_names == ["a", "b", "ü"]

@@ -5,17 +5,19 @@ import pytest
 from instseg_d2.config import load_config
 from instseg_d2.errors import ConfigError
 from instseg_d2.modeling.build import build
-from tests.tiny_rcnn import TINY, ZOO, tiny_rcnn, tiny_rcnn_config
+from tests.tiny import MASK_RCNN, TINY, tiny_config, tiny_model
 
 
 @pytest.mark.parametrize("head", ["AssembleMaskHead", "BlendMaskHead", "EmbedMaskHead", "MaskEmbeddingHead"])
 def test_the_name_of_a_mask_head_is_enough(head):
-    cfg = load_config(ZOO, [*TINY, "MODEL.ROI_MASK_HEAD.NAME", head, "MODEL.ISTR.MASK_ENCODING_METHOD", "DCT"])
+    cfg = load_config(
+        MASK_RCNN, [*TINY["MaskRCNN"], "MODEL.ROI_MASK_HEAD.NAME", head, "MODEL.ISTR.MASK_ENCODING_METHOD", "DCT"]
+    )
     assert type(build(cfg).roi_heads.mask_head).__name__ == head
 
 
 def test_other_mask_heads_keep_their_pooler():
-    head = load_config(ZOO).MODEL.ROI_MASK_HEAD
+    head = load_config(MASK_RCNN).MODEL.ROI_MASK_HEAD
     assert (head.NAME, head.POOLER_TYPE, head.POOLER_RESOLUTION) == ("MaskRCNNConvUpsampleHead", "ROIAlignV2", 14)
 
 
@@ -31,12 +33,12 @@ def test_detectors_without_a_pyramid_are_named(head, pooler):
         "MODEL.ROI_BOX_HEAD.NAME", "",
     ]  # fmt: skip
     with pytest.raises(ConfigError, match=f"Res5ROIHeads.*{head} works in StandardROIHeads"):
-        build(tiny_rcnn_config(*opts))
+        build(tiny_config("MaskRCNN", *opts))
 
 
 @pytest.mark.parametrize("heads", ["ISTRHeads", "SparseInstHeads"])
 def test_heads_that_find_masks_by_themselves_refuse_given_boxes(heads):
-    model = tiny_rcnn("MODEL.ROI_HEADS.NAME", heads, "MODEL.ISTR.MASK_ENCODING_METHOD", "DCT")
+    model = tiny_model("MaskRCNN", "MODEL.ROI_HEADS.NAME", heads, "MODEL.ISTR.MASK_ENCODING_METHOD", "DCT")
     with pytest.raises(ValueError, match=f"{heads} finds masks by itself.*TEST.AUG.ENABLED False"):
         model.roi_heads.forward_with_given_boxes({}, [])
 

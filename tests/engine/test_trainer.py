@@ -317,7 +317,7 @@ def test_a_real_run_resumes_exactly(tmp_path):
     register_coco("toy_resume_shapes", tmp_path / "shapes" / "train.json", tmp_path / "shapes" / "images")
 
     def cfg(folder):
-        cfg = tiny_config(num_classes=6)
+        cfg = tiny_config("BlendMask", num_classes=6)
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("toy_resume_shapes",), ()
         cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (64, 96), 128
         cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT, cfg.DATALOADER.NUM_WORKERS = True, "bitmask", 1

@@ -267,6 +267,7 @@ def test_models_of_instances_are_measured_by_them(dataset, tmp_path, meta_archit
 
 def test_a_model_through_the_trainer(dataset, tmp_path, no_panopticapi):
     cfg = tiny_config(
+        "BlendMask",
         "MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True,
         "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p3", "p4"],
         "MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 8,

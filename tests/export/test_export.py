@@ -18,13 +18,11 @@ import torch.nn.functional as F
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from PIL import Image
 
-from instseg_d2.config import load_config
 from instseg_d2.engine import Predictor
 from instseg_d2.errors import ConfigError
 from instseg_d2.export import ExportedPredictor, Parity, ParityError, compare, export, export_verified
 from instseg_d2.layers import adaptive_average, exportable_pools
-from tests import tiny
-from tests.modeling.sparseinst.test_sparseinst import TINY
+from tests.tiny import tiny_config
 
 PROJECTS = Path(__file__).resolve().parents[2] / "projects"
 NAMES = ["disk", "square", "ring"]
@@ -95,9 +93,9 @@ def build_three_maps_backbone(cfg, input_shape):
 
 def save_checkpoint(path, decoder, class_bias=0.0, backbone="build_three_maps_backbone"):
     """A SparseInst with random weights that finds objects of many shapes."""
-    opts = ["MODEL.SPARSE_INST.DECODER.NAME", decoder, "MODEL.SPARSE_INST.DECODER.NUM_CLASSES", len(NAMES)]
+    opts = ["MODEL.SPARSE_INST.DECODER.NAME", decoder]
     opts += ["MODEL.BACKBONE.NAME", backbone, "INPUT.MIN_SIZE_TEST", 72, "INPUT.MAX_SIZE_TEST", 100]
-    cfg = load_config("", [*TINY, *opts])
+    cfg = tiny_config("SparseInst", *opts, num_classes=len(NAMES))
     torch.manual_seed(0)
     model = build_model(cfg)
     branch = model.decoder.instance_branch
@@ -304,8 +302,8 @@ def test_scripts(tmp_path, weights, folder, monkeypatch, capsys):
 
 def test_errors_are_one_sentence(tmp_path, predictor, weights, folder, monkeypatch, capsys):
     with pytest.raises(ConfigError, match="BlendMask cannot be exported yet: only SparseInst can"):
-        export(Predictor(tiny.tiny_config(), ""), str(tmp_path / "a.onnx"), "onnx")
-    elsewhere = Predictor(load_config("", [*TINY, "MODEL.DEVICE", "meta"]), "", optimize=False)
+        export(Predictor(tiny_config("BlendMask"), ""), str(tmp_path / "a.onnx"), "onnx")
+    elsewhere = Predictor(tiny_config("SparseInst", "MODEL.DEVICE", "meta"), "", optimize=False)
     with pytest.raises(ConfigError, match="models are exported on the CPU"):
         export(elsewhere, str(tmp_path / "a.pt2"), "pt2")
     with pytest.raises(ConfigError, match="must be one of onnx, pt2; got tflite"):

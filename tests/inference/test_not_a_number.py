@@ -24,9 +24,8 @@ from instseg_d2.methods import method_of
 from instseg_d2.modeling.istr import istr
 from instseg_d2.modeling.meta_arch import detect
 from instseg_d2.modeling.sparseinst.exportable import ExportableSparseInst
-from tests.methods import METHODS, small_config, small_model
+from tests.tiny import METHODS, tiny_config, tiny_model
 
-BOXES_ALONE = ["MODEL.META_ARCHITECTURE", "FCOSDetector", "MODEL.MASK_ON", False]
 SPOILT = {
     "score nan": ("scores", math.nan),
     "score inf": ("scores", math.inf),
@@ -35,12 +34,11 @@ SPOILT = {
 }
 
 
-@pytest.fixture(scope="module", params=[*METHODS, "fcos"])
+@pytest.fixture(scope="module", params=[*METHODS, "FCOSDetector"])
 def predictor(request):
-    name, opts = (request.param, ()) if request.param in METHODS else ("blendmask", BOXES_ALONE)
-    cfg = small_config(name, *opts, "INPUT.MIN_SIZE_TEST", 64)
+    cfg = tiny_config(request.param, "INPUT.MIN_SIZE_TEST", 64, finding=True)
     predictor = Predictor(cfg, "", class_names=["a", "b", "c"], optimize=False)
-    predictor.model = small_model(name, *opts).eval()
+    predictor.model = tiny_model(request.param, finding=True).eval()
     return predictor
 
 

@@ -9,11 +9,9 @@ from torchvision.ops import roi_align
 
 from instseg_d2.errors import DatasetError
 from instseg_d2.modeling.ground_truth import box_masks, canvas_masks, crop_masks, pad_maps, semantic_map
-from tests import tiny
-from tests.modeling.embedmask.test_embedmask import tiny_embedmask
-from tests.modeling.sparseinst.test_sparseinst import tiny_model as tiny_sparseinst
+from tests.tiny import random_batch, tiny_model
 
-METHODS = {"BlendMask": tiny.tiny_model, "EmbedMask": tiny_embedmask, "SparseInst": tiny_sparseinst}
+METHODS = ["BlendMask", "EmbedMask", "SparseInst"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -21,7 +19,7 @@ def test_images_without_objects_need_no_masks(method):
     """Detectron2's mapper gives gt_masks to images with objects alone."""
     losses = []
     for strip in (False, True):
-        model, batch = METHODS[method](), tiny.random_batch([0, 2])
+        model, batch = tiny_model(method), random_batch([0, 2])
         if strip:
             batch[0]["instances"].remove("gt_masks")
         losses.append(model(batch))
@@ -31,10 +29,10 @@ def test_images_without_objects_need_no_masks(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_objects_without_masks_are_told_of(method):
-    batch = tiny.random_batch([0, 2])
+    batch = random_batch([0, 2])
     batch[1]["instances"].remove("gt_masks")
     with pytest.raises(DatasetError, match=rf"{method} trains on masks: set MODEL\.MASK_ON"):
-        METHODS[method]()(batch)
+        tiny_model(method)(batch)
 
 
 POLYGONS = [

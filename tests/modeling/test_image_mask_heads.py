@@ -21,9 +21,16 @@ from instseg_d2.data.shapes.instances import make_shapes
 from instseg_d2.errors import ConfigError
 from instseg_d2.modeling.blendmask import BlendMaskHead
 from instseg_d2.modeling.embedmask import EmbedMaskHead
-from tests.tiny import random_batch
-from tests.tiny_rcnn import CASCADE, FCOS, tiny_rcnn, tiny_rcnn_config
+from tests.tiny import random_batch, tiny_config, tiny_model
 
+CASCADE = ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True]
+FCOS = [
+    "MODEL.PROPOSAL_GENERATOR.NAME", "FCOS",
+    "MODEL.BACKBONE.NAME", "build_fcos_resnet_fpn_backbone",
+    "MODEL.FCOS.NUM_CLS_CONVS", 1,
+    "MODEL.FCOS.NUM_BOX_CONVS", 1,
+    "MODEL.FCOS.INFERENCE_TH_TEST", 0.001,  # untrained, it is sure of nothing
+]  # fmt: skip
 BLEND = ["MODEL.ROI_MASK_HEAD.NAME", "BlendMaskHead", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""]
 EMBED = ["MODEL.ROI_MASK_HEAD.NAME", "EmbedMaskHead", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""]
 ASSEMBLE = ["MODEL.ROI_MASK_HEAD.NAME", "AssembleMaskHead", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""]
@@ -51,7 +58,7 @@ FCOS_LOSSES = {"loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"}
     ],
 )
 def test_trains_and_infers_by_name(head, detector, losses):
-    model = tiny_rcnn(*head, *detector)
+    model = tiny_model("MaskRCNN", *head, *detector)
     for counts in ((2, 0), (0, 0)):
         with EventStorage():
             found = model(random_batch(counts))
@@ -70,7 +77,7 @@ def test_trains_and_infers_by_name(head, detector, losses):
 
 @pytest.mark.parametrize("head", [BLEND, EMBED], ids=["blend", "embed"])
 def test_steps_lower_the_mask_loss_also_under_autocast(head):
-    model = tiny_rcnn(*head)
+    model = tiny_model("MaskRCNN", *head)
     optimizer = torch.optim.AdamW(model.roi_heads.mask_head.parameters(), lr=2e-4)
     batch, history = random_batch([2, 1]), []
     with EventStorage():
@@ -88,7 +95,7 @@ def test_steps_lower_the_mask_loss_also_under_autocast(head):
 
 @pytest.mark.parametrize("head", [BLEND, EMBED], ids=["blend", "embed"])
 def test_default_predictor(head):
-    cfg = tiny_rcnn_config(*head, "INPUT.MIN_SIZE_TEST", 64)
+    cfg = tiny_config("MaskRCNN", *head, "INPUT.MIN_SIZE_TEST", 64)
     found = DefaultPredictor(cfg)(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8))["instances"]
     assert len(found) > 0
     assert found.pred_masks.shape == (len(found), 50, 70)
@@ -98,7 +105,7 @@ def test_default_predictor(head):
 
 
 def test_fcos_takes_the_classes_of_the_roi_heads():
-    cfg = tiny_rcnn_config(*BLEND, *FCOS, "MODEL.FCOS.YIELD_BOX_FEATURES", True, num_classes=5)
+    cfg = tiny_config("MaskRCNN", *BLEND, *FCOS, "MODEL.FCOS.YIELD_BOX_FEATURES", True, num_classes=5)
     cfg.MODEL.FCOS.NUM_CLASSES = 80
     cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT = False
     model = build_model(cfg)
@@ -118,7 +125,8 @@ def test_detectron2s_own_trainer_and_evaluator(tmp_path, head):
     json_file = make_shapes(tmp_path, "train", 2, seed=1)
     name = f"two_shapes_{head[1]}"
     register_coco(name, json_file, tmp_path / "images")
-    cfg = tiny_rcnn_config(
+    cfg = tiny_config(
+        "MaskRCNN",
         *head,
         "DATASETS.TRAIN", (name,),
         "DATASETS.TEST", (name,),
@@ -158,7 +166,8 @@ def detections_at(proposals):
 def test_blending_by_hand(interpolation, convs):
     """Attention from the pooled box, basis after basis and cell after cell; Mask R-CNN's loss."""
     torch.manual_seed(0)
-    cfg = tiny_rcnn_config(
+    cfg = tiny_config(
+        "MaskRCNN",
         *BLEND,
         "MODEL.BASIS_MODULE.IN_FEATURES", ["p3"],
         "MODEL.BLENDMASK.ATTN_SIZE", 5,
@@ -209,7 +218,7 @@ def test_blending_by_hand(interpolation, convs):
 
 @pytest.mark.parametrize(("merging", "attention"), [("yolact", (4, 32, 3, 3)), ("fcis", None)])
 def test_the_other_ways_of_merging(merging, attention):
-    model = tiny_rcnn(*BLEND, "MODEL.BLENDMASK.MERGING", merging)
+    model = tiny_model("MaskRCNN", *BLEND, "MODEL.BLENDMASK.MERGING", merging)
     head = model.roi_heads.mask_head
     assert (head.attention.weight.shape if attention else head.attention) == attention
     with EventStorage():
@@ -235,7 +244,8 @@ def naive_lovasz(logits, labels):
 def test_embedding_by_hand(version, fixed):
     """exp(-margin * squared distance) cell by cell, the Lovasz hinge of each box, its mean."""
     torch.manual_seed(0)
-    cfg = tiny_rcnn_config(
+    cfg = tiny_config(
+        "MaskRCNN",
         *EMBED,
         "MODEL.EMBED_MASK.VERSION", version,
         "MODEL.EMBED_MASK.EMBED_DIM", 6,
@@ -305,4 +315,4 @@ def test_embedding_by_hand(version, fixed):
 )
 def test_wrong_values_name_the_key(head, opts, match):
     with pytest.raises(ConfigError, match=match):
-        tiny_rcnn(*head, *opts)
+        tiny_model("MaskRCNN", *head, *opts)

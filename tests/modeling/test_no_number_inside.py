@@ -10,12 +10,7 @@ import math
 import pytest
 import torch
 
-from tests.methods import small_model
-from tests.tiny import random_batch
-from tests.tiny_rcnn import tiny_rcnn
-
-BOXES_ALONE = ["MODEL.META_ARCHITECTURE", "FCOSDetector", "MODEL.MASK_ON", False]
-FCOS = {"blendmask": ("blendmask", ()), "fcos": ("blendmask", BOXES_ALONE), "embedmask": ("embedmask", ())}
+from tests.tiny import random_batch, tiny_model
 
 
 def assert_same(found, expected):
@@ -42,11 +37,10 @@ def compared(monkeypatch, model, owner, name, spoilt, lowered):
     ("field", "value"),
     [("class_logits", math.nan), ("quality_logits", math.nan), ("ltrb", math.nan), ("ltrb", math.inf)],
 )
-@pytest.mark.parametrize("name", FCOS)
-def test_a_location_of_fcos(monkeypatch, name, field, value):
+@pytest.mark.parametrize("method", ["BlendMask", "FCOSDetector", "EmbedMask"])
+def test_a_location_of_fcos(monkeypatch, method, field, value):
     """Of the best detection; 20 candidates a level, so that one too many would be seen."""
-    method, opts = FCOS[name]
-    model = small_model(method, *opts)
+    model = tiny_model(method, finding=True)
     fcos = model.proposal_generator
     fcos.limits_test = dataclasses.replace(fcos.limits_test, pre_nms_topk=20)
 
@@ -64,7 +58,7 @@ def test_a_location_of_fcos(monkeypatch, name, field, value):
 def test_a_window_of_instancefcn(monkeypatch, score):
     """The window of highest objectness at each scale; of few that are looked at."""
     opts = ["MODEL.INSTANCE_FCN.SCORE", score, "MODEL.INSTANCE_FCN.TOP_WINDOWS", 12]
-    model = small_model("instancefcn", *opts)
+    model = tiny_model("InstanceFCN", *opts, finding=True)
 
     def changed(outputs, value):
         score_maps, objectness = outputs
@@ -79,7 +73,7 @@ def test_a_window_of_instancefcn(monkeypatch, score):
 
 def test_a_query_of_istr(monkeypatch):
     """With all its classes it would fill the list of the best."""
-    model = small_model("istr", "TEST.DETECTIONS_PER_IMAGE", 40)
+    model = tiny_model("ISTR", "TEST.DETECTIONS_PER_IMAGE", 40, finding=True)
 
     def changed(logits, value):
         logits = logits.clone()
@@ -92,7 +86,7 @@ def test_a_query_of_istr(monkeypatch):
 
 @pytest.mark.parametrize("field", ["class_logits", "objectness_logits", "mask_logits"])
 def test_a_slot_of_sparseinst(monkeypatch, field):
-    model = small_model("sparseinst", "MODEL.SPARSE_INST.MAX_DETECTIONS", 8)
+    model = tiny_model("SparseInst", "MODEL.SPARSE_INST.MAX_DETECTIONS", 8, finding=True)
     sound = model.eval().infer(model.preprocess(random_batch([2], 64, 96)))[0]["instances"]
     slot = int(sound.slots[sound.scores.argmax()])
 
@@ -110,7 +104,7 @@ def test_a_slot_of_sparseinst(monkeypatch, field):
 def test_a_detection_in_detectron2s_model(monkeypatch, heads, field):
     """Whose postprocessing refuses boxes that are no numbers."""
     opts = ["MODEL.ROI_HEADS.NAME", heads, "MODEL.RESNETS.NORM", "BN", "MODEL.ISTR.MASK_ENCODING_METHOD", "DCT"]
-    model = tiny_rcnn(*opts, "MODEL.PROPOSAL_GENERATOR.NAME", "NoProposals").eval()
+    model = tiny_model("MaskRCNN", *opts, "MODEL.PROPOSAL_GENERATOR.NAME", "NoProposals").eval()
     for name, module in model.roi_heads.named_modules():
         if name.endswith(("class_logits", "objectness")):  # untrained, they are sure that there is nothing
             torch.nn.init.normal_(module.weight, std=1e-3)

@@ -13,8 +13,7 @@ from detectron2.utils.events import EventStorage
 
 from instseg_d2.errors import CheckpointError, ConfigError, DatasetError
 from instseg_d2.modeling.sparseinst.inference import CanvasMasks
-from tests.tiny import random_batch
-from tests.tiny_rcnn import tiny_rcnn, tiny_rcnn_config
+from tests.tiny import random_batch, tiny_config, tiny_model
 
 ISTR = ["MODEL.ROI_HEADS.NAME", "ISTRHeads", "MODEL.ISTR.MASK_ENCODING_METHOD", "DCT"]
 SPARSE = ["MODEL.ROI_HEADS.NAME", "SparseInstHeads", "MODEL.RESNETS.NORM", "BN"]
@@ -35,7 +34,7 @@ SPARSE_LOSSES = {"loss_ce", "loss_mask", "loss_dice", "loss_objectness"}
     ],
 )
 def test_trains_and_infers_by_name(opts, losses, generator):
-    model = tiny_rcnn(*opts)
+    model = tiny_model("MaskRCNN", *opts)
     for counts in ((2, 1), (0, 0)):
         with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=counts[0] == 2):
             found = model(random_batch(counts, height=90, width=130))
@@ -56,7 +55,7 @@ def test_images_without_objects_need_no_masks(opts):
     """Detectron2's mapper gives gt_masks to images with objects alone."""
     results = []
     for strip in (False, True):
-        model, batch = tiny_rcnn(*opts, *NO_PROPOSALS), random_batch([0, 2], height=90, width=130)
+        model, batch = tiny_model("MaskRCNN", *opts, *NO_PROPOSALS), random_batch([0, 2], height=90, width=130)
         if strip:
             batch[0]["instances"].remove("gt_masks")
         with EventStorage():
@@ -68,7 +67,7 @@ def test_images_without_objects_need_no_masks(opts):
 @pytest.mark.parametrize("num_classes", [1, 2, 7])
 @pytest.mark.parametrize("opts", [ISTR, SPARSE], ids=["istr", "sparse"])
 def test_classes_are_those_of_the_roi_heads(opts, num_classes):
-    model = tiny_rcnn(*opts, "MODEL.ROI_HEADS.NUM_CLASSES", num_classes)
+    model = tiny_model("MaskRCNN", *opts, "MODEL.ROI_HEADS.NUM_CLASSES", num_classes)
     heads = model.roi_heads
     layer = heads.decoder.instance_branch.class_logits if opts is SPARSE else heads.heads[0].class_logits
     assert layer.out_features == num_classes
@@ -78,9 +77,9 @@ def test_classes_are_those_of_the_roi_heads(opts, num_classes):
 def test_default_predictor(opts):
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
     small = ["INPUT.MIN_SIZE_TEST", 64, "TEST.DETECTIONS_PER_IMAGE", 5]
-    found = DefaultPredictor(tiny_rcnn_config(*opts, *NO_PROPOSALS, *small))(image)["instances"]
+    found = DefaultPredictor(tiny_config("MaskRCNN", *opts, *NO_PROPOSALS, *small))(image)["instances"]
     assert found.pred_masks.shape == (len(found), 50, 70)
-    cfg = tiny_rcnn_config(*SPARSE, *small, "MODEL.SPARSE_INST.CLS_THRESHOLD", 1.0)
+    cfg = tiny_config("MaskRCNN", *SPARSE, *small, "MODEL.SPARSE_INST.CLS_THRESHOLD", 1.0)
     assert DefaultPredictor(cfg)(image)["instances"].pred_masks.shape == (0, 50, 70)
 
 
@@ -89,7 +88,7 @@ def test_default_predictor(opts):
 )
 def test_same_losses_and_results_as_the_meta_architecture(opts, name):
     """With the same weights; height and width are multiples of 32, so that both pad alike."""
-    cfg = tiny_rcnn_config(*opts, *NO_PROPOSALS, "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 2)
+    cfg = tiny_config("MaskRCNN", *opts, *NO_PROPOSALS, "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 2)
     torch.manual_seed(0)
     model = META_ARCH_REGISTRY.get("GeneralizedRCNN")(cfg)
     other = META_ARCH_REGISTRY.get(name)(cfg)
@@ -146,13 +145,12 @@ def test_masks_of_the_canvas():
 
 def test_what_cannot_be_used_is_named():
     with pytest.raises(ConfigError, match=r"ENCODER\.IN_FEATURES names res7"):
-        tiny_rcnn(*SPARSE, "MODEL.SPARSE_INST.ENCODER.IN_FEATURES", ["res3", "res7"])
-    with (
-        EventStorage(),
-        pytest.raises(CheckpointError, match=r"PCA mask embedding has no values.*ensure_fitted.*DCT"),
-    ):
-        tiny_rcnn(*ISTR, "MODEL.ISTR.MASK_ENCODING_METHOD", "", "MODEL.ISTR.MASK_DIM", 8)(random_batch([1]))
-    model = tiny_rcnn(*SPARSE, *NO_PROPOSALS)
+        tiny_model("MaskRCNN", *SPARSE, "MODEL.SPARSE_INST.ENCODER.IN_FEATURES", ["res3", "res7"])
+    with EventStorage(), pytest.raises(CheckpointError, match=r"PCA mask embedding has no values.*ensure_fitted.*DCT"):
+        tiny_model("MaskRCNN", *ISTR, "MODEL.ISTR.MASK_ENCODING_METHOD", "", "MODEL.ISTR.MASK_DIM", 8)(
+            random_batch([1])
+        )
+    model = tiny_model("MaskRCNN", *SPARSE, *NO_PROPOSALS)
     batch = random_batch([1])
     batch[0]["instances"].remove("gt_masks")
     with EventStorage(), pytest.raises(DatasetError, match=r"SparseInstHeads trains on masks.*MASK_ON"):

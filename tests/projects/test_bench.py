@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.methods import METHODS, small_model
+from tests.tiny_rcnn import tiny_rcnn
 
 from instseg_d2.errors import ConfigError
 from projects.benchmarks.plain import fcos
 from projects.benchmarks.stages import STAGES, large_image_row, plain_model, stage_rows
-from tests.methods import METHODS, small_model
 from tests.tiny import random_batch, tiny_model
-from tests.tiny_rcnn import tiny_rcnn
 
 BOXES_ALONE = ["MODEL.META_ARCHITECTURE", "FCOSDetector", "MODEL.MASK_ON", False]
 

@@ -1,6 +1,5 @@
 """What is drawn where: pixels inside masks, outlines, boxes and tags change, all others stay."""
 
-
 import cv2
 import numpy as np
 import pytest

@@ -57,7 +57,7 @@ def dla34(w, x):
 
 
 def test_the_network_of_the_authors():
-    backbone = build_backbone(tiny_config(*DLA)).eval()
+    backbone = build_backbone(tiny_config("BlendMask", *DLA)).eval()
     weights, x = Weights(), torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = dla34(weights, x)[1:]
@@ -79,7 +79,7 @@ def test_the_network_of_the_authors():
 @pytest.mark.parametrize("norm", ["FrozenBN", "SyncBN"])
 def test_losses_reach_every_parameter(norm):
     torch.manual_seed(0)
-    model = build_model(tiny_config(*DLA, "MODEL.DLA.NORM", norm))
+    model = build_model(tiny_config("BlendMask", *DLA, "MODEL.DLA.NORM", norm))
     norms = {type(m) for m in model.backbone.bottom_up.modules() if "BatchNorm" in type(m).__name__}
     assert [t.__name__ for t in norms] == [{"FrozenBN": "FrozenBatchNorm2d"}.get(norm, "SyncBatchNorm")]
     for counts in ([2, 0], [0, 0]):
@@ -91,7 +91,7 @@ def test_losses_reach_every_parameter(norm):
 
 
 def test_the_fast_form_gives_the_same_maps():
-    backbone = build_backbone(tiny_config(*DLA, "MODEL.DLA.NORM", "SyncBN")).eval()
+    backbone = build_backbone(tiny_config("BlendMask", *DLA, "MODEL.DLA.NORM", "SyncBN")).eval()
     generator = torch.Generator().manual_seed(0)
     for module in backbone.modules():
         if isinstance(module, nn.SyncBatchNorm):
@@ -112,7 +112,7 @@ def test_classification_weights(tmp_path):
     state = theirs.state_dict()
     state["level3.project.0.weight"] = torch.zeros(128, 64, 1, 1)
     torch.save(state, tmp_path / "dla34.pth")
-    model = build_model(tiny_config(*DLA)).eval()
+    model = build_model(tiny_config("BlendMask", *DLA)).eval()
     InstSegCheckpointer(model).load(str(tmp_path / "dla34.pth"))
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():

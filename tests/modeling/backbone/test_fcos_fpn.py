@@ -15,7 +15,7 @@ from tests.tiny import tiny_config
 @pytest.mark.parametrize("top_levels", [0, 1, 2])
 def test_levels_above_the_last_one(maps, last, top_levels):
     options = ["MODEL.RESNETS.OUT_FEATURES", maps, "MODEL.FPN.IN_FEATURES", maps, "MODEL.FCOS.TOP_LEVELS", top_levels]
-    fpn = build_backbone(tiny_config(*options, "MODEL.BASIS_MODULE.IN_FEATURES", ["p3"])).eval()
+    fpn = build_backbone(tiny_config("BlendMask", *options, "MODEL.BASIS_MODULE.IN_FEATURES", ["p3"])).eval()
     first = int(last[1:]) + 1
     names = [f"p{level}" for level in range(3, first + top_levels)]
     shapes = fpn.output_shape()
@@ -56,22 +56,22 @@ def test_halving_any_map(size, dtype):
 def test_unread_levels_are_frozen():
     maps = ["res2", "res3", "res4", "res5"]
     options = ["MODEL.RESNETS.OUT_FEATURES", maps, "MODEL.FPN.IN_FEATURES", maps, "MODEL.BASIS_MODULE.IN_FEATURES", []]
-    fpn = build_backbone(tiny_config(*options))
+    fpn = build_backbone(tiny_config("BlendMask", *options))
     freeze_unread_levels(fpn, ["p3", "p5"])
     frozen = {name.rsplit(".", 1)[0] for name, p in fpn.named_parameters() if not p.requires_grad}
     top = {"top_block.p6", "top_block.p7"}
     assert frozen - {"bottom_up"} == {"fpn_lateral2", "fpn_output2", "fpn_output4", *top}
-    fpn = build_backbone(tiny_config(*options))
+    fpn = build_backbone(tiny_config("BlendMask", *options))
     freeze_unread_levels(fpn, ["p2", "p3", "p4", "p5", "p6"])
     assert {n.rsplit(".", 1)[0] for n, p in fpn.named_parameters() if not p.requires_grad} == {"top_block.p7"}
-    fpn = build_backbone(tiny_config(*options))
+    fpn = build_backbone(tiny_config("BlendMask", *options))
     freeze_unread_levels(fpn, ["p2", "p3", "p4", "p5", "p7"])
     assert {n.rsplit(".", 1)[0] for n, p in fpn.named_parameters() if not p.requires_grad} == set()
 
 
 def test_unread_levels_of_detectron2s_retinanet_fpn():
     """Whose top block reads res5."""
-    fpn = build_backbone(tiny_config("MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"))
+    fpn = build_backbone(tiny_config("BlendMask", "MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"))
     freeze_unread_levels(fpn, ["p3", "p4", "p5", "p6"])
     frozen = {name.rsplit(".", 1)[0] for name, p in fpn.named_parameters() if not p.requires_grad}
     assert frozen == {"top_block.p7"}

@@ -54,6 +54,7 @@ def assert_same_detections(found, expected, mask_difference=0.0, min_count=5):
 def test_inference_equals_the_plain_path(threshold_with_quality, top_interp):
     model = confident(
         tiny_model(
+            "BlendMask",
             "MODEL.FCOS.THRESH_WITH_CTR", threshold_with_quality,
             "MODEL.BLENDMASK.TOP_INTERP", top_interp,
             "MODEL.FCOS.PRE_NMS_TOPK_TEST", 50,
@@ -71,14 +72,14 @@ def test_inference_equals_the_plain_path(threshold_with_quality, top_interp):
 
 
 def test_optimising_leaves_the_model_as_it_was():
-    model = confident(tiny_model())
+    model = confident(tiny_model("BlendMask"))
     before = copy.deepcopy(model.state_dict())
     optimize_for_inference(model)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.values()))
 
 
 def test_nothing_found_has_all_fields():
-    model = tiny_model().eval()
+    model = tiny_model("BlendMask").eval()
     (output,) = model(random_batch([3]))
     assert len(output["instances"]) == 0
     assert set(output["instances"].get_fields()) == FIELDS
@@ -114,7 +115,7 @@ def naive_mask_loss(model, batch):
 
 
 def test_mask_loss_and_gradients():
-    model = tiny_model("MODEL.BLENDMASK.INSTANCE_LOSS_WEIGHT", 0.7)
+    model = tiny_model("BlendMask", "MODEL.BLENDMASK.INSTANCE_LOSS_WEIGHT", 0.7)
     batch = random_batch([2, 0, 1], 64, 64)
     loss = model(batch)["loss_mask"]
     expected = 0.7 * naive_mask_loss(model, batch)
@@ -125,7 +126,7 @@ def test_mask_loss_and_gradients():
 
 
 def test_semantic_loss():
-    model = tiny_model()
+    model = tiny_model("BlendMask")
     batch = random_batch([3, 0], 64, 96)
     instances = [x["instances"] for x in batch]
     loss = model(batch)["loss_basis_sem"]
@@ -160,7 +161,7 @@ def test_polygon_semantic_target_equals_its_bitmask():
 
 @pytest.mark.parametrize("counts", [(0,), (0, 0), (0, 3), (5, 1, 0)])
 def test_every_parameter_is_reached(counts):
-    model = tiny_model()
+    model = tiny_model("BlendMask")
     losses = model(random_batch(counts))
     assert all(loss.dim() == 0 and torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
@@ -173,7 +174,7 @@ def test_every_parameter_is_reached(counts):
 
 @pytest.mark.parametrize("num_classes", [1, 2, 3, 4, 7, 80])
 def test_class_counts(num_classes):
-    model = tiny_model(num_classes=num_classes)
+    model = tiny_model("BlendMask", num_classes=num_classes)
     losses = model(random_batch([2, 1], num_classes=num_classes))
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert model.proposal_generator.head.class_logits.out_channels == num_classes
@@ -186,7 +187,7 @@ def test_class_counts(num_classes):
 
 
 def test_evaluation_ignores_annotations_and_needs_none():
-    model = confident(tiny_model())
+    model = confident(tiny_model("BlendMask"))
     batch = random_batch([2])
     with_annotations = model(batch)[0]["instances"]
     without = model([{k: v for k, v in batch[0].items() if k != "instances"}])[0]["instances"]
@@ -214,7 +215,7 @@ def test_evaluation_ignores_annotations_and_needs_none():
     ],
 )
 def test_variants_train_and_infer(opts):
-    model = tiny_model(*opts)
+    model = tiny_model("BlendMask", *opts)
     losses = model(random_batch([2, 0]))
     sum(losses.values()).backward()
     missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -226,7 +227,7 @@ def test_variants_train_and_infer(opts):
 
 
 def test_fcis_reads_one_base_a_cell():
-    model = tiny_model("MODEL.BLENDMASK.MERGING", "fcis", "MODEL.BASIS_MODULE.NUM_BASES", 4)
+    model = tiny_model("BlendMask", "MODEL.BLENDMASK.MERGING", "fcis", "MODEL.BASIS_MODULE.NUM_BASES", 4)
     bases = torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, 32, 32)
     logits = model.blender(bases, torch.tensor([[8.0, 8.0, 100.0, 100.0]]), torch.tensor([0]), None)[0]
     assert [logits[3, 3], logits[3, 20], logits[20, 3], logits[20, 20]] == [0, 1, 2, 3]
@@ -234,15 +235,15 @@ def test_fcis_reads_one_base_a_cell():
 
 def test_wrong_values_name_the_key():
     with pytest.raises(ValueError, match=r"BLENDMASK\.MERGING"):
-        tiny_model("MODEL.BLENDMASK.MERGING", "sum")
+        tiny_model("BlendMask", "MODEL.BLENDMASK.MERGING", "sum")
     with pytest.raises(ValueError, match="NUM_BASES"):
-        tiny_model("MODEL.BLENDMASK.MERGING", "fcis", "MODEL.BASIS_MODULE.NUM_BASES", 5)
+        tiny_model("BlendMask", "MODEL.BLENDMASK.MERGING", "fcis", "MODEL.BASIS_MODULE.NUM_BASES", 5)
     with pytest.raises(ValueError, match=r"BASIS_MODULE\.IN_FEATURES"):
-        tiny_model("MODEL.BASIS_MODULE.IN_FEATURES", ["p3", "p9"])
+        tiny_model("BlendMask", "MODEL.BASIS_MODULE.IN_FEATURES", ["p3", "p9"])
 
 
 def test_autocast_losses_are_finite_float32():
-    model = tiny_model()
+    model = tiny_model("BlendMask")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = model(random_batch([2, 1]))
     assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
@@ -252,7 +253,7 @@ def test_autocast_losses_are_finite_float32():
 
 @pytest.mark.parametrize("opts", [[], ["MODEL.BLENDMASK.MERGING", "fcis"], ["MODEL.BLENDMASK.MERGING", "yolact"]])
 def test_explain_makes_pictures(opts):
-    model = tiny_model(*opts)
+    model = tiny_model("BlendMask", *opts)
     model.proposal_generator.head.class_logits.bias.data.fill_(0.0)
     for panels in model.eval().explain(random_batch([1, 0]), max_instances=2):
         titles = [title for title, _ in panels]

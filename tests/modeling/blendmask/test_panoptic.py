@@ -28,7 +28,7 @@ PANOPTIC = [
 
 
 def panoptic_model(*opts, **kwargs):
-    return tiny_model(*PANOPTIC, *opts, **kwargs)
+    return tiny_model("BlendMask", *PANOPTIC, *opts, **kwargs)
 
 
 def panoptic_batch(counts, *args, labelled=True, **kwargs):
@@ -228,7 +228,7 @@ def test_optimised_inference_is_the_same():
 
 
 def test_without_the_switch_there_is_no_head():
-    model = tiny_model()
+    model = tiny_model("BlendMask")
     assert model.sem_seg_head is None
     assert not any("sem_seg" in name for name in model.state_dict())
     assert "panoptic_seg" not in model.eval()(random_batch([0]))[0]

@@ -14,7 +14,6 @@ from instseg_d2.modeling.losses import ltrb_ious
 from instseg_d2.modeling.proposal_generator import fcos as fcos_module
 from instseg_d2.modeling.proposal_generator.fcos_head import HeadOutputs
 from instseg_d2.modeling.proposal_generator.fcos_targets import Assignment
-from tests.modeling.embedmask.test_embedmask import tiny_embedmask
 from tests.tiny import tiny_model
 
 every_version = pytest.mark.parametrize("version", ["v1", "v2", "v3"])
@@ -85,7 +84,7 @@ def test_which_locations_make_the_proposal(version):
     outputs = HeadOutputs(grid, torch.zeros(3, 1), ltrb, torch.zeros(3), [])
     instances = Instances((16, 24), gt_boxes=Boxes([[0, 0, 24, 16]]), gt_masks=BitMasks(torch.ones(1, 16, 24)))
     positives = Assignment(torch.arange(3), torch.zeros(3, dtype=torch.int64), ltrb, torch.ones(3))
-    criterion = tiny_embedmask(VERSION=version).criterion
+    criterion = tiny_model("EmbedMask", "MODEL.EMBED_MASK.VERSION", version).criterion
     chosen = criterion.choose(outputs, positives, GroundTruth([instances], (16, 24)))
     assert chosen.tolist() == ([0, 1] if version == "v1" else [1])
 
@@ -104,7 +103,7 @@ def test_mask_and_smooth_loss(version, fixed):
     p = 0.8; the others are right by more than the hinge's margin. A second object has no positive location, a second
     image no object.
     """
-    model = tiny_embedmask(VERSION=version)
+    model = tiny_model("EmbedMask", "MODEL.EMBED_MASK.VERSION", version)
     log_p = [math.log(0.8), -5.0, math.log(0.5), -30.0, -5.0, -5.0]
     row = torch.tensor([cell(value, version) for value in log_p])
     pixels = torch.zeros(2, 2, 1, 6)
@@ -160,7 +159,7 @@ def masks_of(model, monkeypatch, row, box):
 # ... against log 0.53 = -0.635.
 @pytest.mark.parametrize(("version", "columns"), [("v1", [0, 1, 2, 3]), ("v2", [0, 1, 2]), ("v3", [0, 1])])
 def test_thresholds_of_masks(version, columns, monkeypatch):
-    model = tiny_embedmask(VERSION=version).eval()
+    model = tiny_model("EmbedMask", "MODEL.EMBED_MASK.VERSION", version).eval()
     row = torch.tensor([cell(math.log(p), version) for p in (0.82, 0.02)])
     assert masks_of(model, monkeypatch, row, [0.0, 0.0, 8.0, 4.0]) == columns
 
@@ -170,7 +169,7 @@ def test_thresholds_of_masks(version, columns, monkeypatch):
 # pulls every column between them below log 0.53.
 @pytest.mark.parametrize(("version", "first", "last"), [("v1", 20, 39), ("v2", 20, 39), ("v3", 14, 37)])
 def test_regions_of_masks(version, first, last, monkeypatch):
-    model = tiny_embedmask(VERSION=version).eval()
+    model = tiny_model("EmbedMask", "MODEL.EMBED_MASK.VERSION", version).eval()
     columns = masks_of(model, monkeypatch, torch.zeros(12, 2), [22.0, 0.0, 33.8, 4.0])
     assert columns == list(range(first, last + 1))
 
@@ -228,7 +227,7 @@ def transcribed(outputs, positives, kind, others=(0, 0.0)):
 @pytest.mark.parametrize("scale", [3.0, 1e-4])
 @pytest.mark.parametrize("kind", ["giou", "iou", "linear_iou"])
 def test_detection_losses(kind, scale):
-    fcos = tiny_embedmask(IOU_LOSS_TYPE=kind).proposal_generator
+    fcos = tiny_model("EmbedMask", "MODEL.EMBED_MASK.IOU_LOSS_TYPE", kind).proposal_generator
     outputs, positives, instances = head_outputs(scale)
     losses = torch.stack(list(fcos.losses(outputs, positives, instances)[0].values()))
     torch.testing.assert_close(losses, transcribed(outputs, positives, kind), rtol=1e-5, atol=1e-6)
@@ -238,10 +237,10 @@ def test_centerness_normaliser_has_no_floor():
     outputs, positives, instances = head_outputs(3.0)
     positives.centerness *= 1e-9
     expected = transcribed(outputs, positives, "giou")
-    (_, found, _) = tiny_embedmask().proposal_generator.losses(outputs, positives, instances)[0].values()
+    (_, found, _) = tiny_model("EmbedMask").proposal_generator.losses(outputs, positives, instances)[0].values()
     torch.testing.assert_close(found, expected[1])
     # BlendMask's FCOS has one, and no addition to the hull.
-    (_, found, _) = tiny_model().proposal_generator.losses(outputs, positives, instances)[0].values()
+    (_, found, _) = tiny_model("BlendMask").proposal_generator.losses(outputs, positives, instances)[0].values()
     torch.testing.assert_close(found, expected[1] * 1.6e-9 / 1e-6)
     nothing, target = torch.zeros(1, 4), torch.full((1, 4), 1e-4)
     torch.testing.assert_close(ltrb_ious(nothing, target)[1], torch.ones(1))  # a hull of 4e-8 is the union
@@ -257,7 +256,9 @@ def test_losses_are_divided_by_the_mean_over_workers(here, others, monkeypatch):
     monkeypatch.setattr(fcos_module, "mean_over_workers", mean_over_workers)
     outputs, positives, instances = head_outputs(3.0)
     positives = Assignment(*(getattr(positives, name)[:here] for name in ("rows", "objects", "ltrb", "centerness")))
-    losses = torch.stack(list(tiny_embedmask().proposal_generator.losses(outputs, positives, instances)[0].values()))
+    losses = torch.stack(
+        list(tiny_model("EmbedMask").proposal_generator.losses(outputs, positives, instances)[0].values())
+    )
     torch.testing.assert_close(losses, transcribed(outputs, positives, "giou", others), rtol=1e-5, atol=1e-6)
     losses.sum().backward()
     for leaf in (outputs.class_logits, outputs.ltrb, outputs.quality_logits):

@@ -7,35 +7,22 @@ import torch
 from detectron2.structures import PolygonMasks
 from detectron2.utils.events import EventStorage
 
-from instseg_d2.config import load_config, set_num_classes
 from instseg_d2.errors import ConfigError
 from instseg_d2.inference.optimize import optimize_for_inference
-from instseg_d2.modeling.build import build
 from projects.benchmarks.plain.embedmask import plain_infer, plain_losses, plain_postprocess
-from tests.tiny import TINY, random_batch
+from tests.tiny import random_batch, tiny_model
 
 FIELDS = {"pred_boxes", "scores", "pred_classes", "pred_masks"}
-V1 = {"EMBED_DIM": 32, "BOX_PADDING": 0.1, "SAMPLE_POS_IOU_TH": 0.5, "LOSS_SMOOTH_ALPHA": 0.1, "MASK_TH": 0.5}
-V2 = {"EMBED_DIM": 8, "BOX_PADDING": 0.1}
-VERSIONS = {
-    "v1": V1,
-    "v2": V2,
-    "v3": {},
-    "v1 fixed": {**V1, "FIX_MARGIN": True},
-    "v2 fixed": {**V2, "FIX_MARGIN": True},
-    "v3 fixed": {"FIX_MARGIN": True},
-}
+VERSIONS = ["v1", "v2", "v3", "v1 fixed", "v2 fixed", "v3 fixed"]
 every_version = pytest.mark.parametrize("version", VERSIONS)
 
 
-def tiny_embedmask(version="v3", num_classes=3, seed=0, **keys):
-    """A tiny EmbedMask with random weights; ``keys`` of MODEL.EMBED_MASK go over those of the version."""
-    values = {"HEAD_NUM_CONVS": 1, "MASK_NUM_CONVS": 1, **VERSIONS[version], **keys}
+def embedmask(version="v3", num_classes=3, **keys):
+    """The tiny model of a version, perhaps of fixed margin; ``keys`` of MODEL.EMBED_MASK go over it."""
+    name, *fixed = version.split()
+    values = {"VERSION": name, "FIX_MARGIN": bool(fixed), **keys}
     opts = [item for key, value in values.items() for item in (f"MODEL.EMBED_MASK.{key}", value)]
-    cfg = load_config("", [*TINY, "MODEL.META_ARCHITECTURE", "EmbedMask", *opts])
-    set_num_classes(cfg, num_classes)
-    torch.manual_seed(seed)
-    return build(cfg)
+    return tiny_model("EmbedMask", *opts, num_classes=num_classes)
 
 
 def spread(model):
@@ -90,7 +77,7 @@ def plain_outputs(model, batch):
 @pytest.mark.parametrize("inclusive", [False, True])
 @every_version
 def test_inference_equals_the_plain_path(version, inclusive):
-    model = spread(tiny_embedmask(version, INCLUSIVE_BOXES=inclusive, PRE_NMS_TOP_N=50)).eval()
+    model = spread(embedmask(version, INCLUSIVE_BOXES=inclusive, PRE_NMS_TOP_N=50)).eval()
     batch = random_batch([1, 1], 100, 120) + random_batch([0], 64, 160)
     batch[0].update(height=77, width=211)
     plain = plain_outputs(model, batch)
@@ -102,7 +89,7 @@ def test_inference_equals_the_plain_path(version, inclusive):
 
 
 def test_boxes_are_clipped_before_nms_and_scores_have_no_root():
-    model = spread(tiny_embedmask()).eval()
+    model = spread(embedmask()).eval()
     result = model.infer(model.preprocess(random_batch([1], 90, 100)))[0]["instances"]
     boxes = result.pred_boxes.tensor
     assert boxes.min() >= 0
@@ -118,12 +105,12 @@ def test_inclusive_boxes_lose_a_pixel_of_the_original_image():
     (sample,) = random_batch([2], 96, 128)
     sample.update(height=48, width=32)
     given = sample["instances"].gt_boxes.tensor.clone()
-    (found,) = tiny_embedmask(INCLUSIVE_BOXES=True).gt_instances([sample])
+    (found,) = embedmask(INCLUSIVE_BOXES=True).gt_instances([sample])
     torch.testing.assert_close(found.gt_boxes.tensor, given - torch.tensor([0.0, 0.0, 4.0, 2.0]))
 
 
 def test_levels_that_nothing_reads_are_not_trained():
-    model = tiny_embedmask(FPN_STRIDES=[8, 16, 32], FPN_INTEREST_SPLIT=[64, 128])
+    model = embedmask(FPN_STRIDES=[8, 16, 32], FPN_INTEREST_SPLIT=[64, 128])
     with EventStorage():
         sum(model(random_batch([2])).values()).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
@@ -134,11 +121,11 @@ def test_levels_that_nothing_reads_are_not_trained():
 @pytest.mark.parametrize("key", ["PRIOR_MARGIN", "EMBED_REDUCE_FACTOR", "MARGIN_REDUCE_FACTOR"])
 def test_divisors_are_above_zero(key):
     with pytest.raises(ConfigError, match=rf"MODEL\.EMBED_MASK\.{key} is 0.0; it must be above 0"):
-        tiny_embedmask(**{key: 0})
+        embedmask(**{key: 0})
 
 
 def test_inclusive_boxes_end_one_output_pixel_later():
-    model = spread(tiny_embedmask(INCLUSIVE_BOXES=True)).eval()
+    model = spread(embedmask(INCLUSIVE_BOXES=True)).eval()
     sample = {**random_batch([1], 96, 128)[0], "height": 192, "width": 256}
     result = model.infer(model.preprocess([sample]))[0]["instances"]
     boxes = result.pred_boxes.tensor.clone()
@@ -152,7 +139,7 @@ def test_inclusive_boxes_end_one_output_pixel_later():
 @pytest.mark.parametrize("inclusive", [False, True])
 @every_version
 def test_losses_and_gradients_equal_the_plain_path(version, inclusive):
-    model = spread(tiny_embedmask(version, INCLUSIVE_BOXES=inclusive))
+    model = spread(embedmask(version, INCLUSIVE_BOXES=inclusive))
     batch = random_batch([3, 0, 2], 96, 128)
     batch[2]["instances"].gt_masks = PolygonMasks(
         [[[10.0, 8.0, 70.0, 12.0, 60.0, 80.0]], [[30.0, 20.0, 100.0, 20.0, 100.0, 90.0, 34.0, 70.0]]]
@@ -177,7 +164,7 @@ def test_losses_and_gradients_equal_the_plain_path(version, inclusive):
 @every_version
 @pytest.mark.parametrize("counts", [(0,), (0, 0), (0, 3), (5, 1, 0)])
 def test_every_parameter_is_reached(version, counts):
-    model = tiny_embedmask(version)
+    model = embedmask(version)
     losses = model(random_batch(counts))
     assert all(loss.dim() == 0 and torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
@@ -190,7 +177,7 @@ def test_every_parameter_is_reached(version, counts):
 
 @pytest.mark.parametrize("num_classes", [1, 2, 3, 4, 7, 80])
 def test_class_counts(num_classes):
-    model = tiny_embedmask(num_classes=num_classes)
+    model = embedmask(num_classes=num_classes)
     losses = model(random_batch([2, 1], num_classes=num_classes))
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert model.proposal_generator.head.class_logits.out_channels == num_classes
@@ -202,7 +189,7 @@ def test_class_counts(num_classes):
 
 
 def test_nothing_found_has_all_fields():
-    (output,) = tiny_embedmask().eval()(random_batch([3]))
+    (output,) = embedmask().eval()(random_batch([3]))
     assert len(output["instances"]) == 0
     assert set(output["instances"].get_fields()) == FIELDS
     assert output["instances"].pred_masks.shape == (0, 96, 128)
@@ -210,7 +197,7 @@ def test_nothing_found_has_all_fields():
 
 
 def test_evaluation_ignores_annotations_and_needs_none():
-    model = spread(tiny_embedmask()).eval()
+    model = spread(embedmask()).eval()
     batch = random_batch([2])
     with_annotations = model(batch)[0]["instances"]
     without = model([{k: v for k, v in batch[0].items() if k != "instances"}])[0]["instances"]
@@ -236,7 +223,7 @@ def test_evaluation_ignores_annotations_and_needs_none():
     ],
 )
 def test_variants_equal_the_plain_path(keys):
-    model = spread(tiny_embedmask(**keys))
+    model = spread(embedmask(**keys))
     batch = random_batch([2, 0], 64, 96)
     images = model.preprocess(batch)
     losses = model.losses(images, batch)
@@ -253,7 +240,7 @@ def test_variants_equal_the_plain_path(keys):
 
 def test_autocast_losses_are_finite_float32():
     for version in ("v1", "v2", "v3"):
-        model = tiny_embedmask(version)
+        model = embedmask(version)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             losses = model(random_batch([2, 1]))
         assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
@@ -268,7 +255,7 @@ def test_autocast_losses_are_finite_float32():
 def test_a_confident_model_gives_sane_masks():
     """Far pixels have probability 0 in float32, the proposal's own pixel 1: nothing is lost or not a number."""
     for version in ("v1", "v2", "v3"):
-        model = spread(tiny_embedmask(version))
+        model = spread(embedmask(version))
         model.pixel_head.embedding.weight.data *= 1e3
         losses = model(random_batch([2, 1]))
         sum(losses.values()).backward()
@@ -277,7 +264,7 @@ def test_a_confident_model_gives_sane_masks():
 
 
 def test_optimising_leaves_the_model_as_it_was():
-    model = spread(tiny_embedmask())
+    model = spread(embedmask())
     before = copy.deepcopy(model.state_dict())
     optimize_for_inference(model)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.values()))
@@ -285,7 +272,7 @@ def test_optimising_leaves_the_model_as_it_was():
 
 @pytest.mark.parametrize(("version", "bars"), [("v1", 1), ("v2", 1), ("v3", 16), ("v3 fixed", 1)])
 def test_explain_makes_pictures(version, bars):
-    model = spread(tiny_embedmask(version)).eval()
+    model = spread(embedmask(version)).eval()
     for panels in model.explain(random_batch([1, 0], 90, 120), max_instances=2):
         titles = [title for title, _ in panels]
         assert titles[0] == "pixel embedding"
@@ -300,12 +287,12 @@ def test_explain_makes_pictures(version, bars):
 
 
 def test_initial_values():
-    model = tiny_embedmask("v3")
+    model = embedmask("v3")
     assert model.proposal_head.margin.bias.exp().allclose(torch.tensor(0.6931472 / 4))
     assert model.position_scale.tolist() == [1.0]
     assert [scale.tolist() for scale in model.proposal_head.margin_scales] == [[1.0]] * 5
     for layer in (model.proposal_head.embedding, model.proposal_head.margin, model.pixel_head.embedding):
         assert 0.009 < layer.weight.std() < 0.011
-    assert tiny_embedmask("v1").proposal_head.box_margin.weight.shape == (1, 4)
-    assert tiny_embedmask("v1").position_scale is None
-    assert tiny_embedmask("v2").proposal_head.margin.weight.shape[0] == 1
+    assert embedmask("v1").proposal_head.box_margin.weight.shape == (1, 4)
+    assert embedmask("v1").position_scale is None
+    assert embedmask("v2").proposal_head.margin.weight.shape[0] == 1

@@ -8,28 +8,11 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torchvision.ops import nms
 
-from instseg_d2.config import load_config, set_num_classes
 from instseg_d2.errors import ConfigError
-from instseg_d2.modeling.build import build
 from instseg_d2.modeling.instancefcn.inference import ProposalLimits, best_segments, paste, segments_of_windows
 from projects.benchmarks.plain.instancefcn import assemble_densely, plain_infer
-from tests.tiny import random_batch
+from tests.tiny import random_batch, tiny_model
 
-TINY = [
-    "MODEL.DEVICE", "cpu",
-    "MODEL.META_ARCHITECTURE", "InstanceFCN",
-    "MODEL.PROPOSAL_GENERATOR.NAME", "InstanceFCN",
-    "MODEL.BACKBONE.NAME", "build_dilated_resnet_backbone",
-    "MODEL.BACKBONE.FREEZE_AT", 0,
-    "MODEL.RESNETS.DEPTH", 18,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
-    "MODEL.RESNETS.OUT_FEATURES", ["res3"],
-    "MODEL.RESNETS.NORM", "BN",
-    "MODEL.PIXEL_STD", [57.375, 57.12, 58.395],
-    "MODEL.INSTANCE_FCN.IN_FEATURE", "res3",
-    "MODEL.INSTANCE_FCN.HIDDEN_DIM", 16,
-    "MODEL.INSTANCE_FCN.SCALES_TEST", (48, 64, 96),
-]  # fmt: skip
 CLASSIFIED = [
     "MODEL.INSTANCE_FCN.CLASSIFY", True,
     "MODEL.INSTANCE_FCN.CLASSIFIER_SCALE", 64,
@@ -44,14 +27,6 @@ CLASSIFIED = [
 SMALL_WINDOWS = ["MODEL.INSTANCE_FCN.MASK_SIZE", 7, "MODEL.INSTANCE_FCN.GRID", 3]
 FIELDS = {"pred_boxes", "scores", "pred_classes", "pred_masks"}
 LOSSES = {"loss_window_objectness", "loss_window_mask"}
-
-
-def tiny_model(*opts, num_classes=3, seed=0):
-    torch.manual_seed(seed)
-    cfg = load_config("", TINY)
-    set_num_classes(cfg, num_classes)
-    cfg.merge_from_list(list(opts))
-    return build(cfg)
 
 
 def confident(model):
@@ -80,7 +55,7 @@ def train_losses(model, batch):
 @pytest.mark.parametrize("grid", [3, 5, 7])
 @pytest.mark.parametrize("mask_size", [21, 15])
 def test_grids_and_mask_sizes(grid, mask_size):
-    model = tiny_model("MODEL.INSTANCE_FCN.GRID", grid, "MODEL.INSTANCE_FCN.MASK_SIZE", mask_size)
+    model = tiny_model("InstanceFCN", "MODEL.INSTANCE_FCN.GRID", grid, "MODEL.INSTANCE_FCN.MASK_SIZE", mask_size)
     assert set(train_losses(model, random_batch([3, 1]))) == LOSSES
     images = model.preprocess(random_batch([1], 64, 96))
     score_maps, objectness = model.proposal_generator.outputs(model.backbone(images.tensor))
@@ -97,7 +72,7 @@ def test_grids_and_mask_sizes(grid, mask_size):
 @pytest.mark.parametrize("counts", [[3, 0, 2], [0], [0, 0]])
 @pytest.mark.parametrize("opts", [[], CLASSIFIED], ids=["proposals", "classified"])
 def test_images_without_objects(counts, opts):
-    losses = train_losses(tiny_model(*opts), random_batch(counts))
+    losses = train_losses(tiny_model("InstanceFCN", *opts), random_batch(counts))
     assert set(losses) == LOSSES | ({"loss_cls", "loss_box_reg"} if opts else set())
     if not any(counts):
         assert losses["loss_window_mask"] == 0
@@ -105,7 +80,7 @@ def test_images_without_objects(counts, opts):
 
 def test_losses_see_the_objects():
     """A batch with a canonical object: its windows count, whatever its class, and images may differ in size."""
-    model = tiny_model("MODEL.INSTANCE_FCN.CANONICAL_SIZE", 60.0)
+    model = tiny_model("InstanceFCN", "MODEL.INSTANCE_FCN.CANONICAL_SIZE", 60.0)
     small, large = random_batch([1], 64, 80)[0], random_batch([1], 96, 128, seed=1)[0]
     for sample, size in ((small, 60), (large, 60)):
         sample["instances"].gt_boxes = Boxes(torch.tensor([[4.0, 4, 4 + size, 4 + size * 0.9]]))
@@ -121,7 +96,9 @@ def test_losses_see_the_objects():
 
 
 def test_both_losses_fall():
-    model = tiny_model("MODEL.INSTANCE_FCN.CANONICAL_SIZE", 60.0, "MODEL.INSTANCE_FCN.POSITIVE_OCTAVES", 1.0)
+    model = tiny_model(
+        "InstanceFCN", "MODEL.INSTANCE_FCN.CANONICAL_SIZE", 60.0, "MODEL.INSTANCE_FCN.POSITIVE_OCTAVES", 1.0
+    )
     batch = random_batch([2, 2])
     optimizer = torch.optim.AdamW(model.parameters(), 0.003)
     history = []
@@ -136,7 +113,7 @@ def test_both_losses_fall():
 
 
 def test_autocast():
-    model = tiny_model()
+    model = tiny_model("InstanceFCN")
     model.proposal_generator.head.score_maps.weight.data *= 1e4
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = train_losses(model, random_batch([3, 2]))
@@ -156,6 +133,7 @@ def sized_batch():
 def test_inference_equals_the_dense_way(score):
     model = confident(
         tiny_model(
+            "InstanceFCN",
             *SMALL_WINDOWS,
             "MODEL.INSTANCE_FCN.SCORE", score,
             "MODEL.INSTANCE_FCN.TOP_WINDOWS", 10**6,
@@ -182,7 +160,7 @@ def test_inference_equals_the_dense_way(score):
 
 def test_the_best_windows_are_enough():
     """With a short list of windows at each scale the best segments are the same."""
-    model = confident(tiny_model(*SMALL_WINDOWS))
+    model = confident(tiny_model("InstanceFCN", *SMALL_WINDOWS))
     images = model.preprocess(random_batch([0], 96, 128))
     (expected,) = plain_infer(model, images)
     model.proposal_generator.limits = ProposalLimits(top_windows=40, max_proposals=8)
@@ -270,7 +248,7 @@ def test_pasting():
 
 
 def test_output():
-    model = confident(tiny_model("MODEL.INSTANCE_FCN.MAX_PROPOSALS", 20))
+    model = confident(tiny_model("InstanceFCN", "MODEL.INSTANCE_FCN.MAX_PROPOSALS", 20))
     batch = sized_batch()
     for sample, output in zip(batch, model(batch)):
         found, size = output["instances"], (sample["height"], sample["width"])
@@ -287,8 +265,8 @@ def test_output():
 
 @pytest.mark.parametrize("opts", [[], CLASSIFIED], ids=["proposals", "classified"])
 def test_nothing_found_has_all_fields(opts):
-    found = confident(tiny_model(*opts))(random_batch([1]))[0]["instances"]
-    model = tiny_model(*opts).eval()
+    found = confident(tiny_model("InstanceFCN", *opts))(random_batch([1]))[0]["instances"]
+    model = tiny_model("InstanceFCN", *opts).eval()
     model.proposal_generator.head.score_maps.bias.data.fill_(-50.0)
     nothing = model(random_batch([1]))[0]["instances"]
     assert len(found)
@@ -301,7 +279,7 @@ def test_nothing_found_has_all_fields(opts):
 
 @pytest.mark.parametrize("num_classes", [1, 2, 3, 4, 7, 80])
 def test_class_counts(num_classes):
-    model = tiny_model(*CLASSIFIED, num_classes=num_classes)
+    model = tiny_model("InstanceFCN", *CLASSIFIED, num_classes=num_classes)
     train_losses(model, random_batch([2], num_classes=num_classes))
     found = confident(model)(random_batch([1]))[0]["instances"]
     assert set(found.get_fields()) == FIELDS
@@ -310,7 +288,7 @@ def test_class_counts(num_classes):
 
 
 def test_classified_segments_keep_their_masks():
-    model = confident(tiny_model(*CLASSIFIED))
+    model = confident(tiny_model("InstanceFCN", *CLASSIFIED))
     images = model.preprocess(random_batch([0], 70, 100))
     roi_heads, model.roi_heads = model.roi_heads, None
     proposals = model.infer(images)[0]["instances"]
@@ -338,6 +316,7 @@ def test_classified_segments_keep_their_masks():
 def test_generalized_rcnn_takes_the_proposals():
     """Detectron2's own meta-architecture and ROI heads, boxes and masks, on InstanceFCN's proposals."""
     model = tiny_model(
+        "InstanceFCN",
         *CLASSIFIED,
         "MODEL.META_ARCHITECTURE", "GeneralizedRCNN",
         "MODEL.ROI_HEADS.NAME", "StandardROIHeads",
@@ -354,7 +333,7 @@ def test_generalized_rcnn_takes_the_proposals():
 
 
 def test_explain():
-    model = confident(tiny_model())
+    model = confident(tiny_model("InstanceFCN"))
     panels = model.explain(random_batch([0, 0], 70, 100), max_instances=3)
     assert len(panels) == 2
     titles = [title for title, _ in panels[0]]
@@ -383,4 +362,4 @@ def test_explain():
 )
 def test_values_that_cannot_be(opts, match):
     with pytest.raises(ConfigError, match=match):
-        tiny_model(*opts)
+        tiny_model("InstanceFCN", *opts)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2 import model_zoo
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torchvision.ops import roi_align
@@ -13,15 +12,14 @@ from torchvision.ops import roi_align
 from instseg_d2.config import get_cfg, load_config
 from instseg_d2.errors import ConfigError
 from instseg_d2.modeling.instancefcn.mask_head import AssembleMaskHead
-from tests.tiny import random_batch
-from tests.tiny_rcnn import ZOO, tiny_rcnn
+from tests.tiny import MASK_RCNN, random_batch, tiny_model
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "MaskRCNN-heads"
 HEAD = ["MODEL.ROI_MASK_HEAD.NAME", "AssembleMaskHead", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""]
 
 
 def tiny_mask_rcnn(*opts, num_classes=3):
-    return tiny_rcnn(*HEAD, *opts, num_classes=num_classes)
+    return tiny_model("MaskRCNN", *HEAD, *opts, num_classes=num_classes)
 
 
 def test_head_equals_a_naive_loop():
@@ -152,5 +150,5 @@ def test_wrong_values_name_the_key(opts, match):
 def test_base_recipe_is_detectron2s():
     ours = load_config(str(CONFIGS / "Base-mask_rcnn_R_50_FPN_1x.yaml"))
     theirs = get_cfg()
-    theirs.merge_from_file(model_zoo.get_config_file(ZOO))
+    theirs.merge_from_file(MASK_RCNN)
     assert ours == theirs

@@ -9,9 +9,9 @@ from instseg_d2.inference.optimize import optimize_for_inference
 from instseg_d2.modeling import ground_truth
 from instseg_d2.modeling.istr import criterion, targets
 from projects.benchmarks.plain.istr import plain_infer, plain_losses
-from tests.tiny import random_batch
-from tests.tiny_istr import tiny_istr
+from tests.tiny import random_batch, tiny_model
 
+METHOD = "MODEL.ISTR.MASK_ENCODING_METHOD"
 METHODS = ["", "PCA", "DCT", "AE"]
 TERMS = ("loss_ce", "loss_bbox", "loss_giou", "loss_feat", "loss_dice")
 FEW_HEADS = ("MODEL.ISTR.NUM_HEADS", 3)
@@ -39,7 +39,7 @@ def missing_gradients(model):
     ],
 )
 def test_losses_and_gradients(method, opts):
-    model = tiny_istr(*FEW_HEADS, *opts, method=method)
+    model = tiny_model("ISTR", METHOD, method, *FEW_HEADS, *opts)
     batch = random_batch([3, 2], 70, 100)
     images = model.preprocess(batch)
     found = model.losses(images, batch)
@@ -58,7 +58,7 @@ def test_losses_and_gradients(method, opts):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("optimised", [False, True])
 def test_inference(method, optimised):
-    model = tiny_istr("TEST.DETECTIONS_PER_IMAGE", 25, method=method).eval()
+    model = tiny_model("ISTR", METHOD, method, "TEST.DETECTIONS_PER_IMAGE", 25).eval()
     for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         torch.nn.init.uniform_(norm.running_var, 0.5, 2)
     batch = random_batch([0], 70, 100) + random_batch([0], 96, 64, seed=1)
@@ -78,7 +78,7 @@ def test_inference(method, optimised):
 @pytest.mark.parametrize("method", ["", "DCT"])
 def test_best_of_one_flat_list(method):
     """Class and query of each detection, from the last head's logits or the mean of the last four heads'."""
-    model = tiny_istr("TEST.DETECTIONS_PER_IMAGE", 7, method=method).eval()
+    model = tiny_model("ISTR", METHOD, method, "TEST.DETECTIONS_PER_IMAGE", 7).eval()
     images = model.preprocess(random_batch([0]))
     with torch.no_grad():
         predictions = model.roi_heads(*model.start(images))
@@ -95,7 +95,7 @@ def test_best_of_one_flat_list(method):
 
 
 def test_output_contract():
-    model = tiny_istr().eval()
+    model = tiny_model("ISTR").eval()
     (sample,) = random_batch([1])
     sample.update(height=192, width=100)
     (output,) = model([sample])
@@ -111,7 +111,7 @@ def test_output_contract():
 @pytest.mark.parametrize("counts", [(0, 0), (14, 0), (1,)])
 def test_hard_batches_reach_every_parameter(method, counts):
     """No objects at all; more objects (14) than queries (10); a single object."""
-    model = tiny_istr(*FEW_HEADS, method=method)
+    model = tiny_model("ISTR", METHOD, method, *FEW_HEADS)
     losses = model(random_batch(counts, 64, 64))
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert sum(counts) or all(loss == 0 for name, loss in losses.items() if "loss_ce" not in name)
@@ -123,7 +123,7 @@ def test_hard_batches_reach_every_parameter(method, counts):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_without_deep_supervision(method):
-    model = tiny_istr(*FEW_HEADS, "MODEL.ISTR.DEEP_SUPERVISION", False, method=method)
+    model = tiny_model("ISTR", METHOD, method, *FEW_HEADS, "MODEL.ISTR.DEEP_SUPERVISION", False)
     losses = model(random_batch([2, 1]))
     assert set(losses) == {f"{term}_2" if method else term for term in TERMS}
     sum(losses.values()).backward()
@@ -137,7 +137,7 @@ def test_without_deep_supervision(method):
 @pytest.mark.parametrize("embedding", ["PCA", "RawMask"])
 def test_ablations(cost, loss, embedding):
     opts = ("MODEL.ISTR.MASK_COST", cost, "MODEL.ISTR.MASK_LOSS", loss, "MODEL.ISTR.EMBEDDING", embedding)
-    model = tiny_istr("MODEL.ISTR.NUM_HEADS", 2, *opts)
+    model = tiny_model("ISTR", "MODEL.ISTR.NUM_HEADS", 2, *opts)
     losses = model(random_batch([2, 0], 64, 64))
     absent = {"both": (), "l2": ("loss_dice",), "dice": ("loss_feat",)}[loss]
     assert set(losses) == {term + suffix for term in TERMS if term not in absent for suffix in ("_0", "")}
@@ -147,7 +147,7 @@ def test_ablations(cost, loss, embedding):
 
 @pytest.mark.parametrize("method", ["", "AE"])
 def test_autocast_with_extreme_weights(method):
-    model = tiny_istr(*FEW_HEADS, method=method)
+    model = tiny_model("ISTR", METHOD, method, *FEW_HEADS)
     for head in model.roi_heads.heads:
         head.class_logits.weight.data *= 1e4
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -163,7 +163,7 @@ def test_each_object_is_rasterised_once_a_step(method, monkeypatch):
     original = mask_module.polygons_to_bitmask
     for module in (mask_module, ground_truth):
         monkeypatch.setattr(module, "polygons_to_bitmask", lambda *args: calls.append(1) or original(*args))
-    model = tiny_istr(method=method)
+    model = tiny_model("ISTR", METHOD, method)
     assert model(as_polygons(random_batch([3, 2])))
     assert len(calls) == 5
 
@@ -173,14 +173,14 @@ def test_one_copy_to_the_host_and_one_all_reduce_a_step(monkeypatch):
     for module, name in ((targets, "match_by_score"), (criterion, "mean_over_workers")):
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda x, name=name, original=original: calls.append(name) or original(x))
-    model = tiny_istr()
+    model = tiny_model("ISTR")
     assert model(random_batch([3, 2]))
     assert sorted(calls) == ["match_by_score", "mean_over_workers"]
 
 
 def test_noise_makes_codes_differ_between_matching_and_loss(monkeypatch):
     for noise in (False, True):
-        model = tiny_istr("MODEL.ISTR.ENCODE_NOISE", noise)
+        model = tiny_model("ISTR", "MODEL.ISTR.ENCODE_NOISE", noise)
         seen = []
         original = type(model.mask_embedding).encode
 
@@ -197,7 +197,7 @@ def test_noise_makes_codes_differ_between_matching_and_loss(monkeypatch):
 
 
 def test_explain():
-    model = tiny_istr(method="AE").eval()
+    model = tiny_model("ISTR", METHOD, "AE").eval()
     (panels,) = model.explain(random_batch([1], 70, 100), max_instances=2)
     assert [title for title, _ in panels] == [f"head {i}" for i in range(1, 7)]
     assert all(picture.shape == (70, 100, 3) for _, picture in panels)
@@ -211,7 +211,7 @@ def test_the_gpu_agrees(method, monkeypatch):
     batch = random_batch([3, 2])
     losses = []
     for device in ("cpu", "cuda"):
-        model = tiny_istr(*FEW_HEADS, method=method).to(device)
+        model = tiny_model("ISTR", METHOD, method, *FEW_HEADS).to(device)
         losses.append(model(batch))
         sum(losses[-1].values()).backward()
         assert missing_gradients(model) == []

@@ -10,8 +10,7 @@ from detectron2.utils.events import EventStorage
 
 from instseg_d2.errors import CheckpointError
 from instseg_d2.modeling.istr.mask_head import MaskEmbeddingHead
-from tests.tiny import random_batch
-from tests.tiny_rcnn import tiny_rcnn_config
+from tests.tiny import random_batch, tiny_config
 
 HEAD = [
     "MODEL.ROI_MASK_HEAD.NAME", "MaskEmbeddingHead",
@@ -20,14 +19,10 @@ HEAD = [
 ]  # fmt: skip
 
 
-def tiny_config(*opts):
-    return tiny_rcnn_config(*HEAD, *opts)
-
-
 @pytest.mark.parametrize("method", ["DCT", "AE"])
 def test_trains_and_infers_by_name(method):
     torch.manual_seed(0)
-    model = build_model(tiny_config("MODEL.ISTR.MASK_ENCODING_METHOD", method))
+    model = build_model(tiny_config("MaskRCNN", *HEAD, "MODEL.ISTR.MASK_ENCODING_METHOD", method))
     if method == "AE":
         with EventStorage(), pytest.raises(CheckpointError, match="AE mask embedding has no values yet"):
             model(random_batch([1]))
@@ -50,7 +45,9 @@ def test_trains_and_infers_by_name(method):
 def test_losses_by_hand():
     """Smooth L1 of the codes and five times dice of the decoded masks, the mean over the proposals."""
     torch.manual_seed(0)
-    head = MaskEmbeddingHead(tiny_config("MODEL.ISTR.MASK_ENCODING_METHOD", "DCT"), ShapeSpec(channels=8))
+    head = MaskEmbeddingHead(
+        tiny_config("MaskRCNN", *HEAD, "MODEL.ISTR.MASK_ENCODING_METHOD", "DCT"), ShapeSpec(channels=8)
+    )
     instances = [x["instances"] for x in random_batch([2, 0, 1])]
     for x in instances:
         x.proposal_boxes = Boxes(x.gt_boxes.tensor + 3.0)
@@ -69,7 +66,9 @@ def test_losses_by_hand():
 def test_masks_are_pasted_at_the_threshold():
     """Detectron2 pastes a mask where it is at least 0.5, version 2 of ISTR where it is 0.45."""
     torch.manual_seed(0)
-    head = MaskEmbeddingHead(tiny_config("MODEL.ISTR.MASK_ENCODING_METHOD", "DCT"), ShapeSpec(channels=8)).eval()
+    head = MaskEmbeddingHead(
+        tiny_config("MaskRCNN", *HEAD, "MODEL.ISTR.MASK_ENCODING_METHOD", "DCT"), ShapeSpec(channels=8)
+    ).eval()
     features = torch.randn(2, 8, 28, 28)
     (found,) = head(features, [Instances((96, 128), pred_boxes=Boxes(torch.ones(2, 4)))])
     masks = head.mask_embedding.decode(head.branch(None, features)[0])
@@ -79,4 +78,6 @@ def test_masks_are_pasted_at_the_threshold():
 
 def test_the_pooled_features_have_to_fit():
     with pytest.raises(ValueError, match="POOLER_RESOLUTION 28"):
-        MaskEmbeddingHead(tiny_config("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 14), ShapeSpec(channels=8))
+        MaskEmbeddingHead(
+            tiny_config("MaskRCNN", *HEAD, "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 14), ShapeSpec(channels=8)
+        )

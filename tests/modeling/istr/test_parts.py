@@ -10,7 +10,6 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from torch import nn
 
-from instseg_d2.config import load_config
 from instseg_d2.errors import ConfigError
 from instseg_d2.modeling.istr.head import (
     DynamicAttention,
@@ -22,8 +21,9 @@ from instseg_d2.modeling.istr.head import (
 )
 from instseg_d2.modeling.istr.refinement import Predictions
 from instseg_d2.modeling.istr.targets import Targets, class_cost, code_cost
-from tests.tiny import random_batch
-from tests.tiny_istr import TINY, tiny_istr
+from tests.tiny import random_batch, tiny_config, tiny_model
+
+METHOD = "MODEL.ISTR.MASK_ENCODING_METHOD"
 
 
 def test_dynamic_attention():
@@ -125,7 +125,7 @@ def test_roi_mask_branch():
 @pytest.mark.parametrize("method", ["", "AE"])
 def test_initial_weights(num_classes, method):
     """Whatever the class count, the prior touches the class biases alone and no weight is constant."""
-    model = tiny_istr(method=method, num_classes=num_classes)
+    model = tiny_model("ISTR", METHOD, method, num_classes=num_classes)
     init_heads(model.roi_heads.heads, 0.01)
     for name, parameter in model.roi_heads.named_parameters():
         if parameter.dim() > 1:
@@ -143,7 +143,7 @@ def test_initial_weights(num_classes, method):
 
 
 def test_start_of_the_refinement():
-    model = tiny_istr()
+    model = tiny_model("ISTR")
     batch = random_batch([0], 70, 100) + random_batch([0], 96, 64)
     images = model.preprocess(batch)
     assert images.tensor.shape[-2:] == (96, 128)
@@ -158,7 +158,7 @@ def test_start_of_the_refinement():
 
 
 def test_boxes_start_as_the_whole_image():
-    model = build_model(load_config("", TINY))
+    model = build_model(tiny_config("ISTR"))
     images = model.preprocess(random_batch([0], 70, 100))
     _, boxes, _ = model.start(images)
     assert boxes.tolist() == [[[0.0, 0.0, 100.0, 70.0]] * 10]
@@ -166,7 +166,7 @@ def test_boxes_start_as_the_whole_image():
 
 def test_boxes_through_the_heads():
     """Weights 2, 2, 1, 1 and the clamp by hand; a gradient between heads for the queries, none for the boxes."""
-    model = tiny_istr("MODEL.ISTR.NUM_HEADS", 2)
+    model = tiny_model("ISTR", "MODEL.ISTR.NUM_HEADS", 2)
     images = model.preprocess(random_batch([0]))
     features, boxes, queries = model.start(images)
     maps = model.roi_heads.maps(features)
@@ -226,7 +226,7 @@ def giou_of(a, b):
 
 @pytest.mark.parametrize("cost", ["cosine", "l1", "dice"])
 def test_matching_tries_all(cost):
-    model = tiny_istr("MODEL.ISTR.NUM_HEADS", 2, "MODEL.ISTR.MASK_COST", cost)
+    model = tiny_model("ISTR", "MODEL.ISTR.NUM_HEADS", 2, "MODEL.ISTR.MASK_COST", cost)
     torch.manual_seed(1)
     counts = [2, 0, 6]
     predictions = random_predictions(model, 3, 4)
@@ -285,7 +285,7 @@ def test_targets_by_hand():
 @pytest.mark.parametrize(("method", "weights"), [("", (2.0, 2.0)), ("PCA", (1.0, 5.0)), ("DCT", (1.0, 5.0))])
 def test_mask_losses_by_hand(method, weights):
     """The codes' error and dice on the matched pairs, pair by pair."""
-    model = tiny_istr("MODEL.ISTR.NUM_HEADS", 1, method=method)
+    model = tiny_model("ISTR", METHOD, method, "MODEL.ISTR.NUM_HEADS", 1)
     embedding, criterion = model.mask_embedding, model.criterion
     torch.manual_seed(2)
     predictions = random_predictions(model, 2, 5)
@@ -327,4 +327,4 @@ def test_mask_losses_by_hand(method, weights):
 )
 def test_values_that_cannot_be_used(opts, match):
     with pytest.raises(ConfigError, match=match):
-        tiny_istr(*opts)
+        tiny_model("ISTR", *opts)

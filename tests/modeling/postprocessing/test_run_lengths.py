@@ -11,7 +11,7 @@ from instseg_d2.apps.costs import cpu_peak
 from instseg_d2.evaluation.coco import coco_results
 from instseg_d2.modeling.postprocessing import RunLengthMasks, detections
 from projects.benchmarks.stages import large_image_row, some_detections
-from tests.methods import METHODS, small_model
+from tests.tiny import METHODS, tiny_model
 
 
 def naive_runs(mask):
@@ -85,7 +85,7 @@ def test_results_are_those_of_detectron2():
 @pytest.mark.parametrize("method", METHODS)
 def test_inference_in_parts(method, monkeypatch):
     """A few masks at a time, of images resized to other sizes: the same pixels, boxes and scores, in every form."""
-    model = small_model(method).eval()
+    model = tiny_model(method, finding=True).eval()
     torch.manual_seed(0)
     batch = [
         {"image": torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8), "height": 120, "width": 161},
@@ -114,7 +114,7 @@ def test_inference_in_parts(method, monkeypatch):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_threshold_comes_before_the_masks(method, monkeypatch):
     """Only what reaches it is postprocessed; at its own score a detection stays."""
-    model = small_model(method).eval()
+    model = tiny_model(method, finding=True).eval()
     torch.manual_seed(0)
     batch = [{"image": torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)}]
     postprocess, counts = model.postprocess, []
@@ -134,7 +134,7 @@ def test_the_threshold_comes_before_the_masks(method, monkeypatch):
 @pytest.mark.parametrize("method", METHODS)
 def test_memory_of_a_large_image(method):
     """60 detections on 12 megapixels, whose masks would take 687 MiB as one tensor."""
-    model = small_model(method).eval()
+    model = tiny_model(method, finding=True).eval()
     found, peak, _ = large_image_row(model, count=60)
     assert 50 < found <= 60
     assert peak < 400 * 2**20
@@ -144,7 +144,7 @@ def test_memory_of_a_large_image(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_memory_of_full_masks(method, monkeypatch):
     """Beside the result of full size some masks exist at a time, not all once more; the same masks in one part."""
-    model = small_model(method).eval()
+    model = tiny_model(method, finding=True).eval()
     result, again = some_detections(model, 40), some_detections(model, 40)  # Detectron2 scales boxes in place
     size = (1500, 2000)
     monkeypatch.setattr(detections, "MASK_PIXELS", 3 * 1500 * 2000)

@@ -10,7 +10,7 @@ from tests.tiny import random_batch, tiny_config, tiny_model
 
 
 def test_detector_of_boxes():
-    model = tiny_model("MODEL.META_ARCHITECTURE", "FCOSDetector")
+    model = tiny_model("FCOSDetector")
     losses = model(random_batch([2, 0]))
     assert set(losses) == {"loss_fcos_cls", "loss_fcos_loc", "loss_fcos_ctr"}
     model.proposal_generator.head.class_logits.bias.data.fill_(0.0)
@@ -22,6 +22,7 @@ def test_detector_of_boxes():
 def test_proposals_for_detectron2s_own_roi_heads():
     torch.manual_seed(0)
     cfg = tiny_config(
+        "BlendMask",
         "MODEL.META_ARCHITECTURE", "GeneralizedRCNN",
         "MODEL.FCOS.YIELD_PROPOSAL", True,
         "MODEL.FCOS.POST_NMS_TOPK_TRAIN", 50,
@@ -47,7 +48,7 @@ def test_proposals_for_detectron2s_own_roi_heads():
 
 
 def test_proposals_carry_box_features():
-    model = tiny_model("MODEL.FCOS.YIELD_BOX_FEATURES", True, "MODEL.FCOS.INFERENCE_TH_TEST", 0.0).eval()
+    model = tiny_model("BlendMask", "MODEL.FCOS.YIELD_BOX_FEATURES", True, "MODEL.FCOS.INFERENCE_TH_TEST", 0.0).eval()
     images = model.preprocess(random_batch([1, 1]))
     features = model.backbone(images.tensor)
     fcos = model.proposal_generator
@@ -63,7 +64,7 @@ def test_proposals_carry_box_features():
 
 
 def test_in_training_no_proposals_unless_asked_for():
-    model = tiny_model("MODEL.META_ARCHITECTURE", "FCOSDetector")
+    model = tiny_model("FCOSDetector")
     batch = random_batch([2])
     images = model.preprocess(batch)
     proposals, losses = model.proposal_generator(images, model.backbone(images.tensor), model.gt_instances(batch))
@@ -81,7 +82,7 @@ def test_in_training_no_proposals_unless_asked_for():
     ],
 )
 def test_limits(limits, check):
-    model = tiny_model().eval()
+    model = tiny_model("BlendMask").eval()
     fcos = model.proposal_generator
     fcos.limits_test = limits
     images = model.preprocess(random_batch([1]))
@@ -92,6 +93,6 @@ def test_limits(limits, check):
 
 def test_levels_must_match():
     with pytest.raises(ValueError, match="FPN_STRIDES"):
-        tiny_model("MODEL.FCOS.FPN_STRIDES", [8, 16])
+        tiny_model("BlendMask", "MODEL.FCOS.FPN_STRIDES", [8, 16])
     with pytest.raises(ValueError, match="IN_FEATURES names p9"):
-        tiny_model("MODEL.FCOS.IN_FEATURES", ["p3", "p4", "p5", "p6", "p9"])
+        tiny_model("BlendMask", "MODEL.FCOS.IN_FEATURES", ["p3", "p4", "p5", "p6", "p9"])

@@ -54,6 +54,7 @@ def naive_losses(class_logits, ltrb, quality_logits, positives, classes, box_los
 @pytest.mark.parametrize("normalizer_cls", ["fg", "moving_fg", "all"])
 def test_losses_and_gradients(box_loss, box_quality, normalizer_cls):
     model = tiny_model(
+        "BlendMask",
         "MODEL.FCOS.LOC_LOSS_TYPE", box_loss,
         "MODEL.FCOS.BOX_QUALITY", box_quality,
         "MODEL.FCOS.LOSS_NORMALIZER_CLS", normalizer_cls,
@@ -93,17 +94,17 @@ def test_losses_and_gradients(box_loss, box_quality, normalizer_cls):
 
 
 def test_moving_normalizer_survives_a_checkpoint():
-    model = tiny_model("MODEL.FCOS.LOSS_NORMALIZER_CLS", "moving_fg")
+    model = tiny_model("BlendMask", "MODEL.FCOS.LOSS_NORMALIZER_CLS", "moving_fg")
     model(random_batch([4, 4]))
     value = model.proposal_generator.moving_num_positives.clone()
     assert value != 100
-    other = tiny_model("MODEL.FCOS.LOSS_NORMALIZER_CLS", "moving_fg", seed=1)
+    other = tiny_model("BlendMask", "MODEL.FCOS.LOSS_NORMALIZER_CLS", "moving_fg", seed=1)
     other.load_state_dict(model.state_dict())
     assert other.proposal_generator.moving_num_positives == value
 
 
 def test_initial_bias_is_the_prior():
-    model = tiny_model()
+    model = tiny_model("BlendMask")
     bias = model.proposal_generator.head.class_logits.bias
     assert torch.allclose(torch.sigmoid(bias), torch.tensor(0.01))
     assert math.isclose(model.proposal_generator.head.class_logits.weight.std().item(), 0.01, rel_tol=0.1)
@@ -114,4 +115,4 @@ def test_initial_bias_is_the_prior():
 )
 def test_unknown_choices_name_the_key(key, value):
     with pytest.raises(ValueError, match=f"MODEL.FCOS.{key}"):
-        tiny_model(f"MODEL.FCOS.{key}", value)
+        tiny_model("BlendMask", f"MODEL.FCOS.{key}", value)

@@ -7,40 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from instseg_d2.config import load_config
 from instseg_d2.errors import ConfigError
 from instseg_d2.inference.optimize import optimize_for_inference
-from instseg_d2.modeling.build import build
 from instseg_d2.modeling.matching import match_by_score
 from instseg_d2.modeling.postprocessing import boxes_of_masks, resize_in_chunks
 from instseg_d2.modeling.sparseinst.decoder import coordinate_channels
 from instseg_d2.modeling.sparseinst.targets import resized_targets
 from projects.benchmarks.plain.sparseinst import plain_infer, plain_losses, plain_postprocess
-from tests.tiny import random_batch
-
-TINY = [
-    "MODEL.DEVICE", "cpu",
-    "MODEL.META_ARCHITECTURE", "SparseInst",
-    "MODEL.BACKBONE.NAME", "build_resnet_backbone",
-    "MODEL.BACKBONE.FREEZE_AT", 0,
-    "MODEL.RESNETS.DEPTH", 18,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
-    "MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"],
-    "MODEL.RESNETS.NORM", "FrozenBN",
-    "MODEL.PIXEL_STD", [57.375, 57.12, 58.395],
-    "MODEL.SPARSE_INST.ENCODER.NUM_CHANNELS", 32,
-    "MODEL.SPARSE_INST.DECODER.NUM_MASKS", 10,
-    "MODEL.SPARSE_INST.DECODER.KERNEL_DIM", 16,
-    "MODEL.SPARSE_INST.DECODER.INST.DIM", 32,
-    "MODEL.SPARSE_INST.DECODER.INST.CONVS", 2,
-    "MODEL.SPARSE_INST.DECODER.MASK.DIM", 32,
-    "MODEL.SPARSE_INST.DECODER.MASK.CONVS", 2,
-]  # fmt: skip
-
-
-def tiny_model(*opts, num_classes=3, seed=0):
-    torch.manual_seed(seed)
-    return build(load_config("", [*TINY, "MODEL.SPARSE_INST.DECODER.NUM_CLASSES", num_classes, *opts]))
+from tests.tiny import random_batch, tiny_model
 
 
 def naive_forward(model, images, groups):
@@ -94,7 +68,9 @@ VARIANTS = [("BaseIAMDecoder", 0)] + [
 
 @pytest.mark.parametrize(("name", "groups"), VARIANTS)
 def test_forward(name, groups):
-    model = tiny_model("MODEL.SPARSE_INST.DECODER.NAME", name, "MODEL.SPARSE_INST.DECODER.GROUPS", max(groups, 1))
+    model = tiny_model(
+        "SparseInst", "MODEL.SPARSE_INST.DECODER.NAME", name, "MODEL.SPARSE_INST.DECODER.GROUPS", max(groups, 1)
+    )
     for layer in (model.decoder.instance_branch.iam_conv, model.decoder.instance_branch.mask_kernel):
         torch.nn.init.normal_(layer.weight, std=0.2)
     images = model.preprocess(random_batch([1, 1], 64, 96))
@@ -157,7 +133,7 @@ def naive_losses(model, outputs, instances, canvas):
 
 @pytest.mark.parametrize("counts", [(2, 3), (0, 2), (1, 0)])
 def test_losses_and_gradients(counts):
-    model = tiny_model("MODEL.SPARSE_INST.DECODER.NUM_MASKS", 5)
+    model = tiny_model("SparseInst", "MODEL.SPARSE_INST.DECODER.NUM_MASKS", 5)
     batch = random_batch(counts, 64, 80) if 0 not in counts else random_batch(counts, 64, 96)
     images = model.preprocess(batch)
     outputs = model.outputs(images)
@@ -178,7 +154,7 @@ def test_losses_and_gradients(counts):
 @pytest.mark.parametrize("counts", [(0,), (0, 0), (3, 0), (25, 1)])
 def test_hard_batches_reach_every_parameter(counts):
     """No objects at all; more objects (25) than instance slots (10)."""
-    model = tiny_model()
+    model = tiny_model("SparseInst")
     losses = model(random_batch(counts))
     assert set(losses) == {"loss_ce", "loss_mask", "loss_dice", "loss_objectness"}
     assert all(torch.isfinite(loss) for loss in losses.values())
@@ -189,7 +165,7 @@ def test_hard_batches_reach_every_parameter(counts):
 @pytest.mark.parametrize("scale", [1.0, 3.0, 4.0])
 def test_other_scales_of_the_masks(scale):
     """Also without objects, whose targets are resized another way than at scale 2."""
-    model = tiny_model("MODEL.SPARSE_INST.DECODER.SCALE_FACTOR", scale)
+    model = tiny_model("SparseInst", "MODEL.SPARSE_INST.DECODER.SCALE_FACTOR", scale)
     losses = model(random_batch([0, 2], 70, 100))
     assert all(torch.isfinite(loss) for loss in losses.values())
     losses = model(random_batch([0]))
@@ -198,7 +174,7 @@ def test_other_scales_of_the_masks(scale):
 
 @pytest.mark.parametrize("num_classes", [1, 2, 3, 4, 7, 80])
 def test_class_counts(num_classes):
-    model = tiny_model(num_classes=num_classes)
+    model = tiny_model("SparseInst", num_classes=num_classes)
     assert all(torch.isfinite(v) for v in model(random_batch([2], num_classes=num_classes)).values())
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
@@ -208,7 +184,7 @@ def test_class_counts(num_classes):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_with_extreme_logits(dtype):
     """Mask logits beyond float16: finite losses and scores (float16's gradients are the business of its scaler)."""
-    model = tiny_model("MODEL.SPARSE_INST.CLS_THRESHOLD", 0.0)
+    model = tiny_model("SparseInst", "MODEL.SPARSE_INST.CLS_THRESHOLD", 0.0)
     for layer in (model.decoder.instance_branch.mask_kernel, model.decoder.mask_branch.projection):
         layer.weight.data.mul_(500)
     batch = random_batch([3, 2])
@@ -247,7 +223,7 @@ KEY = "MODEL.SPARSE_INST."
 )
 def test_values_that_cannot_be_used(opts, message):
     with pytest.raises(ConfigError, match=message):
-        tiny_model(*opts)
+        tiny_model("SparseInst", *opts)
 
 
 def test_matching_by_trying_all():
@@ -303,7 +279,7 @@ def naive_results(model, sample):
 
 
 def test_inference():
-    model = tiny_model().eval()
+    model = tiny_model("SparseInst").eval()
     branch = model.decoder.instance_branch
     torch.nn.init.normal_(branch.mask_kernel.weight, std=1.0)
     torch.nn.init.normal_(branch.class_logits.weight, std=1.0)
@@ -325,11 +301,11 @@ def test_inference():
 
 
 def test_nothing_found_has_all_fields_and_the_best_are_kept():
-    model = tiny_model("MODEL.SPARSE_INST.CLS_THRESHOLD", 0.9).eval()
+    model = tiny_model("SparseInst", "MODEL.SPARSE_INST.CLS_THRESHOLD", 0.9).eval()
     (output,) = model(random_batch([1]))
     assert set(output["instances"].get_fields()) == {"pred_boxes", "scores", "pred_classes", "pred_masks"}
     assert output["instances"].pred_masks.shape == (0, 96, 128)
-    model = tiny_model("MODEL.SPARSE_INST.CLS_THRESHOLD", 0.0).eval()
+    model = tiny_model("SparseInst", "MODEL.SPARSE_INST.CLS_THRESHOLD", 0.0).eval()
     torch.nn.init.normal_(model.decoder.instance_branch.mask_kernel.weight, std=1.0)
     (every,) = model(random_batch([1]))
     model.max_detections = 4
@@ -384,7 +360,7 @@ def test_boxes_of_masks_by_hand():
 @pytest.mark.parametrize(("name", "groups"), [VARIANTS[0], VARIANTS[3], VARIANTS[6]])
 def test_plain_and_optimised_inference_agree(name, groups):
     model = tiny_model(
-        "MODEL.SPARSE_INST.DECODER.NAME", name, "MODEL.SPARSE_INST.DECODER.GROUPS", max(groups, 1)
+        "SparseInst", "MODEL.SPARSE_INST.DECODER.NAME", name, "MODEL.SPARSE_INST.DECODER.GROUPS", max(groups, 1)
     ).eval()
     for layer in (model.decoder.instance_branch.iam_conv, model.decoder.instance_branch.mask_kernel):
         torch.nn.init.normal_(layer.weight, std=0.3)
@@ -404,7 +380,7 @@ def test_plain_and_optimised_inference_agree(name, groups):
 
 
 def test_plain_losses_agree():
-    model = tiny_model("MODEL.SPARSE_INST.DECODER.NAME", "GroupIAMDecoder").train()
+    model = tiny_model("SparseInst", "MODEL.SPARSE_INST.DECODER.NAME", "GroupIAMDecoder").train()
     batch = random_batch([3, 1, 2])
     losses = [model(batch), plain_losses(model, model.preprocess(batch), [x["instances"] for x in batch])]
     gradients = []
@@ -420,7 +396,7 @@ def test_plain_losses_agree():
 
 
 def test_explain_shows_map_and_mask_of_the_best():
-    model = tiny_model("MODEL.SPARSE_INST.CLS_THRESHOLD", 0.0).eval()
+    model = tiny_model("SparseInst", "MODEL.SPARSE_INST.CLS_THRESHOLD", 0.0).eval()
     torch.nn.init.normal_(model.decoder.instance_branch.mask_kernel.weight, std=1.0)
     batch = random_batch([1], 90, 120)
     (panels,) = model.explain(batch, max_instances=3)
