@@ -67,9 +67,9 @@ def state():
 print(*state())
 from instseg_d2.inference.cpu import tune_cpu
 from instseg_d2.engine import Predictor
-from tests.methods import small_config
+from tests.tiny import tiny_config
 
-Predictor(small_config("sparseinst", "INPUT.MIN_SIZE_TEST", 64), "")(np.zeros((64, 64, 3), np.uint8))
+Predictor(tiny_config("SparseInst", "INPUT.MIN_SIZE_TEST", 64), "")(np.zeros((64, 64, 3), np.uint8))
 print(*state())
 tune_cpu()
 print(*state())

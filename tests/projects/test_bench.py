@@ -4,21 +4,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.methods import METHODS, small_model
-from tests.tiny_rcnn import tiny_rcnn
 
 from instseg_d2.errors import ConfigError
 from projects.benchmarks.plain import fcos
 from projects.benchmarks.stages import STAGES, large_image_row, plain_model, stage_rows
-from tests.tiny import random_batch, tiny_model
-
-BOXES_ALONE = ["MODEL.META_ARCHITECTURE", "FCOSDetector", "MODEL.MASK_ON", False]
+from tests.tiny import METHODS, random_batch, tiny_model
 
 
 @pytest.mark.parametrize("name", [*METHODS, "FCOSDetector", "OneStageDetector"])
 def test_stages(name, tmp_path, monkeypatch):
-    opts = () if name in METHODS else [*BOXES_ALONE, "MODEL.META_ARCHITECTURE", name]
-    model = small_model(name if name in METHODS else "blendmask", *opts).eval()
+    if name == "OneStageDetector":  # what the authors call it
+        model = tiny_model("FCOSDetector", "MODEL.META_ARCHITECTURE", name, finding=True).eval()
+    else:
+        model = tiny_model(name, finding=True).eval()
     path = str(tmp_path / "image.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 100, 3), np.uint8)).save(path)
     monkeypatch.setattr("projects.benchmarks.stages.autocast_type", lambda *_: torch.bfloat16)
@@ -33,7 +31,7 @@ def test_stages(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("with_quality", [True, False])
 def test_fcos_equals_its_twin(with_quality):
     model = tiny_model(
-        *BOXES_ALONE,
+        "FCOSDetector",
         "MODEL.FCOS.THRESH_WITH_CTR", with_quality,
         "MODEL.FCOS.PRE_NMS_TOPK_TEST", 50,
         "MODEL.FCOS.INFERENCE_TH_TEST", 0.001,
@@ -52,13 +50,13 @@ def test_the_twin_is_asked(monkeypatch):
     """Not the model's own inference under another name."""
     asked = []
     monkeypatch.setattr(fcos, "plain_infer", lambda model, images: asked.append(model) or [])
-    model = tiny_model(*BOXES_ALONE).eval()
+    model = tiny_model("FCOSDetector").eval()
     assert plain_model(model).detect(random_batch([0])) == []
     assert asked == [model]
 
 
 def test_a_large_image():
-    model = small_model("sparseinst").eval()
+    model = tiny_model("SparseInst", finding=True).eval()
     count, peak, _ = large_image_row(model, count=5, size=(300, 400))
     assert count == 5
     assert peak > 300 * 400
@@ -66,4 +64,4 @@ def test_a_large_image():
 
 def test_a_model_without_a_twin_is_named():
     with pytest.raises(ConfigError, match=r"GeneralizedRCNN has no plain version.*BlendMask, EmbedMask, FCOSDetector"):
-        plain_model(tiny_rcnn())
+        plain_model(tiny_model("MaskRCNN"))
