@@ -23,3 +23,11 @@ def _threads(request):
     torch.set_num_threads(threads if "slow" in request.keywords and not SHARED else 1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport():
+    """Captured text may hold file names that are no UTF-8, which pytest-xdist cannot send."""
+    outcome = yield
+    report = outcome.get_result()
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
