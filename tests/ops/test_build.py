@@ -101,6 +101,7 @@ def test_requirements_leave_torch_and_detectron2_to_the_user(sources):
     required, *extras = (sources / "instseg_d2.egg-info" / "requires.txt").read_text().split("[")
     assert sorted(required.split()) == [
         "fvcore",
+        "jinja2",
         "numpy",
         "opencv-python",
         "pycocotools",
