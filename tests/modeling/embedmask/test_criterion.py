@@ -4,14 +4,14 @@ import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from instseg_d2.apps.costs import cpu_peak
 from instseg_d2.modeling.embedmask import criterion as module
 from instseg_d2.modeling.embedmask.criterion import MaskCriterion, parts_of_objects
 from instseg_d2.modeling.embedmask.targets import GroundTruth
-from instseg_d2.modeling.embedmask.window_masks import training_windows
-from projects.benchmarks.plain.embedmask import _lovasz
+from tests.modeling.embedmask.oracle import cells_inside, lovasz_hinge
 
 
 def many_objects(count, height, width):
@@ -83,23 +83,29 @@ def test_windows_at_once_are_bounded(monkeypatch):
     monkeypatch.setattr(module, "CELLS_AT_ONCE", 300)
     inputs = many_objects(40, 96, 128)
     mask_loss(*inputs, 0.1)
-    x1, y1, x2, y2 = training_windows(inputs[3].boxes, 4, 0.1, (24, 32)).unbind(1)
-    assert sum(most) == int(((x2 - x1) * (y2 - y1)).sum()) > 2000
+    assert sum(most) == sum(int(region(box, 0.1, (24, 32)).sum()) for box in inputs[3].boxes) > 2000
     assert max(most) <= 300
+
+
+def region(box, padding, size):
+    """The cells of stride 4 whose loss counts."""
+    if padding < 0:
+        return torch.ones(size, dtype=torch.bool)
+    x1, y1, x2, y2 = (box / 4).tolist()
+    right, down = padding * (x2 - x1) + 1, padding * (y2 - y1) + 1
+    return cells_inside((x1 - right, y1 - down), (x2 + right, y2 + down), size)
 
 
 def plain_mask_loss(pixels, embeddings, margins, truth, padding):
     """With one tensor of (objects, height, width, dimensions) numbers."""
     difference = pixels[0].permute(1, 2, 0) - embeddings[:, None, None]
     log_p = -(difference**2 * margins[:, None, None]).sum(3)
-    targets, total = truth.cells(4), 0.0
-    for index, values in enumerate(log_p):
-        if padding < 0:
-            x1, y1, x2, y2 = 0, 0, *reversed(values.shape)
-        else:
-            x1, y1, x2, y2 = training_windows(truth.boxes[index : index + 1], 4, padding, tuple(values.shape))[0]
-        p = values[y1:y2, x1:x2].flatten().exp().clamp(1e-9, 1 - 2.0**-24)
-        total = total + _lovasz(p.log() - (1 - p).log(), targets[index, y1:y2, x1:x2].flatten().float())
+    total = 0.0
+    for values, box, mask in zip(log_p, truth.boxes, truth.masks):
+        target = F.interpolate(mask[None, None].float(), values.shape, mode="bilinear")[0, 0] > 0
+        inside = region(box, padding, values.shape)
+        p = values[inside].exp().clamp(1e-9, 1 - 2.0**-24)
+        total = total + lovasz_hinge(p.log() - (1 - p).log(), target[inside])
     return 0.5 * total / len(log_p)
 
 

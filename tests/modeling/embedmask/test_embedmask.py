@@ -1,15 +1,16 @@
-"""EmbedMask as a whole: inference and training against the plain path, hard batches, class counts, pictures."""
+"""EmbedMask as a whole: inference and training against the oracle, hard batches, class counts, pictures."""
 
 import copy
 
 import pytest
 import torch
-from detectron2.structures import PolygonMasks
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from instseg_d2.errors import ConfigError
 from instseg_d2.inference.optimize import optimize_for_inference
 from projects.benchmarks.plain.embedmask import plain_infer, plain_losses, plain_postprocess
+from tests.modeling.embedmask.oracle import EmbedMaskOracle
 from tests.tiny import random_batch, tiny_model
 
 FIELDS = {"pred_boxes", "scores", "pred_classes", "pred_masks"}
@@ -67,25 +68,59 @@ def assert_same_detections(found, expected, mask_difference=0.0):
         assert (a.pred_masks != b.pred_masks).float().mean() <= mask_difference
 
 
-def plain_outputs(model, batch):
-    results = plain_infer(model, model.preprocess(batch))
-    return [
-        {"instances": plain_postprocess(model, result, (x["height"], x["width"]))} for result, x in zip(results, batch)
-    ]
+def oracle_of(model, batch, version="v3", **keys):
+    """The oracle for the model's weights and the maps of its backbone."""
+    name, *fixed = version.split()
+    images = model.preprocess(batch)
+    maps = model.backbone(images.tensor)
+    weights = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    keys = {"FIX_MARGIN": bool(fixed), **{k: v for k, v in keys.items() if k != "VERSION"}}
+    features, canvas = [maps[f"p{level}"] for level in range(3, 8)], images.tensor.shape[-2:]
+    return EmbedMaskOracle(name, keys, weights, features, canvas, images.image_sizes, model.training)
+
+
+def oracle_detections(oracle, batch):
+    """In the model's form."""
+    outputs = []
+    sizes = [(x["height"], x["width"]) for x in batch]
+    for size, (boxes, scores, classes, masks) in zip(sizes, oracle.detections(sizes)):
+        outputs.append({"instances": Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_masks=masks)})
+        outputs[-1]["instances"].pred_classes = classes
+    return outputs
+
+
+def oracle_objects(batch, inclusive):
+    """What the oracle takes of the ground truth; inclusive boxes end one pixel of the original image earlier."""
+    objects = []
+    for x in batch:
+        instances, masks = x["instances"], x["instances"].gt_masks
+        if isinstance(masks, PolygonMasks):
+            masks = BitMasks.from_polygon_masks(masks, *instances.image_size)
+        height, width = instances.image_size
+        last = torch.tensor([0.0, 0.0, width / x["width"], height / x["height"]]) * inclusive
+        objects.append((instances.gt_boxes.tensor - last, instances.gt_classes, masks.tensor))
+    return objects
+
+
+def assert_same_losses(found, expected):
+    assert set(found) == set(expected)
+    for name, loss in found.items():
+        torch.testing.assert_close(loss, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("inclusive", [False, True])
 @every_version
-def test_inference_equals_the_plain_path(version, inclusive):
+def test_inference_equals_the_oracle(version, inclusive):
     model = spread(embedmask(version, INCLUSIVE_BOXES=inclusive, PRE_NMS_TOP_N=50)).eval()
     batch = random_batch([1, 1], 100, 120) + random_batch([0], 64, 160)
     batch[0].update(height=77, width=211)
-    plain = plain_outputs(model, batch)
+    oracle = oracle_of(model, batch, version, INCLUSIVE_BOXES=inclusive, PRE_NMS_TOP_N=50)
+    expected = oracle_detections(oracle, batch)
     found = model(batch)
     assert all(0.01 < x["instances"].pred_masks.float().mean() < 0.9 for x in found)
     # A pixel whose float value lies within rounding of the threshold may differ.
-    assert_same_detections(found, plain, mask_difference=1e-5)
-    assert_same_detections(optimize_for_inference(model)(batch), plain, mask_difference=1e-3)
+    assert_same_detections(found, expected, mask_difference=1e-5)
+    assert_same_detections(optimize_for_inference(model)(batch), expected, mask_difference=1e-3)
 
 
 def test_boxes_are_clipped_before_nms_and_scores_have_no_root():
@@ -138,7 +173,7 @@ def test_inclusive_boxes_end_one_output_pixel_later():
 
 @pytest.mark.parametrize("inclusive", [False, True])
 @every_version
-def test_losses_and_gradients_equal_the_plain_path(version, inclusive):
+def test_losses_and_gradients_equal_the_oracle(version, inclusive):
     model = spread(embedmask(version, INCLUSIVE_BOXES=inclusive))
     batch = random_batch([3, 0, 2], 96, 128)
     batch[2]["instances"].gt_masks = PolygonMasks(
@@ -146,12 +181,11 @@ def test_losses_and_gradients_equal_the_plain_path(version, inclusive):
     )
     images = model.preprocess(batch)
     found = model.losses(images, batch)
-    expected = plain_losses(model, images, model.gt_instances(batch))
+    expected = oracle_of(model, batch, version, INCLUSIVE_BOXES=inclusive).losses(oracle_objects(batch, inclusive))
     names = {"loss_cls", "loss_reg", "loss_centerness", "mask_loss"}
-    assert set(found) == set(expected) == names | ({"smooth_loss"} if "v1" in version else set())
-    for name, loss in found.items():
-        assert loss.detach() > 0, name
-        torch.testing.assert_close(loss, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert set(found) == names | ({"smooth_loss"} if "v1" in version else set())
+    assert all(loss.detach() > 0 for loss in found.values())
+    assert_same_losses(found, expected)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     ours, theirs = (
         torch.autograd.grad(sum(losses.values()), list(parameters.values()), retain_graph=True)
@@ -222,20 +256,31 @@ def test_evaluation_ignores_annotations_and_needs_none():
         {"VERSION": "v3", "EMBED_DIM": 4, "BOX_PADDING": 0.0},
     ],
 )
-def test_variants_equal_the_plain_path(keys):
+def test_variants_equal_the_oracle(keys):
     model = spread(embedmask(**keys))
     batch = random_batch([2, 0], 64, 96)
     images = model.preprocess(batch)
     losses = model.losses(images, batch)
-    expected = plain_losses(model, images, model.gt_instances(batch))
-    for name, loss in losses.items():
-        torch.testing.assert_close(loss, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+    version = keys.get("VERSION", "v3")
+    assert_same_losses(losses, oracle_of(model, batch, version, **keys).losses(oracle_objects(batch, False)))
     sum(losses.values()).backward()
     missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
     if keys.get("NMS_TH") != 0 and keys.get("NORM") != "none":  # without a norm the best scores are all 1
         model.eval()
-        assert_same_detections(model(batch), plain_outputs(model, batch), mask_difference=1e-5)
+        expected = oracle_detections(oracle_of(model, batch, version, **keys), batch)
+        assert_same_detections(model(batch), expected, mask_difference=1e-5)
+
+
+@pytest.mark.parametrize("version", ["v1", "v3"])
+def test_the_twin_of_the_timings_computes_the_same(version):
+    model = spread(embedmask(version))
+    batch = random_batch([2, 0], 64, 96)
+    images = model.preprocess(batch)
+    assert_same_losses(model.losses(images, batch), plain_losses(model, images, model.gt_instances(batch)))
+    results = plain_infer(model.eval(), model.preprocess(batch))
+    expected = [{"instances": plain_postprocess(model, result, (64, 96))} for result in results]
+    assert_same_detections(model(batch), expected, mask_difference=1e-5)
 
 
 def test_autocast_losses_are_finite_float32():
