@@ -40,7 +40,7 @@ def random_values(state, seed=0):
 
 
 def test_every_list_is_covered():
-    tested = {*LISTS, "embedmask_v3_R50.txt"}  # the last by test_embedmask_names.py
+    tested = {*LISTS, "embedmask_v3_R50.txt"}  # the last by tests/modeling/embedmask/test_authors.py
     assert {path.name for path in lists_folder().glob("*.txt")} == tested
 
 

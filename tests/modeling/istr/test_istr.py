@@ -5,6 +5,7 @@ import torch
 from detectron2.structures import PolygonMasks
 from detectron2.structures import masks as mask_module
 
+from instseg_d2.errors import ConfigError
 from instseg_d2.inference.optimize import optimize_for_inference
 from instseg_d2.modeling import ground_truth
 from instseg_d2.modeling.istr import criterion, targets
@@ -218,3 +219,23 @@ def test_the_gpu_agrees(method, monkeypatch):
         assert model.eval()(batch)
     for name, value in losses[0].items():
         torch.testing.assert_close(losses[1][name].cpu(), value, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("opts", "match"),
+    [
+        (("MODEL.ISTR.ROI_ATTENTION", "static"), "ROI_ATTENTION"),
+        (("MODEL.ISTR.NUM_DYNAMIC", 3), "NUM_DYNAMIC"),
+        (("MODEL.ISTR.MASK_COST", "l2"), "MASK_COST"),
+        (("MODEL.ISTR.MASK_LOSS", "none"), "MASK_LOSS"),
+        (("MODEL.ISTR.HIDDEN_DIM", 32), "HIDDEN_DIM"),
+        (("MODEL.ISTR.NHEADS", 3), "NHEADS"),
+        (("MODEL.ROI_HEADS.IN_FEATURES", ["res4"]), "IN_FEATURES"),
+        (("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 0), "SAMPLING_RATIO"),
+        (("MODEL.ISTR.MASK_ENCODING_METHOD", "AE", "MODEL.ISTR.MASK_COST", "dice"), "MASK_COST"),
+        (("MODEL.ISTR.MASK_ENCODING_METHOD", "AE", "MODEL.ISTR.MASK_LOSS", "l2"), "MASK_LOSS"),
+    ],
+)
+def test_values_that_cannot_be_used(opts, match):
+    with pytest.raises(ConfigError, match=match):
+        tiny_model("ISTR", *opts)
