@@ -180,7 +180,9 @@ def assemble_instances(
     part = cells * grid // mask_size
     maps = part[:, None] * grid + part
     rows, columns = y.clamp(0, height - 1)[:, :, None], x.clamp(0, width - 1)[:, None, :]
-    return torch.where(inside, score_maps[image[:, None, None], maps, rows, columns], outside)
+    exact = torch.float64 if score_maps.dtype == torch.float64 else torch.float32
+    values = score_maps.to(exact)[image[:, None, None], maps, rows, columns]
+    return torch.where(inside, values, outside).to(score_maps.dtype)
 
 
 def _check_assemble_instances(score_maps, windows, mask_size, grid) -> None:

@@ -54,7 +54,8 @@ def iou(a, b, end):
     height = min(a[3], b[3]) - max(a[1], b[1]) + end
     common = max(width, 0) * max(height, 0)
     areas = [(x2 - x1 + end) * (y2 - y1 + end) for x1, y1, x2, y2 in (a, b)]
-    return common / (sum(areas) - common)
+    union = sum(areas) - common
+    return common / union if union > 0 else 0.0
 
 
 def nms(boxes, scores, classes, threshold, end):
@@ -183,8 +184,9 @@ class EmbedMaskOracle:
                     for label, p in enumerate(logits[:, y, x].sigmoid().tolist()):
                         if p > self.keys["INFERENCE_TH"]:
                             l, t, r, b = (distances[:, y, x] * stride).tolist()
-                            box = [max(px - l, 0), max(py - t, 0), px + r, py + b]
-                            box[2], box[3] = min(box[2], width - self.end), min(box[3], height - self.end)
+                            right, bottom = width - self.end, height - self.end
+                            corners = zip((px - l, py - t, px + r, py + b), (right, bottom, right, bottom))
+                            box = [min(max(corner, 0), last) for corner, last in corners]
                             score = p * float(quality[0, y, x].sigmoid())
                             candidates.append((score, box, label, embeddings[:, y, x], margins[:, y, x]))
             candidates.sort(key=lambda x: -x[0])
