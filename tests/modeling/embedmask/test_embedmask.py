@@ -176,6 +176,7 @@ def test_inclusive_boxes_end_one_output_pixel_later():
 def test_losses_and_gradients_equal_the_oracle(version, inclusive):
     model = spread(embedmask(version, INCLUSIVE_BOXES=inclusive))
     batch = random_batch([3, 0, 2], 96, 128)
+    batch[0]["instances"].gt_masks.tensor[1] = False  # an object without positive locations
     batch[2]["instances"].gt_masks = PolygonMasks(
         [[[10.0, 8.0, 70.0, 12.0, 60.0, 80.0]], [[30.0, 20.0, 100.0, 20.0, 100.0, 90.0, 34.0, 70.0]]]
     )
