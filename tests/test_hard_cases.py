@@ -14,7 +14,7 @@ from PIL import Image
 
 from instseg_d2.data import InstanceDatasetMapper
 from instseg_d2.errors import DatasetError
-from instseg_d2.modeling.postprocessing import boxes_of_masks, kept
+from instseg_d2.modeling.postprocessing import filter_detections, masks_to_boxes
 from instseg_d2.modeling.postprocessing.run_lengths import run_lengths
 from tests.tiny import METHODS, random_batch, tiny_config, tiny_model
 
@@ -24,7 +24,7 @@ def sample(masks: torch.Tensor, boxes=None, classes=None) -> dict:
     generator = torch.Generator().manual_seed(len(masks))
     height, width = masks.shape[1:]
     instances = Instances((height, width))
-    instances.gt_boxes = Boxes(boxes_of_masks(masks) if boxes is None else torch.tensor(boxes, dtype=torch.float32))
+    instances.gt_boxes = Boxes(masks_to_boxes(masks) if boxes is None else torch.tensor(boxes, dtype=torch.float32))
     instances.gt_classes = torch.zeros(len(masks), dtype=torch.int64) if classes is None else classes
     instances.gt_masks = BitMasks(masks)
     image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
@@ -162,9 +162,9 @@ def test_inference_in_half_precision(model, dtype, scale):
 def test_what_is_no_number_is_left_out():
     result = Instances((8, 8), pred_boxes=Boxes(torch.ones(4, 4)), scores=torch.tensor([0.5, math.nan, 0.25, 0.125]))
     result.pred_boxes.tensor[2, 3] = math.inf
-    assert kept(result).scores.tolist() == [0.5, 0.125]
+    assert filter_detections(result).scores.tolist() == [0.5, 0.125]
     result.remove("pred_boxes")
-    assert kept(result).scores.tolist() == [0.5, 0.25, 0.125]
+    assert filter_detections(result).scores.tolist() == [0.5, 0.25, 0.125]
 
 
 def check_detections(output, size, at_least=0):

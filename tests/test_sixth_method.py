@@ -31,7 +31,7 @@ from instseg_d2.methods import Method, register_method
 from instseg_d2.modeling import InstanceSegmenter
 from instseg_d2.modeling.exportable import Exportable
 from instseg_d2.modeling.ground_truth import canvas_masks
-from instseg_d2.modeling.postprocessing import boxes_of_masks, resize_in_chunks
+from instseg_d2.modeling.postprocessing import masks_to_boxes, resize_in_chunks
 from instseg_d2.visualization import overlay_heatmap
 from tests.scripts import registered_shapes, restore_logging  # noqa: F401 (a fixture)
 
@@ -105,7 +105,7 @@ class FirstCome(InstanceSegmenter):
     def postprocess(self, result, size, masks=True):
         canvas = tuple(4 * side for side in result.pred_masks.shape[1:])
         full = resize_in_chunks(result.pred_masks, canvas, result.image_size, size, self.mask_threshold)
-        boxes = Boxes(boxes_of_masks(full))
+        boxes = Boxes(masks_to_boxes(full))
         return Instances(size, **{**result.get_fields(), "pred_masks": full, "pred_boxes": boxes})
 
     def explain(self, batched_inputs, max_instances=4):

@@ -12,7 +12,13 @@ from detectron2.structures import Boxes, Instances
 from ..checkpoint.identify import something_else
 from ..errors import ConfigError
 from ..inference.image_predictor import ImagePredictor
-from ..modeling.postprocessing import best_slots, boxes_of_masks, check_mask_form, kept, set_mask_form
+from ..modeling.postprocessing import (
+    check_mask_format,
+    filter_detections,
+    masks_to_boxes,
+    set_mask_format,
+    topk_in_order,
+)
 from .exporters import INPUTS, METADATA, MIN_SIDE
 from .packages import needed
 
@@ -153,7 +159,7 @@ class ExportedPredictor(ImagePredictor):
         return tuple(x[: len(inputs)] for x in found)
 
     def outputs(self, inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[dict]:
-        check_mask_form(masks)
+        check_mask_format(masks)
         groups: dict[tuple, list[int]] = {}
         for index, x in enumerate(inputs):
             groups.setdefault((x["image"].shape, x["height"], x["width"]), []).append(index)
@@ -163,16 +169,16 @@ class ExportedPredictor(ImagePredictor):
             for start in range(0, len(members), step):
                 part = members[start : start + step]
                 for index, *slots in zip(part, *self.run([inputs[i] for i in part])):
-                    found = kept(self._instances((height, width), *slots), score_threshold)
-                    results[index] = {"instances": set_mask_form(found, masks)}
+                    found = filter_detections(self._instances((height, width), *slots), score_threshold)
+                    results[index] = {"instances": set_mask_format(found, masks)}
         return [results[index] for index in range(len(inputs))]
 
     def _instances(self, size: tuple, scores, labels, masks) -> Instances:
         keep = (scores > 0).nonzero()[:, 0]
         if len(keep) > self.metadata["max_detections"]:
-            keep = keep[best_slots(scores[keep], self.metadata["max_detections"])]
+            keep = keep[topk_in_order(scores[keep], self.metadata["max_detections"])]
         result = Instances(size)
-        result.pred_boxes = Boxes(boxes_of_masks(masks[keep]))
+        result.pred_boxes = Boxes(masks_to_boxes(masks[keep]))
         result.scores = scores[keep]
         result.pred_classes = labels[keep]
         result.pred_masks = masks[keep]

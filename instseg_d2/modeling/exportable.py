@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from detectron2.structures import ImageList
 from torch import nn
 
-from .postprocessing import resized
+from .postprocessing import resize_masks
 
 __all__ = ["Exportable"]
 
@@ -67,7 +67,7 @@ class Exportable(nn.Module):
             torch._check(side <= limit)
         for side in size:
             torch._check(side >= 1)
-        return scores, labels, resized(masks, canvas, crop, size) > model.mask_threshold
+        return scores, labels, resize_masks(masks, canvas, crop, size) > model.mask_threshold
 
     def _prepared(self, images: torch.Tensor, image_size: torch.Tensor, canvas: tuple) -> torch.Tensor:
         """Normalised images with zeros in the padding: (N, 3, *canvas)."""

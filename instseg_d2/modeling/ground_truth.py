@@ -19,14 +19,14 @@ __all__ = [
     "box_masks",
     "canvas_masks",
     "crop_masks",
+    "ensure_masks",
     "image_masks",
     "pad_maps",
     "semantic_map",
-    "with_masks",
 ]
 
 
-def with_masks(instances: Sequence[Instances], owner: nn.Module) -> list[Instances]:
+def ensure_masks(instances: Sequence[Instances], owner: nn.Module) -> list[Instances]:
     """
     Ground truth with a field of masks in every image. Detectron2's mapper leaves it out where there is no object.
 

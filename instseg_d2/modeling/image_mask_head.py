@@ -75,7 +75,7 @@ def add_masks(instances: list[Instances], masks: torch.Tensor) -> list[Instances
     return instances
 
 
-def for_pasting(masks: torch.Tensor, threshold: float) -> torch.Tensor:
+def rescale_threshold(masks: torch.Tensor, threshold: float) -> torch.Tensor:
     """The masks times a factor that makes their threshold 0.5, which is where Detectron2 cuts a mask that it pastes."""
     return masks * (0.5 / threshold)
 

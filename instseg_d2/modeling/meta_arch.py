@@ -10,8 +10,8 @@ from torch import nn
 
 from ..checkpoint.authors import convert_state_dict
 from ..errors import DatasetError
-from .ground_truth import with_masks
-from .postprocessing import check_mask_form, in_parts, kept, set_mask_form
+from .ground_truth import ensure_masks
+from .postprocessing import check_mask_format, filter_detections, postprocess_in_chunks, set_mask_format
 
 
 class InstanceSegmenter(nn.Module):
@@ -100,7 +100,7 @@ class InstanceSegmenter(nn.Module):
                     "without objects needs them, too, of length 0."
                 )
         instances = [x["instances"].to(self.device) for x in batched_inputs]
-        return with_masks(instances, self) if self.makes_masks else instances
+        return ensure_masks(instances, self) if self.makes_masks else instances
 
     def forward(self, batched_inputs: Sequence[dict]):
         """
@@ -134,11 +134,11 @@ class InstanceSegmenter(nn.Module):
         Raises:
             ValueError: ``masks`` is something else.
         """
-        check_mask_form(masks)
+        check_mask_format(masks)
         images = self.preprocess(batched_inputs)
         outputs = []
         for found, (height, width), x in zip(self.infer(images), images.image_sizes, batched_inputs):
-            found = {**found, "instances": kept(found["instances"], score_threshold)}
+            found = {**found, "instances": filter_detections(found["instances"], score_threshold)}
             outputs.append(self.output(found, (x.get("height", height), x.get("width", width)), masks))
         return outputs
 
@@ -163,7 +163,7 @@ class InstanceSegmenter(nn.Module):
 
     def output(self, found: dict, size: tuple, masks: str) -> dict:
         """Convert what `infer` found in an image to its output at (H, W); ``masks`` as in `detect`."""
-        return {"instances": in_parts(found["instances"], size, masks, self.postprocess)}
+        return {"instances": postprocess_in_chunks(found["instances"], size, masks, self.postprocess)}
 
 
 @torch.no_grad()
@@ -173,9 +173,9 @@ def detect(
     """`InstanceSegmenter.detect` for any model that takes and returns what Detectron2's do, such as Mask R-CNN."""
     if isinstance(model, InstanceSegmenter):
         return model.detect(batched_inputs, score_threshold, masks)
-    check_mask_form(masks)
+    check_mask_format(masks)
     outputs = [dict(output) for output in model(list(batched_inputs))]
     for output in outputs:
         if "instances" in output:
-            output["instances"] = set_mask_form(kept(output["instances"], score_threshold), masks)
+            output["instances"] = set_mask_format(filter_detections(output["instances"], score_threshold), masks)
     return outputs

@@ -6,8 +6,8 @@ from typing import Optional
 import torch
 from detectron2.structures import ImageList, Instances
 
-from .ground_truth import with_masks
-from .postprocessing import kept
+from .ground_truth import ensure_masks
+from .postprocessing import filter_detections
 
 
 class ProposalFreeROIHeads:
@@ -33,8 +33,8 @@ class ProposalFreeROIHeads:
             in training the proposals and a dict of scalar losses; else N Instances and {}.
         """
         if not self.training:
-            return [kept(x) for x in self.infer(images, features)], {}
-        return proposals, self.losses(images, features, with_masks(targets, self))
+            return [filter_detections(x) for x in self.infer(images, features)], {}
+        return proposals, self.losses(images, features, ensure_masks(targets, self))
 
     def forward_with_given_boxes(self, features: dict[str, torch.Tensor], instances: Sequence[Instances]):
         """

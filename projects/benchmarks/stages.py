@@ -23,7 +23,7 @@ from instseg_d2.evaluation.coco import coco_results
 from instseg_d2.inference.cpu import keep_freed_memory
 from instseg_d2.inference.optimize import optimize_for_inference
 from instseg_d2.inference.precision import autocast_type
-from instseg_d2.modeling.postprocessing import boxes_of_masks
+from instseg_d2.modeling.postprocessing import masks_to_boxes
 from instseg_d2.visualization import draw_instances
 
 from .plain import PLAIN
@@ -235,7 +235,7 @@ def conversion_row(images: int = 20, masks: int = 100, size: tuple = (480, 640))
     seconds = [[], []]
     for seed in range(images):
         pixels = _ellipses(masks, *size, seed)
-        instances = Instances(size, pred_masks=pixels, pred_boxes=Boxes(boxes_of_masks(pixels)))
+        instances = Instances(size, pred_masks=pixels, pred_boxes=Boxes(masks_to_boxes(pixels)))
         instances.scores, instances.pred_classes = torch.rand(masks), torch.zeros(masks, dtype=torch.int64)
         for number, convert in enumerate((instances_to_coco_json, coco_results)):
             start = time.perf_counter()

@@ -15,7 +15,7 @@ from instseg_d2.errors import CheckpointError, ConfigError
 from instseg_d2.inference.image_predictor import to_rgb
 from instseg_d2.inference.predictor import Predictor
 from instseg_d2.modeling.meta_arch import detect
-from instseg_d2.modeling.postprocessing import MASK_FORMS
+from instseg_d2.modeling.postprocessing import MASK_FORMATS
 from tests.bright_spots import CLASS_NAMES, save_checkpoint, spots_config, spots_image
 
 
@@ -80,7 +80,7 @@ def test_detectron2s_models_take_the_same_arguments():
         expected = model(inputs)[0]["instances"]
     threshold = float(expected.scores.median())
     expected = expected[expected.scores >= threshold]
-    full, coded, bare = (detect(model, inputs, threshold, form)[0]["instances"] for form in MASK_FORMS)
+    full, coded, bare = (detect(model, inputs, threshold, form)[0]["instances"] for form in MASK_FORMATS)
     assert len(expected) > 3
     for found in (full, coded, bare):
         assert torch.equal(found.scores, expected.scores)

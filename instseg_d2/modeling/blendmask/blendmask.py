@@ -18,7 +18,7 @@ from ...layers import init_normal, join_boxes
 from ..backbone import freeze_unread_levels
 from ..ground_truth import box_masks
 from ..meta_arch import InstanceSegmenter
-from ..postprocessing import kept
+from ..postprocessing import filter_detections
 from .basis_module import build_basis_module
 from .blender import Blender
 from .explain import explain_image
@@ -173,5 +173,5 @@ class BlendMask(InstanceSegmenter):
         for sample, detections, base in zip(batched_inputs, found, bases):
             height, width = (round(side * self.blender.spatial_scale) for side in detections.image_size)
             image = self.rgb_image(sample)
-            panels.append(explain_image(image, kept(detections), base[:, :height, :width], max_instances))
+            panels.append(explain_image(image, filter_detections(detections), base[:, :height, :width], max_instances))
         return panels

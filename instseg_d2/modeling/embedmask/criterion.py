@@ -15,12 +15,12 @@ from ... import ops
 from ..losses.lovasz import lovasz_hinge
 from ..proposal_generator.fcos_inference import decode
 from .targets import GroundTruth, box_ious, choose_locations
-from .window_masks import cells_of_windows, training_windows, window_sides
+from .window_masks import training_windows, window_cells, window_sides
 
 # Number of cells that the mask loss processes at a time. Sorting takes about 100 bytes per cell; a GPU waits for the
 # host once per part.
-CELLS_AT_ONCE = 2**19
-CELLS_AT_ONCE_ON_GPU = 2**22
+CHUNK_CELLS = 2**19
+CHUNK_CELLS_ON_GPU = 2**22
 
 
 def probability_logits(log_probabilities: torch.Tensor, least: float) -> torch.Tensor:
@@ -69,7 +69,7 @@ class _ObjectLosses(torch.autograd.Function):
         return grad.repeat_interleave(counts, output_size=len(gradient)) * gradient, None, None, None
 
 
-def parts_of_objects(cells: Sequence[int], most: int) -> list[tuple[int, int]]:
+def split_objects(cells: Sequence[int], most: int) -> list[tuple[int, int]]:
     """
     Split objects into runs [first, last) of at most ``most`` cells together; a larger object is a run of its own.
 
@@ -85,7 +85,7 @@ def parts_of_objects(cells: Sequence[int], most: int) -> list[tuple[int, int]]:
     return parts or [(0, 0)]
 
 
-def mean_of_objects(values: torch.Tensor, objects: torch.Tensor, num_objects: int):
+def mean_per_object(values: torch.Tensor, objects: torch.Tensor, num_objects: int):
     """Mean of the rows (Q, X) of each object (Q,), and the number of its rows: (M, X) and (M,) int64."""
     counts = torch.zeros(num_objects, dtype=torch.int64, device=values.device)
     counts.index_add_(0, objects, torch.ones_like(objects))
@@ -104,7 +104,7 @@ class MaskCriterion:
     """
     Args:
         averaged: an object's proposal is the mean of its candidates, and the smooth loss pulls these together.
-        least_probability: smaller probabilities are raised to it.
+        min_probability: smaller probabilities are raised to it.
         stride: pixels of a cell of the pixel embeddings.
         iou_threshold: of the candidates' predicted boxes, if averaged.
         box_padding: how far the mask loss reaches beyond a box, as a share of its sides; below 0: the whole map.
@@ -112,10 +112,10 @@ class MaskCriterion:
     """
 
     def __init__(
-        self, *, averaged, least_probability, stride, iou_threshold, box_padding, mask_weight=0.5, smooth_weight=0.1
+        self, *, averaged, min_probability, stride, iou_threshold, box_padding, mask_weight=0.5, smooth_weight=0.1
     ):
         self.averaged = averaged
-        self.least_probability = least_probability
+        self.min_probability = min_probability
         self.stride = stride
         self.iou_threshold = iou_threshold
         self.box_padding = box_padding
@@ -142,7 +142,7 @@ class MaskCriterion:
             the weighted losses: mask_loss and, where proposals are averaged, smooth_loss.
         """
         candidates = torch.cat([embeddings, margins], dim=1)
-        means, counts = mean_of_objects(candidates, objects, len(truth.boxes))
+        means, counts = mean_per_object(candidates, objects, len(truth.boxes))
         present = counts.nonzero()[:, 0]
         losses = {}
         if self.averaged:
@@ -173,14 +173,14 @@ class MaskCriterion:
             counts = window_sides(windows).prod(1)
             cells = counts.tolist()
         losses, start = [], 0
-        for first, last in parts_of_objects(cells, CELLS_AT_ONCE_ON_GPU if pixels.is_cuda else CELLS_AT_ONCE):
+        for first, last in split_objects(cells, CHUNK_CELLS_ON_GPU if pixels.is_cuda else CHUNK_CELLS):
             stop = start + sum(cells[first:last])
             if windows is None:
                 labels = targets[first:last].flatten()
             else:
-                window, _, y, x = cells_of_windows(windows[first:last], 0, stop - start)
+                window, _, y, x = window_cells(windows[first:last], 0, stop - start)
                 labels = targets[first + window, y, x]
             values = log_probabilities[start:stop]
-            losses.append(_ObjectLosses.apply(values, labels, counts[first:last], self.least_probability))
+            losses.append(_ObjectLosses.apply(values, labels, counts[first:last], self.min_probability))
             start = stop
         return torch.cat(losses)

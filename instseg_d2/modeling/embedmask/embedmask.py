@@ -20,7 +20,7 @@ from ...config.embedmask import embedmask_value, mask_stride
 from ...layers import join_boxes
 from ..backbone import freeze_unread_levels
 from ..meta_arch import InstanceSegmenter
-from ..postprocessing import kept
+from ..postprocessing import filter_detections
 from ..proposal_generator import FCOS
 from .criterion import MaskCriterion
 from .explain import explain_image
@@ -80,7 +80,7 @@ class EmbedMask(InstanceSegmenter):
         channels = backbone.output_shape()[detector["in_features"][0]].channels
         criterion = MaskCriterion(
             averaged=version.averaged,
-            least_probability=version.least_probability,
+            min_probability=version.min_probability,
             stride=stride,
             iou_threshold=embedmask_value(cfg, "SAMPLE_POS_IOU_TH"),
             box_padding=embedmask_value(cfg, "BOX_PADDING"),
@@ -128,7 +128,7 @@ class EmbedMask(InstanceSegmenter):
         outputs, pixels = self._outputs(images)
         truth = GroundTruth(gt_instances, tuple(images.tensor.shape[-2:]), self.inclusive)
         fcos = self.proposal_generator
-        positives = fcos.match(outputs, gt_instances, truth.hold if self.sample_in_mask else None)
+        positives = fcos.match(outputs, gt_instances, truth.contains if self.sample_in_mask else None)
         losses, _, _ = fcos.losses(outputs, positives, gt_instances)
         losses = {LOSS_NAMES[name]: loss for name, loss in losses.items()}
 
@@ -191,5 +191,5 @@ class EmbedMask(InstanceSegmenter):
         for sample, detections, image_pixels, *proposals in zip(batched_inputs, found, pixels, embeddings, margins):
             detections.embeddings, detections.margins = proposals
             image = self.rgb_image(sample)
-            panels.append(explain_image(image, self.stride, kept(detections), image_pixels, max_instances))
+            panels.append(explain_image(image, self.stride, filter_detections(detections), image_pixels, max_instances))
         return panels

@@ -19,7 +19,7 @@ from ... import ops
 from ...config.embedmask import embedmask_value, mask_stride
 from ...layers import ConvTower, crop_boxes, init_normal, join_boxes
 from ..ground_truth import box_masks
-from ..image_mask_head import ImageMaskHead, add_masks, box_pooler, for_pasting
+from ..image_mask_head import ImageMaskHead, add_masks, box_pooler, rescale_threshold
 from ..losses.lovasz import lovasz_hinge
 from .criterion import probability_logits
 from .head import MAX_LOG_MARGIN, PixelHead, add_position, box_margin_layer
@@ -119,7 +119,7 @@ class EmbedMaskHead(ImageMaskHead):
         resolution: int = 28,
         sampling_ratio: int = 0,
         spatial: bool = True,
-        least_probability: float = 1e-9,
+        min_probability: float = 1e-9,
         mask_threshold: float = 0.53,
         **kwargs,
     ):
@@ -129,7 +129,7 @@ class EmbedMaskHead(ImageMaskHead):
             pixel_feature: name of the map that the pixel head reads; stride: pixels of a cell of the embedding.
             sampling_ratio: of RoIAlign of the embedding.
             spatial: the first two dimensions follow the location.
-            least_probability: smaller probabilities are raised to it in the loss.
+            min_probability: smaller probabilities are raised to it in the loss.
             mask_threshold: a pixel belongs to the mask from this probability on.
             kwargs: loss_weight and vis_period of Detectron2's BaseMaskRCNNHead.
         """
@@ -143,7 +143,7 @@ class EmbedMaskHead(ImageMaskHead):
         self.resolution = resolution
         self.sampling_ratio = sampling_ratio
         self.position_scale = nn.Parameter(torch.ones(1)) if spatial else None
-        self.least_probability = least_probability
+        self.min_probability = min_probability
         self.mask_threshold = mask_threshold
 
     @classmethod
@@ -182,7 +182,7 @@ class EmbedMaskHead(ImageMaskHead):
             "resolution": 2 * head.POOLER_RESOLUTION,
             "sampling_ratio": head.POOLER_SAMPLING_RATIO,
             "spatial": version.spatial,
-            "least_probability": version.least_probability,
+            "min_probability": version.min_probability,
             "mask_threshold": threshold,
             "loss_weight": node.LOSS_MASK_ALPHA,
         }
@@ -203,12 +203,12 @@ class EmbedMaskHead(ImageMaskHead):
         log_probabilities = self.log_probabilities(features, self.boxes_of(instances))
         if self.training:
             return {"loss_mask": self.loss_weight * self._loss(log_probabilities, instances)}
-        return add_masks(instances, for_pasting(log_probabilities.exp(), self.mask_threshold)[:, None])
+        return add_masks(instances, rescale_threshold(log_probabilities.exp(), self.mask_threshold)[:, None])
 
     def _loss(self, log_probabilities: torch.Tensor, instances) -> torch.Tensor:
         """The Lovasz hinge, the mean over all boxes; 0 if there is none."""
         count = len(log_probabilities)
         labels = box_masks(instances, self.resolution)
         owners = torch.arange(count, device=labels.device).repeat_interleave(self.resolution**2)
-        logits = probability_logits(log_probabilities.flatten(), self.least_probability)
+        logits = probability_logits(log_probabilities.flatten(), self.min_probability)
         return lovasz_hinge(logits, labels.flatten(), owners, count).sum() / max(count, 1)

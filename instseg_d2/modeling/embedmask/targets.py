@@ -32,7 +32,7 @@ class GroundTruth:
         self.num_images = len(gt_instances)
         self.masks = canvas_masks(gt_instances, canvas)
 
-    def hold(self, objects: torch.Tensor, xy: torch.Tensor) -> torch.Tensor:
+    def contains(self, objects: torch.Tensor, xy: torch.Tensor) -> torch.Tensor:
         """Whether each location (P, 2), in pixels, is on its object (P,): (P,) bool, False outside the canvas."""
         x, y = xy.long().unbind(1)
         height, width = self.masks.shape[-2:]

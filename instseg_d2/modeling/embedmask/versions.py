@@ -19,21 +19,21 @@ class Version:
         margin: "box" (one number, from the predicted box), "scalar" (one number, from the box tower) or "dimension"
             (one number for each dimension of the embedding).
         averaged: an object's proposal is the mean over its good locations, not its best location.
-        least_probability: probabilities below it are raised to it in the mask loss.
+        min_probability: probabilities below it are raised to it in the mask loss.
         log_masks: masks are resized and thresholded as log-probabilities, not as probabilities.
     """
 
     spatial: bool
     margin: str
     averaged: bool
-    least_probability: float
+    min_probability: float
     log_masks: bool
 
 
 VERSIONS = {
-    "v1": Version(spatial=False, margin="box", averaged=True, least_probability=0.0, log_masks=False),
-    "v2": Version(spatial=True, margin="scalar", averaged=False, least_probability=1e-9, log_masks=False),
-    "v3": Version(spatial=True, margin="dimension", averaged=False, least_probability=1e-9, log_masks=True),
+    "v1": Version(spatial=False, margin="box", averaged=True, min_probability=0.0, log_masks=False),
+    "v2": Version(spatial=True, margin="scalar", averaged=False, min_probability=1e-9, log_masks=False),
+    "v3": Version(spatial=True, margin="dimension", averaged=False, min_probability=1e-9, log_masks=True),
 }
 
 
@@ -92,5 +92,5 @@ def fcos_arguments(cfg, input_shape) -> dict:
         "limits_test": limits,
         "inclusive": node.INCLUSIVE_BOXES,
         "hull_epsilon": 1e-7,
-        "least_quality": torch.finfo(torch.float32).tiny,
+        "min_quality_sum": torch.finfo(torch.float32).tiny,
     }

@@ -22,7 +22,7 @@ def window_sides(windows: torch.Tensor) -> torch.Tensor:
     return sides * (sides > 0).all(1, keepdim=True)
 
 
-def cells_of_windows(windows: torch.Tensor, first: int, last: int):
+def window_cells(windows: torch.Tensor, first: int, last: int):
     """
     Cells [first, last) of windows (D, 4), counted window after window and row after row.
 
@@ -105,11 +105,11 @@ class WindowMasks:
     def dense(self) -> torch.Tensor:
         """The whole maps: (D, h, w)."""
         maps = self.values.new_full((len(self), *self.size), self.fill)
-        window, number, y, x = cells_of_windows(self.windows, 0, int(window_sides(self.windows).prod(1).sum()))
+        window, number, y, x = window_cells(self.windows, 0, int(window_sides(self.windows).prod(1).sum()))
         maps[window, y, x] = self.values[self.starts[window] + number]
         return maps
 
-    def _bordered(self) -> "WindowMasks":
+    def _padded(self) -> "WindowMasks":
         """The same maps, without values of others, in windows that reach one cell further where the map has one."""
         height, width = self.size
         grown = self.windows + self.windows.new_tensor([-1, -1, 1, 1])
@@ -118,7 +118,7 @@ class WindowMasks:
         starts = grown_counts.cumsum(0) - grown_counts
         total, grown_total = torch.stack([counts.sum(), grown_counts.sum()]).tolist()
         values = self.values.new_full((grown_total,), self.fill)
-        window, number, y, x = cells_of_windows(self.windows, 0, total)
+        window, number, y, x = window_cells(self.windows, 0, total)
         left, top, right, _ = grown[window].unbind(1)
         values[starts[window] + (y - top) * (right - left) + x - left] = self.values[self.starts[window] + number]
         return WindowMasks(values, starts, grown, self.size, self.fill)
@@ -169,13 +169,13 @@ class WindowMasks:
     def _resize_packed(self, masks: torch.Tensor, reached: torch.Tensor, axes, threshold: float) -> None:
         """Write the reached pixels (D, 4) of all masks at once, in chunks."""
         (y0, y1, wy), (x0, x1, wx) = axes
-        bordered = self._bordered()
+        bordered = self._padded()
         row = bordered.windows[:, 2] - bordered.windows[:, 0]
         origin = bordered.starts - bordered.windows[:, 1] * row - bordered.windows[:, 0]
         values = bordered.values
         total = int(window_sides(reached).prod(1).sum())
         for first in range(0, total, CHUNK_PIXELS):
-            mask, _, y, x = cells_of_windows(reached, first, min(first + CHUNK_PIXELS, total))
+            mask, _, y, x = window_cells(reached, first, min(first + CHUNK_PIXELS, total))
             upper, lower = (origin[mask] + cells[y] * row[mask] for cells in (y0, y1))
             near, far, weight = x0[x], x1[x], wx[x]
             above = values[upper + near] * (1 - weight) + values[upper + far] * weight

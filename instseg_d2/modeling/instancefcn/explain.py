@@ -33,7 +33,7 @@ def _score_map_grid(score_maps: torch.Tensor, grid: int) -> np.ndarray:
     return np.vstack([np.hstack(maps[row * grid : (row + 1) * grid]) for row in range(grid)])[:-GAP, :-GAP]
 
 
-def _with_division(picture: np.ndarray, grid: int, size: int) -> np.ndarray:
+def _draw_grid(picture: np.ndarray, grid: int, size: int) -> np.ndarray:
     """A window's picture with lines where its cells change from one score map to the next."""
     picture = np.ascontiguousarray(picture)
     for part in range(1, grid):
@@ -43,7 +43,7 @@ def _with_division(picture: np.ndarray, grid: int, size: int) -> np.ndarray:
     return picture
 
 
-def _assembling(image: np.ndarray, window: np.ndarray, probabilities: np.ndarray, grid: int) -> np.ndarray:
+def _draw_assembly(image: np.ndarray, window: np.ndarray, probabilities: np.ndarray, grid: int) -> np.ndarray:
     """The window of the image and, beside it, its mask made of k x k blocks."""
     x1, y1, x2, y2 = window
     to_window = np.float32([[x2 - x1, 0, x1], [0, y2 - y1, y1]]) / WINDOW_PIXELS
@@ -54,7 +54,7 @@ def _assembling(image: np.ndarray, window: np.ndarray, probabilities: np.ndarray
     blocks = cv2.resize(colorize(probabilities, 0, 1), (WINDOW_PIXELS, WINDOW_PIXELS), interpolation=cv2.INTER_NEAREST)
     gap = np.full((WINDOW_PIXELS, GAP, 3), WHITE, np.uint8)
     size = len(probabilities)
-    return np.hstack([_with_division(crop, grid, size), gap, _with_division(blocks, grid, size)])
+    return np.hstack([_draw_grid(crop, grid, size), gap, _draw_grid(blocks, grid, size)])
 
 
 def explain_image(image: np.ndarray, segments, maps: list, grid: int, max_instances: int) -> list:
@@ -79,5 +79,5 @@ def explain_image(image: np.ndarray, segments, maps: list, grid: int, max_instan
         window = best.windows.tensor[i].cpu().numpy()
         probabilities = best.pred_masks[i].cpu().numpy()
         title = f"#{i + 1}, {float(best.scores[i]):.0%}: window and assembled mask"
-        panels.append((title, _assembling(image, window, probabilities, grid)))
+        panels.append((title, _draw_assembly(image, window, probabilities, grid)))
     return panels

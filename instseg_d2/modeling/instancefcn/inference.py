@@ -15,11 +15,11 @@ from torchvision.ops import nms
 
 from ... import ops
 from ...layers import check_choice
-from ..postprocessing import boxes_of_masks, rescored
+from ..postprocessing import masks_to_boxes, rescore
 from .windows import inside_image, window_corners
 
 SCORES = ("objectness", "product")
-FEW = 4  # times the requested number of segments: usually enough of these survive
+PRE_NMS_FACTOR = 4  # times the requested number of segments: usually enough of these survive
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ProposalLimits:
         check_choice("score", self.score, SCORES)
 
 
-def segments_of_windows(mask_logits: torch.Tensor, objectness: torch.Tensor, corners, stride: int, image_size, score):
+def windows_to_segments(mask_logits: torch.Tensor, objectness: torch.Tensor, corners, stride: int, image_size, score):
     """
     Windows of one image as segments: the mask is where the logit is above 0, the box is tight around the mask's cells.
 
@@ -59,7 +59,7 @@ def segments_of_windows(mask_logits: torch.Tensor, objectness: torch.Tensor, cor
     top, left = corners
     size = mask_logits.shape[-1]
     corner = torch.stack([left, top, left, top], dim=1)
-    cells = boxes_of_masks(mask_logits > 0)
+    cells = masks_to_boxes(mask_logits > 0)
     boxes = Boxes((corner + cells) * stride)
     boxes.clip(image_size)
     filled = (cells[:, 2] > cells[:, 0]) & boxes.nonempty()
@@ -67,7 +67,7 @@ def segments_of_windows(mask_logits: torch.Tensor, objectness: torch.Tensor, cor
     scores = objectness.sigmoid()
     result = Instances(tuple(image_size))
     result.pred_boxes = boxes
-    result.scores = rescored(scores, probabilities, 0.5) if score == "product" else scores
+    result.scores = rescore(scores, probabilities, 0.5) if score == "product" else scores
     result.objectness_logits = objectness
     result.pred_masks = probabilities
     extent = torch.tensor([0, 0, size, size], device=corner.device)
@@ -100,7 +100,7 @@ def decode(
         image_sizes: (H, W) of each image without padding.
 
     Returns:
-        see `segments_of_windows`.
+        see `windows_to_segments`.
     """
     values, cells = best_windows(objectness, image_sizes, stride, mask_size, limits.top_windows)
     top, left = window_corners(cells, score_maps.shape[-1], mask_size)
@@ -109,12 +109,12 @@ def decode(
     logits = ops.assemble_instances(score_maps, windows.flatten(0, 1), mask_size, grid).float()
     results = []
     for value, rows, columns, masks, size in zip(values, top, left, logits.split(cells.shape[1]), image_sizes):
-        found = segments_of_windows(masks, value, (rows, columns), stride, size, limits.score)
+        found = windows_to_segments(masks, value, (rows, columns), stride, size, limits.score)
         results.append(found[found.objectness_logits > -torch.inf])
     return results
 
 
-def in_pixels_of(segments: Instances, image_size: tuple) -> Instances:
+def rescale_segments(segments: Instances, image_size: tuple) -> Instances:
     """The segments with boxes and windows in the pixels of the same image at another size (H, W)."""
     height, width = segments.image_size
     result = Instances(tuple(image_size), **segments.get_fields())
@@ -129,7 +129,7 @@ def best_segments(segments: Instances, limits: ProposalLimits) -> Instances:
     """Greedy box NMS without classes (section 3.3), then the best ``max_proposals``, best first."""
     boxes, scores, count = segments.pred_boxes.tensor, segments.scores, limits.max_proposals
     # Only better segments suppress one. If the first few leave enough, the others do not matter.
-    few = scores.topk(min(FEW * count, len(scores))).indices
+    few = scores.topk(min(PRE_NMS_FACTOR * count, len(scores))).indices
     keep = few[nms(boxes[few], scores[few], limits.nms_threshold)]
     if len(keep) < count and len(few) < len(scores):
         keep = nms(boxes, scores, limits.nms_threshold)
@@ -152,9 +152,9 @@ def paste(segments: Instances, size: tuple) -> Instances:
     Args:
         segments: with scores, pred_classes, pred_masks (D, m, m) probabilities and windows.
     """
-    segments = in_pixels_of(segments, size)
+    segments = rescale_segments(segments, size)
     masks = paste_masks_in_image(segments.pred_masks, segments.windows, tuple(size), threshold=0.5).bool()
-    boxes = Boxes(boxes_of_masks(masks))
+    boxes = Boxes(masks_to_boxes(masks))
     result = Instances(tuple(size))
     result.pred_boxes = boxes
     result.scores = segments.scores

@@ -17,9 +17,9 @@ from torch import nn
 
 from ..backbone import build_backbone, freeze_unread_levels
 from ..meta_arch import InstanceSegmenter
-from ..postprocessing import kept
+from ..postprocessing import filter_detections
 from .explain import explain_image
-from .inference import as_proposals, best_segments, in_pixels_of, paste
+from .inference import as_proposals, best_segments, paste, rescale_segments
 
 
 @META_ARCH_REGISTRY.register()
@@ -102,7 +102,7 @@ class InstanceFCN(InstanceSegmenter):
             resized, self.size_divisibility, padding_constraints=self.backbone.padding_constraints
         )
 
-    def look(self, images: ImageList):
+    def forward_scales(self, images: ImageList):
         """For every scale: the scale, the resized images, their features, and their score maps and objectness."""
         for scale in self.scales:
             resized = self.at_scale(images, scale)
@@ -112,14 +112,14 @@ class InstanceFCN(InstanceSegmenter):
     def _detect(self, images: ImageList):
         """The best segments of each image, and (image sizes, score maps) of each scale."""
         found, maps = [[] for _ in images.image_sizes], []
-        for index, (scale, resized, features, outputs) in enumerate(self.look(images)):
+        for index, (scale, resized, features, outputs) in enumerate(self.forward_scales(images)):
             maps.append((resized.image_sizes, outputs[0]))
             if scale == self.classifier_scale:
                 classifier_input = resized, features
             segments = self.proposal_generator.segments(outputs, resized.image_sizes)
             for parts, part, size in zip(found, segments, images.image_sizes):
                 part.scale_index = torch.full_like(part.scores, index, dtype=torch.int64)
-                parts.append(in_pixels_of(part, size))
+                parts.append(rescale_segments(part, size))
         results = [best_segments(Instances.cat(parts), self.proposal_generator.limits) for parts in found]
         if self.roi_heads is not None:
             return self._classify(results, *classifier_input), maps
@@ -139,11 +139,11 @@ class InstanceFCN(InstanceSegmenter):
         """The segments with classes, which features of images at one scale decide."""
         proposals = []
         for x, size in zip(segments, images.image_sizes):
-            x = in_pixels_of(x, size)
+            x = rescale_segments(x, size)
             x.proposal_boxes = x.pred_boxes
             proposals.append(x)
         results = self.roi_heads(images, features, proposals)[0]
-        return [in_pixels_of(x, segment.image_size) for x, segment in zip(results, segments)]
+        return [rescale_segments(x, segment.image_size) for x, segment in zip(results, segments)]
 
     def postprocess(self, result: Instances, size: tuple, masks: bool = True) -> Instances:
         """Masks pasted at the output's size, and their tight boxes."""
@@ -156,7 +156,7 @@ class InstanceFCN(InstanceSegmenter):
         """
         output = super().output(found, size, masks)
         if self.roi_heads is None:
-            output["proposals"] = as_proposals(in_pixels_of(found["instances"], size))
+            output["proposals"] = as_proposals(rescale_segments(found["instances"], size))
         return output
 
     @torch.no_grad()
@@ -170,7 +170,7 @@ class InstanceFCN(InstanceSegmenter):
         return [
             explain_image(
                 self.rgb_image(sample),
-                kept(segments),
+                filter_detections(segments),
                 [(sizes[i], score_maps[i]) for sizes, score_maps in maps],
                 self.proposal_generator.grid,
                 max_instances,

@@ -123,7 +123,7 @@ class InstanceFCN(nn.Module):
 
     @torch.no_grad()
     def segments(self, outputs, image_sizes: Sequence[tuple]) -> list[Instances]:
-        """All segments of one scale in its pixels, before suppression; see `segments_of_windows`."""
+        """All segments of one scale in its pixels, before suppression; see `windows_to_segments`."""
         score_maps, objectness = outputs
         return decode(
             score_maps.detach(),

@@ -167,7 +167,7 @@ class PCA(MaskEmbedding):
             ) from error
 
         pca = None
-        for batch in regrouped(mask_batches, max(batch_size, self.dim)):
+        for batch in rebatched(mask_batches, max(batch_size, self.dim)):
             masks = torch.as_tensor(batch, dtype=torch.float32, device="cpu")
             pca = pca or IncrementalPCA(min(self.dim, len(masks)))
             with np.errstate(invalid="ignore"):  # equal masks have no variance to divide by
@@ -212,7 +212,7 @@ class PCA(MaskEmbedding):
             np.savez_compressed(file, **{key: x.cpu().numpy()[None] for key, x in zip(_KEYS, tensors)})
 
 
-def regrouped(mask_batches: Iterable, size: int) -> Iterator[np.ndarray]:
+def rebatched(mask_batches: Iterable, size: int) -> Iterator[np.ndarray]:
     """The rows of all batches in batches of ``size`` rows; the last one has up to 2 size - 1."""
     waiting = np.zeros(0)
     for batch in mask_batches:

@@ -27,7 +27,7 @@ class Detections(NamedTuple):
     classes: torch.Tensor
     scores: torch.Tensor
     stages: list[Stage]
-    masks_of: Callable
+    decode_masks: Callable
 
 
 def paste_threshold(cfg) -> float:
@@ -40,7 +40,7 @@ def whole_image_boxes(num_queries: int) -> nn.Embedding:
     return nn.Embedding.from_pretrained(torch.tensor([[0.5, 0.5, 1.0, 1.0]]).repeat(num_queries, 1), freeze=False)
 
 
-def first_queries(maps: Sequence[torch.Tensor], image_sizes, boxes: nn.Embedding, queries: nn.Embedding):
+def initial_queries(maps: Sequence[torch.Tensor], image_sizes, boxes: nn.Embedding, queries: nn.Embedding):
     """
     What the first head gets.
 
@@ -72,20 +72,20 @@ def detect(heads: RefinementHeads, features, boxes, queries, embedding: MaskEmbe
     scores, index = probabilities.flatten(1).topk(min(limit, probabilities[0].numel()))
     num_classes = probabilities.shape[-1]
 
-    def masks_of(stage: Stage, query: torch.Tensor):
+    def decode_masks(stage: Stage, query: torch.Tensor):
         image = torch.arange(len(query), device=query.device)[:, None]
         boxes = stage.boxes[image, query]
         codes, feature = heads.mask_codes(stage.head, maps, rows, boxes, stage.queries[image, query])
         masks = embedding.decode(codes.flatten(0, 1), feature)
         return boxes, masks.unflatten(0, query.shape)[:, :, None]
 
-    return Detections(index // num_classes, index % num_classes, scores, stages, masks_of)
+    return Detections(index // num_classes, index % num_classes, scores, stages, decode_masks)
 
 
 def to_instances(found: Detections, image_sizes: Sequence[tuple]) -> list[Instances]:
     """Detections in input pixels, with pred_masks (D, 1, S, S) inside the unclipped boxes."""
     results = []
-    masks = found.masks_of(found.stages[-1], found.queries)
+    masks = found.decode_masks(found.stages[-1], found.queries)
     for size, *fields in zip(image_sizes, *masks, found.classes, found.scores):
         result = Instances(size)
         result.pred_boxes = Boxes(fields[0])

@@ -13,11 +13,11 @@ from detectron2.structures import ImageList
 from torch import nn
 
 from ..meta_arch import InstanceSegmenter
-from ..postprocessing import kept
+from ..postprocessing import filter_detections
 from .criterion import ISTRCriterion
 from .embedding import build_mask_embedding
 from .explain import explain_image
-from .inference import Detections, detect, first_queries, paste_threshold, to_instances, whole_image_boxes
+from .inference import Detections, detect, initial_queries, paste_threshold, to_instances, whole_image_boxes
 from .refinement import RefinementHeads
 
 
@@ -78,10 +78,10 @@ class ISTR(InstanceSegmenter):
         return 32
 
     def start(self, images: ImageList):
-        """The pyramid (name -> (N, C, h_l, w_l)) and what the first head gets, see `first_queries`."""
+        """The pyramid (name -> (N, C, h_l, w_l)) and what the first head gets, see `initial_queries`."""
         features = self.backbone(images.tensor)
         maps = self.roi_heads.maps(features)
-        return features, *first_queries(maps, images.image_sizes, self.initial_boxes, self.query_embedding)
+        return features, *initial_queries(maps, images.image_sizes, self.initial_boxes, self.query_embedding)
 
     def losses(self, images: ImageList, batched_inputs: Sequence[dict]) -> dict:
         """loss_ce, loss_bbox, loss_giou, loss_feat and loss_dice of each head."""
@@ -105,13 +105,13 @@ class ISTR(InstanceSegmenter):
             found = self._detect(images)
             (detections,) = to_instances(found, images.image_sizes)
             detections.queries = found.queries[0]
-            detections = kept(detections)
+            detections = filter_detections(detections)
             best = list(dict.fromkeys(detections.queries.tolist()))  # a query may be there with several classes
             if not best:
                 panels.append([])
                 continue
             chosen = torch.tensor([best[:max_instances]], device=self.device)
             tags = [f"{float(detections.scores[detections.queries == number].max()):.0%}" for number in chosen[0]]
-            steps = [[x[0] for x in found.masks_of(stage, chosen)] for stage in found.stages]
+            steps = [[x[0] for x in found.decode_masks(stage, chosen)] for stage in found.stages]
             panels.append(explain_image(self.rgb_image(sample), steps, tags, self.mask_threshold))
         return panels

@@ -13,7 +13,7 @@ from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY, BaseMaskRCNNHe
 from detectron2.structures import Instances
 
 from ..ground_truth import box_masks
-from ..image_mask_head import add_masks, for_pasting
+from ..image_mask_head import add_masks, rescale_threshold
 from .embedding import MaskEmbedding, build_mask_embedding, mask_dice_losses, require_fitted
 from .head import MASK_ROI_SIZE, RoIMaskBranch
 from .inference import paste_threshold
@@ -104,4 +104,4 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
         if self.training:
             require_fitted(self.mask_embedding)
             return {"loss_mask": self.loss_weight * self.losses(codes, instances)}
-        return add_masks(instances, for_pasting(self.mask_embedding.decode(codes)[:, None], self.mask_threshold))
+        return add_masks(instances, rescale_threshold(self.mask_embedding.decode(codes)[:, None], self.mask_threshold))

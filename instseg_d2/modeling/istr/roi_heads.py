@@ -8,11 +8,11 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.structures import ImageList, Instances
 from torch import nn
 
-from ..image_mask_head import for_pasting
+from ..image_mask_head import rescale_threshold
 from ..proposal_free import ProposalFreeROIHeads
 from .criterion import ISTRCriterion
 from .embedding import MaskEmbedding, build_mask_embedding, require_fitted
-from .inference import detect, first_queries, paste_threshold, to_instances, whole_image_boxes
+from .inference import detect, initial_queries, paste_threshold, to_instances, whole_image_boxes
 from .refinement import RefinementHeads
 
 
@@ -70,7 +70,7 @@ class ISTRHeads(ProposalFreeROIHeads, RefinementHeads):
         }
 
     def _start(self, images: ImageList, features):
-        return first_queries(self.maps(features), images.image_sizes, self.initial_boxes, self.query_embedding)
+        return initial_queries(self.maps(features), images.image_sizes, self.initial_boxes, self.query_embedding)
 
     def losses(self, images: ImageList, features: dict[str, torch.Tensor], targets: Sequence[Instances]) -> dict:
         """loss_ce, loss_bbox, loss_giou, loss_feat and loss_dice of each head."""
@@ -84,5 +84,5 @@ class ISTRHeads(ProposalFreeROIHeads, RefinementHeads):
         found = detect(self, features, *self._start(images, features), self.mask_embedding, self.max_detections)
         results = to_instances(found, images.image_sizes)
         for x in results:
-            x.pred_masks = for_pasting(x.pred_masks, self.mask_threshold)
+            x.pred_masks = rescale_threshold(x.pred_masks, self.mask_threshold)
         return results

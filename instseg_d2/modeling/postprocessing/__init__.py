@@ -1,19 +1,26 @@
 """From the network's detections to those of the output: which are kept, their masks at its size, run lengths."""
 
-from .detections import MASK_FORMS, best_slots, check_mask_form, in_parts, kept, set_mask_form
-from .masks import boxes_of_masks, rescored, resize_in_chunks, resized
+from .detections import (
+    MASK_FORMATS,
+    check_mask_format,
+    filter_detections,
+    postprocess_in_chunks,
+    set_mask_format,
+    topk_in_order,
+)
+from .masks import masks_to_boxes, rescore, resize_in_chunks, resize_masks
 from .run_lengths import RunLengthMasks
 
 __all__ = [
-    "MASK_FORMS",
+    "MASK_FORMATS",
     "RunLengthMasks",
-    "best_slots",
-    "boxes_of_masks",
-    "check_mask_form",
-    "in_parts",
-    "kept",
-    "rescored",
+    "check_mask_format",
+    "filter_detections",
+    "masks_to_boxes",
+    "postprocess_in_chunks",
+    "rescore",
     "resize_in_chunks",
-    "resized",
-    "set_mask_form",
+    "resize_masks",
+    "set_mask_format",
+    "topk_in_order",
 ]

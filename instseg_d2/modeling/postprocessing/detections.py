@@ -8,13 +8,13 @@ from detectron2.structures import Instances
 from ...layers import check_choice
 from .run_lengths import RunLengthMasks
 
-MASK_FORMS = ("full", "run_lengths", "none")
+MASK_FORMATS = ("full", "run_lengths", "none")
 
 # Pixels of full-size masks that are made at a time: a byte each, 12 while Detectron2 pastes them on a GPU.
 MASK_PIXELS = 1 << 26
 
 
-def kept(result: Instances, score_threshold: float = 0.0) -> Instances:
+def filter_detections(result: Instances, score_threshold: float = 0.0) -> Instances:
     """
     The detections whose score reaches the threshold.
 
@@ -26,20 +26,20 @@ def kept(result: Instances, score_threshold: float = 0.0) -> Instances:
     return result if keep.all() else result[keep]
 
 
-def best_slots(scores: torch.Tensor, count: int) -> torch.Tensor:
+def topk_in_order(scores: torch.Tensor, count: int) -> torch.Tensor:
     """The ``count`` highest of the scores (D,), as indices in their own order; what is no number is the lowest."""
     return scores.nan_to_num(nan=-torch.inf).topk(count).indices.sort().values
 
 
-def check_mask_form(masks: str) -> None:
+def check_mask_format(masks: str) -> None:
     """
     Raises:
-        ValueError: not one of ``MASK_FORMS``.
+        ValueError: not one of ``MASK_FORMATS``.
     """
-    check_choice("masks", masks, MASK_FORMS)
+    check_choice("masks", masks, MASK_FORMATS)
 
 
-def set_mask_form(instances: Instances, masks: str) -> Instances:
+def set_mask_format(instances: Instances, masks: str) -> Instances:
     """The same instances, but their pred_masks (D, H, W) become run lengths or are dropped, as ``masks`` says."""
     fields = instances.get_fields()
     if masks == "none":
@@ -49,14 +49,14 @@ def set_mask_form(instances: Instances, masks: str) -> Instances:
     return Instances(instances.image_size, **fields)
 
 
-def in_parts(result: Instances, size: tuple, masks: str, postprocess: Callable) -> Instances:
+def postprocess_in_chunks(result: Instances, size: tuple, masks: str, postprocess: Callable) -> Instances:
     """
     Postprocess some detections at a time: beside the wanted masks only `MASK_PIXELS` pixels exist.
 
     Args:
         result: detections in input pixels.
         size: (H, W) of the output.
-        masks: one of ``MASK_FORMS``.
+        masks: one of ``MASK_FORMATS``.
         postprocess: of `InstanceSegmenter`.
 
     Returns:
@@ -73,7 +73,7 @@ def in_parts(result: Instances, size: tuple, masks: str, postprocess: Callable) 
                 full = part.pred_masks.new_empty((len(result), *size))
             full[count : count + len(part)] = part.pred_masks
             part.remove("pred_masks")
-        parts.append(set_mask_form(part, masks))
+        parts.append(set_mask_format(part, masks))
         count += len(part)
     whole = Instances.cat(parts)
     if full is not None:

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 CHUNK_PIXELS = 1 << 24
 
 
-def rescored(scores: torch.Tensor, masks: torch.Tensor, threshold: float) -> torch.Tensor:
+def rescore(scores: torch.Tensor, masks: torch.Tensor, threshold: float) -> torch.Tensor:
     """Scores (..., D) times the mean probability of their masks (..., D, h, w) above the threshold; 0 if none is."""
     inside = (masks > threshold).to(masks.dtype)
     return scores * (masks * inside).sum((-2, -1)) / (inside.sum((-2, -1)) + 1e-6)
 
 
-def boxes_of_masks(masks: torch.Tensor) -> torch.Tensor:
+def masks_to_boxes(masks: torch.Tensor) -> torch.Tensor:
     """
     Tight boxes of boolean masks (D, H, W): (D, 4) float32 x1, y1, x2, y2; x2 and y2 are one more than the last pixel's.
     Zeros for an empty mask.
@@ -37,7 +37,7 @@ def boxes_of_masks(masks: torch.Tensor) -> torch.Tensor:
     return torch.stack([x1, y1, x2, y2], dim=1).float()
 
 
-def resized(masks: torch.Tensor, canvas: tuple, crop: tuple, size: tuple) -> torch.Tensor:
+def resize_masks(masks: torch.Tensor, canvas: tuple, crop: tuple, size: tuple) -> torch.Tensor:
     """Probabilities (N, C, h, w): bilinear to the padded canvas, cropped, bilinear to the output (N, C, *size)."""
     masks = F.interpolate(masks, canvas, mode="bilinear", align_corners=False)
     return F.interpolate(masks[..., : crop[0], : crop[1]], size, mode="bilinear", align_corners=False)
@@ -61,14 +61,14 @@ def resize_in_chunks(masks: torch.Tensor, canvas: tuple, crop: tuple, size: tupl
     scale = canvas[0] // masks.shape[-2]
     if masks.device.type == "cpu" and (masks.shape[-2] * scale, masks.shape[-1] * scale) == tuple(canvas):
         masks = masks.float()
-        for result, mask, box in zip(results, masks, boxes_of_masks(masks > threshold).int().tolist()):
+        for result, mask, box in zip(results, masks, masks_to_boxes(masks > threshold).int().tolist()):
             if box[2] > box[0]:
                 _resize_part(result, mask, box, scale, crop, threshold)
         return results
     pixels = max(canvas[0] * canvas[1], size[0] * size[1])
     step = max(1, CHUNK_PIXELS // pixels)
     for start in range(0, len(masks), step):
-        chunk = resized(masks[start : start + step, None].float(), canvas, crop, size)
+        chunk = resize_masks(masks[start : start + step, None].float(), canvas, crop, size)
         results[start : start + step] = chunk[:, 0] > threshold
     return results
 

@@ -7,7 +7,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 
-from .masks import boxes_of_masks
+from .masks import masks_to_boxes
 
 
 def run_lengths(mask: np.ndarray, x: int, y: int, size: tuple) -> list[int]:
@@ -49,7 +49,7 @@ class RunLengthMasks:
     def encode(cls, masks: torch.Tensor) -> "RunLengthMasks":
         """Of boolean masks (D, H, W). The codes are pycocotools' own, made from the pixels inside the boxes only."""
         size = tuple(masks.shape[-2:])
-        boxes = boxes_of_masks(masks).int().tolist()
+        boxes = masks_to_boxes(masks).int().tolist()
         masks = masks.cpu().numpy()
         runs = [run_lengths(mask[y1:y2, x1:x2], x1, y1, size) for mask, (x1, y1, x2, y2) in zip(masks, boxes)]
         return cls(mask_util.frPyObjects([{"size": size, "counts": x} for x in runs], *size) if runs else [], size)

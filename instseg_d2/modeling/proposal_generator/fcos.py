@@ -54,7 +54,7 @@ class FCOS(nn.Module):
         yield_box_features: bool = False,
         inclusive: bool = False,
         hull_epsilon: float = 0.0,
-        least_quality: float = 1e-6,
+        min_quality_sum: float = 1e-6,
     ):
         """
         Args:
@@ -70,7 +70,7 @@ class FCOS(nn.Module):
             yield_box_features: proposals get ``box_features`` (D, C), the box tower at their location.
             inclusive: x2 and y2 of the ground-truth boxes are their last pixels (see also `DetectionLimits`).
             hull_epsilon: added to the area of GIoU's hull.
-            least_quality: lower limit of the box loss's divisor, the mean over workers of the summed centerness.
+            min_quality_sum: lower limit of the box loss's divisor, the mean over workers of the summed centerness.
         """
         super().__init__()
         check_choice("class_normalizer", class_normalizer, ("fg", "moving_fg", "all"))
@@ -100,7 +100,7 @@ class FCOS(nn.Module):
         self.yield_box_features = yield_box_features
         self.inclusive = inclusive
         self.hull_epsilon = hull_epsilon
-        self.least_quality = least_quality
+        self.min_quality_sum = min_quality_sum
         if class_normalizer == "moving_fg":
             self.register_buffer("moving_num_positives", torch.tensor(100.0))
 
@@ -182,7 +182,7 @@ class FCOS(nn.Module):
         num_positives, quality_sum = mean_over_workers(counts)
         num_positives = num_positives.clamp(min=1)
         weights = quality if by_centerness else torch.ones_like(quality)
-        normalizer = quality_sum.clamp(min=self.least_quality) if by_centerness else num_positives
+        normalizer = quality_sum.clamp(min=self.min_quality_sum) if by_centerness else num_positives
 
         box_sum = ltrb_iou_loss(ltrb, positives.ltrb, self.box_loss, weights, self.hull_epsilon)
         quality_sum = F.binary_cross_entropy_with_logits(quality_logits, quality, reduction="sum")

@@ -114,7 +114,7 @@ def assign(
     objects, rows, sides = objects[keep], grid.row(level, images[objects], y, x)[keep], (box[:, 2:] - box[:, :2])[keep]
     sides = sides + float(inclusive)
     area = sides[:, 0] * sides[:, 1]
-    winners = _smallest_first(rows, objects, area, grid.num_rows, len(boxes))
+    winners = _smallest_object(rows, objects, area, grid.num_rows, len(boxes))
     rows = (winners < len(boxes)).nonzero()[:, 0]
     objects = winners[rows]
     level, _, y, x = grid.locate(rows)
@@ -123,7 +123,7 @@ def assign(
     return Assignment(rows, objects, ltrb / grid.strides[level][:, None], centerness(ltrb))
 
 
-def _smallest_first(rows, objects, area, num_rows: int, num_objects: int):
+def _smallest_object(rows, objects, area, num_rows: int, num_objects: int):
     """For each row the candidate of smallest area, then of lowest index: (X,) int64, num_objects for none."""
     smallest = area.new_full((num_rows,), math.inf).scatter_reduce_(0, rows, area, "amin")
     objects = torch.where(area == smallest[rows], objects, num_objects)

@@ -25,7 +25,7 @@ LOSS_ITEMS = ("labels", "masks")
 
 
 @functools.cache
-def warn_of_many_objects(num_masks: int) -> None:
+def warn_too_many_objects(num_masks: int) -> None:
     """Warn once per process that an image has more objects than there are slots."""
     logger.warning(
         "An image has more objects than MODEL.SPARSE_INST.DECODER.NUM_MASKS %d: the ones that match worst are left "
@@ -98,7 +98,7 @@ class SparseInstCriterion:
         targets = [resized_targets(x, canvas, size) for x in gt_instances]
         gt_classes = [x.gt_classes for x in gt_instances]
         if max(map(len, gt_instances)) > mask_logits.shape[1]:
-            warn_of_many_objects(mask_logits.shape[1])
+            warn_too_many_objects(mask_logits.shape[1])
         matches = self.match(class_logits, mask_logits, gt_classes, targets)
         image = torch.cat([torch.full_like(rows, i) for i, (rows, _) in enumerate(matches)])
         rows = torch.cat([rows for rows, _ in matches])

@@ -3,7 +3,7 @@
 from detectron2.structures import ImageList
 
 from ..exportable import Exportable
-from ..postprocessing import rescored
+from ..postprocessing import rescore
 from .inference import class_scores
 
 
@@ -13,4 +13,4 @@ class ExportableSparseInst(Exportable):
     def slots(self, images: ImageList):
         outputs = self.model.outputs(images)
         classes, masks = class_scores(outputs), outputs["mask_logits"].float().sigmoid()
-        return classes, rescored(classes.amax(-1), masks, self.model.mask_threshold), masks
+        return classes, rescore(classes.amax(-1), masks, self.model.mask_threshold), masks

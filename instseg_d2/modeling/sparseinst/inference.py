@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from detectron2.structures import BitMasks, Instances, ROIMasks
 
-from ..postprocessing import best_slots, rescored, resize_in_chunks
+from ..postprocessing import rescore, resize_in_chunks, topk_in_order
 
 
 def class_scores(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -42,11 +42,11 @@ def detections(
         slots = (score > score_threshold).nonzero()[:, 0]
         result = Instances(size)
         result.pred_masks = masks[slots].float().sigmoid()
-        result.scores = rescored(score[slots], result.pred_masks, mask_threshold)
+        result.scores = rescore(score[slots], result.pred_masks, mask_threshold)
         result.pred_classes = classes[slots]
         result.slots = slots
         if len(result) > max_detections:
-            result = result[best_slots(result.scores, max_detections)]
+            result = result[topk_in_order(result.scores, max_detections)]
         results.append(result)
     return results
 
@@ -78,10 +78,10 @@ class CanvasMasks(ROIMasks):
     def __getitem__(self, item) -> "CanvasMasks":
         return self._like(super().__getitem__(item).tensor)
 
-    def resized(self, size: tuple) -> torch.Tensor:
+    def resize(self, size: tuple) -> torch.Tensor:
         """(D, *size) bool."""
         return resize_in_chunks(self.tensor, self.canvas, self.crop, size, self.threshold)
 
     def to_bitmasks(self, boxes, height: int, width: int, threshold: float = 0.5) -> BitMasks:
         """At the output's height and width. Boxes and threshold are for masks of boxes and change nothing here."""
-        return BitMasks(self.resized((height, width)))
+        return BitMasks(self.resize((height, width)))

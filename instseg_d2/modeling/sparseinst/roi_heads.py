@@ -13,7 +13,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
-from ..postprocessing import boxes_of_masks
+from ..postprocessing import masks_to_boxes
 from ..proposal_free import ProposalFreeROIHeads
 from .criterion import SparseInstCriterion
 from .decoder import build_sparse_inst_decoder
@@ -21,7 +21,7 @@ from .encoder import build_sparse_inst_encoder
 from .inference import CanvasMasks, detections
 
 
-def without_pyramid(names: Sequence[str], features: dict) -> dict:
+def add_res_names(names: Sequence[str], features: dict) -> dict:
     """The features, with the pyramid's p3 also under the name res3 if there is no res3, and so for all names."""
     pyramid = {name: name.replace("res", "p") for name in names if name not in features}
     return {**features, **{name: features[other] for name, other in pyramid.items() if other in features}}
@@ -72,7 +72,7 @@ class SparseInstHeads(ProposalFreeROIHeads, nn.Module):
         node = cfg.MODEL.SPARSE_INST
         node.DECODER.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         names = node.ENCODER.IN_FEATURES
-        shapes = without_pyramid(names, input_shape)
+        shapes = add_res_names(names, input_shape)
         return {
             "encoder": build_sparse_inst_encoder(cfg, shapes),
             "decoder": build_sparse_inst_decoder(cfg),
@@ -86,7 +86,7 @@ class SparseInstHeads(ProposalFreeROIHeads, nn.Module):
 
     def _outputs(self, features: dict[str, torch.Tensor]):
         """The decoder's predictions, and the (H, W) of the padded input that the masks cover."""
-        outputs = self.decoder(self.encoder(without_pyramid(self.in_features, features)))
+        outputs = self.decoder(self.encoder(add_res_names(self.in_features, features)))
         return outputs, tuple(round(side * self.mask_stride) for side in outputs["mask_logits"].shape[-2:])
 
     def losses(self, images: ImageList, features: dict[str, torch.Tensor], targets: Sequence[Instances]) -> dict:
@@ -103,6 +103,6 @@ class SparseInstHeads(ProposalFreeROIHeads, nn.Module):
         )
         for x in results:
             x.pred_masks = CanvasMasks(x.pred_masks, canvas, x.image_size, self.mask_threshold)
-            x.pred_boxes = Boxes(boxes_of_masks(x.pred_masks.resized(x.image_size)))
+            x.pred_boxes = Boxes(masks_to_boxes(x.pred_masks.resize(x.image_size)))
             x.remove("slots")
         return results

@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 
 from ..backbone import build_backbone
 from ..meta_arch import InstanceSegmenter
-from ..postprocessing import boxes_of_masks, kept, resize_in_chunks
+from ..postprocessing import filter_detections, masks_to_boxes, resize_in_chunks
 from .criterion import SparseInstCriterion
 from .decoder import build_sparse_inst_decoder
 from .encoder import build_sparse_inst_encoder
@@ -102,7 +102,7 @@ class SparseInst(InstanceSegmenter):
         canvas = tuple(round(side * self.mask_stride) for side in result.pred_masks.shape[-2:])
         scaled = Instances(size)
         scaled.pred_masks = resize_in_chunks(result.pred_masks, canvas, result.image_size, size, self.mask_threshold)
-        scaled.pred_boxes = Boxes(boxes_of_masks(scaled.pred_masks))
+        scaled.pred_boxes = Boxes(masks_to_boxes(scaled.pred_masks))
         scaled.scores = result.scores
         scaled.pred_classes = result.pred_classes
         return scaled
@@ -116,5 +116,5 @@ class SparseInst(InstanceSegmenter):
         canvas = tuple(images.tensor.shape[-2:])
         return [
             explain_image(self.rgb_image(sample), result, maps[result.slots], canvas, max_instances)
-            for sample, result, maps in zip(batched_inputs, map(kept, found), outputs["activation_maps"])
+            for sample, result, maps in zip(batched_inputs, map(filter_detections, found), outputs["activation_maps"])
         ]

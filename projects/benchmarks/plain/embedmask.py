@@ -191,8 +191,8 @@ def plain_mask_losses(model: EmbedMask, pixels, proposals, outputs, positives, m
                 region = (xs >= x1 - right) & (xs < x2 + right) & (ys >= y1 - down) & (ys < y2 + down)
                 log_p, target = log_p[region], target[region]
             p = log_p.flatten().exp()
-            if criterion.least_probability:
-                p = p.clamp(criterion.least_probability, 1 - 2.0**-24)
+            if criterion.min_probability:
+                p = p.clamp(criterion.min_probability, 1 - 2.0**-24)
             total = total + _lovasz(p.log() - (1 - p).log(), target.flatten().float())
         mask_sum = mask_sum + total / (len(x) if criterion.averaged else len(means))
         smooth_sum = smooth_sum + smooth / len(x)

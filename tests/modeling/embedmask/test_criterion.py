@@ -9,7 +9,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 
 from instseg_d2.apps.costs import cpu_peak
 from instseg_d2.modeling.embedmask import criterion as module
-from instseg_d2.modeling.embedmask.criterion import MaskCriterion, parts_of_objects
+from instseg_d2.modeling.embedmask.criterion import MaskCriterion, split_objects
 from instseg_d2.modeling.embedmask.targets import GroundTruth
 from tests.modeling.embedmask.oracle import cells_inside, lovasz_hinge
 
@@ -30,7 +30,7 @@ def many_objects(count, height, width):
 
 
 def mask_loss(pixels, embeddings, margins, truth, padding=-1.0):
-    criterion = MaskCriterion(averaged=False, least_probability=1e-9, stride=4, iou_threshold=0.5, box_padding=padding)
+    criterion = MaskCriterion(averaged=False, min_probability=1e-9, stride=4, iou_threshold=0.5, box_padding=padding)
     return criterion(pixels, embeddings, margins, torch.arange(len(embeddings)), truth)["mask_loss"]
 
 
@@ -49,7 +49,7 @@ def test_375_objects_keep_one_number_a_cell(monkeypatch):
         loss = mask_loss(*inputs)
     cells = 375 * 96 * 128
     assert sum(most) == cells
-    assert max(most) <= module.CELLS_AT_ONCE < cells / 8
+    assert max(most) <= module.CHUNK_CELLS < cells / 8
     alive = [tensor().untyped_storage() for tensor in saved if tensor() is not None]
     kept = {storage.data_ptr(): storage.nbytes() for storage in alive}
     assert 4 * cells <= sum(kept.values()) <= 4.2 * cells + sum(4 * x.numel() for x in inputs[:3])
@@ -62,7 +62,7 @@ def test_375_objects_keep_one_number_a_cell(monkeypatch):
 def test_parts_change_nothing(monkeypatch, cells, padding):
     results = []
     for at_once in (2**30, cells):
-        monkeypatch.setattr(module, "CELLS_AT_ONCE", at_once)
+        monkeypatch.setattr(module, "CHUNK_CELLS", at_once)
         *inputs, truth = many_objects(7, 96, 128)
         loss = mask_loss(*inputs, truth, padding)
         loss.backward()
@@ -72,15 +72,15 @@ def test_parts_change_nothing(monkeypatch, cells, padding):
 
 
 def test_parts():
-    assert parts_of_objects([3, 3, 3, 9, 1, 0, 0], 6) == [(0, 2), (2, 3), (3, 4), (4, 7)]
-    assert parts_of_objects([], 6) == [(0, 0)]
+    assert split_objects([3, 3, 3, 9, 1, 0, 0], 6) == [(0, 2), (2, 3), (3, 4), (4, 7)]
+    assert split_objects([], 6) == [(0, 0)]
 
 
 def test_windows_at_once_are_bounded(monkeypatch):
     most = []
     hinge = module.lovasz_hinge
     monkeypatch.setattr(module, "lovasz_hinge", lambda logits, *rest: most.append(len(logits)) or hinge(logits, *rest))
-    monkeypatch.setattr(module, "CELLS_AT_ONCE", 300)
+    monkeypatch.setattr(module, "CHUNK_CELLS", 300)
     inputs = many_objects(40, 96, 128)
     mask_loss(*inputs, 0.1)
     assert sum(most) == sum(int(region(box, 0.1, (24, 32)).sum()) for box in inputs[3].boxes) > 2000

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures import BitMasks, PolygonMasks
 
-from instseg_d2.modeling.embedmask.criterion import mean_of_objects, object_weights
+from instseg_d2.modeling.embedmask.criterion import mean_per_object, object_weights
 from instseg_d2.modeling.embedmask.targets import GroundTruth, box_ious, choose_locations
 from instseg_d2.modeling.proposal_generator.fcos_targets import assign
 from tests.modeling.proposal_generator.test_fcos_targets import RANGES, grid_for, naive_assign, random_boxes
@@ -58,7 +58,7 @@ def test_locations_in_masks():
         0 <= x < 96 and 0 <= y < 64 and bool(truth.masks[k, int(y), int(x)])
         for k, (x, y) in zip(objects.tolist(), xy.tolist())
     ]
-    assert truth.hold(objects, xy).tolist() == expected
+    assert truth.contains(objects, xy).tolist() == expected
     assert any(expected)
 
 
@@ -125,14 +125,14 @@ def test_no_positives():
     empty = torch.zeros(0, dtype=torch.int64)
     for averaged in (False, True):
         assert choose_locations(torch.zeros(0), empty, 3, 0.5, averaged).shape == (0,)
-    means, counts = mean_of_objects(torch.zeros(0, 5), empty, 3)
+    means, counts = mean_per_object(torch.zeros(0, 5), empty, 3)
     assert means.shape == (3, 5)
     assert counts.tolist() == [0, 0, 0]
 
 
 def test_means_and_weights_by_hand():
     values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [10.0, 0.0]])
-    means, counts = mean_of_objects(values, torch.tensor([2, 2, 0]), 4)
+    means, counts = mean_per_object(values, torch.tensor([2, 2, 0]), 4)
     assert means.tolist() == [[10.0, 0.0], [0.0, 0.0], [2.0, 3.0], [0.0, 0.0]]
     assert counts.tolist() == [1, 0, 2, 0]
     weights = object_weights(torch.tensor([0, 0, 2]), 4)

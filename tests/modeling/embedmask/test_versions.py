@@ -21,9 +21,9 @@ every_version = pytest.mark.parametrize("version", ["v1", "v2", "v3"])
 
 def test_the_table_of_versions():
     assert VERSIONS == {
-        "v1": Version(spatial=False, margin="box", averaged=True, least_probability=0.0, log_masks=False),
-        "v2": Version(spatial=True, margin="scalar", averaged=False, least_probability=1e-9, log_masks=False),
-        "v3": Version(spatial=True, margin="dimension", averaged=False, least_probability=1e-9, log_masks=True),
+        "v1": Version(spatial=False, margin="box", averaged=True, min_probability=0.0, log_masks=False),
+        "v2": Version(spatial=True, margin="scalar", averaged=False, min_probability=1e-9, log_masks=False),
+        "v3": Version(spatial=True, margin="dimension", averaged=False, min_probability=1e-9, log_masks=True),
     }
 
 

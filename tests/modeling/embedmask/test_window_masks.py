@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from instseg_d2.modeling.embedmask import window_masks
 from instseg_d2.modeling.embedmask.window_masks import (
     WindowMasks,
-    cells_of_windows,
     detection_windows,
     training_windows,
+    window_cells,
     window_sides,
 )
 
@@ -57,13 +57,13 @@ def test_resized_part_equals_the_resized_whole(size, crop, packed, chunk, monkey
 def test_many_masks_make_no_memory_peak(monkeypatch):
     """375 masks at 520 x 696 exist as bool alone: the float pixels at a time stay below the chunk."""
     seen = []
-    original = window_masks.cells_of_windows
+    original = window_masks.window_cells
 
     def recorded(windows, first, last):
         seen.append(last - first)
         return original(windows, first, last)
 
-    monkeypatch.setattr(window_masks, "cells_of_windows", recorded)
+    monkeypatch.setattr(window_masks, "window_cells", recorded)
     corner = torch.stack([torch.arange(375) % 160, torch.arange(375) % 120], 1)
     windows = torch.cat([corner, corner + 8], 1)
     masks = WindowMasks(torch.rand(375 * 64), torch.arange(375) * 64, windows, (130, 174), 0.0)
@@ -76,7 +76,7 @@ def test_many_masks_make_no_memory_peak(monkeypatch):
 
 def test_cells_by_hand():
     windows = torch.tensor([[2, 1, 4, 3], [5, 5, 5, 9], [0, 0, 1, 2]])
-    window, number, y, x = cells_of_windows(windows, 1, 6)
+    window, number, y, x = window_cells(windows, 1, 6)
     assert window.tolist() == [0, 0, 0, 2, 2]
     assert number.tolist() == [1, 2, 3, 0, 1]
     assert y.tolist() == [1, 2, 2, 0, 1]

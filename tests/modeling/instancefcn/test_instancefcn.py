@@ -9,7 +9,7 @@ from detectron2.utils.events import EventStorage
 from torchvision.ops import nms
 
 from instseg_d2.errors import ConfigError
-from instseg_d2.modeling.instancefcn.inference import ProposalLimits, best_segments, paste, segments_of_windows
+from instseg_d2.modeling.instancefcn.inference import ProposalLimits, best_segments, paste, windows_to_segments
 from projects.benchmarks.plain.instancefcn import assemble_densely, plain_infer
 from tests.tiny import random_batch, tiny_model
 
@@ -186,7 +186,7 @@ def test_segments_by_hand():
     objectness = torch.tensor([0.5, 0.6, 0.7])
     corners = torch.tensor([2, 0, 0]), torch.tensor([1, 4, 0])
     for score in ("objectness", "product"):
-        found = segments_of_windows(logits, objectness, corners, 8, (44, 60), score)
+        found = windows_to_segments(logits, objectness, corners, 8, (44, 60), score)
         assert found.pred_boxes.tensor.tolist() == [[8, 24, 32, 40]]
         assert found.windows.tensor.tolist() == [[8, 16, 48, 56]]
         factor = torch.tensor(1.0).sigmoid() if score == "product" else 1.0

@@ -32,7 +32,7 @@ from instseg_d2.modeling.istr import (
     embedding as embedding_module,
 )
 from instseg_d2.modeling.istr.autoencoder import PackedMasks
-from instseg_d2.modeling.istr.components import regrouped, zigzag
+from instseg_d2.modeling.istr.components import rebatched, zigzag
 from tests.data.records import record, square
 
 
@@ -445,14 +445,14 @@ def test_streams_are_bounded():
             asked.append(i)
             yield np.full((3, 1), i)
 
-    batches = regrouped(stream(), 10)
+    batches = rebatched(stream(), 10)
     assert len(next(batches)) == 10
     assert len(asked) == 7  # 21 rows were enough to give ten away
     rest = list(batches)
     assert [len(batch) for batch in rest] == [10] * 10 + [10]
     assert np.concatenate(rest)[-1] == 39
-    assert [len(b) for b in regrouped([np.zeros((23, 2))], 10)] == [10, 13]
-    assert list(regrouped([], 10)) == []
+    assert [len(b) for b in rebatched([np.zeros((23, 2))], 10)] == [10, 13]
+    assert list(rebatched([], 10)) == []
 
 
 def test_packed_masks():

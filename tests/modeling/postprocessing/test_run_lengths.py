@@ -149,7 +149,7 @@ def test_memory_of_full_masks(method, monkeypatch):
     size = (1500, 2000)
     monkeypatch.setattr(detections, "MASK_PIXELS", 3 * 1500 * 2000)
     parts = []
-    peak = cpu_peak(lambda: parts.append(detections.in_parts(result, size, "full", model.postprocess)))
+    peak = cpu_peak(lambda: parts.append(detections.postprocess_in_chunks(result, size, "full", model.postprocess)))
     masks = parts[0].pred_masks
     assert peak < masks.numel() + 80 * 2**20 < 1.9 * masks.numel()
     whole = model.postprocess(again, size)

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from instseg_d2.modeling.sparseinst import SparseInstCriterion
-from instseg_d2.modeling.sparseinst.criterion import warn_of_many_objects
+from instseg_d2.modeling.sparseinst.criterion import warn_too_many_objects
 from tests.tiny import random_instances
 
 
 @pytest.fixture
 def criterion():
     weights = dict.fromkeys(("loss_ce", "loss_mask", "loss_dice", "loss_objectness"), 1.0)
-    warn_of_many_objects.cache_clear()
+    warn_too_many_objects.cache_clear()
     yield SparseInstCriterion(alpha=0.8, beta=0.2, weights=weights, items=("labels", "masks"))
-    warn_of_many_objects.cache_clear()
+    warn_too_many_objects.cache_clear()
 
 
 def losses_of(criterion, *counts):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from instseg_d2.errors import ConfigError
 from instseg_d2.inference.optimize import optimize_for_inference
 from instseg_d2.modeling.matching import match_by_score
-from instseg_d2.modeling.postprocessing import boxes_of_masks, resize_in_chunks
+from instseg_d2.modeling.postprocessing import masks_to_boxes, resize_in_chunks
 from instseg_d2.modeling.sparseinst.decoder import coordinate_channels
 from instseg_d2.modeling.sparseinst.targets import resized_targets
 from projects.benchmarks.plain.sparseinst import plain_infer, plain_losses, plain_postprocess
@@ -353,8 +353,8 @@ def test_boxes_of_masks_by_hand():
     masks = torch.zeros(3, 6, 8, dtype=torch.bool)
     masks[0, 2:4, 3:7] = True
     masks[1, 5, 7] = True
-    assert boxes_of_masks(masks).tolist() == [[3, 2, 7, 4], [7, 5, 8, 6], [0, 0, 0, 0]]
-    assert boxes_of_masks(masks[:0]).shape == (0, 4)
+    assert masks_to_boxes(masks).tolist() == [[3, 2, 7, 4], [7, 5, 8, 6], [0, 0, 0, 0]]
+    assert masks_to_boxes(masks[:0]).shape == (0, 4)
 
 
 @pytest.mark.parametrize(("name", "groups"), [VARIANTS[0], VARIANTS[3], VARIANTS[6]])
