@@ -16,8 +16,7 @@ _import_error = None  # what `python -m instseg_d2.doctor` reports
 try:
     getpass.getuser()
 except (ImportError, KeyError, OSError):
-    # torch asks for the user's name when it is imported, for this path, and fails where the system knows none
-    # (docker run --user).
+    # On import, torch forms this path from the user's name, and fails if there is none (docker run --user).
     os.environ.setdefault(
         "TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"torchinductor_{getattr(os, 'getuid', str)()}")
     )
@@ -27,13 +26,13 @@ try:
 
     from . import data, modeling
 except Exception as error:
-    # sys.argv[0] is "-m" only while `python -m instseg_d2.doctor` imports its package: the doctor says what is wrong.
+    # sys.argv[0] is "-m" only while `python -m instseg_d2.doctor` imports the package; the doctor reports the error.
     _import_error = error
     if sys.argv[:1] != ["-m"]:
         if isinstance(error, ModuleNotFoundError) and error.name == "detectron2":
             raise ModuleNotFoundError(
                 "instseg_d2 needs Detectron2, which is not installed: run `python projects/get_detectron2.py`, "
-                "or install one by https://detectron2.readthedocs.io/en/latest/tutorials/install.html.",
+                "or follow https://detectron2.readthedocs.io/en/latest/tutorials/install.html.",
                 name="detectron2",
             ) from None
         raise

@@ -1,4 +1,4 @@
-"""What every command shares: a console that cannot stop a run, a home folder, and errors as one line."""
+"""Shared by all commands: a console that cannot stop a run, a home folder, and errors as one line."""
 
 import contextlib
 import errno
@@ -13,7 +13,7 @@ from .files import temporary_home
 
 __all__ = ["is_terminal", "keep_console", "run_script"]
 
-# A pipe that nobody reads any more (on Windows EINVAL), a terminal that was closed.
+# Errors of a closed pipe (EINVAL on Windows) and of a closed terminal.
 _GONE = (errno.EPIPE, errno.EINVAL, errno.EIO)
 
 
@@ -36,23 +36,23 @@ class _Console(io.FileIO):
 
 def keep_console() -> None:
     """
-    Make standard output and error safe to write to: closed streams and broken pipes swallow the text, and characters
-    that the console cannot show are escaped. Streams that a notebook or a test has put there stay.
+    Make standard output and error safe to write to: text to closed streams and broken pipes is dropped, and characters
+    that the console cannot show are escaped. Streams replaced by a notebook or a test are left alone.
     """
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # closed; a file opened later would get this number, and what libraries print
+        except OSError:  # closed: the next opened file would get this number, and what libraries print
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open as long as the process)
         elif stream is getattr(sys, f"__{name}__"):
             with contextlib.suppress(OSError):
                 stream.flush()
             stream.reconfigure(errors="backslashreplace")
-            if type(getattr(stream.buffer, "raw", stream.buffer)) is io.FileIO:  # Windows has consoles of its own
+            if type(getattr(stream.buffer, "raw", stream.buffer)) is io.FileIO:  # not a Windows console
                 raw = _Console(stream.fileno(), "w", closefd=False)
                 setattr(
                     sys,
@@ -63,16 +63,16 @@ def keep_console() -> None:
 
 def run_script(main: Callable, *args) -> int:
     """
-    Call ``main(*args)``; errors the user can mend become one line on stderr.
+    Call ``main(*args)``; user errors become one line on stderr.
 
     Returns:
-        Exit code: what ``main`` returns (None: 0), 2 after such an error, 130 after Ctrl-C. With INSTSEG_DEBUG=1 the
-        error is raised instead.
+        Exit code: what ``main`` returns (None: 0), 2 after a user error, 130 after Ctrl-C. With INSTSEG_DEBUG=1 errors
+        are raised.
     """
-    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # so that Ctrl-C ends no import with a traceback
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # so that Ctrl-C during imports prints no traceback
         signal.signal(signal.SIGINT, signal.default_int_handler)
     keep_console()
-    if not os.path.isabs(os.path.expanduser("~")):  # libraries would make a folder named ~
+    if not os.path.isabs(os.path.expanduser("~")):  # otherwise libraries create a folder named ~
         os.environ["HOME"] = str(temporary_home())
     try:
         return main(*args) or 0

@@ -1,4 +1,4 @@
-"""``python -m instseg_d2.doctor``: what is installed, in which version, and what to do where something is missing."""
+"""``python -m instseg_d2.doctor``: what is installed, in which version, and what to do about anything missing."""
 
 import importlib
 import importlib.util
@@ -14,7 +14,7 @@ _SETUP = "run `make setup`, or pip install -r requirements.txt"
 
 
 class Row(NamedTuple):
-    """One line of the table; ``advice`` says what to do, empty: OK."""
+    """One line of the table; an empty ``advice`` means OK."""
 
     name: str
     found: str
@@ -81,7 +81,7 @@ def _torchvision() -> Row:
 
         nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     except Exception:
-        return row._replace(advice="install the torchvision release that belongs to this torch")
+        return row._replace(advice="install the torchvision release that matches this torch")
     return row
 
 
@@ -96,13 +96,13 @@ def _detectron2() -> Row:
         version = importlib.metadata.version("detectron2")
     except importlib.metadata.PackageNotFoundError:
         version = module.__version__
-    compiled = "compiled" if importlib.util.find_spec("detectron2._C") else "Python only, which suffices"
+    compiled = "compiled" if importlib.util.find_spec("detectron2._C") else "Python only, which is enough"
     return Row("Detectron2", f"{version}, {os.path.dirname(module.__file__)} ({compiled})")
 
 
 def _opencv() -> Row:
     row = _package("OpenCV", "cv2")
-    if row.advice and ".so" in row.found:  # opencv-python wants libraries that a server or container may lack
+    if row.advice and ".so" in row.found:  # opencv-python needs libraries that servers and containers often lack
         advice = "install the system's libgl1 and libglib2.0-0, or opencv-python-headless instead of opencv-python"
         return row._replace(advice=advice)
     return row
@@ -114,14 +114,14 @@ def _this_package() -> Row:
     if error is not None:
         fault = _fault(error, "instseg_d2")
     if fault:
-        return Row("instseg_d2", fault, "repair what it names, see the rows above")
+        return Row("instseg_d2", fault, "fix what it names, see the rows above")
     return Row("instseg_d2", f"{package.__version__}, {os.path.dirname(package.__file__)}")
 
 
 def _cuda() -> Row:
     torch, _ = _import("torch")
     if torch is None:
-        return Row("CUDA", "unknown without torch", needed=False)
+        return Row("CUDA", "unknown, as torch is missing", needed=False)
     runtime = torch.version.cuda or "none in this torch"
     if not torch.cuda.is_available():
         return Row("CUDA", f"runtime {runtime}, no usable GPU: the CPU is used", needed=False)
@@ -132,7 +132,7 @@ def _cuda() -> Row:
 def _extension() -> Row:
     ops, fault = _import("instseg_d2.ops")
     if ops is None:
-        return Row("Extension", f"unknown: {fault}", "repair the rows above", needed=False)
+        return Row("Extension", f"unknown: {fault}", "fix the rows above", needed=False)
     built = ops.has_extension()
     torch = importlib.import_module("torch")
     if built is None:
@@ -183,7 +183,7 @@ def table(rows: list) -> str:
 
 
 def main() -> int:
-    """Print the table; 1 when something needed is missing, else 0."""
+    """Print the table; returns 1 if a required package is missing or broken, else 0."""
     rows = diagnose()
     sys.stdout.write(table(rows) + "\n")
     return int(any(row.failed for row in rows))

@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 @contextlib.contextmanager
 def written_whole(path) -> Iterator[Path]:
     """
-    A temporary file next to ``path`` to write to. It replaces ``path`` if the block succeeds and is removed if it
-    fails, so that an incomplete file is never visible. The folder is created if missing.
+    Yield a temporary file next to ``path``. It replaces ``path`` if the block succeeds and is removed if it fails, so
+    an incomplete file is never visible. The folder is created if missing.
 
     Raises:
-        OSError: as the block raises it, with ``path`` as its filename where it has none (a full disk).
+        OSError: from the block; its filename is set to ``path`` if it has none (full disk).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def written_whole(path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder) -> None:
-    """Remove the temporary files that killed processes left in a folder; nothing may be writing there."""
+    """Remove the temporary files that killed processes left in a folder. No process may be writing there."""
     for path in Path(folder).glob(".*"):
         if re.fullmatch(r"\..+-[a-z0-9_]{8}(\.\w+)?", path.name):
             path.unlink()
@@ -56,17 +56,17 @@ def write_bytes(path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-@functools.cache  # it says so once
+@functools.cache  # warns once
 def temporary_home() -> Path:
-    """A folder instead of the user's home, for a user whom the system does not know (``docker run --user``)."""
+    """A replacement for a missing home folder (``docker run --user``)."""
     user = os.getuid() if hasattr(os, "getuid") else ""
     folder = Path(tempfile.gettempdir(), f"instseg_d2_{user}")
-    logger.warning("No home folder can be written: cached files go to %s, or where INSTSEG_CACHE points.", folder)
+    logger.warning("The home folder is not writable: cached files go to %s, or where INSTSEG_CACHE points.", folder)
     return folder
 
 
-def _can_be_written(folder: str) -> bool:
-    """True if ``folder``, absolute, exists and can be written or can be made."""
+def _is_writable(folder: str) -> bool:
+    """True if the absolute path ``folder`` is a writable folder or can be created."""
     while not os.path.exists(folder) and os.path.dirname(folder) != folder:
         folder = os.path.dirname(folder)
     return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
@@ -74,14 +74,14 @@ def _can_be_written(folder: str) -> bool:
 
 def cache_folder(*parts: str) -> Path:
     """
-    The path of ``parts`` below ``$INSTSEG_CACHE`` or ``~/.cache/instseg_d2``, or below :func:`temporary_home` where
-    there is no home or it cannot be written; nothing is created.
+    The path ``parts`` below ``$INSTSEG_CACHE``, else below ``~/.cache/instseg_d2``, or below :func:`temporary_home` if
+    the home folder is not writable. Creates nothing.
     """
     root = os.environ.get("INSTSEG_CACHE")
     if root:
         return Path(os.path.expanduser(root), *parts)
     folder = os.path.expanduser(os.path.join("~", ".cache", "instseg_d2"))
-    return Path(folder if _can_be_written(folder) else temporary_home().joinpath(".cache", "instseg_d2"), *parts)
+    return Path(folder if _is_writable(folder) else temporary_home().joinpath(".cache", "instseg_d2"), *parts)
 
 
 def write_json(path, content) -> None:
@@ -89,11 +89,12 @@ def write_json(path, content) -> None:
     Write ``content`` as JSON to ``path``, whole or not at all.
 
     Raises:
-        DatasetError: the folder cannot be written or is full; it names ``path`` and INSTSEG_CACHE.
+        DatasetError: the folder is not writable or full.
     """
     try:
         write_bytes(path, json.dumps(content).encode())  # several times faster than json.dump
     except OSError as error:
         raise DatasetError(
-            f"{path} cannot be written ({error.strerror or error}); point INSTSEG_CACHE at a folder with space."
+            f"{path} cannot be written ({error.strerror or error}); set INSTSEG_CACHE to a writable folder with free "
+            "space."
         ) from error

@@ -1,5 +1,5 @@
 """
-Records of what shared code needs to know about each method. Shared code asks the record and names no method.
+One record per method, with everything that shared code needs to know about it. Shared code never names a method.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ StateDict = dict[str, Tensor]
 
 
 def _nothing(*_) -> None:
-    """The default for functions of a method: do nothing."""
+    """Default for a method's functions: do nothing."""
 
 
 def _never(cfg: CfgNode) -> bool:
@@ -40,7 +40,7 @@ class Publication:
         folder: folder of its recipes, below configs/.
         paper: conference and arXiv number.
         weights: where the authors publish their weights.
-        note: results that the authors publish in addition to those of the recipes.
+        note: further published results, beyond those of the recipes.
     """
 
     folder: str
@@ -55,24 +55,24 @@ class Method:
     The record of a method; the defaults are those of Detectron2's own models.
 
     Attributes:
-        name: its meta-architecture in MODEL.META_ARCHITECTURE; aliases: other names of it.
+        name: its meta-architecture in MODEL.META_ARCHITECTURE; aliases: other accepted names.
         add_config: adds its keys to a config, in place.
-        check_config: refuses values of a complete config that the method cannot use, see `config.values`.
-        class_count_keys: config key -> what it adds to the foreground classes: 0, or 1 for the background.
+        check_config: raises ConfigError for invalid values in a complete config, see `config.values`.
+        class_count_keys: config key -> number added to the foreground classes: 0, or 1 for the background.
         optimizer: default if SOLVER.OPTIMIZER is empty.
         undecayed_names: parts of parameter names that get SOLVER.WEIGHT_DECAY_NORM. None: the norms get it.
-        fit: called as ``fit(model, cfg)`` in all processes before training, after the weights are loaded. It is called
-            for every model, also a Detectron2 model with a head of this method, and may have nothing to do.
+        fit: called as ``fit(model, cfg)`` in all processes, after loading the weights and before training. It is called
+            for every model, including Detectron2 models with a head of this method.
         crop_scheme: default if INPUT.CROP.SCHEME is empty.
-        needs_masks: it learns from masks even if MODEL.MASK_ON is False.
-        semantic_target: cfg -> whether it learns from ``basis_sem``, see `InstanceDatasetMapper`.
-        class_agnostic: cfg -> whether every detection has class 0, "object", whatever classes the data have. The
+        needs_masks: whether it is trained on masks even if MODEL.MASK_ON is False.
+        semantic_target: cfg -> whether it is trained on ``basis_sem``, see `InstanceDatasetMapper`.
+        class_agnostic: cfg -> whether every detection has class 0, "object", regardless of the data's classes. The
             evaluation then measures the recall of proposals.
-        panoptic: cfg -> whether its results also have "sem_seg" and "panoptic_seg".
-        authors_names: prefix of a key that only the authors' checkpoints have -> function that converts their state
-            dict to our names.
-        exportable: model -> the module that is exported, a `modeling.exportable.Exportable`. None: there is none.
-        publication: None: there is none.
+        panoptic: cfg -> whether its output includes "sem_seg" and "panoptic_seg".
+        authors_names: key prefix found only in the authors' checkpoints -> function that converts their state dict to
+            our names.
+        exportable: model -> the module to export, a `modeling.exportable.Exportable`. None: not exportable.
+        publication: its origin. None: unpublished.
     """
 
     name: str
@@ -108,7 +108,7 @@ class MaskHead:
 
     Attributes:
         name: its name in MODEL.ROI_MASK_HEAD.NAME.
-        values: the keys of MODEL.ROI_MASK_HEAD that have only one possible value, and this value.
+        values: the keys of MODEL.ROI_MASK_HEAD that allow only one value, with that value.
     """
 
     name: str
@@ -122,16 +122,16 @@ _MASK_HEADS: dict[str, MaskHead] = {}
 def _register(records: dict, names: tuple[str, ...], record) -> None:
     taken = [name for name in names if name in records]
     if taken:
-        raise ValueError(f"{taken[0]} has a record already.")
+        raise ValueError(f"{taken[0]} is already registered.")
     records.update(dict.fromkeys(names, record))
 
 
 def register_method(method: Method) -> Method:
     """
-    Register a method under its names; returns it.
+    Register a method under its names and return it.
 
     Raises:
-        ValueError: one of the names is taken.
+        ValueError: a name is already registered.
     """
     _register(_METHODS, (method.name, *method.aliases), method)
     return method

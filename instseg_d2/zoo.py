@@ -1,7 +1,7 @@
 """
-``python -m instseg_d2.zoo``: every recipe, its size, what its authors published and where their weights are.
+``python -m instseg_d2.zoo``: every recipe, its size, its published results and where to find the authors' weights.
 
-The numbers stand in zoo.yaml alone; ``--write`` puts them into the pages of the methods.
+The numbers are stored only in zoo.yaml; ``--write`` copies them to the methods' pages.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from .console import run_script
 from .files import write_bytes
 from .methods import Publication, methods
 
-ROOT = Path(__file__).resolve().parents[1]  # of a checkout: configs/ and projects/ are not installed
+ROOT = Path(__file__).resolve().parents[1]  # needs a checkout: configs/ and projects/ are not installed
 COLUMNS = (
     "note", "parameters, M", "mask AP", "box AP", "test-dev mask AP", "test-dev box AP", "PQ",
     "AR@10", "AR@100", "AR@1000", "mask AP50", "mask AP70", "FPS",
 )  # fmt: skip
-# A table in a page, after the folders that it shows.
+# A table in a page, preceded by the folders that it lists.
 BLOCK = re.compile(r"(<!-- zoo: ([^\n]+) -->\n).*?(<!-- /zoo -->)", re.S)
 
 
@@ -42,7 +42,7 @@ def publications() -> dict[str, Publication]:
 
 
 def count(name: str) -> float:
-    """Millions of parameters of the recipe's model, built without memory for them."""
+    """Parameters of the recipe's model in millions, without allocating them."""
     import torch
     from detectron2.modeling import build_model
 
@@ -55,7 +55,7 @@ def count(name: str) -> float:
 
 
 def table(folders: Sequence[str]) -> str:
-    """The recipes right in these folders as Markdown, and what else their authors published."""
+    """A Markdown table of the recipes directly in these folders, followed by further published results."""
     found = {name: row for name, row in recipes().items() if name.rpartition("/")[0] in folders}
     columns = [column for column in COLUMNS if any(column in row for row in found.values())]
     rows = [[name, *(row.get(column, "") for column in columns)] for name, row in found.items()]
@@ -67,16 +67,14 @@ def table(folders: Sequence[str]) -> str:
 
 def pages() -> dict[Path, str]:
     """
-    The pages of the methods with their tables as they should be.
+    The methods' pages with up-to-date tables: path -> text.
 
     Raises:
-        FileNotFoundError: this is no checkout.
+        FileNotFoundError: this is not a checkout.
     """
     found = sorted(ROOT.glob("projects/*/README.md"))
     if not found:
-        raise FileNotFoundError(
-            f"{ROOT} has no projects/*/README.md: the pages are written in a checkout of the sources."
-        )
+        raise FileNotFoundError(f"{ROOT} has no projects/*/README.md: run this in a checkout of the sources.")
     return {
         page: BLOCK.sub(lambda m: f"{m[1]}\n{table(m[2].split())}\n\n{m[3]}", page.read_text(encoding="utf-8"))
         for page in found
@@ -84,7 +82,7 @@ def pages() -> dict[Path, str]:
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
-    """Print the tables, or write them into the pages."""
+    """Print the tables, or write them to the pages."""
     parser = argparse.ArgumentParser(prog="python -m instseg_d2.zoo", description=__doc__.split(": ", 1)[1])
     known = {folder.lower(): folder for folder in publications()}
     parser.add_argument(

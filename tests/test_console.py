@@ -159,7 +159,7 @@ except SystemExit as end:
     home = tmp_path / f"instseg_d2_{os.getuid()}"
     assert done.stdout.splitlines()[-1] == f"{home}/.cache/instseg_d2/x {home} 0", done.stderr
     assert done.stderr.splitlines() == [
-        f"No home folder can be written: cached files go to {home}, or where INSTSEG_CACHE points."
+        f"The home folder is not writable: cached files go to {home}, or where INSTSEG_CACHE points."
     ]
     assert not (tmp_path / "~").exists()
 

@@ -95,7 +95,7 @@ def test_without_any_package(tmp_path):
     assert (done.returncode, done.stderr) == (1, "")
     rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert "Detectron2 not installed run `python projects/get_detectron2.py`" in rows
-    assert "instseg_d2 needs detectron2 repair what it names, see the rows above" in rows
+    assert "instseg_d2 needs detectron2 fix what it names, see the rows above" in rows
     done = run("-c", "import instseg_d2")
     assert done.stderr.splitlines()[-1].startswith(
         "ModuleNotFoundError: instseg_d2 needs Detectron2, which is not installed: run `python projects/get_detectron2"

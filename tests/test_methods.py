@@ -132,7 +132,7 @@ def test_options_turn_facts_off():
 
 def test_a_name_is_taken_once(monkeypatch):
     monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
-    with pytest.raises(ValueError, match=r"^BlendMask has a record already\.$"):
+    with pytest.raises(ValueError, match=r"^BlendMask is already registered\.$"):
         register_method(Method("Another", aliases=("BlendMask",)))
     register_method(Method("Another", aliases=("More",)))
     cfg = get_cfg()

@@ -73,7 +73,7 @@ def test_a_stale_page_is_written(tmp_path, monkeypatch, capsys):
 
 def test_pages_are_written_in_a_checkout(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(zoo, "ROOT", tmp_path)
-    with pytest.raises(FileNotFoundError, match="the pages are written in a checkout"):
+    with pytest.raises(FileNotFoundError, match="run this in a checkout"):
         zoo.pages()
     assert run_script(zoo.main, ["--write"]) == 2
     assert "has no projects" in capsys.readouterr().err

@@ -1,1 +1,1 @@
-"""The work of the commands: prediction on files, comparison of models, costs."""
+"""What the commands do: prediction on files, comparison of models, costs."""

@@ -1,4 +1,4 @@
-"""Compares several models on the same data: same training and evaluation, alternating timing, pictures side by side."""
+"""Compares models on the same data: same training and evaluation, interleaved timing, pictures side by side."""
 
 import itertools
 import json
@@ -39,8 +39,8 @@ AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 RECALL_COLUMN = "AR@100"  # class-agnostic recall of masks: the one metric that every model has
 NOTE = """
 AP of masks in percent, over {images} images of {data}. AR@100: average recall of the best 100 masks of an image,
-whatever their class. GFLOPs: multiply-adds of the network on one image. Latency: median of one image from
-pixels to masks of full size, all models in turns ({where}). Memory: what that takes at most beside the weights.
+regardless of class. GFLOPs: billions of multiply-adds of the network on one image. Latency: median time of one
+image from pixels to full-size masks, models in turn ({where}). Memory: peak of that, without the weights.
 """
 
 
@@ -82,7 +82,7 @@ def find_data(data: str) -> tuple[Optional[str], str]:
 
 
 def contender_names(configs: Sequence[str]) -> list[str]:
-    """The names of the files, with the folder if two names are equal, and numbered if a file occurs twice."""
+    """The names of the files; equal names get their folder, and a file given twice gets a number."""
     stems = [os.path.splitext(os.path.basename(config))[0] for config in configs]
     counts = Counter(stems)
     folders = [os.path.basename(os.path.dirname(os.path.abspath(config))) for config in configs]
@@ -91,11 +91,11 @@ def contender_names(configs: Sequence[str]) -> list[str]:
 
 
 def _budget(cfg, images: int) -> list[str]:
-    """Overrides to train on this many images: the schedule is scaled, warm-up is at most a tenth of it."""
+    """Overrides to train on this many images: the schedule is scaled, and warm-up takes at most a tenth of it."""
     solver = cfg.SOLVER
     iterations = max(1, round(images / solver.IMS_PER_BATCH))
     share = iterations / solver.MAX_ITER
-    steps = tuple(sorted({int(step * share) for step in solver.STEPS} - {0}))  # apart and before its end
+    steps = tuple(sorted({int(step * share) for step in solver.STEPS} - {0}))  # distinct and after the start
     values = {"MAX_ITER": iterations, "STEPS": steps, "WARMUP_ITERS": min(solver.WARMUP_ITERS, iterations // 10)}
     if solver.FREEZE_NORMS_ITER > 0:
         values["FREEZE_NORMS_ITER"] = int(solver.FREEZE_NORMS_ITER * share)
@@ -114,18 +114,18 @@ def join(
     opts: Sequence[str] = (),
 ) -> Contender:
     """
-    Train a model, or load it, and evaluate it; in one process, on the GPU if there is one.
+    Train or load a model, and evaluate it; in one process, on the GPU if there is one.
 
     Args:
         data: what :func:`find_data` returns.
         folder: folder for its log, checkpoints and results.
-        weights: checkpoint; None: train.
-        images: number of images to train on, counting repetitions; None: as the config says.
+        weights: checkpoint to load; None: train.
+        images: number of images to train on, including repetitions; None: use the schedule of the config.
         resume: continue the training in ``folder``.
         opts: config overrides KEY VALUE ...
 
     Raises:
-        ValueError: a user error, in one sentence, see `errors`.
+        ValueError: a user error, see `errors`.
     """
     train, test = data
     if weights is None and train is None:
@@ -159,9 +159,9 @@ def join(
 
 
 def _row(contender: Contender, sample: dict, latency: float) -> dict:
-    """One line of the table: column -> value, None if there is none."""
+    """One line of the table: column -> value or None."""
     results = contender.results
-    # If a model with masks has found nothing, there are only box results.
+    # A model with masks that found nothing has only box results.
     task = "segm" if "segm" in results or contender.predictor.cfg.MODEL.MASK_ON else "bbox"
     values = results.get(task, {})
     metrics = {key: values.get(key) for key in AP_COLUMNS}
@@ -220,12 +220,12 @@ def compare(
 
     Args:
         test_set: name of the data set that all models were evaluated on.
-        num_images: number of images shown, spread over the data set; GFLOPs and memory are measured on the first.
+        num_images: number of images to show, spread over the data set; GFLOPs and memory are measured on the first.
         repeats: latency measurements of each model.
-        score_threshold: objects with a lower score are not shown.
+        score_threshold: objects that score lower are not shown.
 
     Returns:
-        the table as text.
+        The table as text.
     """
     records = DatasetCatalog.get(test_set)
     shown = records[:: max(1, len(records) // num_images)][:num_images]

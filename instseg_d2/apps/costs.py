@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of values in all parameters, including frozen ones, without buffers."""
+    """The number of parameters, including frozen ones, without buffers."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 class _Network(nn.Module):
-    """A method of this package without making the full-size masks; any other model completely."""
+    """A method of this package without its full-size masks; any other model as a whole."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -50,10 +50,10 @@ def _deform_conv_flops(inputs, outputs) -> int:
 @torch.no_grad()
 def gflops(model: nn.Module, sample: dict) -> float:
     """
-    Billions of multiply-adds of the network on an input record, as counted by fvcore: convolutions, matrix products,
-    norms and resizes, but not full-size masks, NMS, RoIAlign or operators of this package.
+    Billions of multiply-adds of the network on an input record, counted by fvcore: convolutions, matrix products,
+    norms and resizes, but not full-size masks, NMS, RoIAlign or this package's operators.
 
-    fvcore needs a model that can be traced; for others PyTorch's counter counts convolutions and matrix products.
+    If the model cannot be traced, PyTorch's counter counts convolutions and matrix products.
     """
     network = _Network(model)
     analysis = FlopCountAnalysis(network, [sample])
@@ -84,7 +84,7 @@ def cpu_peak(run) -> int:
 
 @torch.no_grad()
 def peak_memory(model: nn.Module, sample: dict) -> int:
-    """The peak bytes that detection on one input record takes besides the weights, including full-size masks."""
+    """Peak memory in bytes of detection on one input record, including full-size masks, without the weights."""
     device = next(model.parameters()).device
     detect(model, [sample])  # fills caches
     if device.type != "cuda":

@@ -36,7 +36,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _images_in(folder: str) -> list[str]:
-    """The images of a folder; its other entries, except hidden files, are logged in one line."""
+    """The images of a folder; one log line lists its other entries, except hidden files."""
     found, others, suffixes = [], Counter(), set()
     for entry in os.scandir(folder):
         suffix = _suffix(entry.name)
@@ -53,26 +53,26 @@ def _images_in(folder: str) -> list[str]:
         else:
             others["other file"] += 1
             suffixes.add(suffix or "no suffix")
-    notes = {"folder": "**/* looks into them", "video": "name it", "HEIC image": "pip install pillow-heif"}
+    notes = {"folder": "**/* includes them", "video": "give its path", "HEIC image": "pip install pillow-heif"}
     notes["other file"] = ", ".join(sorted(suffixes)[:5]) + (", ..." if len(suffixes) > 5 else "")
     rest = ", ".join(f"{_counted(others[kind], kind)} ({notes[kind]})" for kind in notes if others[kind])
     if not found:
-        raise FileNotFoundError(f"{folder}: no image in this folder{f' but {rest}' if rest else ''}")
+        raise FileNotFoundError(f"{folder}: no image in this folder{f', but {rest}' if rest else ''}")
     if rest:
-        logger.info("%s: %s; passed over: %s.", folder, _counted(len(found), "image"), rest)
+        logger.info("%s: %s; skipped: %s.", folder, _counted(len(found), "image"), rest)
     return found
 
 
 def find_inputs(patterns: Union[str, os.PathLike, Sequence]) -> list[str]:
     """
-    The files named by paths, folders (their images, without subfolders), globs (also ``**``) and registered data sets,
+    The files given by paths, folders (their images, without subfolders), globs (also ``**``) and registered data sets,
     each once.
 
     Args:
-        patterns: one or several, as text or paths.
+        patterns: one or more texts or paths.
 
     Raises:
-        FileNotFoundError: a name matches nothing, or a folder holds no image.
+        FileNotFoundError: a pattern matches nothing, or a folder contains no image.
         DatasetError: a video is given together with other inputs.
     """
     if isinstance(patterns, (str, os.PathLike)):

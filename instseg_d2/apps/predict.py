@@ -2,7 +2,7 @@
 Detects on image files or a video, and writes pictures, ``results.json`` and ``index.html`` into one folder.
 
 ``results.json`` is in COCO's results format (``pycocotools.coco.COCO.loadRes`` reads it) with ``file_name`` and
-``category_name`` added. ``image_id`` numbers the images, or the frames of a video, from 1 in the order they were read.
+``category_name`` added. ``image_id`` counts the images, or the frames of a video, from 1 in reading order.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ __all__ = ["run_demo"]
 logger = logging.getLogger(__name__)
 
 JPEG_QUALITY = 90
-LOOK_AGAIN = 8  # images used to report the best score if nothing reaches the threshold
+FIRST_IMAGES = 8  # used to report the best score if nothing reaches the threshold
 
 
 def run_demo(
@@ -52,21 +52,21 @@ def run_demo(
     """
     Detect on every input and write the pictures, ``results.json`` and ``index.html`` into ``output``.
 
-    Files that cannot be read and pictures that cannot be written are reported and skipped. An interrupted run keeps
-    what it has; a run that is killed leaves its results in ``results.jsonl``.
+    Files that cannot be read and pictures that cannot be written are reported and skipped. An interrupted run writes
+    what is done so far; a killed run leaves its results in ``results.jsonl``.
 
     Args:
         inputs: paths, folders, globs, or one video.
         output: folder, created if missing; not the folder of the inputs.
-        score_threshold: instances with a lower score are left out everywhere, whatever the method.
+        score_threshold: instances that score lower are dropped, for every method.
         max_images: stop after this many images or frames.
-        explain: also draw for every image what the network sees.
+        explain: also draw what the network sees in every image.
 
     Returns:
         True if at least one image was processed.
 
     Raises:
-        FileNotFoundError, ImageError, ConfigError: the inputs or arguments cannot be used.
+        FileNotFoundError, ImageError, ConfigError: an input or argument is invalid.
         OSError: the results cannot be written.
     """
     if not 0 <= score_threshold <= 1:
@@ -76,11 +76,11 @@ def run_demo(
     files, output = find_inputs(inputs)[:max_images], os.path.expanduser(output)
     folders = {os.path.realpath(os.path.dirname(file)) for file in files}
     if os.path.realpath(output) in folders:
-        raise ConfigError(f"{output}: holds the input files, which would be overwritten; choose another output folder")
+        raise ConfigError(f"{output} contains the input files, which would be overwritten; choose another folder")
     if os.path.exists(output) and not os.path.isdir(output):
-        raise ConfigError(f"{output}: is a file; name a folder for the output")
+        raise ConfigError(f"{output} is a file; the output must be a folder")
     if explain and is_video(files[0]):
-        raise ConfigError("only images are explained, not videos")
+        raise ConfigError(f"{files[0]} is a video; --explain works only on images")
     video = Video(files[0]) if is_video(files[0]) else None
     os.makedirs(output, exist_ok=True)
     run = _Run(predictor, output, score_threshold)
@@ -142,17 +142,17 @@ class _Run:
             if written:
                 self.entries.append(entry)
         if further:
-            text = "The first page or frame of a file alone is looked at: %d more, in %d files, are passed over."
+            text = "Only the first page or frame of a file is used: %d more in %d files are skipped."
             logger.info(text, sum(further), len(further))
         if explain and self.entries and not any("explain" in entry for entry in self.entries):
-            logger.warning("Nothing to explain: this model has no such pictures, or found no object.")
+            logger.warning("Nothing to explain: this model has no such pictures, or it found no objects.")
 
     def video(self, frames: Video, file: str, max_frames: Optional[int]) -> None:
         name = os.path.basename(file)
         counts: Counter = Counter()
 
         def drawn_frames():
-            """Replaces an unreadable frame by the previous one; at the beginning by the next one."""
+            """Replaces an unreadable frame by the previous one, or, at the beginning, by the next one."""
             drawn, waiting = None, 0
             total = min(frames.count, max_frames or frames.count) or None
             start = time.perf_counter()
@@ -181,12 +181,12 @@ class _Run:
             logger.warning("%s: %d of %d frames could not be read.", file, frames.broken, total)
 
     def detect(self, image: np.ndarray, record: dict) -> tuple[np.ndarray, Instances]:
-        """Run the network on one image; returns the image with the objects drawn on it, and the objects."""
+        """Run the network on one image; returns the picture with the objects drawn, and the objects."""
         start = time.perf_counter()
         output = self.predictor.outputs([record], self.score_threshold)[0]
         instances = output["instances"]
         network = time.perf_counter()
-        if len(self.first) < LOOK_AGAIN:
+        if len(self.first) < FIRST_IMAGES:
             self.first.append(record)
         names = self.predictor.class_names, self.predictor.stuff_names
         if "panoptic_seg" in output:
@@ -199,7 +199,7 @@ class _Run:
         return drawn, instances
 
     def keep(self, instances: Instances, image_id: int, name: str) -> Counter:
-        """Write the objects of an image to the results; returns their number by class name."""
+        """Add the objects of an image to the results; returns their number per class name."""
         self.results.add(named_results(instances, self.predictor, image_id, name))
         return Counter(self.predictor.class_name(index) for index in instances.pred_classes.tolist())
 
@@ -217,10 +217,10 @@ class _Run:
             return False
 
     def best_score(self) -> str:
-        """The best score that the model finds in the first images without a threshold, in words."""
+        """A sentence on the best score in the first images, without a threshold."""
         found = (self.predictor.predict([record], masks="none")[0] for record in self.first)
         scores = [float(x.scores.max()) for x in found if len(x)]
-        where = f" in the first {LOOK_AGAIN} images" if self.done > LOOK_AGAIN else ""
+        where = f" in the first {FIRST_IMAGES} images" if self.done > FIRST_IMAGES else ""
         return f"the best score{where} is {max(scores):.3f}" if scores else f"the model found nothing{where}"
 
     def finish(self) -> str:

@@ -1,4 +1,4 @@
-"""Writes the results of a detection run as they come, and finds names for its pictures."""
+"""Writes the results of a detection run as they come, and names its pictures."""
 
 import json
 import os
@@ -12,20 +12,20 @@ from ..inference.image_predictor import ImagePredictor
 
 __all__ = ["ResultsFile", "free_stem", "named_results", "shown_name"]
 
-LONGEST_STEM = 200  # bytes; a name with everything added may have at most 255
+LONGEST_STEM = 200  # bytes; the full name may have at most 255
 
 
 class ResultsFile:
     """
-    ``results.json`` of a folder, a JSON list. Until it is finished its entries are in ``results.jsonl``, one per line
-    and on disk as soon as they are added, so that a run that is killed keeps what it has.
+    ``results.json`` of a folder, a JSON list. Until it is finished, its entries are in ``results.jsonl``, one per line
+    and on disk as soon as they are added, so a killed run loses nothing.
 
     Attributes:
         path: path of the finished file.
         count: number of entries so far.
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full.
+        OSError: the folder is not writable, or the disk is full.
     """
 
     def __init__(self, folder: str):
@@ -40,7 +40,7 @@ class ResultsFile:
         self.count += len(lines)
 
     def finish(self) -> None:
-        """Write the list and remove ``results.jsonl``; at most one entry is in memory at a time."""
+        """Write the list and remove ``results.jsonl``; only one entry is in memory at a time."""
         self._lines.seek(0)
         with written_whole(self.path) as path, open(path, "w", encoding="ascii") as file:
             file.write("[")
@@ -52,7 +52,7 @@ class ResultsFile:
 
 
 def shown_name(name: str) -> str:
-    """A file's name as text that can be written anywhere: bytes that are not UTF-8 become U+FFFD."""
+    """A file's name as valid Unicode: bytes that are not UTF-8 become U+FFFD."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
@@ -71,8 +71,7 @@ def named_results(instances: Instances, predictor: ImagePredictor, image_id: int
 
 def free_stem(file: str, taken: set[str], ends: tuple[str, ...] = ("",)) -> str:
     """
-    A name for the outputs of a file: its own without suffix, shortened if it is too long, and numbered if it is
-    already taken.
+    A name for the outputs of a file: its own without suffix, shortened if too long, and numbered if taken.
 
     Args:
         taken: names in use, in lower case; the new ones are added.

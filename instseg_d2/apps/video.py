@@ -17,15 +17,15 @@ __all__ = ["Video", "write_video"]
 
 logger = logging.getLogger(__name__)
 
-# OpenCV's encoders differ from build to build: the first one that works is used.
+# OpenCV builds differ in their encoders: the first one that works is used.
 CODECS = (("mp4v", ".mp4"), ("avc1", ".mp4"), ("MJPG", ".avi"))
-# Unreadable frames in a row that end a video: before and after the number of frames in its header.
+# A video ends after this many unreadable frames in a row: within the frame count of its header, and beyond it.
 MOST_BROKEN, MOST_BROKEN_AT_END = 1000, 10
 
 
 @contextlib.contextmanager
 def _plain_name(path: str) -> Iterator[str]:
-    """A name of the same file for OpenCV, which crashes on names that are not UTF-8."""
+    """Yield another name of the file for OpenCV, which crashes on names that are not UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -42,12 +42,12 @@ class Video:
     The frames of a video file, to be iterated over once: (H, W, 3) uint8 RGB, or None for an unreadable frame.
 
     Attributes:
-        count: number of frames according to the file's header, which may be wrong; 0: unknown.
-        fps: frames per second; 25 if the file gives no sensible value.
-        read, broken: number of readable and of unreadable frames so far.
+        count: number of frames in the file's header, which may be wrong; 0: unknown.
+        fps: frames per second; 25 if the file has no sensible value.
+        read, broken: number of readable and unreadable frames so far.
 
     Raises:
-        ImageError: no frame can be read; the message names the file.
+        ImageError: no frame can be read.
     """
 
     def __init__(self, path: str):
@@ -59,12 +59,12 @@ class Video:
         self.fps = fps if math.isfinite(fps) and 0 < fps <= 1000 else 25.0
         self.count = int(count) if math.isfinite(count) and count > 0 else 0
         self._frames = self._read()
-        self._begin = []  # up to the first frame that can be read
+        self._begin = []  # up to the first readable frame
         for frame in self._frames:
             self._begin.append(frame)
             if frame is not None:
                 return
-        raise ImageError(f"{path}: no frame of this video can be read")
+        raise ImageError(f"{path}: this video has no readable frame")
 
     def _read(self) -> Iterator[Optional[np.ndarray]]:
         in_a_row = 0
@@ -94,7 +94,7 @@ def _readable(path: str) -> bool:
 
 
 def _working_codec(stem: str, fps: float, size: tuple[int, int]) -> tuple[str, str]:
-    """The first codec whose test clip of this size (width, height) can be read back, and its suffix."""
+    """The first codec that can write and read back a clip of this size (width, height), and its suffix."""
     for codec, suffix in CODECS:
         clip = f"{stem}.probe{suffix}"
         writer = cv2.VideoWriter(clip, cv2.VideoWriter_fourcc(*codec), fps, size)
@@ -113,11 +113,11 @@ def write_video(stem, frames_rgb: Iterable[np.ndarray], fps: float) -> str:
     """
     Write the frames as ``stem.mp4``, or as ``stem.avi`` if OpenCV has no MPEG-4 encoder.
 
-    Ctrl-C or an error in ``frames_rgb`` ends the video there; the frames written so far are kept.
+    Ctrl-C or an error in ``frames_rgb`` ends the video; the frames written so far are kept.
 
     Args:
         stem: path without suffix.
-        frames_rgb: at least one (H, W, 3) uint8 RGB frame; they get the size of the first.
+        frames_rgb: at least one (H, W, 3) uint8 RGB frame; all are resized to the first.
 
     Returns:
         The path written.
@@ -154,5 +154,5 @@ def _write(stem: str, frames: Iterator[np.ndarray], fps: float) -> str:
         elif os.path.exists(temporary):
             os.remove(temporary)
     if not whole:
-        raise ImageError(f"{stem}{suffix}: the video could not be written (is there space left?)")
+        raise ImageError(f"{stem}{suffix}: the video could not be written (is the disk full?)")
     return stem + suffix

@@ -1,4 +1,4 @@
-"""Loading and saving weights: safely, with a report, in the formats of Detectron2 and of the methods' authors."""
+"""Loads and saves weights: safely, with a report, in the formats of Detectron2 and of the methods' authors."""
 
 from .checkpointer import InstSegCheckpointer
 from .formats import read_checkpoint_info, read_extra, read_weights

@@ -24,8 +24,8 @@ __all__ = ["InstSegCheckpointer"]
 logger = logging.getLogger(__name__)
 
 _FROM_SCRATCH = (
-    'Name a local file in MODEL.WEIGHTS, or train from scratch: MODEL.WEIGHTS "", MODEL.BACKBONE.FREEZE_AT 0 and '
-    "a trained norm (MODEL.RESNETS.NORM BN or GN)"
+    'Set MODEL.WEIGHTS to a local file, or train from scratch: MODEL.WEIGHTS "", MODEL.BACKBONE.FREEZE_AT 0 and a '
+    "trained norm (MODEL.RESNETS.NORM BN or GN)"
 )
 
 
@@ -33,9 +33,8 @@ class InstSegCheckpointer(DetectionCheckpointer):
     """
     Loads ``.pth``, ``.pkl`` and ``.safetensors`` files, including the authors' files, and saves ``.pth`` files.
 
-    Every load logs a report: how many weights were found, and which are missing, unexpected or of another shape. In
-    training, missing and mismatched weights keep their initial values; at test time and when resuming they are an
-    error.
+    Every load logs how many weights were found, and which are missing, unexpected or of another shape. In training,
+    missing and mismatched weights keep their initial values; at test time and when resuming they are an error.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class InstSegCheckpointer(DetectionCheckpointer):
             save_dir: folder of :meth:`save`.
             for_test: raise an error if weights are missing or of another shape.
             metadata: stored in every file, e.g. {"cfg": YAML text, "class_names": list of str}.
-            save_to_disk: default: on the main process.
+            save_to_disk: None: only on the main process.
             checkpointables: objects with state_dict and load_state_dict.
         """
         model = getattr(model, "_orig_mod", model)  # of torch.compile
@@ -71,8 +70,8 @@ class InstSegCheckpointer(DetectionCheckpointer):
         Load weights, and the named checkpointables (None: all).
 
         Args:
-            path: file or URL (``detectron2://``, ``https://``). With ``?matching_heuristics=True`` at its end names
-                are matched by their endings; with ``?sha256=DIGEST`` any other file is refused. Empty: load nothing.
+            path: file or URL (``detectron2://``, ``https://``). With ``?matching_heuristics=True`` appended, names are
+                matched by their endings; with ``?sha256=DIGEST``, the file's SHA-256 is checked. Empty: load nothing.
             strict: overrides ``for_test``.
 
         Returns:
@@ -92,7 +91,7 @@ class InstSegCheckpointer(DetectionCheckpointer):
         local = self._local_path(self._source)
         if "sha256" in options:
             check_sha256(local, options["sha256"])
-        # Detectron2's load() parses the query itself and keeps state after an error.
+        # Detectron2's own load() parses the query, and keeps state after an error.
         return Checkpointer.load(self, local, checkpointables)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
@@ -100,7 +99,7 @@ class InstSegCheckpointer(DetectionCheckpointer):
         Resume from the last checkpoint in ``save_dir`` if ``resume`` is set and there is one; otherwise load ``path``.
 
         Raises:
-            CheckpointError: see :meth:`load`; the last checkpoint lacks the state of a checkpointable.
+            CheckpointError: see :meth:`load`; or the last checkpoint lacks the state of a checkpointable.
         """
         if not resume or not self.has_checkpoint():
             return self.load(path, checkpointables=[])
@@ -109,7 +108,7 @@ class InstSegCheckpointer(DetectionCheckpointer):
 
     def read_last(self) -> dict:
         """
-        What the checkpoint to resume from holds beside weights.
+        The content, other than weights, of the checkpoint to resume from.
 
         Raises:
             CheckpointError: it cannot be read; the message names an earlier one.
@@ -127,7 +126,7 @@ class InstSegCheckpointer(DetectionCheckpointer):
 
     @contextlib.contextmanager
     def _with_remedy(self, default: str = ""):
-        """Errors inside say what can be done about a file that cannot be read."""
+        """Append a remedy to errors about an unreadable file."""
         try:
             yield
         except CheckpointError as error:
@@ -150,8 +149,8 @@ class InstSegCheckpointer(DetectionCheckpointer):
             names = sorted(name for name in os.listdir(self.save_dir) if re.fullmatch(r"model_\d+\.pth", name))
             earlier = next((name for name in reversed(names) if name != last), None)
             if earlier:
-                return f"To go on from {earlier}, write this name into {os.path.join(self.save_dir, 'last_checkpoint')}"
-            return f"{self.save_dir} has no earlier checkpoint: start anew without --resume"
+                return f"To resume from {earlier}, write its name to {os.path.join(self.save_dir, 'last_checkpoint')}"
+            return f"{self.save_dir} has no earlier checkpoint: start a new run without --resume"
         if "://" in self._source:
             return f"It was downloaded from {self._source}: delete it to download it again"
         return ""
@@ -162,8 +161,8 @@ class InstSegCheckpointer(DetectionCheckpointer):
         lacking = [name for name in self.checkpointables if name not in data] if self._resuming else []
         if lacking:
             raise CheckpointError(
-                f"{filename} holds no state of the {lacking[0]}, so nothing can be resumed from it: start a new run "
-                "from its weights with MODEL.WEIGHTS and without --resume."
+                f"{filename} has no state of the {lacking[0]}, so training cannot resume from it: start a new run from "
+                "its weights with MODEL.WEIGHTS and without --resume."
             )
         known = self.model.state_dict().keys()
         state = plain_names(filename, data["model"], known)
@@ -183,10 +182,10 @@ class InstSegCheckpointer(DetectionCheckpointer):
         count_in_file = len(checkpoint["model"])
         try:
             found = super()._load_model(checkpoint)
-        except ValueError as error:  # names are ambiguous, or a rule of Detectron2's finds none
+        except ValueError as error:  # names are ambiguous, or a rule of Detectron2 matches none
             raise CheckpointError(f"{self._source} does not fit the model: {error}") from error
         state = self.model.state_dict(keep_vars=True)
-        # num_batches_tracked has no effect unless momentum is None; a tensor with two names is stored once.
+        # num_batches_tracked has no effect unless momentum is None; a tensor with two names may be stored once.
         expected = [key for key in state if not key.endswith("num_batches_tracked")]
         mismatched = {key for key, *_ in found.incorrect_shapes}  # fvcore also lists them as missing
         absent = {*found.missing_keys, *mismatched}
@@ -203,9 +202,9 @@ class InstSegCheckpointer(DetectionCheckpointer):
         )
         if matched < 0.1 * min(len(expected), count_in_file):
             raise CheckpointError(
-                f"{self._source} is a checkpoint of another architecture: only {matched} of its {count_in_file} "
-                f"weights fit {type(self.model).__name__} (its first key: "
-                f"{next(iter(found.unexpected_keys), '-')}). Give the config that it was trained with."
+                f"{self._source} is a checkpoint of another architecture: use the config it was trained with (only "
+                f"{matched} of its {count_in_file} weights fit {type(self.model).__name__}; its first other key: "
+                f"{next(iter(found.unexpected_keys), '-')})."
             )
         if self._strict:
             if missing or found.incorrect_shapes:
@@ -220,24 +219,24 @@ class InstSegCheckpointer(DetectionCheckpointer):
         built = type(self.model).__name__
         if named and named[1] != built:
             raise CheckpointError(
-                f"{self._source} is a checkpoint of {named[1]}, but the config builds {built}: give the config that it "
-                "was trained with."
+                f"{self._source} is a checkpoint of {named[1]}, but the config builds {built}: use the config it was "
+                "trained with."
             )
 
     def _require_complete(self, missing: list[str], mismatched: list[tuple]) -> None:
         if mismatched:
             key, in_file, in_model = mismatched[0]
             raise CheckpointError(
-                f"{self._source}: {len(mismatched)} weights have another shape than the model's, first {key}: "
-                f"{tuple(in_file)} in the file, {tuple(in_model)} in the model. It was trained with another config, "
-                "for instance another number of classes."
+                f"{self._source}: {len(mismatched)} weights do not have the model's shape, for instance {key}: "
+                f"{tuple(in_file)} in the file, {tuple(in_model)} in the model; use the config it was trained with, "
+                "with the same number of classes."
             )
         if missing:
             shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             raise CheckpointError(f"{self._source} lacks {len(missing)} weights of the model: {shown}.")
 
     def _log_incompatible_keys(self, incompatible) -> None:
-        """Log nothing: the report has said it."""
+        """Log nothing: the report lists them."""
 
     def save(self, name: str, *, model_only: bool = False, tag: bool = True, **extra) -> None:
         """
@@ -248,7 +247,7 @@ class InstSegCheckpointer(DetectionCheckpointer):
             tag: make it the checkpoint to resume from.
 
         Raises:
-            CheckpointError: no space is left; earlier checkpoints are intact.
+            CheckpointError: the disk is full; earlier checkpoints are intact.
         """
         if not self.save_dir or not self.save_to_disk:
             return

@@ -22,7 +22,7 @@ __all__ = ["INFORMATION", "load_torch", "read_checkpoint_info", "read_extra", "r
 
 logger = logging.getLogger(__name__)
 
-# Entries of this package's checkpoints besides the weights: a text, and lists.
+# Entries of this package's checkpoints beside the weights: a text, and lists.
 INFORMATION = ("cfg", "class_names", "category_ids", "stuff_names")
 _PICKLES = {"old": 5, "pickle": 1}  # number of consecutive pickles in a file
 
@@ -30,7 +30,7 @@ _PICKLES = {"old": 5, "pickle": 1}  # number of consecutive pickles in a file
 def _refused(path: str, reason: str) -> CheckpointError:
     return CheckpointError(
         f"{path} is not loaded, because it holds more than weights and could run code: {reason}. "
-        f"If you trust its source, `python -m instseg_d2.checkpoint --trust {path} clean.pth` writes its weights alone."
+        f"If you trust its source, `python -m instseg_d2.checkpoint --trust {path} clean.pth` extracts its weights."
     )
 
 
@@ -46,16 +46,16 @@ def _is_whole(path: str, pickles: int) -> bool:
 
 
 def _read(path: str, kind: str, trust: bool, read: Callable[[], object]) -> dict:
-    """Return what ``read`` returns, a dict; errors of Python and PyTorch become ones that say what the file is."""
+    """Return what ``read`` returns, a dict; errors of Python and PyTorch are explained."""
     try:
         data = read()
     except Exception as error:  # a damaged file may raise anything
         text = " ".join(str(error).split())
         named = re.search(r"GLOBAL (\S+)", text)
         if not _is_whole(path, _PICKLES.get(kind, 0)):
-            raise damaged(path, "it ends too early") from error
+            raise damaged(path, "it is truncated") from error
         if trust and isinstance(error, (AttributeError, ImportError)):
-            raise CheckpointError(f"{path} refers to what is not installed here ({text}).") from error
+            raise CheckpointError(f"{path} needs code that is not installed ({text}).") from error
         if named or isinstance(error, pickle.UnpicklingError):
             raise _refused(path, f"it refers to {named[1]}" if named else text[-100:]) from None
         if "TorchScript" in text:
@@ -64,7 +64,7 @@ def _read(path: str, kind: str, trust: bool, read: Callable[[], object]) -> dict
     if isinstance(data, nn.Module):  # in a trusted file
         return {"model": data}
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a {type(data).__name__} where a dict of weights was expected.")
+        raise CheckpointError(f"{path} contains a {type(data).__name__}, not a dict of weights.")
     return data
 
 
@@ -85,11 +85,11 @@ def _read_pickle(path: str, trust: bool) -> dict:
 
 @functools.lru_cache(maxsize=1)
 def _warn_of_old_torch() -> None:
-    """Once a process."""
+    """Warn once per process."""
     if torch.__version__ < (2, 10):
         logger.warning(
-            "PyTorch %s has the fault CVE-2026-24747: a crafted .pth file can break into it, even if only weights are "
-            "read; safetensors files or PyTorch 2.10 are safer.",
+            "PyTorch %s has the vulnerability CVE-2026-24747: a crafted .pth file can exploit it, even if only weights "
+            "are read; use safetensors files or PyTorch 2.10.",
             torch.__version__,
         )
 
@@ -111,12 +111,13 @@ def load_torch(path) -> dict:
     The dict of a PyTorch file, on the CPU.
 
     Raises:
-        CheckpointError: the file is not PyTorch's, is damaged, holds no dict, or holds objects that could run code.
+        CheckpointError: it is not a PyTorch file, is damaged, contains no dict, or contains objects that could run
+            code.
     """
     path = os.fspath(path)
     kind = format_of(path)
     if kind in ("safetensors", "pickle"):
-        raise CheckpointError(f"{path} is a file of {kind}, not of PyTorch.")
+        raise CheckpointError(f"{path} is a {kind} file, not a PyTorch file.")
     return _read_torch(path, kind, trust=False)
 
 
@@ -135,7 +136,7 @@ def _read_safetensors(path: str, weights: bool) -> dict:
 
 def read_weights(path, trust: bool = False) -> dict:
     """
-    Read a local weight file as data, on the CPU: a file of PyTorch or safetensors, or a pickle of NumPy arrays
+    Read a local weight file as data, on the CPU: a PyTorch or safetensors file, or a pickle of NumPy arrays
     (Detectron2's zoo, Caffe2). The format is recognised by the content, not by the name.
 
     Args:
@@ -146,7 +147,7 @@ def read_weights(path, trust: bool = False) -> dict:
         files whose names Detectron2 matches by their endings.
 
     Raises:
-        CheckpointError: the file is missing, damaged or not a weight file, holds no weights, or holds objects that
+        CheckpointError: the file is missing, damaged or not a weight file, has no weights, or contains objects that
             could run code.
     """
     path = os.fspath(path)
@@ -167,16 +168,16 @@ def read_weights(path, trust: bool = False) -> dict:
 
 def read_extra(path) -> dict:
     """
-    Read quickly what a checkpoint of this package holds besides weights (cfg, class_names, iteration, ...).
+    Read the content of a checkpoint of this package without its weights (cfg, class_names, iteration, ...), quickly.
 
     Args:
-        path: path of a local file; a ?sha256=DIGEST after it is checked before anything is read.
+        path: path of a local file; with ?sha256=DIGEST appended, its SHA-256 is checked first.
 
     Returns:
-        A dict; empty for formats that never contain it.
+        A dict; empty for formats that have no such content.
 
     Raises:
-        CheckpointError: see :func:`read_weights`; or the file does not have the given digest.
+        CheckpointError: see :func:`read_weights`; or the SHA-256 differs.
     """
     path = local_file(path)
     kind = format_of(path)
@@ -192,7 +193,7 @@ def read_extra(path) -> dict:
 
 def read_checkpoint_info(path):
     """
-    The config and the class names that are stored in a checkpoint of this package; path as for `read_extra`.
+    The config and class names stored in a checkpoint of this package; path as in `read_extra`.
 
     Returns:
         (config as YAML text or None, class names or None)

@@ -1,4 +1,4 @@
-"""Recognises the format of a weight file by its first bytes, or says what the file is instead."""
+"""Recognises the format of a weight file by its first bytes, or tells what the file is instead."""
 
 import os
 import re
@@ -14,7 +14,7 @@ WEIGHT_SUFFIXES = (".pth", ".safetensors", ".pkl", ".pt", ".bin", ".ckpt")
 # PyTorch before 1.6 pickled this number first.
 _OLD_TORCH = re.compile(rb"\x80[\x02-\x05](?:\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.S)
 _SAFETENSORS = re.compile(rb".{5}\0\0\0\{", re.S)  # the length of a header in JSON, then the header
-# First bytes -> what such a file is.
+# First bytes of files without weights -> what they are.
 _OTHERS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch that with `git lfs pull`",
     b"\x1f\x8b": "a gzip archive: unpack it",
@@ -23,7 +23,7 @@ _OTHERS = {
     b"(\xb5/\xfd": "a Zstandard archive: unpack it",
     b"7z\xbc\xaf": "a 7z archive: unpack it",
     b"Rar!": "a RAR archive: unpack it",
-    b"\x89HDF": "an HDF5 file, as Keras writes it, not PyTorch's",
+    b"\x89HDF": "an HDF5 file, as Keras writes them, not a PyTorch file",
     b"\x93NUMPY": "a single NumPy array, not a dict of weights",
     b"\x89PNG": "a picture",
     b"\xff\xd8\xff": "a picture",
@@ -45,13 +45,13 @@ def require_file(path: str) -> None:
     if os.path.isdir(path):
         found = sorted(name for name in os.listdir(path) if name.endswith(WEIGHT_SUFFIXES))
         shown = ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")
-        raise CheckpointError(f"{path} is a folder: name a weight file (it has {shown or 'none'}).")
+        raise CheckpointError(f"{path} is a folder: give a weight file (it contains {shown or 'none'}).")
     if os.path.islink(path) and not os.path.exists(path):
         raise CheckpointError(f"{path} is a link to {os.readlink(path)}, which does not exist.")
     if not os.path.exists(path):
-        raise CheckpointError(f"{path}: there is no such weight file.")
+        raise CheckpointError(f"{path}: no such weight file.")
     if not os.path.isfile(path):
-        raise CheckpointError(f"{path} is a device or pipe: name a file.")
+        raise CheckpointError(f"{path} is a device or pipe: give a file.")
 
 
 def format_of(path: str) -> str:
@@ -83,7 +83,7 @@ def format_of(path: str) -> str:
         return "pickle"
     if path.endswith(".onnx"):
         raise CheckpointError(f"{path} is {_EXPORTED}.")
-    raise CheckpointError(f"{path} is no weight file of PyTorch, safetensors or pickle: it begins with {head[:12]!r}.")
+    raise CheckpointError(f"{path} is not a PyTorch, safetensors or pickle file: it begins with {head[:12]!r}.")
 
 
 def _check_zip(path: str) -> None:
@@ -91,18 +91,18 @@ def _check_zip(path: str) -> None:
         with zipfile.ZipFile(path) as file:
             names = file.namelist()
     except Exception as error:  # zipfile passes on whatever reading at wrong offsets raises
-        raise damaged(path, f"it is half a file of {os.path.getsize(path)} bytes, whose end is missing") from error
+        raise damaged(path, f"its end is missing (it has {os.path.getsize(path)} bytes)") from error
     inside = {name.partition("/")[2] for name in names}
     if "archive_format" in inside:
         raise CheckpointError(f"{path} is {_EXPORTED}.")
     if "data.pkl" not in inside:
         shown = ", ".join(names[:3]) or "nothing"
-        raise CheckpointError(f"{path} is a zip archive, but not one of PyTorch (it holds {shown}): unpack it.")
+        raise CheckpointError(f"{path} is a zip archive, but not from PyTorch (it contains {shown}): unpack it.")
 
 
 def check_sums(path: str) -> None:
     """
-    Compare the contents of a zip file with its checksums, which PyTorch does not check.
+    Verify the checksums of a zip file, which PyTorch does not do.
 
     Raises:
         CheckpointError: a checksum differs.
@@ -115,11 +115,11 @@ def check_sums(path: str) -> None:
         except Exception as error:
             raise damaged(path, f"it cannot be read to its end ({error})") from error
     if wrong is not None:
-        raise damaged(path, f"{wrong} in it does not have its check sum")
+        raise damaged(path, f"the checksum of {wrong} in it is wrong")
 
 
 def something_else(path: str) -> Optional[str]:
-    """What a file without weights is: empty, zeros, an archive, a picture or a text; None for other files."""
+    """What a file is instead of weights: empty, zeros, an archive, a picture or text; None if it may be weights."""
     with open(path, "rb") as file:
         head = file.read(4096)
     if not head:
@@ -127,7 +127,7 @@ def something_else(path: str) -> Optional[str]:
     if _SAFETENSORS.match(head):  # the header's length may look like any first bytes
         return None
     if not head.strip(b"\0"):
-        return f"damaged: it begins with zeros, so it was never written to its end; {_AGAIN}"
+        return f"damaged: it begins with zeros, so it was never completely written; {_AGAIN}"
     for mark, what in _OTHERS.items():
         if head.startswith(mark):
             return what
@@ -135,9 +135,9 @@ def something_else(path: str) -> Optional[str]:
     if re.match(r"<!doctype html|<html|<head|<script|<body", text, re.I):
         title = re.search(r"<title[^>]*>([^<]*)", text, re.I)
         named = f" ({' '.join(title[1].split())[:80]})" if title and title[1].strip() else ""
-        return f"a web page{named}, not the file itself: look at the address that it was downloaded from"
+        return f"a web page{named}, not the file itself: check its download address"
     if text.startswith("<"):
-        return "an XML text, not the file itself: look at the address that it was downloaded from"
+        return "an XML text, not the file itself: check its download address"
     if text[:1] in ("{", "["):
         return "a JSON text, not the file itself"
     return None

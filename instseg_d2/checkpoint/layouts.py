@@ -1,4 +1,4 @@
-"""Finds the weights in the content of a file, and removes the prefixes of modules that wrapped the model."""
+"""Finds the weights in the content of a file, and removes the prefixes of wrapping modules."""
 
 import re
 from collections import Counter
@@ -13,13 +13,13 @@ from .pickles import ARRAY_CODES
 
 __all__ = ["find_weights", "plain_names", "without_owner"]
 
-# Keys of weights in a file. If a file has several, the first of this list counts: averages (EMA) come last.
+# Keys of weights in a file. If a file has several, the first in this list is used: averages (EMA) come last.
 PLACES = (
     "model", "state_dict", "model_state_dict", "model_state", "module", "net", "network", "params", "weights",
     "model_ema", "ema_model", "ema", "model_ema_state_dict", "ema_state_dict", "state_dict_ema", "params_ema",
 )  # fmt: skip
 _TENSORS = (torch.Tensor, np.ndarray, np.generic)
-# torch.compile, FSDP and activation checkpointing add to any part of a name, parallel and Lightning modules in front.
+# torch.compile, FSDP and activation checkpointing prefix any part of a name; parallel and Lightning modules, the start.
 _INNER = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _OUTER = re.compile(r"^(?:(?:module|model)\.)+")
 
@@ -30,13 +30,13 @@ def find_weights(path: str, data: dict) -> tuple[dict, str]:
     or the only dict of tensors in it.
 
     Returns:
-        (weights, a note on where they were found, if the user should know)
+        (weights, a note for the user on where they were found, or "")
 
     Raises:
         CheckpointError: there are none or several, or not all values are tensors.
     """
     notes, sets = [], []
-    for _ in range(8):  # levels; a crafted file may have no last one
+    for _ in range(8):  # levels; a crafted file may nest forever
         # Modules in a trusted file are replaced by their weights.
         data = {key: dict(x.state_dict()) if isinstance(x, nn.Module) else x for key, x in data.items()}
         dicts = {key: value for key, value in data.items() if isinstance(value, dict)}
@@ -55,28 +55,28 @@ def find_weights(path: str, data: dict) -> tuple[dict, str]:
         elif place not in ("model", "state_dict", "model_state"):
             notes.append(f"its {place} is loaded")
         data = dicts[place]
-    raise CheckpointError(f"{path} holds {_instead(data, sets)}.")
+    raise CheckpointError(f"{path} contains {_instead(data, sets)}.")
 
 
 def _instead(data: dict, sets: list) -> str:
     if sets:
-        return f"several sets of weights ({', '.join(map(str, sets))}): save the one that you mean as a file of its own"
+        return f"several sets of weights ({', '.join(map(str, sets))}): save the one you want in a separate file"
     names = ", ".join(map(str, list(data)[:6])) + (", ..." if len(data) > 6 else "")
     if "param_groups" in data or any(str(key).startswith("optim") for key in data):
-        return f"the state of an optimiser and no weights ({names}): name the file of the model"
+        return f"the state of an optimiser, but no weights ({names}): use the file of the model"
     return f"no weights{f', only {names}' if names else ''}"
 
 
 def _weight(path: str, name: str, value):
     """A tensor or an array of numbers; NumPy scalars become arrays without dimensions."""
     if not isinstance(name, str):
-        raise CheckpointError(f"{path} holds no state dict: the name {name!r} is no text.")
+        raise CheckpointError(f"{path} has no state dict: the name {name!r} is not text.")
     if isinstance(value, torch.Tensor):
         return value
     if not isinstance(value, (np.ndarray, np.generic)):
-        raise CheckpointError(f"{path} holds no state dict: {name} is no tensor.")
+        raise CheckpointError(f"{path} has no state dict: {name} is not a tensor.")
     if value.dtype.str[1:] not in ARRAY_CODES:
-        raise CheckpointError(f"{path} holds no state dict: {name} is an array of {value.dtype}, not of numbers.")
+        raise CheckpointError(f"{path} has no state dict: {name} is an array of {value.dtype}, not of numbers.")
     return np.asarray(value)
 
 
@@ -96,15 +96,15 @@ def plain_names(path: str, state: dict, known: Collection[str] = ()) -> dict:
     for name, value in state.items():
         short = name if name in known else _OUTER.sub("", _INNER.sub("", name))
         if short in plain:
-            raise CheckpointError(f"{path} holds {short} twice, as {before[short]} and {name}: leave one of them out.")
+            raise CheckpointError(f"{path} has {short} twice, as {before[short]} and {name}: remove one of them.")
         plain[short], before[short] = value, name
     return plain
 
 
 def without_owner(state: dict, known: Collection[str]) -> dict:
     """
-    If all names are unknown, keep only those below the first part that makes most of them known when it is removed
-    (``detector.backbone...`` from a Lightning module); otherwise return the state dict unchanged.
+    If no name is known, remove the first part of a name (``detector.`` of a Lightning module) whose removal makes the
+    most names known; otherwise return the state dict unchanged.
     """
     if any(name in known for name in state):
         return state

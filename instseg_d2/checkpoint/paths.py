@@ -1,4 +1,4 @@
-"""Paths of weight files, which may end in a query like URLs."""
+"""Paths of weight files, which may end in a query like those of URLs."""
 
 import hashlib
 import os
@@ -12,10 +12,10 @@ __all__ = ["check_sha256", "local_file", "split_query"]
 
 def split_query(path) -> tuple[str, dict[str, str]]:
     """
-    Split a path from the query after a question mark: ``matching_heuristics=True``, ``sha256=DIGEST``, joined by &.
+    Split a path from its query (``?matching_heuristics=True``, ``?sha256=DIGEST``, or both joined by &).
 
     Raises:
-        CheckpointError: anything else follows.
+        CheckpointError: the query is anything else.
     """
     path, _, query = os.fspath(path).partition("?")
     options = dict(part.partition("=")[::2] for part in query.split("&") if part)
@@ -23,7 +23,7 @@ def split_query(path) -> tuple[str, dict[str, str]]:
     for key, value in options.items():
         if not re.fullmatch(known.get(key, "$^"), value):
             raise CheckpointError(
-                f"{path}?{query}: ?matching_heuristics=True and ?sha256=64 HEXADECIMAL DIGITS are known after a path."
+                f"{path}?{query}: only ?matching_heuristics=True and ?sha256=64 HEXADECIMAL DIGITS may follow a path."
             )
     return path, options
 
@@ -46,7 +46,7 @@ def local_file(path) -> str:
     The path of a local file, without the query.
 
     Raises:
-        CheckpointError: there is no such file, its SHA-256 is not that of the query, or the query is unknown.
+        CheckpointError: there is no such file, its SHA-256 differs from the query's, or the query is invalid.
     """
     path, options = split_query(path)
     require_file(path)

@@ -1,7 +1,7 @@
 """
 Unpickles NumPy arrays and builtin containers, and nothing else.
 
-NumPy's own dtype and functions accept states that corrupt memory or change the process, so none of them is called.
+NumPy's own classes and functions accept states that corrupt memory or change the process, so none of them is called.
 Stand-ins receive the content of a pickle, check it, and make plain arrays from bytes.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 __all__ = ["ARRAY_CODES", "load_arrays"]
 
-# Kind and size in bytes of the numbers that weights may have.
+# Kind and size in bytes of the numeric types that weights may have.
 ARRAY_CODES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"}
 
 
@@ -43,7 +43,7 @@ class _Array:
     def fill(self, data, dtype: _DType, shape: tuple, order: str, axes=None) -> None:
         if not isinstance(dtype, _DType):
             raise pickle.UnpicklingError("it refers to an array without a dtype")
-        data = data.encode("latin1") if isinstance(data, str) else data  # of Python 2
+        data = data.encode("latin1") if isinstance(data, str) else data  # from Python 2
         array = np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
         array = array if axes is None else array.transpose(axes)
         self.value = np.array(array, dtype.dtype.newbyteorder("="))  # writable, and in the same memory order
@@ -87,7 +87,7 @@ def _encode(text, encoding="latin1"):
 
 
 def _bytes(data=b"", encoding="latin1"):
-    """bytes of existing data; a number, which would allocate memory, is not accepted."""
+    """bytes of existing data; a number, which would allocate memory, is refused."""
     return _encode(data, encoding) if isinstance(data, str) else bytes(memoryview(data))
 
 
@@ -124,7 +124,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _plain(value, done: dict):
-    """Replace stand-ins in ``value`` by arrays, also in dicts, lists and tuples; each object is visited once."""
+    """Replace stand-ins in ``value`` by arrays, also inside dicts, lists and tuples; visits each object once."""
     if id(value) in done:
         return done[id(value)]
     if isinstance(value, _Array):
@@ -149,7 +149,7 @@ def load_arrays(file):
     The content of a pickle file of Python 2 or 3, with arrays in this machine's byte order.
 
     Raises:
-        pickle.UnpicklingError: it is damaged, or ("it refers to ...") it holds more than numbers and containers.
+        pickle.UnpicklingError: it is damaged, or it contains more than numbers and containers ("it refers to ...").
         Exception: other errors that Python raises for a damaged pickle.
     """
     return _plain(_ArrayUnpickler(file, encoding="latin1").load(), {})

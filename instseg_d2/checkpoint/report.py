@@ -1,4 +1,4 @@
-"""What was loaded of a file and what was not, as one line in the log."""
+"""Logs in one line which weights of a file were loaded and which were not."""
 
 import logging
 from collections import Counter
@@ -25,7 +25,7 @@ def log_report(
     diverged: Sequence[str],
 ) -> None:
     """
-    Log how a file fits a model, as a warning where weights are missing, of another shape or not finite.
+    Log how a file fits a model; a warning if weights are missing, of another shape or not finite.
 
     Args:
         loaded: the first sentence.
@@ -34,14 +34,14 @@ def log_report(
     """
     lines = [loaded]
     if missing:
-        lines.append(f"{len(missing)} missing, keep their initial values: {_summary(missing)}.")
+        lines.append(f"{len(missing)} are missing and keep their initial values: {_summary(missing)}.")
     if mismatched:
         names = [key for key, *_ in mismatched]
-        lines.append(f"{len(names)} of another shape, reinitialised: {_summary(names)}.")
+        lines.append(f"{len(names)} have another shape and are reinitialised: {_summary(names)}.")
     if unexpected:
-        lines.append(f"{len(unexpected)} not used by this model: {_summary(unexpected)}.")
+        lines.append(f"{len(unexpected)} are not used by this model: {_summary(unexpected)}.")
     if diverged:
-        lines.append(f"{len(diverged)} hold values that are not finite, as after a diverged run: {_summary(diverged)}.")
+        lines.append(f"{len(diverged)} have values that are not finite, as after divergence: {_summary(diverged)}.")
     logger.log(logging.WARNING if missing or mismatched or diverged else logging.INFO, " ".join(lines))
     for title, keys in (("missing", missing), ("not used", unexpected)):
         if keys:

@@ -13,7 +13,7 @@ __all__ = ["save_safetensors", "write_checkpoint_file"]
 
 
 def _is_full(error: Optional[BaseException]) -> bool:
-    """True if the disk or the quota was full; torch.save may hide that behind a RuntimeError."""
+    """True if the disk or quota is full; torch.save may hide this behind a RuntimeError."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -30,7 +30,7 @@ def write_checkpoint_file(path: str, write: Callable) -> None:
         write: called with the open binary file.
 
     Raises:
-        CheckpointError: no space is left; an earlier file at ``path`` is intact.
+        CheckpointError: the disk is full; an earlier file at ``path`` is intact.
     """
     try:
         with written_whole(path) as temporary, open(temporary, "wb") as file:
@@ -38,8 +38,8 @@ def write_checkpoint_file(path: str, write: Callable) -> None:
     except Exception as error:
         if _is_full(error):
             raise CheckpointError(
-                f"no space left on the device to write {path}; earlier files are intact: free some space, "
-                "then go on with --resume."
+                f"no space left to write {path}; earlier files are intact: free some space, then continue with "
+                "--resume."
             ) from error
         raise
 
@@ -50,7 +50,7 @@ def save_safetensors(path: str, state_dict: dict, cfg: Optional[str] = None, **l
     (YAML text) and the lists ``class_names``, ``category_ids`` and ``stuff_names``.
 
     Raises:
-        CheckpointError: no space is left.
+        CheckpointError: the disk is full.
     """
     from safetensors.torch import save
 

@@ -45,11 +45,11 @@ def get_cfg() -> CfgNode:
 
 def check_config(cfg: CfgNode) -> None:
     """
-    Check every value of a complete config: its type, and whether the key allows it. `engine.setup` calls this before
-    anything else, and `modeling.build` calls it for configs that are passed directly to the Trainer or Predictor.
+    Check the type and the value of every key of a complete config. `engine.setup` calls this first, and
+    `modeling.build` calls it for configs that are passed directly to the Trainer or Predictor.
 
     Raises:
-        ConfigError: a value is wrong; the message names the key, its value and what would be right.
+        ConfigError: a value is invalid; the message names the key, its value and what is allowed.
     """
     check_types(cfg, get_cfg())
     check_detectron2_config(cfg)
@@ -66,12 +66,12 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
     version = 1 if "WEIGHT" in (values.get("MODEL") or {}) else cfg.VERSION
     if values.get("VERSION", version) == cfg.VERSION:
         merge(cfg, values, cfg.clone(), functools.partial(as_written, path))
-    else:  # another version: Detectron2 converts it or says why not
+    else:  # another version: Detectron2 converts or refuses it
         cfg.merge_from_file(path, allow_unsafe=False)
 
 
 def _merge_overrides(cfg: CfgNode, opts) -> None:
-    """Each value gets the type of the default, whatever the file has set."""
+    """Each value gets the type of the default, not of the value in the file."""
     defaults = get_cfg()
     add_project_config(defaults, cfg)
     for key, value in zip(opts[::2], opts[1::2]):
@@ -83,8 +83,8 @@ def load_config(config_file: str = "", opts=()) -> CfgNode:
     """
     The config of a YAML file (with its ``_BASE_`` files, read as plain data) and overrides.
 
-    Values are read as they are meant, see `reading`; `check_config` tells whether they can be used. A mask head of this
-    package gets the pooler that it needs.
+    `reading` converts the values to the types of their keys; `check_config` checks them. A mask head of this package
+    gets the pooler that it needs.
 
     Args:
         config_file: path of a YAML file, or its name in Detectron2's model zoo; empty: the defaults.
@@ -113,14 +113,14 @@ def merge_overrides(cfg: CfgNode, opts) -> None:
         opts: alternating keys and values, as on the command line.
 
     Raises:
-        ConfigError: a key or value is wrong (the message names the nearest key), or an option is among them.
+        ConfigError: a key or value is wrong (the message names the nearest key), or an option follows an override.
     """
     opts = [os.fspath(word) if isinstance(word, os.PathLike) else word for word in opts]
     late = next((word for word in opts if str(word).startswith("--")), None)
     if late is not None:
-        raise ConfigError(f"{late} stands among the config overrides; give it before the first KEY VALUE.")
+        raise ConfigError(f"{late} must come before the config overrides KEY VALUE.")
     if len(opts) % 2:
-        raise ConfigError(f"overrides come in pairs KEY VALUE; got {len(opts)} words: {' '.join(map(str, opts))}")
+        raise ConfigError(f"config overrides are pairs KEY VALUE; got {len(opts)} words: {' '.join(map(str, opts))}")
     try:
         _merge_overrides(cfg, opts)
     except Exception as error:
@@ -128,9 +128,9 @@ def merge_overrides(cfg: CfgNode, opts) -> None:
 
 
 def class_count_keys(cfg: CfgNode) -> dict[str, int]:
-    """Every key that holds the number of classes, and what it adds to the foreground: 0, or 1 for the background."""
+    """Every key that holds the number of classes -> number added to the foreground: 0, or 1 for the background."""
     keys = {key: extra for method in methods() for key, extra in method.class_count_keys.items()}
-    if "POINT_HEAD" in cfg.MODEL:  # PointRend's, see add_project_config
+    if "POINT_HEAD" in cfg.MODEL:  # PointRend, see add_project_config
         keys["MODEL.POINT_HEAD.NUM_CLASSES"] = 0
     return keys
 

@@ -19,7 +19,7 @@ BACKBONE_VALUES = {
         WINDOW_SIZE=at_least(1),
         MLP_RATIO=above(0),
         DROP_PATH_RATE=below_one,
-        APE=only(False, "absolute position embeddings are not supported"),
+        APE=only(False, "there are no absolute position embeddings"),
     ),
     "MODEL.RESNETS.DEFORM_INTERVAL": at_least(1),
     "MODEL.RESNETS.OUTPUT_STRIDE": one_of(4, 8, 16, 32),
@@ -27,24 +27,24 @@ BACKBONE_VALUES = {
     "MODEL.DLA.OUT_FEATURES": words(fewest=1),
     "MODEL.DLA.NORM": one_of("FrozenBN", "SyncBN", "BN", ""),
     "MODEL.MOBILENET": only(False, "there is no MobileNet"),
-    "MODEL.BACKBONE.ANTI_ALIAS": only(False, "there is no such ResNet"),
+    "MODEL.BACKBONE.ANTI_ALIAS": only(False, "there is no anti-aliased ResNet"),
 }
 
 
 def add_backbone_config(cfg: CfgNode) -> None:
-    """Add MODEL.TIMM, MODEL.CSPNET, MODEL.PVT, MODEL.SWINT, MODEL.DLA and some keys beside Detectron2's, in place."""
+    """Add MODEL.TIMM, CSPNET, PVT, SWINT and DLA, and some keys to Detectron2's nodes, in place."""
     cfg.MODEL.RESNETS.DEFORM_INTERVAL = 1  # every n-th block of a stage with DEFORM_ON_PER_STAGE is deformable
-    # For build_dilated_resnet_backbone: later stages are dilated instead of strided.
+    # For build_dilated_resnet_backbone: beyond this stride, stages are dilated instead of strided.
     cfg.MODEL.RESNETS.OUTPUT_STRIDE = 8
     # Accepted for AdelaiDet's files; True is refused.
     cfg.MODEL.MOBILENET = False
     cfg.MODEL.BACKBONE.ANTI_ALIAS = False
 
     node = CfgNode()
-    node.NAME = "resnet50d"  # any network of timm that has features_only
+    node.NAME = "resnet50d"  # any timm network that supports features_only
     node.OUT_FEATURES = ["res3", "res4", "res5"]  # resN or pN is the map of stride 2 ** N
     node.NORM = "FrozenBN"  # for batch norms: FrozenBN; BN or empty: trained
-    node.PRETRAINED = False  # if MODEL.WEIGHTS is empty, timm downloads its weights
+    node.PRETRAINED = False  # True: timm downloads its weights if MODEL.WEIGHTS is empty
     cfg.MODEL.TIMM = node
 
     node = CfgNode()
@@ -78,7 +78,7 @@ def add_backbone_config(cfg: CfgNode) -> None:
 
 
 def check_backbone_config(cfg: CfgNode) -> None:
-    """Refuse values that cannot be used."""
+    """Raise ConfigError for invalid values."""
     check_values(cfg, BACKBONE_VALUES)
     node = cfg.MODEL.RESNETS
     require(

@@ -38,7 +38,7 @@ def add_blendmask_config(cfg: CfgNode) -> None:
     """Add MODEL.BLENDMASK, MODEL.BASIS_MODULE and MODEL.BLEND_MASK_HEAD, in place."""
     node = CfgNode()
     node.ATTN_SIZE = 14  # M
-    node.TOP_INTERP = "bilinear"  # attention to R x R: bilinear or nearest
+    node.TOP_INTERP = "bilinear"  # resizes the attention to R x R: bilinear or nearest
     node.BOTTOM_RESOLUTION = 56  # R
     node.POOLER_TYPE = "ROIAlignV2"
     node.POOLER_SAMPLING_RATIO = 1
@@ -73,7 +73,7 @@ def add_blendmask_config(cfg: CfgNode) -> None:
 
 
 def check_blendmask_config(cfg: CfgNode) -> None:
-    """Refuse values that cannot be used."""
+    """Raise ConfigError for invalid values."""
     check_values(cfg, BLENDMASK_VALUES)
     head = cfg.MODEL.ROI_MASK_HEAD.NAME == "BlendMaskHead"
     if not head and cfg.MODEL.META_ARCHITECTURE != "BlendMask":

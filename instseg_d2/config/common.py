@@ -19,7 +19,7 @@ COMMON_VALUES = {
         BETAS=each(below_one, count=2),
         FREEZE_NORMS_ITER=at_least(-1),
     ),
-    "INPUT.VALUE_RANGE": Rule("two numbers, the lower one first, as (0, 4095), or () for automatic", _is_range),
+    "INPUT.VALUE_RANGE": Rule("two numbers, the lower first, such as (0, 4095), or () to estimate them", _is_range),
     **section("INPUT.CROP", SCHEME=one_of("before_resize", "detr", "")),
 }
 
@@ -34,27 +34,27 @@ def add_common_config(cfg: CfgNode) -> None:
     cfg.SOLVER.BETAS = (0.9, 0.999)  # of AdamW and Muon's AdamW
     cfg.SOLVER.FREEZE_NORMS_ITER = -1  # iteration from which batch norms use their running statistics; -1: never
 
-    # Flip horizontally half of the time (AdelaiDet's switch beside INPUT.RANDOM_FLIP).
+    # Flip horizontally half of the time (AdelaiDet's switch; INPUT.RANDOM_FLIP must allow it, too).
     cfg.INPUT.HFLIP_TRAIN = True
     # Rotate by an angle in [-30, 30] degrees half of the time.
     cfg.INPUT.IS_ROTATE = False
-    # With CROP: "before_resize" crops every image, then resizes; "detr" resizes half of the images to 400, 500 or 600
-    # and crops these, then resizes all; empty: the method's default (see instseg_d2/methods.py).
+    # With CROP: "before_resize" crops every image, then resizes it; "detr" resizes half of the images to 400, 500 or
+    # 600 and crops them, then resizes all; empty: the method's default (see instseg_d2/methods.py).
     cfg.INPUT.CROP.SCHEME = ""
-    # With CROP before_resize: place the window so that it contains the centre of a random instance.
+    # With CROP before_resize: the window contains the centre of a random instance.
     cfg.INPUT.CROP.CROP_INSTANCE = True
 
-    # For images with more than 8 bits: the values (low, high) that become 0 and 255. Empty: estimated from a sample of
-    # the training images (see instseg_d2/data/eight_bits.py) and stored in the checkpoint.
+    # For images with more than 8 bits: the values (low, high) that are mapped to 0 and 255. Empty: estimated from a
+    # sample of the training images (see instseg_d2/data/eight_bits.py) and stored in the checkpoint.
     cfg.INPUT.VALUE_RANGE = ()
 
-    # Large-scale jitter: scales 0.1 to 2 of 1024, a crop of 1024 x 1024.
+    # Large-scale jitter: resize to 0.1 to 2 times 1024, then crop 1024 x 1024.
     cfg.LSJ_AUG = False
 
-    # Metric that selects the best checkpoint, which is kept in addition to the last one.
+    # Metric that selects the best checkpoint, which is kept beside the last one.
     cfg.TEST.BEST_METRIC = "segm/AP"
 
 
 def check_common_config(cfg: CfgNode) -> None:
-    """Refuse values that cannot be used."""
+    """Raise ConfigError for invalid values."""
     check_values(cfg, COMMON_VALUES)

@@ -25,7 +25,7 @@ def find_config_file(path: Union[str, os.PathLike]) -> str:
 
         return model_zoo.get_config_file(path)
     except (ImportError, RuntimeError):  # no pkg_resources; no such file
-        raise ConfigError(f"{path}: there is no such config file, nor one in Detectron2's model zoo.") from None
+        raise ConfigError(f"{path}: no such config file, neither here nor in Detectron2's model zoo.") from None
 
 
 def add_project_config(cfg: CfgNode, values: Mapping) -> None:
@@ -33,7 +33,7 @@ def add_project_config(cfg: CfgNode, values: Mapping) -> None:
     Add the keys of Detectron2's project PointRend if ``values``, the content of a config file, sets one of them.
 
     Raises:
-        ConfigError: the installed Detectron2 comes without its projects.
+        ConfigError: the installed Detectron2 lacks its projects.
     """
     model = values.get("MODEL") if isinstance(values, Mapping) else None
     model = model if isinstance(model, Mapping) else {}
@@ -45,7 +45,7 @@ def add_project_config(cfg: CfgNode, values: Mapping) -> None:
         from detectron2.projects.point_rend import add_pointrend_config
     except ImportError as error:
         raise ConfigError(
-            "MODEL.POINT_HEAD belongs to Detectron2's project PointRend, which the Detectron2 installed here lacks: "
-            "install one that holds detectron2.projects.point_rend"
+            "MODEL.POINT_HEAD belongs to Detectron2's project PointRend, which the installed Detectron2 lacks: "
+            "install one that includes detectron2.projects.point_rend"
         ) from error
     add_pointrend_config(cfg)

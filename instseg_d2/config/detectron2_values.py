@@ -31,7 +31,8 @@ _POOLER = one_of("ROIAlignV2", "ROIAlign", "ROIPool", "ROIAlignRotated", "")
 SOLVER_VALUES = {
     **section(
         "SOLVER",
-        # Detectron2's third one, WarmupStepWithFixedGammaLR, fails after the last iteration, before it is saved.
+        # Detectron2's third scheduler, WarmupStepWithFixedGammaLR, fails after the last iteration, before the model is
+        # saved.
         LR_SCHEDULER_NAME=one_of("WarmupMultiStepLR", "WarmupCosineLR"),
         MAX_ITER=at_least(1),
         IMS_PER_BATCH=at_least(1),
@@ -54,7 +55,7 @@ SOLVER_VALUES = {
         "SOLVER.CLIP_GRADIENTS",
         CLIP_TYPE=one_of("value", "norm", "full_model"),
         CLIP_VALUE=above(0),
-        NORM_TYPE=Rule("above 0", lambda value: value > 0),  # also the infinite one
+        NORM_TYPE=Rule("above 0", lambda value: value > 0),  # may be infinite
     ),
 }
 
@@ -184,12 +185,12 @@ DETECTRON2_VALUES = {
     **section("TEST.PRECISE_BN", NUM_ITER=at_least(1)),
     "OUTPUT_DIR": Rule("the name of a folder", lambda value: isinstance(value, str) and value.strip() != ""),
     "VIS_PERIOD": _PERIOD,
-    "SEED": Rule(f"at most {2**31}, or negative: a new one in each run", lambda value: value <= 2**31),
+    "SEED": Rule(f"at most {2**31}, or negative for a new seed in each run", lambda value: value <= 2**31),
 }
 
 
 def check_detectron2_config(cfg: CfgNode) -> None:
-    """Refuse values of Detectron2's keys that cannot be used."""
+    """Raise ConfigError for invalid values of Detectron2's keys."""
     check_values(cfg, DETECTRON2_VALUES)
     sizes, crop, solver = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP, cfg.SOLVER
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":

@@ -21,7 +21,7 @@ from .values import (
     whole,
 )
 
-# Values that replace None.
+# Defaults of the keys that are None.
 _BY_VERSION = {
     "EMBED_DIM": {"v1": 32, "v2": 8, "v3": 16},
     "BOX_PADDING": {"v1": 0.1, "v2": 0.1, "v3": -1.0},
@@ -35,7 +35,7 @@ EMBEDMASK_VALUES = {
     **section(
         "MODEL.EMBED_MASK",
         VERSION=one_of("v1", "v2", "v3", ""),
-        NUM_CLASSES=Rule("at least 2: it counts the background", at_least(2).holds),
+        NUM_CLASSES=Rule("at least 2, since it includes the background", at_least(2).holds),
         FPN_STRIDES=each(whole(1)),
         FPN_INTEREST_SPLIT=each(above(0), fewest=0),
         HEAD_NUM_CONVS=at_least(0),
@@ -70,10 +70,10 @@ EMBEDMASK_VALUES = {
 def add_embedmask_config(cfg: CfgNode) -> None:
     """Add MODEL.EMBED_MASK, in place."""
     node = CfgNode()
-    # v1 (the paper of 2019), v2 (May 2020) or v3 (IJCAI 2021). Empty: v1 if one of the three keys that only v1 has is
-    # on, v2 with EMBED_DIM 8 or a BOX_PADDING, v3 with EMBED_DIM 16, BOX_PADDING -1 or neither.
+    # v1 (the paper of 2019), v2 (May 2020) or v3 (IJCAI 2021). Empty: v1 if one of the three keys of v1 is on, v2 with
+    # EMBED_DIM 8 or a BOX_PADDING, v3 with EMBED_DIM 16, BOX_PADDING -1 or neither.
     node.VERSION = ""
-    node.NUM_CLASSES = 81  # counts the background: one more than the classes of the data
+    node.NUM_CLASSES = 81  # includes the background: one more than the classes of the data
 
     # The detector, FCOS.
     node.FPN_STRIDES = [8, 16, 32, 64, 128]
@@ -93,8 +93,8 @@ def add_embedmask_config(cfg: CfgNode) -> None:
     node.INFERENCE_TH = 0.05
     node.PRE_NMS_TOP_N = 1000  # of each level; TEST.DETECTIONS_PER_IMAGE are kept after NMS
     node.NMS_TH = 0.6
-    # The authors' boxes end at their last pixel, Detectron2's one pixel beyond it. Set True for the authors' weights;
-    # pixels are those of the original image.
+    # The authors' boxes end at their last pixel, Detectron2's one pixel beyond it (pixels of the original image). Set
+    # True for the authors' weights.
     node.INCLUSIVE_BOXES = False
 
     # Embeddings and margins.
@@ -107,12 +107,12 @@ def add_embedmask_config(cfg: CfgNode) -> None:
     node.MASK_SCALE_FACTOR = 2  # P3 to the masks: 1, 2 or 4
 
     # Mask loss and masks.
-    # The loss covers the box grown by this share of its sides and one cell; below 0: the whole map. 0.1, 0.1, -1.
+    # The loss covers the box enlarged by this share of its sides plus one cell; below 0: the whole map. 0.1, 0.1, -1.
     node.BOX_PADDING = None
     node.LOSS_MASK_ALPHA = 0.5
     node.MASK_TH = None  # probability; 0.5, 0.53, 0.53
 
-    # On only in v1: 0.5, 0.1, True.
+    # Only on in v1: 0.5, 0.1, True.
     node.SAMPLE_POS_IOU_TH = None  # a proposal is the mean of the positives with a better box
     node.LOSS_SMOOTH_ALPHA = None
     node.BOX_TO_MARGIN_BLOCK = None  # the margin comes from the predicted box
@@ -125,7 +125,7 @@ def embedmask_version(cfg: CfgNode) -> str:
     "v1", "v2" or "v3": MODEL.EMBED_MASK.VERSION, or the version that the other keys imply.
 
     Raises:
-        ValueError: they imply no version.
+        ConfigError: they imply none.
     """
     node = cfg.MODEL.EMBED_MASK
     if node.VERSION:
@@ -139,7 +139,7 @@ def embedmask_version(cfg: CfgNode) -> str:
             return name
     require(
         False,
-        f"MODEL.EMBED_MASK.EMBED_DIM {dim} with BOX_PADDING {padding} tells no version: set MODEL.EMBED_MASK.VERSION "
+        f"MODEL.EMBED_MASK.EMBED_DIM {dim} with BOX_PADDING {padding} fits no version: set MODEL.EMBED_MASK.VERSION "
         "to v1, v2 or v3.",
     )
 
@@ -150,7 +150,7 @@ def embedmask_value(cfg: CfgNode, key: str) -> Union[int, float, bool]:
     return default if value is None else type(default)(value)
 
 
-def _ascend(values) -> bool:
+def _is_sorted(values) -> bool:
     return list(values) == sorted(values)
 
 
@@ -160,7 +160,7 @@ def mask_stride(cfg: CfgNode) -> int:
 
 
 def check_embedmask_config(cfg: CfgNode) -> None:
-    """Refuse values that cannot be used."""
+    """Raise ConfigError for invalid values."""
     check_values(cfg, EMBEDMASK_VALUES)
     head = cfg.MODEL.ROI_MASK_HEAD.NAME == "EmbedMaskHead"
     if not head and cfg.MODEL.META_ARCHITECTURE != "EmbedMask":
@@ -180,12 +180,12 @@ def check_embedmask_config(cfg: CfgNode) -> None:
         f"MODEL.EMBED_MASK.BOX_TO_MARGIN_SCALE is {node.BOX_TO_MARGIN_SCALE}; with EmbedMaskHead it must be above 0.",
     )
     require(
-        head or (len(node.FPN_INTEREST_SPLIT) == len(node.FPN_STRIDES) - 1 and _ascend(node.FPN_STRIDES)),
-        f"MODEL.EMBED_MASK: {len(node.FPN_STRIDES)} FPN_STRIDES, finest first, need one less FPN_INTEREST_SPLIT; got "
-        f"{len(node.FPN_INTEREST_SPLIT)}.",
+        head or (len(node.FPN_INTEREST_SPLIT) == len(node.FPN_STRIDES) - 1 and _is_sorted(node.FPN_STRIDES)),
+        "MODEL.EMBED_MASK.FPN_STRIDES must ascend and have one value more than FPN_INTEREST_SPLIT; got "
+        f"{node.FPN_STRIDES} and {node.FPN_INTEREST_SPLIT}.",
     )
     require(
         node.FPN_STRIDES[0] % (2 * node.MASK_SCALE_FACTOR) == 0,
-        f"MODEL.EMBED_MASK.MASK_SCALE_FACTOR {node.MASK_SCALE_FACTOR} must divide the finest of FPN_STRIDES, "
-        f"{node.FPN_STRIDES[0]}, into an even number of pixels.",
+        f"MODEL.EMBED_MASK.MASK_SCALE_FACTOR is {node.MASK_SCALE_FACTOR}; the finest of FPN_STRIDES, "
+        f"{node.FPN_STRIDES[0]}, divided by it must be an even number of pixels.",
     )

@@ -61,7 +61,7 @@ def add_fcos_config(cfg: CfgNode) -> None:
     node.NUM_BOX_CONVS = 4
     node.NUM_SHARE_CONVS = 0
     node.NORM = "GN"  # GN, NaiveGN, BN, SyncBN (the last two with one norm per level) or none
-    node.USE_DEFORMABLE = False  # last conv of the class and box towers deformable
+    node.USE_DEFORMABLE = False  # the last convolution of the class and box towers is deformable
     node.USE_SCALE = True  # one learned factor per level on the box regression
     node.USE_RELU = True  # accepted for AdelaiDet's files; the regression always ends in ReLU
     node.PRIOR_PROB = 0.01
@@ -83,21 +83,21 @@ def add_fcos_config(cfg: CfgNode) -> None:
     node.POST_NMS_TOPK_TRAIN = 100
     node.POST_NMS_TOPK_TEST = 100
     node.NMS_TH = 0.6
-    node.YIELD_PROPOSAL = False  # also in training, as everywhere except in FCOSDetector
+    node.YIELD_PROPOSAL = False  # FCOSDetector: also in training; the other detectors always need proposals
     node.YIELD_BOX_FEATURES = False
     cfg.MODEL.FCOS = node
 
 
 def check_fcos_config(cfg: CfgNode) -> None:
-    """Refuse values that cannot be used."""
+    """Raise ConfigError for invalid values."""
     check_values(cfg, FCOS_VALUES)
     if cfg.MODEL.PROPOSAL_GENERATOR.NAME != "FCOS":
         return
     node = cfg.MODEL.FCOS
     require(
         len(node.IN_FEATURES) == len(node.FPN_STRIDES) == len(node.SIZES_OF_INTEREST) + 1,
-        f"MODEL.FCOS: {len(node.IN_FEATURES)} IN_FEATURES need as many FPN_STRIDES and one less SIZES_OF_INTEREST; got "
-        f"{len(node.FPN_STRIDES)} and {len(node.SIZES_OF_INTEREST)}.",
+        "MODEL.FCOS.IN_FEATURES and FPN_STRIDES must have the same length, and SIZES_OF_INTEREST one value less; got "
+        f"{len(node.IN_FEATURES)}, {len(node.FPN_STRIDES)} and {len(node.SIZES_OF_INTEREST)}.",
     )
     require(
         not (node.YIELD_BOX_FEATURES and serves_roi_heads(cfg) and cfg.MODEL.ROI_HEADS.PROPOSAL_APPEND_GT),
@@ -107,5 +107,5 @@ def check_fcos_config(cfg: CfgNode) -> None:
 
 
 def serves_roi_heads(cfg: CfgNode) -> bool:
-    """Whether FCOS makes proposals for a Detectron2 detector; its ROI heads then set the number of classes."""
+    """Whether FCOS makes proposals for a Detectron2 detector, whose ROI heads then set the number of classes."""
     return cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN")

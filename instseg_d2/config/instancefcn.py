@@ -38,14 +38,14 @@ def add_instancefcn_config(cfg: CfgNode) -> None:
     node.HIDDEN_DIM = 512
 
     # Sizes and shifts in pixels of the network's input: a window of 21 cells of stride 8 is 168 pixels wide.
-    node.CANONICAL_SIZE = 96.0  # longer side of the object that a window is for
-    node.POSITIVE_OCTAVES = 0.25  # the object of a positive window has the canonical size up to 2^(+-this)
-    node.POSITIVE_SHIFT = 12.0  # and its centre is at most this far away in each axis
-    node.NEGATIVE_OCTAVES = 1.0  # a negative window has no object of the canonical size up to 2^(+-this)
-    node.NEGATIVE_SHIFT = 24.0  # and closer than this in both axes
+    node.CANONICAL_SIZE = 96.0  # longer side of the objects that windows are meant for
+    node.POSITIVE_OCTAVES = 0.25  # positive: an object whose size is the canonical one times 2^(+-this) at most
+    node.POSITIVE_SHIFT = 12.0  # and whose centre is at most this far from the window's in each axis
+    node.NEGATIVE_OCTAVES = 1.0  # negative: no object whose size is the canonical one times 2^(+-this) at most
+    node.NEGATIVE_SHIFT = 24.0  # and whose centre is closer than this in both axes
     node.WINDOWS_PER_IMAGE = 256  # sampled in training
-    node.POSITIVE_FRACTION = 0.5  # at most; negatives fill up
-    # What a cell of a mask learns: "center", whether the object covers its centre, or "share", how much it covers.
+    node.POSITIVE_FRACTION = 0.5  # at most; the rest are negatives
+    # Target of a mask cell: "center", whether the object covers its centre, or "share", the covered share.
     node.CELL_TARGET = "center"
 
     # Shorter sides to which an image is resized at test time; INPUT.MAX_SIZE_TEST limits the longer one.
@@ -53,14 +53,14 @@ def add_instancefcn_config(cfg: CfgNode) -> None:
     node.TOP_WINDOWS = 2000  # windows assembled at each scale, by objectness
     node.SCORE = "objectness"  # or product: objectness x mean mask probability inside the mask
     node.NMS_TH = 0.8  # box IoU
-    node.MAX_PROPOSALS = 1000  # N, the best kept of each image
+    node.MAX_PROPOSALS = 1000  # N, kept per image
 
-    # Classify the segments: MODEL.ROI_HEADS does so on the features of one of the test scales.
+    # Classify the segments with MODEL.ROI_HEADS, on the features of one of the test scales.
     node.CLASSIFY = False
     node.CLASSIFIER_SCALE = 600
     cfg.MODEL.INSTANCE_FCN = node
 
-    # Keys of AssembleMaskHead; its other keys are under MODEL.ROI_MASK_HEAD.
+    # Keys of AssembleMaskHead beside those of MODEL.ROI_MASK_HEAD.
     node = CfgNode()
     node.GRID = 5  # k: a box is divided k x k
     node.IN_FEATURE = "p3"  # the map of MODEL.ROI_HEADS.IN_FEATURES that the score maps are predicted from
@@ -68,7 +68,7 @@ def add_instancefcn_config(cfg: CfgNode) -> None:
 
 
 def check_instancefcn_config(cfg: CfgNode) -> None:
-    """Refuse values that cannot be used."""
+    """Raise ConfigError for invalid values."""
     check_values(cfg, INSTANCEFCN_VALUES)
     if cfg.MODEL.META_ARCHITECTURE != "InstanceFCN":
         return

@@ -52,7 +52,7 @@ ISTR_VALUES = {
     ),
 }
 
-# Values that replace None: version 1, version 2.
+# Defaults of the keys that are None: version 1, version 2.
 _BY_VERSION = {"MASK_SIZE": (28, 112), "MASK_WEIGHT": (2.0, 5.0)}
 
 
@@ -74,17 +74,17 @@ def add_istr_config(cfg: CfgNode) -> None:
     node.DIM_DYNAMIC = 64
     node.ROI_ATTENTION = "dynamic"  # or multihead: how a query reads its RoI feature (the paper's ablation)
 
-    # The mask embedding. Version 1 is a config without an encoding method.
+    # The mask embedding. Without an encoding method the config is version 1.
     node.MASK_ENCODING_METHOD = ""  # version 2: PCA, DCT or AE
-    node.EMBEDDING = ""  # another name of the MASK_EMBEDDING registry, such as RawMask; the version stays
-    node.MASK_DIM = 60  # numbers of a code in version 1
-    node.MASK_FEAT_DIM = 256  # and in version 2
-    node.MASK_SIZE = None  # side of the masks that are encoded; None: 28 in version 1, 112 in version 2
-    node.PATH_COMPONENTS = ""  # the fitted embedding; empty: it is fitted when training starts
+    node.EMBEDDING = ""  # another name in the MASK_EMBEDDING registry, such as RawMask; does not change the version
+    node.MASK_DIM = 60  # length of a code in version 1
+    node.MASK_FEAT_DIM = 256  # length of a code in version 2
+    node.MASK_SIZE = None  # side of the encoded masks; None: 28 in version 1, 112 in version 2
+    node.PATH_COMPONENTS = ""  # file of the fitted embedding; empty: fit it when training starts
     node.MASK_EMBEDDING_FILE = ""  # another name of PATH_COMPONENTS
-    node.FIT_MAX_MASKS = 10000  # for the fit when training starts
-    node.FIT_EPOCHS = 30  # of that fit, AE only
-    node.ENCODE_NOISE = False  # PCA: squeeze the masks by random values, anew at each encoding (the authors' way)
+    node.FIT_MAX_MASKS = 10000  # number of masks to fit it on
+    node.FIT_EPOCHS = 30  # epochs of the fit, AE only
+    node.ENCODE_NOISE = False  # PCA: squeeze the masks by new random values at each encoding (the authors' way)
     node.FREEZE_ENCODER_BN = True  # AE: False lets the frozen encoder's batch norm drift (the authors' way)
 
     # Matching and losses.
@@ -118,7 +118,7 @@ def istr_value(cfg: CfgNode, key: str) -> Any:
 
 
 def check_istr_config(cfg: CfgNode) -> None:
-    """Refuse values that cannot be used."""
+    """Raise ConfigError for invalid values."""
     check_values(cfg, ISTR_VALUES)
     method = cfg.MODEL.META_ARCHITECTURE == "ISTR"
     if method:
@@ -148,11 +148,11 @@ def _check_heads(cfg: CfgNode) -> None:
     if node.MASK_ENCODING_METHOD == "AE":
         require(
             node.MASK_COST != "dice",
-            "MODEL.ISTR.MASK_COST dice decodes every query, too much for AE; use cosine or l1.",
+            "MODEL.ISTR.MASK_COST dice decodes the mask of every query, which is too slow with AE; use cosine or l1.",
         )
         require(
             node.MASK_LOSS != "l2",
-            "MODEL.ISTR.MASK_LOSS l2 would leave the decoder of AE untrained; use both or dice.",
+            "MODEL.ISTR.MASK_LOSS l2 does not train the decoder of AE; use both or dice.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Converts what users write for a config key, in a file or on the command line, or explains what is wrong with it."""
+"""Converts the values that users write for config keys, in files or on the command line, and explains mistakes."""
 
 import contextlib
 import difflib
@@ -46,26 +46,26 @@ def merge(cfg: CfgNode, values: Mapping, defaults: CfgNode, written: Written = l
         elif isinstance(value, Mapping):
             raise ConfigError(f"{key} is a value, not a section: it has no key {next(iter(value), '')}.")
         else:
-            cfg[name] = _meant(key, value, default, written)
+            cfg[name] = _converted(key, value, default, written)
 
 
-def _meant(key: str, value: Any, default: Any, written: Written) -> Any:
-    """The intended value, with the default's type; texts that are Python literals are read as such."""
+def _converted(key: str, value: Any, default: Any, written: Written) -> Any:
+    """Convert a value to the default's type; texts that are Python literals are evaluated."""
     if isinstance(default, str):
         return _text(key, value, written)
     if isinstance(default, (list, tuple)):
         return type(default)(_sequence(key, value, default))
     if isinstance(default, bool) or default is None:
-        meant = _flag(value)
-        if default is None or isinstance(meant, bool):
-            return meant
+        flag = _flag(value)
+        if default is None or isinstance(flag, bool):
+            return flag
         raise ConfigError(f"{key} takes True or False; got {value}.")
-    meant = _number(value, type(default))
-    if meant is None and not (_literal(value) is None and isinstance(default, float)):  # as SOLVER.WEIGHT_DECAY_NORM
+    number = _number(value, type(default))
+    if number is None and not (_literal(value) is None and isinstance(default, float)):  # SOLVER.WEIGHT_DECAY_NORM
         raise ConfigError(
             f"{key} takes a {'whole ' * isinstance(default, int)}number; got {value}.{_comma(value, type(default))}"
         )
-    return meant
+    return number
 
 
 def _literal(value: Any) -> Any:
@@ -103,18 +103,18 @@ def _flag(value: Any) -> Any:
 
 
 def _text(key: str, value: Any, written: Written) -> str:
-    """A text value: None is refused, ~ begins a path, and numbers, dates and booleans in YAML keep their spelling."""
+    """Convert to text: ~ is expanded, and numbers, dates and booleans keep their spelling in the YAML file."""
     literal = _literal(value)
     if literal is None or isinstance(literal, str):
         return os.path.expanduser(literal or "")
     if isinstance(value, (list, tuple)):
-        raise ConfigError(f"{key} takes one text; got {value}.")
+        raise ConfigError(f"{key} takes a single text; got {value}.")
     return written(key) or str(value)
 
 
 def _sequence(key: str, value: Any, default) -> list:
     values = _literal(value)
-    if isinstance(values, str) and re.fullmatch(r"\s*[\[(].*[\])]\s*", values):  # the shell has eaten the quotes
+    if isinstance(values, str) and re.fullmatch(r"\s*[\[(].*[\])]\s*", values):  # the shell removed the quotes
         with contextlib.suppress(yaml.YAMLError):
             values = yaml.safe_load(f"[{values.strip()[1:-1]}]")
     if values is None:
@@ -131,14 +131,14 @@ def _sequence(key: str, value: Any, default) -> list:
 
 
 def _like(value: Any, default: float) -> Any:
-    """Make the value an int if the default is one and the value is whole; an int for a float default stays an int."""
+    """Convert a whole number to an int if the default is an int; other values keep their type."""
     value = _literal(value)
     whole = _number(value, int) if isinstance(default, int) else None
     return value if whole is None else whole
 
 
 def home_expanded(cfg: CfgNode) -> CfgNode:
-    """The config, or, if a text begins with ~, a copy in which ~ is replaced by the home folder."""
+    """Expand ~ at the start of texts; returns a copy if anything changes."""
     changed = {
         key: os.path.expanduser(value) for key, value in items(cfg) if isinstance(value, str) and value.startswith("~")
     }
@@ -172,19 +172,19 @@ def _nearest(cfg: CfgNode, key: str, prefix: str = "") -> str:
 
 
 def explain(cfg: CfgNode, error: Exception, source: str) -> ConfigError:
-    """An error that says in one sentence what is wrong in a file or on the command line."""
+    """The error that says in one sentence what is wrong in a file or on the command line."""
     message = str(error.args[0] if error.args else error)
     if isinstance(error, OSError):  # a _BASE_, or the file itself
         file = "" if error.filename in (None, source) else f"{error.filename}: "
         return ConfigError(f"{source}: {file}{error.strerror or message}.")
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark  # names the file, which may be a _BASE_
+        mark = error.problem_mark  # its file may be a _BASE_
         return ConfigError(f"{mark.name}, line {mark.line + 1}: {error.problem}.")
     if isinstance(error, (yaml.YAMLError, UnicodeDecodeError)):
-        return ConfigError(f"{source}: it or its _BASE_ is no YAML text ({' '.join(str(error).split())}).")
+        return ConfigError(f"{source}: it or its _BASE_ is not valid YAML ({' '.join(str(error).split())}).")
     if isinstance(error, (TypeError, AttributeError)):
-        return ConfigError(f"{source}: it or its _BASE_ is no YAML mapping of config keys.")
-    if isinstance(error, KeyError) and "Non-existent" in message:  # from yacs, for a file of Detectron2's version 1
+        return ConfigError(f"{source}: it or its _BASE_ is not a YAML mapping of config keys.")
+    if isinstance(error, KeyError) and "Non-existent" in message:  # from yacs, for files of Detectron2's version 1
         key = message.rsplit(" ", 1)[-1]
         return ConfigError(f"{source}: there is no config key {key}.{_nearest(cfg, key)}")
     return ConfigError(f"{source}: {message}")

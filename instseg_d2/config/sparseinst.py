@@ -77,7 +77,7 @@ def add_sparseinst_config(cfg: CfgNode) -> None:
 
 
 def check_sparseinst_config(cfg: CfgNode) -> None:
-    """Refuse values that cannot be used."""
+    """Raise ConfigError for invalid values."""
     check_values(cfg, SPARSEINST_VALUES)
     if cfg.MODEL.META_ARCHITECTURE != "SparseInst" and cfg.MODEL.ROI_HEADS.NAME != "SparseInstHeads":
         return

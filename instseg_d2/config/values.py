@@ -1,4 +1,4 @@
-"""Rules for the values of config keys, and the sentence where one is broken."""
+"""Rules for the values of config keys, and the error for a broken one."""
 
 import math
 import numbers
@@ -34,7 +34,7 @@ __all__ = [
 
 
 class Rule(NamedTuple):
-    """What a value must be, in words that follow "it must be", and the test for it."""
+    """A test for a value, and what it requires, in words that follow "it must be"."""
 
     text: str
     holds: Callable[[Any], bool]
@@ -50,7 +50,7 @@ def _listed(values: Sequence) -> str:
 
 
 def one_of(*values) -> Rule:
-    """One of these values; "" is called empty."""
+    """One of these values; "" is shown as "empty"."""
 
     def holds(value) -> bool:
         return any(value == x and isinstance(value, bool) == isinstance(x, bool) for x in values)
@@ -59,17 +59,17 @@ def one_of(*values) -> Rule:
 
 
 def only(value: Any, reason: str) -> Rule:
-    """A key that files may set, but to one value alone."""
+    """A key that has only one allowed value."""
     return Rule(f"{_listed([value])} ({reason})", lambda given: given == value)
 
 
 def at_least(low: float) -> Rule:
-    """A finite number from ``low`` on."""
+    """A finite number of at least ``low``."""
     return Rule(f"at least {low}", lambda value: _is_number(value) and low <= value < math.inf)
 
 
 def whole(low: int) -> Rule:
-    """A whole number from ``low`` on, for the values of a list: single ones have the type of their default."""
+    """An integer of at least ``low``. For list items; the type of single values is checked by `check_types`."""
     return Rule(f"a whole number of at least {low}", lambda value: type(value) is int and value >= low)
 
 
@@ -79,7 +79,7 @@ def above(low: float) -> Rule:
 
 
 def between(low: float, high: float) -> Rule:
-    """A number from ``low`` to ``high``, both included."""
+    """A number from ``low`` to ``high``, inclusive."""
     return Rule(f"from {low} to {high}", lambda value: _is_number(value) and low <= value <= high)
 
 
@@ -88,7 +88,7 @@ below_one = Rule("from 0 to below 1", lambda value: _is_number(value) and 0 <= v
 
 
 def or_none(rule: Rule) -> Rule:
-    """None, or what ``rule`` says."""
+    """None, or a value that follows ``rule``."""
     return Rule(f"{rule.text}, or None", lambda value: value is None or rule.holds(value))
 
 
@@ -110,10 +110,10 @@ def words(fewest: int = 0) -> Rule:
 
 
 _NORMS = ("GN", "BN", "SyncBN", "FrozenBN", "LN", "")
-# Names that Detectron2 has for other implementations of the same.
+# Detectron2's names for other implementations of these norms.
 _MORE_NORMS = ("nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", None)
 detectron2_norm = Rule(_listed(_NORMS), lambda value: value in (*_NORMS, *_MORE_NORMS))
-# AdelaiDet's names, which this package's own parts also know, see layers/norm.py.
+# With AdelaiDet's names, which the modules of this package also accept, see layers/norm.py.
 norm = Rule(_listed(_NORMS), lambda value: value in (*_NORMS, *_MORE_NORMS, "NaiveGN", "NaiveSyncBN", "none"))
 
 
@@ -127,7 +127,7 @@ def get_value(cfg: CfgNode, key: str) -> Any:
     The value of a key by its full name.
 
     Raises:
-        KeyError: there is none.
+        KeyError: there is no such key.
     """
     for part in key.split("."):
         cfg = cfg[part]
@@ -135,7 +135,7 @@ def get_value(cfg: CfgNode, key: str) -> Any:
 
 
 def items(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The full name of every key, sections too, with its value."""
+    """Every key by its full name, including sections, with its value."""
     for name, value in cfg.items():
         yield prefix + name, value
         if isinstance(value, CfgNode):
@@ -144,10 +144,10 @@ def items(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def check_values(cfg: CfgNode, rules: Mapping[str, Rule]) -> None:
     """
-    Check each value by its rule; keys that the config lacks are passed over.
+    Check each value against its rule; keys that the config lacks are skipped.
 
     Raises:
-        ConfigError: it names the key, its value and what would be right.
+        ConfigError: a value breaks its rule; the message names the key, the value and what is allowed.
     """
     for key, rule in rules.items():
         try:
@@ -160,7 +160,7 @@ def check_values(cfg: CfgNode, rules: Mapping[str, Rule]) -> None:
 def require(good: bool, message: str) -> None:
     """
     Raises:
-        ConfigError: ``message``, where ``good`` is false.
+        ConfigError: ``good`` is false; with this message.
     """
     if not good:
         raise ConfigError(message)
@@ -171,19 +171,19 @@ _KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: 
 
 def check_types(cfg: CfgNode, defaults: CfgNode, prefix: str = "") -> None:
     """
-    Check the type of every value; None passes for a text, a real number and where it is the default.
+    Check the type of every value. None is allowed for texts and floats, and where it is the default.
 
     Args:
-        defaults: a config of every key that is known, with values of the right types.
+        defaults: a config with every known key and values of the right types.
 
     Raises:
-        ConfigError: it names the key, its value and what would be right.
+        ConfigError: a type is wrong; the message names the key, the value and the right type.
     """
     for name, default in defaults.items():
         key, value = f"{prefix}{name}", cfg.get(name, default)
         require(
             isinstance(value, CfgNode) == isinstance(default, CfgNode),
-            f"{key} is {'no' if isinstance(default, CfgNode) else 'a'} section of the config.",
+            f"{key} is {'a section, not a value' if isinstance(default, CfgNode) else 'a value, not a section'}.",
         )
         if isinstance(default, CfgNode):
             check_types(value, default, f"{key}.")
@@ -193,7 +193,7 @@ def check_types(cfg: CfgNode, defaults: CfgNode, prefix: str = "") -> None:
 
 
 def _fits(value: Any, kind: type) -> bool:
-    if value is None or kind is type(None):  # no text, no weight decay of its own, a method's own default
+    if value is None or kind is type(None):  # e.g. SOLVER.WEIGHT_DECAY_NORM
         return kind in (str, float, type(None))
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool

@@ -88,26 +88,26 @@ def test_no_videos(name):
         ((".DS_Store", "._a.jpg", ".hidden.png"), None),
         (("a.txt",), "1 other file (.txt)"),
         (("b.json", "a.txt", "c.TXT", "none"), "4 other files (.json, .txt, no suffix)"),
-        (("a.mp4", "b.TS"), "2 videos (name it)"),
+        (("a.mp4", "b.TS"), "2 videos (give its path)"),
         (("a.heic", "b.HEIF"), "2 HEIC images (pip install pillow-heif)"),
         (tuple(f"a.x{i}" for i in range(7)), "7 other files (.x0, .x1, .x2, .x3, .x4, ...)"),
-        (("sub/",), "1 folder (**/* looks into them)"),
-        (("sub/", "a.mkv", "a.txt"), "1 folder (**/* looks into them), 1 video (name it), 1 other file (.txt)"),
+        (("sub/",), "1 folder (**/* includes them)"),
+        (("sub/", "a.mkv", "a.txt"), "1 folder (**/* includes them), 1 video (give its path), 1 other file (.txt)"),
     ],
 )
-def test_what_is_passed_over_is_counted_in_one_line(tmp_path, caplog, others, said):
+def test_skipped_entries_are_counted_in_one_line(tmp_path, caplog, others, said):
     touch(tmp_path / "in", "1.png", "2.jpg", *(name for name in others if not name.endswith("/")))
     if "sub/" in others:
         touch(tmp_path / "in" / "sub", "3.png")
     with caplog.at_level(logging.INFO):
         assert names(find_inputs(tmp_path / "in")) == ["1.png", "2.jpg"]
     lines = [record.getMessage() for record in caplog.records]
-    assert lines == ([f"{tmp_path / 'in'}: 2 images; passed over: {said}."] if said else [])
+    assert lines == ([f"{tmp_path / 'in'}: 2 images; skipped: {said}."] if said else [])
     for name in ("1.png", "2.jpg"):
         (tmp_path / "in" / name).unlink()
     with pytest.raises(FileNotFoundError) as error:
         find_inputs(tmp_path / "in")
-    assert str(error.value) == f"{tmp_path / 'in'}: no image in this folder{f' but {said}' if said else ''}"
+    assert str(error.value) == f"{tmp_path / 'in'}: no image in this folder{f', but {said}' if said else ''}"
 
 
 def test_links(tmp_path):

@@ -242,7 +242,7 @@ def test_folder_without_images_and_video_beside_images(demo, folder, weights, tm
     for words, message in (
         (["--input", str(tmp_path / "empty")], "no image in this folder"),
         (["--input", path, str(folder)], "a video must be the only input"),
-        (["--input", path, "--explain"], "only images are explained"),
+        (["--input", path, "--explain"], "--explain works only on images"),
     ):
         assert demo.run([*common, *words]) == 2
         assert message in capsys.readouterr().err

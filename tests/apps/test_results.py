@@ -204,7 +204,7 @@ def test_pages_and_frames_that_are_not_looked_at_are_counted(tmp_path, predictor
     frames[0].save(folder / "d.tif", save_all=True, append_images=frames[1:3])
     with caplog.at_level("INFO"):
         run_demo(predictor, folder, tmp_path / "out")
-    assert "alone is looked at: 5 more, in 2 files, are passed over." in caplog.text
+    assert "of a file is used: 5 more in 2 files are skipped." in caplog.text
 
 
 def test_images_of_16_bits_in_one_folder_keep_their_relative_brightness(tmp_path, predictor, caplog):

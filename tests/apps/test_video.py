@@ -24,7 +24,7 @@ def test_odd_sizes_and_unreadable_videos(tmp_path):
     assert len(frames) == 2
     assert abs(frames[0].shape[0] - 61) <= 1
     (tmp_path / "no.mp4").write_bytes(b"no video")
-    with pytest.raises(ValueError, match=r"no\.mp4: no frame"):
+    with pytest.raises(ValueError, match=r"no\.mp4: this video has no readable frame"):
         Video(str(tmp_path / "no.mp4"))
     with pytest.raises(ValueError, match="at least one frame"):
         write_video(str(tmp_path / "none"), [], 10)
@@ -125,7 +125,7 @@ def test_files_without_any_frame(sound, tmp_path):
         ("all.avi", with_count(with_broken(sound, range(COUNT)), 10 * MOST_BROKEN)),
     ):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(ImageError, match=f"{name}: no frame of this video can be read"):
+        with pytest.raises(ImageError, match=f"{name}: this video has no readable frame"):
             Video(str(tmp_path / name))
 
 

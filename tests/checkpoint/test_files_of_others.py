@@ -135,10 +135,10 @@ def test_an_authors_file_gets_our_names(tmp_path):
 
 def test_what_cannot_be_converted(tmp_path, capsys, trained):
     assert convert([trained, str(tmp_path / "model.onnx")]) == 2
-    assert "name a file that ends in .safetensors or .pth" in capsys.readouterr().err
+    assert "the target must be a file that ends in .safetensors or .pth" in capsys.readouterr().err
     assert convert([str(tmp_path / "none.pth"), str(tmp_path / "a.pth")]) == 2
-    assert "there is no such weight file" in capsys.readouterr().err
+    assert "no such weight file" in capsys.readouterr().err
     (tmp_path / "c2.pkl").write_bytes(pickle.dumps({"blobs": {"conv1_w": torch.zeros(1).numpy()}}))
     assert convert([str(tmp_path / "c2.pkl"), str(tmp_path / "a.pth")]) == 2
-    assert "is no whole model" in capsys.readouterr().err
+    assert "is not a complete model" in capsys.readouterr().err
     assert not (tmp_path / "a.pth").exists()

@@ -88,7 +88,7 @@ def test_a_changed_value_is_noticed(tmp_path):
     content[last.header_offset + 600] ^= 1
     path.write_bytes(content)
     assert not all(torch.equal(torch.load(path)["model"][name], value) for name, value in STATE.items())
-    with pytest.raises(CheckpointError, match=r"w\.pth is damaged: \S+ in it does not have its check sum; copy or"):
+    with pytest.raises(CheckpointError, match=r"w\.pth is damaged: the checksum of \S+ in it is wrong; copy or"):
         read_weights(path)
 
 
@@ -146,8 +146,8 @@ OTHERS = {
     "JSON": (b'{"message": "Not Found"}', "is a JSON text"),
     "gzip": (gzip.compress(b"weights"), "is a gzip archive: unpack it"),
     "tar": (tar("model.pth"), "is a tar archive: unpack it"),
-    "zip": (zipped(weights__model_best="x"), "is a zip archive, but not one of PyTorch (it holds weights/model_best"),
-    "npz": (zipped(**{"a.npy": "x"}), "is a zip archive, but not one of PyTorch (it holds a.npy)"),
+    "zip": (zipped(weights__model_best="x"), "is a zip archive, but not from PyTorch (it contains weights/model_best"),
+    "npz": (zipped(**{"a.npy": "x"}), "is a zip archive, but not from PyTorch (it contains a.npy)"),
     "pt2": (
         zipped(m__archive_format="pt2", m__byteorder="little"),
         "is an exported model: demo.py runs it with",
@@ -157,9 +157,9 @@ OTHERS = {
     "picture": (b"\x89PNG\r\n\x1a\n" + bytes(50), "is a picture"),
     "zeros": (
         bytes(5000),
-        "is damaged: it begins with zeros, so it was never written to its end;",
+        "is damaged: it begins with zeros, so it was never completely written;",
     ),
-    "words": (b"hello, world", "is no weight file of PyTorch, safetensors or pickle: it begins with b'hello, world'"),
+    "words": (b"hello, world", "is not a PyTorch, safetensors or pickle file: it begins with b'hello, world'"),
 }
 
 
@@ -168,7 +168,7 @@ OTHERS = {
 def test_other_files_are_named(tmp_path, capsys, content, expected, suffix):
     path = tmp_path / f"w.{suffix}"
     path.write_bytes(content)
-    if suffix == "pkl" and expected.startswith("is no weight file"):  # a pickle need not have a mark
+    if suffix == "pkl" and expected.startswith("is not a PyTorch"):  # a pickle need not have a mark
         expected = "is damaged"
     for message in messages(path, tmp_path, capsys):
         assert f"{path} {expected}" in message
@@ -177,15 +177,15 @@ def test_other_files_are_named(tmp_path, capsys, content, expected, suffix):
 
 def test_what_is_no_file(tmp_path, capsys):
     (tmp_path / "run").mkdir()
-    cases = [(tmp_path / "run", "is a folder: name a weight file (it has none)")]
+    cases = [(tmp_path / "run", "is a folder: give a weight file (it contains none)")]
     (tmp_path / "full").mkdir()
     for name in ("model_final.pth", "model_best.pth", "log.txt"):
         (tmp_path / "full" / name).touch()
-    cases.append((tmp_path / "full", "is a folder: name a weight file (it has model_best.pth, model_final.pth)"))
+    cases.append((tmp_path / "full", "is a folder: give a weight file (it contains model_best.pth, model_final.pth)"))
     (tmp_path / "link.pth").symlink_to(tmp_path / "gone.pth")
     cases.append((tmp_path / "link.pth", f"is a link to {tmp_path}/gone.pth, which does not exist"))
     os.mkfifo(tmp_path / "pipe.pth")
-    cases.append((tmp_path / "pipe.pth", "is a device or pipe: name a file"))
+    cases.append((tmp_path / "pipe.pth", "is a device or pipe: give a file"))
     for path, expected in cases:
         for message in messages(path, tmp_path, capsys):
             assert f"{path} {expected}." in message

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 
 import pytest
 import torch
@@ -99,17 +100,23 @@ def test_a_compiled_model_is_its_own(tmp_path):
     [
         (
             {"a.weight": torch.ones(1), "module.a.weight": torch.zeros(1)},
-            "holds a.weight twice, as a.weight and",
+            "has a.weight twice, as a.weight and",
         ),
         (
             {"G": {"a": torch.ones(1)}, "D": {"a": torch.ones(1)}},
-            r"holds several sets of weights \(G, D\): save the",
+            r"contains several sets of weights \(G, D\): save the",
         ),
-        (OPTIMISER, r"holds the state of an optimiser and no weights \(state, param_groups\): name the file of the m"),
-        ({"optimizer": OPTIMISER, "epoch": 3}, r"holds the state of an optimiser and no weights \(optimizer, epoch\)"),
-        ({"epoch": 3, "args": "x"}, "holds no weights, only epoch, args"),
-        ({}, "holds no weights"),
-        ({"model": {}}, "holds no weights"),
+        (
+            OPTIMISER,
+            r"contains the state of an optimiser, but no weights \(state, param_groups\): use the file of the m",
+        ),
+        (
+            {"optimizer": OPTIMISER, "epoch": 3},
+            r"contains the state of an optimiser, but no weights \(optimizer, epoch\)",
+        ),
+        ({"epoch": 3, "args": "x"}, "contains no weights, only epoch, args"),
+        ({}, "contains no weights"),
+        ({"model": {}}, "contains no weights"),
     ],
 )
 def test_what_holds_no_weights_says_what_it_holds(tmp_path, capsys, data, message):
@@ -117,7 +124,7 @@ def test_what_holds_no_weights_says_what_it_holds(tmp_path, capsys, data, messag
     with pytest.raises(CheckpointError, match=rf"w\.pth {message}"):
         load(toy(), tmp_path / "w.pth")
     assert convert([str(tmp_path / "w.pth"), str(tmp_path / "x.pth")]) == 2
-    assert "w.pth holds" in capsys.readouterr().err
+    assert re.search(rf"w\.pth {message}", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +167,7 @@ def test_a_file_is_not_converted_into_itself(tmp_path, capsys, kind):
     else:
         target = path if kind == "same" else tmp_path / "." / ".." / tmp_path.name / "a.pth"
     assert convert([str(path), str(target)]) == 2
-    assert f"{target} is the file to read, too: name another one" in capsys.readouterr().err
+    assert f"{target} is also the source: choose another target" in capsys.readouterr().err
     assert path.read_bytes() == before
 
 
@@ -191,12 +198,12 @@ def test_resuming_from_half_a_file_names_an_earlier_one(tmp_path):
     checkpointer = run(tmp_path, "model_0000001", "model_0000003", "model_0000005")
     last = tmp_path / "model_0000005.pth"
     last.write_bytes(last.read_bytes()[:1000])
-    remedy = rf"To go on from model_0000003\.pth, write this name into {tmp_path}/last_checkpoint\."
+    remedy = rf"To resume from model_0000003\.pth, write its name to {tmp_path}/last_checkpoint\."
     for read in (checkpointer.read_last, lambda: checkpointer.resume_or_load("")):
         with pytest.raises(CheckpointError, match=rf"model_0000005\.pth is damaged: .*again\. {remedy}"):
             read()
     last.unlink()
-    with pytest.raises(CheckpointError, match=rf"there is no such weight file\. {remedy}"):
+    with pytest.raises(CheckpointError, match=rf"no such weight file\. {remedy}"):
         checkpointer.resume_or_load("")
     (tmp_path / "last_checkpoint").write_text("model_0000003.pth")
     assert checkpointer.read_last()["iteration"] == checkpointer.resume_or_load("")["iteration"] == 3
@@ -205,13 +212,15 @@ def test_resuming_from_half_a_file_names_an_earlier_one(tmp_path):
 def test_resuming_without_an_earlier_file(tmp_path):
     checkpointer = run(tmp_path, "model_0000001")
     (tmp_path / "model_0000001.pth").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"is empty: .*has no earlier checkpoint: start anew without --resume\."):
+    with pytest.raises(
+        CheckpointError, match=r"is empty: .*has no earlier checkpoint: start a new run without --resume\."
+    ):
         checkpointer.resume_or_load("")
 
 
 def test_resuming_needs_the_optimiser(tmp_path):
     checkpointer = run(tmp_path)
     checkpointer.save("model_best", model_only=True)
-    with pytest.raises(CheckpointError, match=r"model_best\.pth holds no state of the optimizer, so nothing can be"):
+    with pytest.raises(CheckpointError, match=r"model_best\.pth has no state of the optimizer, so training cannot"):
         checkpointer.resume_or_load("")
     assert checkpointer.resume_or_load(str(tmp_path / "model_best.pth"), resume=False) == {}

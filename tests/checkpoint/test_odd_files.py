@@ -83,16 +83,16 @@ def test_names_are_text(tmp_path, suffix, wrap):
         path.write_bytes(pickle.dumps(wrap(data)))
     else:
         torch.save(wrap(data), path)
-    assert_refused(path, "holds no state dict: the name 1 is no text")
+    assert_refused(path, "has no state dict: the name 1 is not text")
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"weight": 3}, "holds no weights, only weight"),
-        ({"weight": None, "bias": np.zeros(2)}, "holds no state dict: weight is no tensor"),
-        ({}, r"w\.pkl holds no weights\."),
-        ([1], "holds no weights, only"),
+        ({"weight": 3}, "contains no weights, only weight"),
+        ({"weight": None, "bias": np.zeros(2)}, "has no state dict: weight is not a tensor"),
+        ({}, r"w\.pkl contains no weights\."),
+        ([1], "contains no weights, only"),
     ],
 )
 def test_values_are_tensors(tmp_path, model, message):
@@ -108,7 +108,7 @@ def test_arrays_are_of_numbers(tmp_path, dtype):
     path = tmp_path / "w.pkl"
     path.write_bytes(pickle.dumps({"model": {"weight": np.zeros(2, dtype)}, "__author__": "x"}))
     assert_refused(path, "could run code: it refers to")
-    with pytest.raises(CheckpointError, match=r"w\.pkl holds no state dict: weight is an array of .*, not of numbers"):
+    with pytest.raises(CheckpointError, match=r"w\.pkl has no state dict: weight is an array of .*, not of numbers"):
         read_weights(str(path), trust=True)
 
 
@@ -132,7 +132,7 @@ def test_nothing_is_read_before_its_digest_is_right(tmp_path, monkeypatch):
     """The file is none at all: whoever reads it first says so."""
     path = tmp_path / "w.pth"
     path.write_bytes(b"PK\x05\x06" + bytes(18))  # a zip file with nothing in it
-    with pytest.raises(CheckpointError, match="it holds nothing"):
+    with pytest.raises(CheckpointError, match="it contains nothing"):
         read_extra(str(path))
     wrong = f"{path}?sha256={'0' * 64}"
     cfg = get_cfg()

@@ -58,7 +58,7 @@ MEANT = [
 
 @pytest.mark.parametrize("place", ["command line", "YAML"])
 @pytest.mark.parametrize(("key", "written", "expected"), MEANT)
-def test_what_is_meant(tmp_path, key, written, expected, place):
+def test_what_is_converted(tmp_path, key, written, expected, place):
     cfg = written_config(tmp_path, place, key, written)
     value = get_value(cfg, key)
     assert value == expected
@@ -92,7 +92,7 @@ UNREADABLE = [
 
 @pytest.mark.parametrize("place", ["command line", "YAML"])
 @pytest.mark.parametrize(("key", "written", "message"), UNREADABLE)
-def test_what_cannot_be_meant(tmp_path, key, written, message, place):
+def test_what_cannot_be_converted(tmp_path, key, written, message, place):
     with pytest.raises(ConfigError, match=f"{'command line' if place == 'command line' else 'mine.yaml'}: {message}"):
         written_config(tmp_path, place, key, written)
 

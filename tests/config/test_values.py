@@ -90,7 +90,11 @@ def test_what_cannot_be_used(tmp_path, key, written, message, place):
 
 # Values that fit by themselves, but not together: a recipe, overrides and what is said.
 TOGETHER = [
-    ("BlendMask/R_50_1x", ["MODEL.FCOS.SIZES_OF_INTEREST", [64]], r"5 IN_FEATURES need as many .* got 5 and 1\.$"),
+    (
+        "BlendMask/R_50_1x",
+        ["MODEL.FCOS.SIZES_OF_INTEREST", [64]],
+        r"IN_FEATURES and FPN_STRIDES must .* got 5, 5 and 1\.$",
+    ),
     ("BlendMask/R_50_1x", ["MODEL.BLENDMASK.MERGING", "fcis", "MODEL.BASIS_MODULE.NUM_BASES", 5], "square .* got 5"),
     ("BlendMask/R_50_1x", ["MODEL.BASIS_MODULE.NAME", "DeepLabV3Plus"], r"takes two levels, .*; got p3, p4, p5\.$"),
     ("BlendMask/R_50_1x", ["MODEL.BLENDMASK.POOLER_SCALES", (0.25, 0.125)], "POOLER_SCALES is .* must be 1 values"),

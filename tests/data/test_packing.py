@@ -56,7 +56,7 @@ def test_samples():
     assert np.array_equal(parts[1][1], outline + 1)
 
 
-def test_one_block_holds_all_and_can_be_written():
+def test_one_block_holds_all_and_is_writable():
     tensors = [torch.arange(100) for _ in range(5)]
     packed = pack(tensors)
     assert packed.block.numel() == 4 * 832 + 800  # 800 bytes each, from multiples of 64 on

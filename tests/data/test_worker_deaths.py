@@ -68,10 +68,10 @@ class Mapper:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (killed, "a worker of the data loader was killed, most likely because the memory was full: lower DATALOADER"),
-        (crashed, r"a worker of the data loader has died \(signal: Aborted\): .* DATALOADER.NUM_WORKERS 0 reads"),
-        (bus_error, r"a worker of the data loader found no room in /dev/shm: .*--shm-size 2g\) or set DATALOADER.NUM"),
-        (without_sockets, r"a worker of the data loader has died \(exited unexpectedly\)"),
+        (killed, "a data loader worker was killed, probably for lack of memory: lower DATALOADER"),
+        (crashed, r"a data loader worker died \(signal: Aborted\): .* DATALOADER.NUM_WORKERS 0 to load"),
+        (bus_error, r"a data loader worker ran out of shared memory \(/dev/shm\): .*--shm-size 2g\) or set DATALOADER"),
+        (without_sockets, r"a data loader worker died \(exited unexpectedly\)"),
         (
             no_shared_memory,
             r"^/dev/shm \(\d+ MiB, \d+ MiB free\) has no room for a batch of 0 MiB: make it larger \(do",

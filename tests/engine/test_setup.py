@@ -193,7 +193,7 @@ def test_seed(tmp_path, data, seed):
         ([], ["SOLVER.BASE_RL", "1"], ConfigError, "SOLVER.BASE_RL.*SOLVER.BASE_LR"),
         (["--eval-only"], ["DATASETS.TEST", "('shapes_val',)"], CheckpointError, "MODEL.WEIGHTS FILE"),
         (["--eval-only"], [], ConfigError, "DATASETS.TEST is empty"),
-        ([], ["--eval-only"], ConfigError, "--eval-only stands among the config overrides"),
+        ([], ["--eval-only"], ConfigError, "--eval-only must come before the config overrides"),
     ],
 )
 def test_sentences(tmp_path, arguments, opts, error, message):
@@ -273,7 +273,7 @@ def test_mistakes_end_in_one_line(tmp_path, data, capsys, monkeypatch):
     assert run_script(launch, train_net().main, args) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith("error: none.pth: there is no such weight file.")
+    assert lines[0].startswith("error: none.pth: no such weight file.")
     monkeypatch.setenv("INSTSEG_DEBUG", "1")
     with pytest.raises(CheckpointError):
         run_script(launch, train_net().main, args)
@@ -322,7 +322,7 @@ def test_a_full_disk_is_named(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, written_whole(tmp_path / "a.bin"):
         (tmp_path / "other.bin").read_bytes()
     assert sentence(caught.value) == f"{tmp_path}/other.bin: No such file or directory"  # its own name stays
-    assert sentence(OSError(*full)) == f"{full[1]}: make room where OUTPUT_DIR lies, or name another one"
+    assert sentence(OSError(*full)) == f"{full[1]}: free some space in OUTPUT_DIR, or choose another folder"
 
 
 TINY = {

@@ -1,5 +1,5 @@
 """
-Names of classification networks: torchvision's ResNet, and the networks of timm and PVTv2's authors in our backbones.
+Converts the names of classification networks to our backbones': torchvision's ResNets, and timm's and PVTv2's networks.
 """
 
 import re
@@ -24,7 +24,7 @@ _TIMM_RULES = (
     *((rf"^block{n}\.(\d+\.mlp\.dwconv)\.dwconv\.", rf"net.stages_{n - 1}.blocks.\1.") for n in _PVT_STAGES),
     *((rf"^block{n}\.", f"net.stages_{n - 1}.blocks.") for n in _PVT_STAGES),
 )
-# torchvision's ResNet -> Detectron2's, one after the other.
+# torchvision's ResNet -> Detectron2's; applied one after the other.
 _TORCHVISION_STEPS = (
     (r"^(conv1|bn1)\.", r"stem.\1."),
     (r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}."),
@@ -33,7 +33,7 @@ _TORCHVISION_STEPS = (
     (r"\.downsample\.1\.", ".shortcut.norm."),
 )
 _MARKS = ("layer1.0.conv1.weight", "stem.conv1.conv.weight", "patch_embed1.proj.weight", "base_layer.0.weight")
-# Projections in DLA-34's deeper trees that its authors store but never use.
+# Projections in DLA-34's deeper trees that the authors store but never use.
 DLA_UNUSED = re.compile(r"level[34]\.project\.")
 _LEFT_OUT = re.compile(rf"(fc|head)\.|.*\.num_batches_tracked$|{DLA_UNUSED.pattern}")
 
@@ -50,14 +50,14 @@ def _torchvision_name(key: str) -> str:
 
 
 def is_classifier(state_dict: StateDict) -> bool:
-    """Whether it is one of these classification networks; its names must have no prefix."""
+    """Whether these are the weights of such a classification network, with names without a prefix."""
     return any(mark in state_dict for mark in _MARKS)
 
 
 def convert_classifier(state_dict: StateDict) -> StateDict:
     """
-    Remove the classification layer and the norms' step counters, and use our backbones' names without the prefix of
-    their place in the model; Detectron2 matches such names by their endings.
+    Remove the classification layer and the norms' step counters, and use our backbones' names without their prefix in
+    the model; Detectron2 matches such names by their endings.
     """
     ours = _torchvision_name if "conv1.weight" in state_dict else timm_name
     return {ours(key): value for key, value in state_dict.items() if not _LEFT_OUT.match(key)}

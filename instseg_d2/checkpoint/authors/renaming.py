@@ -1,4 +1,4 @@
-"""Renaming by rules, shared by the converters."""
+"""Renames keys by rules, for all converters."""
 
 import re
 
@@ -18,7 +18,7 @@ def renamed(key: str, rules: tuple[tuple[str, str], ...]) -> str:
 
 def tower_blocks(state_dict: StateDict, head: str, towers: dict[str, str]) -> dict[str, str]:
     """
-    Map the names of towers that are numbered as one Sequential to names in blocks.
+    Map the names of towers that are one numbered Sequential to names in blocks.
 
     Every block is a convolution (``i.weight``, or ``i.conv`` with ``i.offset`` if deformable), possibly a norm
     (``j.weight``, or ``j.level.weight``), and a ReLU without parameters.

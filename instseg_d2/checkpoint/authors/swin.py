@@ -1,4 +1,4 @@
-"""Names of the authors' Swin Transformers for classification."""
+"""Converts the names of the authors' Swin Transformers for classification."""
 
 import re
 
@@ -17,7 +17,7 @@ SWIN_BLOCK = "layers.0.blocks.0.attn."
 
 
 def convert_swin(state_dict: StateDict) -> StateDict:
-    """Convert a classification Swin Transformer to the bottom-up network of an FPN; drops classifier and last norm."""
+    """Convert a classification Swin Transformer to the bottom-up network of an FPN, without head and last norm."""
     return {
         _BOTTOM_UP + renamed(key, _SWIN_RULES): value
         for key, value in state_dict.items()

@@ -168,7 +168,8 @@ def make_split(folder, split: str, info: dict, write) -> str:
                 shutil.rmtree(drawing, ignore_errors=True)
     except OSError as error:
         raise DatasetError(
-            f"{folder} cannot be written ({error.strerror or error}); point INSTSEG_CACHE at a folder with space."
+            f"{folder} cannot be written ({error.strerror or error}); set INSTSEG_CACHE to a writable folder with free "
+            "space."
         ) from error
     return str(json_file)
 
