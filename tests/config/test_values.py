@@ -101,7 +101,7 @@ TOGETHER = [
     ("InstanceFCN/VGG16_k5", ["MODEL.INSTANCE_FCN.GRID", 22], "GRID is 22 and MASK_SIZE 21"),
     ("ISTR/ISTR-AE-R50-3x", ["MODEL.ISTR.MASK_SIZE", 28], "MASK_SIZE is 28; the AE embedding needs 112"),
     ("ISTR/ISTR-AE-R50-3x", ["MODEL.ISTR.MASK_COST", "dice"], "MASK_COST dice decodes the mask of every query"),
-    ("ISTR/ISTR-AE-R50-3x", ["MODEL.ISTR.MASK_LOSS", "l2"], "MASK_LOSS l2 would leave the decoder"),
+    ("ISTR/ISTR-AE-R50-3x", ["MODEL.ISTR.MASK_LOSS", "l2"], "MASK_LOSS l2 does not train the decoder"),
     ("ISTR/ISTR-AE-R50-3x", ["MODEL.ISTR.NHEADS", 7], r"HIDDEN_DIM is 256; .* multiple of MODEL\.ISTR\.NHEADS, 7"),
     ("ISTR/ISTR-AE-R50-3x", ["MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 0], "POOLER_SAMPLING_RATIO 1 or more; got"),
     ("ISTR/ISTR-AE-R50-3x", ["MODEL.ISTR.PATH_COMPONENTS", "a", "MODEL.ISTR.MASK_EMBEDDING_FILE", "b"], "different"),
