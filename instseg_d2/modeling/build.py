@@ -1,4 +1,4 @@
-"""Building the model of a config."""
+"""Builds the model of a config."""
 
 import logging
 import os
@@ -21,28 +21,28 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 def build(cfg: CfgNode) -> torch.nn.Module:
     """
-    The model of ``cfg.MODEL.META_ARCHITECTURE`` on ``cfg.MODEL.DEVICE``, of a config that has been checked.
+    Check the config and build ``cfg.MODEL.META_ARCHITECTURE`` on ``cfg.MODEL.DEVICE``.
 
     Raises:
-        ConfigError: a value that cannot be used; a part that is registered nowhere or needs one that is not compiled;
-            values that do not fit together or to the backbone.
+        ConfigError: a value is invalid or does not fit the others, a part is not registered, or an operator is not
+            compiled.
     """
     check_config(cfg)
     try:
         model = build_model(cfg)
-    except (ConfigError, CheckpointError, DatasetError):  # ValueErrors as well, and sentences already
+    except (ConfigError, CheckpointError, DatasetError):  # ValueErrors that need no rewording
         raise
     except (KeyError, ImportError, AssertionError, ValueError) as error:
-        fault = _fault(cfg, error)
-        if fault is None:
+        sentence = _explain(cfg, error)
+        if sentence is None:
             raise
-        raise ConfigError(fault) from error
+        raise ConfigError(sentence) from error
     logger.debug("Model:\n%s", model)
     return model
 
 
-def _fault(cfg: CfgNode, error: Exception):
-    """A sentence on what a builder, a registry, Detectron2 or PyTorch says of its arguments; None: nothing known."""
+def _explain(cfg: CfgNode, error: Exception):
+    """One sentence about an error raised while building the model; None if it does not come from the config."""
     text = " ".join(str(error.args[0] if error.args else error).split())
     place = traceback.extract_tb(error.__traceback__)[-1]
     if place.filename.startswith(_PACKAGE) and text and not isinstance(error, KeyError):
@@ -54,8 +54,8 @@ def _fault(cfg: CfgNode, error: Exception):
     if "detectron2._C" in text:
         return (
             "the config needs an operator of Detectron2's compiled library, which is not built here "
-            f"({text.split('. ')[0]}); a ResNet-FPN whose deformable convolutions are torchvision's is "
-            "MODEL.BACKBONE.NAME build_fcos_resnet_fpn_backbone."
+            f"({text.split('. ')[0]}); set MODEL.BACKBONE.NAME to build_fcos_resnet_fpn_backbone, whose deformable "
+            "convolutions are torchvision's."
         )
     if isinstance(error, ImportError):
         return None
@@ -63,7 +63,7 @@ def _fault(cfg: CfgNode, error: Exception):
 
 
 def _registered(error: KeyError) -> list[str]:
-    """The names in the registry that has raised the error."""
+    """The names in the registry that raised the error."""
     trace = error.__traceback__
     while trace.tb_next is not None:
         trace = trace.tb_next

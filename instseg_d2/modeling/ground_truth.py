@@ -1,7 +1,7 @@
 """
-Ground truth as tensors, for every method; `data.segmentations` does the same for annotations.
+Ground truth as tensors, for all methods; `data.segmentations` does the same for annotations.
 
-N images, M objects of the batch, D boxes, R resolution, H x W pixels.
+N images, M objects, D boxes, R resolution, H x W pixels.
 """
 
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ __all__ = [
 
 def ensure_masks(instances: Sequence[Instances], owner: nn.Module) -> list[Instances]:
     """
-    Ground truth with a field of masks in every image. Detectron2's mapper leaves it out where there is no object.
+    Add empty ``gt_masks`` to images without objects, where Detectron2's mapper omits the field.
 
     Raises:
-        DatasetError: objects have no masks; the message names the class of ``owner``.
+        DatasetError: an image has objects but no masks; the message names the class of ``owner``.
     """
     if not all(x.has("gt_masks") for x in instances if len(x)):
         raise DatasetError(f"{type(owner).__name__} trains on masks: set MODEL.MASK_ON to True.")
@@ -46,7 +46,7 @@ def ensure_masks(instances: Sequence[Instances], owner: nn.Module) -> list[Insta
 
 def image_masks(instances: Instances, stride: int = 1, first: int = 0) -> torch.Tensor:
     """
-    The objects' masks at every ``stride``-th row and column of their image, from number ``first`` on.
+    The masks of an image's objects at every ``stride``-th row and column, starting at ``first``.
 
     Returns:
         (M, ceil((H - first) / stride), ceil((W - first) / stride)) bool on the boxes' device.
@@ -64,7 +64,7 @@ def image_masks(instances: Instances, stride: int = 1, first: int = 0) -> torch.
 
 def canvas_masks(gt_instances: Sequence[Instances], canvas: tuple, stride: int = 1, first: int = 0) -> torch.Tensor:
     """
-    `image_masks` of a batch, padded with zeros to the canvas.
+    `image_masks` of a batch, zero-padded to one canvas.
 
     Args:
         canvas: (H, W) of the padded batch, pixels.
@@ -83,7 +83,7 @@ def canvas_masks(gt_instances: Sequence[Instances], canvas: tuple, stride: int =
 
 
 def box_masks(instances: Sequence[Instances], resolution: int, boxes: str = "proposal_boxes") -> torch.Tensor:
-    """Each object's mask inside its box, resized (Mask R-CNN's targets); ``boxes`` is a field: (M, R, R) bool."""
+    """Masks cropped to the boxes in field ``boxes`` and resized, as Mask R-CNN's targets: (M, R, R) bool."""
     crops = [torch.zeros((0, resolution, resolution), dtype=torch.bool, device=instances[0].get(boxes).device)]
     for x in instances:
         if len(x):
@@ -93,11 +93,12 @@ def box_masks(instances: Sequence[Instances], resolution: int, boxes: str = "pro
 
 def crop_masks(masks: torch.Tensor, objects: torch.Tensor, boxes: torch.Tensor, resolution: int) -> torch.Tensor:
     """
-    As `box_masks`, for any number of boxes an object.
+    Like `box_masks`, but with any number of boxes per object.
 
     Args:
         masks: (M, H, W) bool.
-        objects: (D,) int64 mask of each box; boxes: (D, 4) pixels.
+        objects: (D,) int64, the object of each box.
+        boxes: (D, 4), pixels.
 
     Returns:
         (D, R, R) bool.
@@ -108,17 +109,17 @@ def crop_masks(masks: torch.Tensor, objects: torch.Tensor, boxes: torch.Tensor, 
 
 def semantic_map(instances: Instances, stride: int) -> torch.Tensor:
     """
-    A semantic map from instance masks at every ``stride``-th pixel: class + 1, later objects over earlier ones, 0 where
-    there is none.
+    Paint the instance masks into a semantic map of every ``stride``-th pixel: class + 1, or 0 for background. Later
+    objects cover earlier ones.
 
-    It is for samples of other mappers. Ours paints the annotations themselves, crowds too
+    This is for samples of other mappers. Ours paints the annotations, including crowds
     (`data.segmentations.paint_semantic`).
 
     Returns:
         (ceil(H / stride), ceil(W / stride)) int64.
     """
     masks = image_masks(instances, stride)
-    # Number the objects from 1; a pixel belongs to the highest number that covers it.
+    # Number the objects from 1; a pixel belongs to the highest number among its objects.
     order = torch.arange(1, len(instances) + 1, device=masks.device)[:, None, None]
     background = masks.new_zeros((1, *masks.shape[1:]))
     topmost = torch.cat([background, masks * order]).amax(0)
@@ -127,7 +128,7 @@ def semantic_map(instances: Instances, stride: int) -> torch.Tensor:
 
 
 def pad_maps(maps: Sequence[torch.Tensor], size: tuple, value: int, device) -> torch.Tensor:
-    """Label maps of N images, each up to ``size`` (H, W), filled up with ``value`` below and right: (N, H, W) int64."""
+    """Pad N label maps below and right to ``size`` (H, W) with ``value``: (N, H, W) int64."""
     padded = torch.full((len(maps), *size), value, dtype=torch.int64, device=device)
     for row, labels in zip(padded, maps):
         row[: labels.shape[0], : labels.shape[1]] = labels.to(device, non_blocking=True)

@@ -1,5 +1,5 @@
 """
-Base of mask heads that read the maps of the whole image instead of pooled features.
+Base class of mask heads that read whole feature maps instead of pooled features.
 
 N images, D boxes (proposals in training, else detections), C channels, K classes (1 if class-agnostic), R mask
 resolution, h x w cells of a map.
@@ -17,10 +17,10 @@ from detectron2.structures import Boxes, Instances
 
 class ImageMaskHead(BaseMaskRCNNHead):
     """
-    Base of mask heads for Detectron2's GeneralizedRCNN. With MODEL.ROI_MASK_HEAD.POOLER_TYPE "" StandardROIHeads and
-    CascadeROIHeads give them the maps that MODEL.ROI_HEADS.IN_FEATURES names.
+    Base class of mask heads for Detectron2's GeneralizedRCNN. With MODEL.ROI_MASK_HEAD.POOLER_TYPE "",
+    StandardROIHeads and CascadeROIHeads pass a mask head the feature maps of MODEL.ROI_HEADS.IN_FEATURES.
 
-    Subclasses write ``mask_logits``; the loss is Mask R-CNN's (arXiv 1703.06870, section 3).
+    Subclasses implement `mask_logits`. The loss is Mask R-CNN's (arXiv 1703.06870, section 3).
     """
 
     @classmethod
@@ -28,12 +28,12 @@ class ImageMaskHead(BaseMaskRCNNHead):
         if isinstance(input_shape, ShapeSpec):
             if not cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE:
                 raise ValueError(
-                    f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}, which gives a mask head no features of the "
-                    f"whole image; {cls.__name__} works in StandardROIHeads and CascadeROIHeads."
+                    f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}, which does not pass feature maps to a mask "
+                    f"head; {cls.__name__} works in StandardROIHeads and CascadeROIHeads."
                 )
             raise ValueError(
                 f"MODEL.ROI_MASK_HEAD.POOLER_TYPE is {cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE!r}; {cls.__name__} needs "
-                '"": it reads the features of the whole image.'
+                '"", because it reads whole feature maps.'
             )
         return super().from_config(cfg, input_shape)
 
@@ -55,7 +55,7 @@ class ImageMaskHead(BaseMaskRCNNHead):
             instances: N; foreground proposals in training, else detections with pred_boxes and pred_classes.
 
         Returns:
-            in training {"loss_mask": scalar}; else the instances with pred_masks (D, 1, R, R), probabilities.
+            {"loss_mask": scalar} in training, else the instances with pred_masks (D, 1, R, R), probabilities.
         """
         logits = self.mask_logits(features, self.boxes_of(instances))
         if self.training:
@@ -64,23 +64,23 @@ class ImageMaskHead(BaseMaskRCNNHead):
         return instances
 
     def boxes_of(self, instances: Sequence[Instances]) -> list[Boxes]:
-        """The boxes that get masks: those of proposals in training, else those of detections."""
+        """The boxes to predict masks for: those of proposals in training, else those of detections."""
         return [x.proposal_boxes if self.training else x.pred_boxes for x in instances]
 
 
 def add_masks(instances: list[Instances], masks: torch.Tensor) -> list[Instances]:
-    """The instances of all images with their parts of the masks (D, 1, R, R) as pred_masks."""
+    """Split the masks (D, 1, R, R) of all images and set them as pred_masks."""
     for x, part in zip(instances, masks.split([len(x) for x in instances])):
         x.pred_masks = part
     return instances
 
 
 def rescale_threshold(masks: torch.Tensor, threshold: float) -> torch.Tensor:
-    """The masks times a factor that makes their threshold 0.5, which is where Detectron2 cuts a mask that it pastes."""
+    """Scale masks so that ``threshold`` becomes 0.5, Detectron2's threshold for pasted masks."""
     return masks * (0.5 / threshold)
 
 
 def box_pooler(cfg, input_shape: dict[str, ShapeSpec], size: int) -> ROIPooler:
-    """RoIAlign of size x size cells over the maps, at MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO."""
+    """RoIAlign to size x size cells, with MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO."""
     scales = [1.0 / shape.stride for shape in input_shape.values()]
     return ROIPooler(size, scales, cfg.MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO, "ROIAlignV2")

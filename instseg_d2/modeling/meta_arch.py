@@ -1,4 +1,4 @@
-"""Base of the meta-architectures: preprocessing, inference, the format of the output. N images, D detections."""
+"""Base class of the meta-architectures: preprocessing, inference, output format. N images, D detections."""
 
 from collections.abc import Sequence
 
@@ -16,16 +16,16 @@ from .postprocessing import check_mask_format, filter_detections, postprocess_in
 
 class InstanceSegmenter(nn.Module):
     """
-    Base of the meta-architectures.
+    Base class of the meta-architectures.
 
-    A subclass writes ``losses(images, batched_inputs)``, a dict of scalars, and `infer`. It overrides `postprocess` if
-    its masks are not those of boxes, and `output` if its output holds more than instances.
+    Subclasses implement `infer` and ``losses(images, batched_inputs)``, which returns a dict of scalars. They override
+    `postprocess` if their masks are not predicted inside boxes, and `output` if they return more than instances.
 
     Args:
         backbone: a Detectron2 backbone.
-        pixel_mean, pixel_std: of the channels, in the order of ``input_format``, 0-255.
-        input_format: "BGR" or "RGB", the order of the input's channels.
-        mask_threshold: probability from which a pixel belongs to a pasted mask.
+        pixel_mean, pixel_std: one value per channel, in the order of ``input_format``, on the scale 0-255.
+        input_format: "BGR" or "RGB", the channel order of the input.
+        mask_threshold: minimum probability of a pixel of a pasted mask.
     """
 
     makes_masks = True
@@ -41,7 +41,7 @@ class InstanceSegmenter(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     def load_state_dict(self, state_dict, *args, **kwargs):
-        """The same as for any module, but also accepts the authors' names."""
+        """Like ``nn.Module.load_state_dict``, but also accepts the authors' parameter names."""
         return super().load_state_dict(convert_state_dict(state_dict), *args, **kwargs)
 
     @property
@@ -50,14 +50,15 @@ class InstanceSegmenter(nn.Module):
 
     @property
     def size_divisibility(self) -> int:
-        """The sides of the padded input are multiples of this."""
+        """Height and width of the padded input are multiples of this."""
         return self.backbone.size_divisibility
 
     def preprocess(self, batched_inputs: Sequence[dict]) -> ImageList:
         """
-        Normalised images, padded with zeros right and below to multiples of `size_divisibility`.
+        Normalise the images and zero-pad them right and below to a multiple of `size_divisibility`.
 
-        A single small image in training is padded further: batch norm needs more than one cell of the coarsest map.
+        A single small image is padded further in training, because batch norm needs more than one cell in the coarsest
+        map.
         """
         images = [x["image"].to(self.device, non_blocking=True) for x in batched_inputs]
         images = [self.normalize(image) for image in images]
@@ -69,12 +70,12 @@ class InstanceSegmenter(nn.Module):
         return ImageList.from_tensors(images, multiple, padding_constraints=self.backbone.padding_constraints)
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """(..., 3, H, W) 0-255 in the order of ``input_format`` -> float32 of mean 0 and deviation 1."""
+        """Subtract the mean and divide by the standard deviation: (..., 3, H, W) 0-255 -> float32."""
         return (images - self.pixel_mean) / self.pixel_std
 
     @staticmethod
     def shared_arguments(cfg) -> dict:
-        """The arguments of this class that every method reads alike from a config."""
+        """The arguments of this class that all methods read from the same config keys."""
         return {
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -88,7 +89,7 @@ class InstanceSegmenter(nn.Module):
 
     def gt_instances(self, batched_inputs: Sequence[dict]) -> list[Instances]:
         """
-        The ground truth of a training batch on the model's device.
+        Move the ground truth of a training batch to the model's device.
 
         Raises:
             DatasetError: a sample has no ground truth, or no masks for a method that needs them.
@@ -96,8 +97,8 @@ class InstanceSegmenter(nn.Module):
         for x in batched_inputs:
             if "instances" not in x:
                 raise DatasetError(
-                    f"the training sample {x.get('file_name', x.get('image_id', '?'))} has no 'instances': an image "
-                    "without objects needs them, too, of length 0."
+                    f"the training sample {x.get('file_name', x.get('image_id', '?'))} has no 'instances'; an image "
+                    "without objects needs empty ones."
                 )
         instances = [x["instances"].to(self.device) for x in batched_inputs]
         return ensure_masks(instances, self) if self.makes_masks else instances
@@ -105,11 +106,11 @@ class InstanceSegmenter(nn.Module):
     def forward(self, batched_inputs: Sequence[dict]):
         """
         Args:
-            batched_inputs: dicts of Detectron2's mappers: ``image`` (3, H, W) 0-255, ``instances`` in training,
-                ``height`` and ``width`` of the wanted output (default: the image's).
+            batched_inputs: dicts of Detectron2's mappers: ``image`` (3, H, W) 0-255, ``instances`` in training, and
+                the requested output ``height`` and ``width`` (default: the image's).
 
         Returns:
-            in training a dict of scalar losses, else what `detect` returns.
+            a dict of scalar losses in training, else the result of `detect`.
         """
         if self.training:
             return self.losses(self.preprocess(batched_inputs), batched_inputs)
@@ -118,21 +119,23 @@ class InstanceSegmenter(nn.Module):
     @torch.no_grad()
     def detect(self, batched_inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[dict]:
         """
-        The only way from images to results. Detections below the threshold, and those whose score or box is not
-        finite, are dropped before full-size masks are made.
+        Detect the objects of a batch; all inference of the package goes through this method.
+
+        Detections with a score below the threshold, or with a score or box that is not finite, are dropped before
+        full-size masks are made.
 
         Args:
             batched_inputs: see `forward`.
-            score_threshold: lowest score of a detection.
-            masks: "full" for pred_masks (D, height, width) bool; "run_lengths" for `RunLengthMasks`, of which only some
-                exist at full size at a time; "none" for the same detections without masks.
+            score_threshold: minimum score.
+            masks: "full" for pred_masks (D, height, width) bool; "run_lengths" for `RunLengthMasks`, which are encoded
+                a few masks at a time; "none" for no masks.
 
         Returns:
-            one {"instances": Instances} an image with pred_boxes, scores, pred_classes and, where the method makes
-            masks, pred_masks; a method may add keys of its own.
+            one {"instances": Instances} per image with pred_boxes, scores, pred_classes and, if the method predicts
+            masks, pred_masks; a method may add other keys.
 
         Raises:
-            ValueError: ``masks`` is something else.
+            ValueError: unknown ``masks``.
         """
         check_mask_format(masks)
         images = self.preprocess(batched_inputs)
@@ -143,16 +146,16 @@ class InstanceSegmenter(nn.Module):
         return outputs
 
     def infer(self, images: ImageList) -> list[dict]:
-        """What the network finds in each image: {"instances": Instances in input pixels}, and what `output` reads."""
+        """Run the network: one {"instances": Instances in input pixels} per image, plus whatever `output` reads."""
         raise NotImplementedError
 
     def postprocess(self, result: Instances, size: tuple, masks: bool = True) -> Instances:
         """
-        Detections in input pixels -> in pixels of the output (H, W). By default Detectron2's ``detector_postprocess``:
-        boxes are scaled and clipped, empty ones dropped, and masks (D, 1, R, R) pasted into their clipped boxes.
+        Rescale detections from input pixels to an output of ``size`` (H, W). The default is Detectron2's
+        ``detector_postprocess``: scale and clip boxes, drop empty ones, paste masks (D, 1, R, R) into the boxes.
 
         Args:
-            masks: False: pred_masks are not needed.
+            masks: whether pred_masks are needed.
         """
         if not masks and result.has("pred_masks"):
             result.remove("pred_masks")
@@ -162,7 +165,7 @@ class InstanceSegmenter(nn.Module):
         return result
 
     def output(self, found: dict, size: tuple, masks: str) -> dict:
-        """Convert what `infer` found in an image to its output at (H, W); ``masks`` as in `detect`."""
+        """Convert one result of `infer` to the output of ``size`` (H, W); ``masks`` as in `detect`."""
         return {"instances": postprocess_in_chunks(found["instances"], size, masks, self.postprocess)}
 
 
@@ -170,7 +173,7 @@ class InstanceSegmenter(nn.Module):
 def detect(
     model: nn.Module, batched_inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full"
 ) -> list[dict]:
-    """`InstanceSegmenter.detect` for any model that takes and returns what Detectron2's do, such as Mask R-CNN."""
+    """`InstanceSegmenter.detect` for any model with Detectron2's inputs and outputs, such as Mask R-CNN."""
     if isinstance(model, InstanceSegmenter):
         return model.detect(batched_inputs, score_threshold, masks)
     check_mask_format(masks)

@@ -1,4 +1,4 @@
-"""Base of ROI heads that find objects without proposals. N images, C channels, h x w cells of a map."""
+"""Base class of ROI heads that need no proposals. N images, C channels, h x w cells of a map."""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -12,8 +12,8 @@ from .postprocessing import filter_detections
 
 class ProposalFreeROIHeads:
     """
-    Detectron2's contract of ROI heads for modules with ``losses(images, features, targets)`` and
-    ``infer(images, features)``. The proposals of GeneralizedRCNN are ignored. It is a module's first base.
+    Gives a module with ``losses(images, features, targets)`` and ``infer(images, features)`` the interface of
+    Detectron2's ROI heads. Proposals are ignored. List it first among the base classes.
     """
 
     def forward(
@@ -26,11 +26,11 @@ class ProposalFreeROIHeads:
         """
         Args:
             features: name -> (N, C, h, w).
-            proposals: handed back in training.
-            targets: of each image, in training.
+            proposals: returned unchanged in training.
+            targets: ground truth of each image, in training.
 
         Returns:
-            in training the proposals and a dict of scalar losses; else N Instances and {}.
+            the proposals and a dict of scalar losses in training, else N Instances and {}.
         """
         if not self.training:
             return [filter_detections(x) for x in self.infer(images, features)], {}
@@ -39,8 +39,6 @@ class ProposalFreeROIHeads:
     def forward_with_given_boxes(self, features: dict[str, torch.Tensor], instances: Sequence[Instances]):
         """
         Raises:
-            ValueError: always; Detectron2's test-time augmentation asks for masks in boxes of other images.
+            ValueError: always. Detectron2's test-time augmentation asks for masks in boxes from other images.
         """
-        raise ValueError(
-            f"{type(self).__name__} finds masks by itself, not in given boxes: set TEST.AUG.ENABLED False."
-        )
+        raise ValueError(f"{type(self).__name__} cannot predict masks in given boxes; set TEST.AUG.ENABLED to False.")

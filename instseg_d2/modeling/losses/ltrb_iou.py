@@ -1,4 +1,4 @@
-"""IoU losses on distances (left, top, right, bottom) from one location to the sides of two boxes. P pairs."""
+"""IoU losses of boxes given as distances (left, top, right, bottom) from a location. P pairs of boxes."""
 
 from typing import Optional
 
@@ -15,7 +15,7 @@ def ltrb_ious(pred: torch.Tensor, target: torch.Tensor, hull_epsilon: float = 0.
 
     Args:
         pred, target: (P, 4) non-negative distances l, t, r, b in one unit.
-        hull_epsilon: added to the area of the hull.
+        hull_epsilon: added to the area of the hull, the smallest box around both.
 
     Returns:
         iou, giou: (P,) each; iou = (intersection + 1) / (union + 1), giou = iou - (hull - union) / hull.

@@ -1,4 +1,4 @@
-"""Normalisers of losses over all workers."""
+"""Loss normalisers, averaged over workers."""
 
 import torch
 import torch.distributed as dist
@@ -6,7 +6,7 @@ from detectron2.utils import comm
 
 
 def mean_over_workers(values: torch.Tensor) -> torch.Tensor:
-    """The mean of a tensor over all workers, detached, in one all-reduce; the tensor itself with one worker."""
+    """Detach a tensor and average it over all workers in one all-reduce."""
     world_size = comm.get_world_size()
     values = values.detach().clone()
     if world_size > 1:

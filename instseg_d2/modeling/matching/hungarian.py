@@ -1,4 +1,4 @@
-"""Bipartite matching on the host. N images, Q predictions an image, M_i objects of image i."""
+"""Bipartite matching on the host. N images, Q predictions per image, M_i objects in image i."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,15 @@ from scipy.optimize import linear_sum_assignment
 
 def match_by_score(scores: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """
-    The one-to-one matching of highest total score of every image (Hungarian algorithm).
+    Match predictions and objects one to one in each image, with the highest total score (Hungarian algorithm).
 
-    All images are copied to the host at once. Scores that are not finite count as the worst.
+    The scores of all images are copied to the host at once. NaN ranks lowest.
 
     Args:
-        scores: (Q, M_i) of each image, all on one device.
+        scores: (Q, M_i) for each image, all on one device.
 
     Returns:
-        for each image (prediction, object), int64 index vectors of length min(Q, M_i) on the scores' device, sorted by
+        (prediction, object) for each image: int64 index vectors of length min(Q, M_i) on the scores' device, sorted by
         prediction.
     """
     most = max((x.shape[1] for x in scores), default=0)

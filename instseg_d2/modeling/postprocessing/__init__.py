@@ -1,4 +1,4 @@
-"""From the network's detections to those of the output: which are kept, their masks at its size, run lengths."""
+"""Postprocessing of detections: filtering, masks at the output size, run lengths."""
 
 from .detections import (
     MASK_FORMATS,

@@ -1,4 +1,4 @@
-"""Which detections are kept, and the form of their masks. D detections, H x W output pixels."""
+"""Filters detections and sets the format of their masks. D detections, H x W output pixels."""
 
 from collections.abc import Callable
 
@@ -10,15 +10,15 @@ from .run_lengths import RunLengthMasks
 
 MASK_FORMATS = ("full", "run_lengths", "none")
 
-# Pixels of full-size masks that are made at a time: a byte each, 12 while Detectron2 pastes them on a GPU.
+# Mask pixels per chunk at output size. Each takes 1 byte, or 12 while Detectron2 pastes masks on a GPU.
 MASK_PIXELS = 1 << 26
 
 
 def filter_detections(result: Instances, score_threshold: float = 0.0) -> Instances:
     """
-    The detections whose score reaches the threshold.
+    Keep detections with a score of at least the threshold and a finite score and box.
 
-    Those whose score or box is NaN or infinite are left out: half precision may overflow inside a network.
+    Networks in half precision may overflow.
     """
     keep = result.scores.isfinite() & (result.scores >= score_threshold)
     if result.has("pred_boxes"):
@@ -27,20 +27,20 @@ def filter_detections(result: Instances, score_threshold: float = 0.0) -> Instan
 
 
 def topk_in_order(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """The ``count`` highest of the scores (D,), as indices in their own order; what is no number is the lowest."""
+    """Indices of the ``count`` highest scores (D,), in ascending order of index; NaN ranks lowest."""
     return scores.nan_to_num(nan=-torch.inf).topk(count).indices.sort().values
 
 
 def check_mask_format(masks: str) -> None:
     """
     Raises:
-        ValueError: not one of ``MASK_FORMATS``.
+        ValueError: ``masks`` is not one of `MASK_FORMATS`.
     """
     check_choice("masks", masks, MASK_FORMATS)
 
 
 def set_mask_format(instances: Instances, masks: str) -> Instances:
-    """The same instances, but their pred_masks (D, H, W) become run lengths or are dropped, as ``masks`` says."""
+    """Convert or drop pred_masks (D, H, W), as ``masks`` (one of `MASK_FORMATS`) requires."""
     fields = instances.get_fields()
     if masks == "none":
         fields = {name: value for name, value in fields.items() if name != "pred_masks"}
@@ -51,13 +51,13 @@ def set_mask_format(instances: Instances, masks: str) -> Instances:
 
 def postprocess_in_chunks(result: Instances, size: tuple, masks: str, postprocess: Callable) -> Instances:
     """
-    Postprocess some detections at a time: beside the wanted masks only `MASK_PIXELS` pixels exist.
+    Postprocess a few detections at a time, so that a chunk has at most `MASK_PIXELS` mask pixels.
 
     Args:
         result: detections in input pixels.
         size: (H, W) of the output.
-        masks: one of ``MASK_FORMATS``.
-        postprocess: of `InstanceSegmenter`.
+        masks: one of `MASK_FORMATS`.
+        postprocess: see `InstanceSegmenter.postprocess`.
 
     Returns:
         the detections in output pixels.

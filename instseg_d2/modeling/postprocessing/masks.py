@@ -1,4 +1,4 @@
-"""Whole-image masks. N images, D masks, h x w cells of a predicted mask, H x W pixels."""
+"""Masks that cover the whole image. N images, D masks, h x w cells of a predicted mask, H x W pixels."""
 
 import math
 
@@ -6,20 +6,20 @@ import cv2
 import torch
 import torch.nn.functional as F
 
-# How many float pixels exist at a time: 16 Mi are 64 MiB.
+# Number of float pixels per chunk: 64 MiB.
 CHUNK_PIXELS = 1 << 24
 
 
 def rescore(scores: torch.Tensor, masks: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Scores (..., D) times the mean probability of their masks (..., D, h, w) above the threshold; 0 if none is."""
+    """Multiply scores (..., D) by the mean probability inside their masks (..., D, h, w); 0 for an empty mask."""
     inside = (masks > threshold).to(masks.dtype)
     return scores * (masks * inside).sum((-2, -1)) / (inside.sum((-2, -1)) + 1e-6)
 
 
 def masks_to_boxes(masks: torch.Tensor) -> torch.Tensor:
     """
-    Tight boxes of boolean masks (D, H, W): (D, 4) float32 x1, y1, x2, y2; x2 and y2 are one more than the last pixel's.
-    Zeros for an empty mask.
+    Tight boxes of boolean masks (D, H, W): (D, 4) float32 x1, y1, x2, y2. Unlike torchvision's, they end one beyond the
+    last pixel, and the box of an empty mask is 0.
     """
     height, width = masks.shape[-2:]
     if len(masks) == 0:
@@ -38,16 +38,16 @@ def masks_to_boxes(masks: torch.Tensor) -> torch.Tensor:
 
 
 def resize_masks(masks: torch.Tensor, canvas: tuple, crop: tuple, size: tuple) -> torch.Tensor:
-    """Probabilities (N, C, h, w): bilinear to the padded canvas, cropped, bilinear to the output (N, C, *size)."""
+    """Resize probabilities (N, C, h, w) bilinearly to the canvas, crop the padding, resize to (N, C, *size)."""
     masks = F.interpolate(masks, canvas, mode="bilinear", align_corners=False)
     return F.interpolate(masks[..., : crop[0], : crop[1]], size, mode="bilinear", align_corners=False)
 
 
 def resize_in_chunks(masks: torch.Tensor, canvas: tuple, crop: tuple, size: tuple, threshold: float) -> torch.Tensor:
     """
-    Probabilities -> boolean masks: bilinear to the padded canvas, cropped, bilinear to the output size, thresholded.
+    `resize_masks`, then threshold, in chunks of about `CHUNK_PIXELS`.
 
-    On a CPU only the part around a mask's cells above the threshold is resized: no other pixel can pass the threshold.
+    On a CPU only the part around the cells above the threshold is resized, because no other pixel can exceed it.
 
     Args:
         masks: (D, h, w) probabilities that cover the canvas.
@@ -55,7 +55,7 @@ def resize_in_chunks(masks: torch.Tensor, canvas: tuple, crop: tuple, size: tupl
         threshold: pixels strictly above it are True.
 
     Returns:
-        (D, *size) bool. Never more than a bounded number of float pixels exists.
+        (D, *size) bool.
     """
     results = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
     scale = canvas[0] // masks.shape[-2]
@@ -75,19 +75,19 @@ def resize_in_chunks(masks: torch.Tensor, canvas: tuple, crop: tuple, size: tupl
 
 def _resize_part(result: torch.Tensor, mask: torch.Tensor, box, scale: int, crop: tuple, threshold: float) -> None:
     """
-    Write one mask (h, w) into its result (H, W), False so far.
+    Resize one mask (h, w) into its result (H, W), which is False everywhere.
 
     Args:
-        box: x1, y1, x2, y2 of the cells above the threshold. A pixel above it lies between two cells of which one is
-            above, and the second resize reads the pixel's neighbours. So two more cells on every side are enough.
-        scale: from cells to input pixels.
+        box: x1, y1, x2, y2 of the cells above the threshold. A pixel above it lies next to such a cell, and the second
+            resize reads the pixel's neighbours, so two more cells on every side are enough.
+        scale: input pixels per cell.
     """
     x1, y1 = max(box[0] - 2, 0), max(box[1] - 2, 0)
     part = mask[y1 : box[3] + 2, x1 : box[2] + 2]
     size = (part.shape[1] * scale, part.shape[0] * scale)
     part = torch.from_numpy(cv2.resize(part.contiguous().numpy(), size, interpolation=cv2.INTER_LINEAR))
     x1, y1 = x1 * scale, y1 * scale
-    part = part[: max(crop[0] - y1, 0), : max(crop[1] - x1, 0)]  # empty: all of it lies in the padding
+    part = part[: max(crop[0] - y1, 0), : max(crop[1] - x1, 0)]  # empty if it lies in the padding
     if part.numel() == 0:
         return
     if tuple(result.shape) != tuple(crop):
@@ -98,10 +98,10 @@ def _resize_part(result: torch.Tensor, mask: torch.Tensor, box, scale: int, crop
 
 def _resample(part: torch.Tensor, start: int, source: int, target: int, dim: int):
     """
-    Bilinear resampling of one axis from ``source`` to ``target`` pixels, for the part that begins at pixel ``start``.
+    Resample one axis bilinearly from ``source`` to ``target`` pixels, for a part that starts at pixel ``start``.
 
     Returns:
-        the resampled part and the target pixel that it begins at.
+        the resampled part, and the target pixel at which it starts.
     """
     ratio = source / target
     stop = start + part.shape[dim]

@@ -1,4 +1,4 @@
-"""Masks as COCO's run lengths, a few hundred bytes each for images of any size. D masks, H x W pixels."""
+"""Masks as COCO's run lengths, a few hundred bytes each at any image size. D masks, H x W pixels."""
 
 from collections.abc import Sequence
 from typing import Union
@@ -12,18 +12,19 @@ from .masks import masks_to_boxes
 
 def run_lengths(mask: np.ndarray, x: int, y: int, size: tuple) -> list[int]:
     """
-    Run lengths down the columns, background first, of an image that is empty outside a part.
+    Column-major run lengths, background first, of a mask that is empty outside one part of the image.
 
     Args:
-        mask: (h, w) bool, the part; x, y: its first column and row in the image.
+        mask: (h, w) bool, the part.
+        x, y: its first column and row in the image.
         size: (H, W) of the image, pixels.
     """
     height, width = size
     columns = np.zeros((mask.shape[1], mask.shape[0] + 2), dtype=bool)
     columns[:, 1:-1] = mask.T
-    column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])  # where runs of pixels begin and end, in turn
+    column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])  # starts and ends of runs, alternating
     changes = (column + x) * height + row + y
-    if mask.shape[0] == height:  # a run may go on at the top of the next column
+    if mask.shape[0] == height:  # a run may continue at the top of the next column
         joined = np.flatnonzero(changes[1:-1:2] == changes[2::2])
         changes = np.delete(changes, [2 * joined + 1, 2 * joined + 2])
     last = height * width
@@ -34,10 +35,10 @@ def run_lengths(mask: np.ndarray, x: int, y: int, size: tuple) -> list[int]:
 
 class RunLengthMasks:
     """
-    Masks in the place of a tensor (D, H, W) as a field of Detectron2's Instances.
+    Masks that replace a tensor (D, H, W) as a field of Detectron2's Instances.
 
     Args:
-        codes: COCO's compressed run lengths, {"size": [H, W], "counts": bytes} each.
+        codes: COCO's compressed run lengths, one {"size": [H, W], "counts": bytes} per mask.
         size: (H, W).
     """
 
@@ -47,7 +48,7 @@ class RunLengthMasks:
 
     @classmethod
     def encode(cls, masks: torch.Tensor) -> "RunLengthMasks":
-        """Of boolean masks (D, H, W). The codes are pycocotools' own, made from the pixels inside the boxes only."""
+        """Encode boolean masks (D, H, W) as pycocotools does, but read only the pixels inside their tight boxes."""
         size = tuple(masks.shape[-2:])
         boxes = masks_to_boxes(masks).int().tolist()
         masks = masks.cpu().numpy()
@@ -55,7 +56,7 @@ class RunLengthMasks:
         return cls(mask_util.frPyObjects([{"size": size, "counts": x} for x in runs], *size) if runs else [], size)
 
     def decode(self) -> torch.Tensor:
-        """(D, H, W) bool."""
+        """The masks as (D, H, W) bool."""
         masks = np.zeros((len(self), *self.size), dtype=bool)
         for mask, code in zip(masks, self.codes):
             mask[:] = mask_util.decode(code)
@@ -69,10 +70,10 @@ class RunLengthMasks:
         return RunLengthMasks([self.codes[i] for i in np.atleast_1d(chosen)], self.size)
 
     def to(self, *args, **kwargs) -> "RunLengthMasks":
-        """The same: run lengths are on no device."""
+        """Return itself: run lengths are not on a device."""
         return self
 
     @staticmethod
     def cat(parts: Sequence["RunLengthMasks"]) -> "RunLengthMasks":
-        """The masks of all parts, of which there is at least one, in order."""
+        """Concatenate the masks of at least one part."""
         return RunLengthMasks([code for part in parts for code in part.codes], parts[0].size)
