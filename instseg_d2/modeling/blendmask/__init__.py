@@ -25,7 +25,7 @@ register_method(
         check_config=check_blendmask_config,
         class_count_keys={"MODEL.FCOS.NUM_CLASSES": 0, "MODEL.BASIS_MODULE.NUM_CLASSES": 0},
         semantic_target=lambda cfg: cfg.MODEL.BASIS_MODULE.LOSS_ON,
-        authors_names={FCOS_HEAD: convert_adelaidet},  # of AdelaiDet, whose FCOS is a part of its BlendMask
+        authors_names={FCOS_HEAD: convert_adelaidet},  # AdelaiDet's FCOS is part of its BlendMask
         panoptic=lambda cfg: cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED,
         publication=Publication(
             "BlendMask",

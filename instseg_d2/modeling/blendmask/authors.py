@@ -1,4 +1,4 @@
-"""FCOS and BlendMask of AdelaiDet."""
+"""Parameter names of FCOS and BlendMask in AdelaiDet."""
 
 import re
 
@@ -9,7 +9,7 @@ FCOS_HEAD = "proposal_generator.fcos_head."
 _OURS = "proposal_generator.head."
 _TOWERS = {"share_tower": _OURS + "shared_tower", "cls_tower": _OURS + "class_tower", "bbox_tower": _OURS + "box_tower"}
 _BOTTOM_UP = "backbone.bottom_up."
-# Left of the arrow AdelaiDet's names, right ours. Towers are numbered Sequentials there: see tower_blocks.
+# (AdelaiDet's name, our name). AdelaiDet's towers are numbered Sequentials: see tower_blocks.
 _ADELAIDET_RULES = (
     (r"^backbone\.bottom_up\.(base_layer|level\d)\.", r"backbone.bottom_up.net.\1."),
     (r"^proposal_generator\.fcos_head\.cls_logits\.", "proposal_generator.head.class_logits."),
@@ -31,7 +31,7 @@ _ADELAIDET_RULES = (
 
 
 def _proto_net_tower(state_dict: StateDict) -> dict[str, str]:
-    """ProtoNet's tower: N convolutions, an upsampling without parameters, one convolution, the 1x1 predictor."""
+    """Names in ProtoNet's tower: convolutions, upsampling (no parameters), one convolution, the 1x1 predictor."""
     pattern = re.compile(r"basis_module\.tower\.(\d+)\.(?:([01])\.)?(\w+)$")
     matches = [(key, match) for key in state_dict if (match := pattern.match(key))]
     last = max((int(match[1]) for _, match in matches if match[2] is None), default=-1) - 1  # before the predictor
@@ -47,7 +47,7 @@ def _proto_net_tower(state_dict: StateDict) -> dict[str, str]:
 
 
 def convert_adelaidet(state_dict: StateDict) -> StateDict:
-    """FCOS and BlendMask of AdelaiDet: the state dict under our names."""
+    """Convert AdelaiDet's state dict of FCOS or BlendMask to our names."""
     names = {**tower_blocks(state_dict, FCOS_HEAD, _TOWERS), **_proto_net_tower(state_dict)}
     converted = {}
     for key, value in state_dict.items():

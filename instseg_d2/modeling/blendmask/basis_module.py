@@ -1,5 +1,5 @@
 """
-Bottom modules of BlendMask: B bases for the whole image. N images, C channels, h x w cells of a map.
+Bottom modules of BlendMask, which predict K bases for the whole image. N images, C channels, h x w cells of a map.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from ..backbone import require_maps
 BASIS_MODULE_REGISTRY = Registry("BASIS_MODULE")
 BASIS_MODULE_REGISTRY.__doc__ = """
 Modules called with (cfg, input_shape) whose forward maps the backbone's features (name -> (N, C, h, w)) to
-bases (N, B, h', w').
+bases (N, K, h', w').
 """
 
 
@@ -44,8 +44,8 @@ def conv_norm_relu(in_channels: int, out_channels: int, norm: str, kernel_size: 
 
 class BasisModule(nn.Module):
     """
-    Base of the basis modules: the auxiliary semantic head (BlendMask, section 3.2) on the first input map. It has two
-    3x3 convolutions with BN and ReLU, whatever the other norms are, and a 1x1 convolution to classes + 1.
+    Base class with the auxiliary semantic head (BlendMask, section 3.2) on the first input map: two 3x3 convolutions,
+    always with BN and ReLU, and a 1x1 convolution to classes + 1.
     """
 
     def __init__(self, *, in_features, in_channels: int, common_stride: int, num_classes: int, loss_on, loss_weight):
@@ -66,12 +66,12 @@ class BasisModule(nn.Module):
         node = cfg.MODEL.BASIS_MODULE
         require_maps("MODEL.BASIS_MODULE.IN_FEATURES", node.IN_FEATURES, input_shape)
         stride = input_shape[node.IN_FEATURES[0]].stride
-        if any(scale * stride != 2 for scale in cfg.MODEL.BLENDMASK.POOLER_SCALES):  # the resolution is doubled
+        if any(scale * stride != 2 for scale in cfg.MODEL.BLENDMASK.POOLER_SCALES):  # bases are twice as fine
             raise ValueError(
                 f"MODEL.BLENDMASK.POOLER_SCALES is {cfg.MODEL.BLENDMASK.POOLER_SCALES}; bases from "
                 f"{node.IN_FEATURES[0]} of stride {stride} have scale {2 / stride:g}."
             )
-        if node.LOSS_ON and node.COMMON_STRIDE != stride:  # the semantic logits have their input's
+        if node.LOSS_ON and node.COMMON_STRIDE != stride:  # that of the semantic logits
             raise ValueError(
                 f"MODEL.BASIS_MODULE.COMMON_STRIDE is {node.COMMON_STRIDE}; the semantic loss on "
                 f"{node.IN_FEATURES[0]} needs its stride, {stride}."
@@ -86,11 +86,11 @@ class BasisModule(nn.Module):
 
     def semantic_loss(self, features: dict[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
         """
-        Cross-entropy of the classes of all cells at the common stride, times its weight.
+        Weighted cross-entropy of the semantic head.
 
         Args:
-            features: of the backbone.
-            target: (N, h, w) int64 at the common stride, padding included: class + 1, 0 for none.
+            features: the backbone's feature maps.
+            target: (N, h, w) int64 at the common stride, padding included: class + 1, or 0 for background.
         """
         logits = self.semantic_head(features[self.in_features[0]]).float()
         return F.cross_entropy(logits, target) * self.loss_weight
@@ -99,17 +99,18 @@ class BasisModule(nn.Module):
 @BASIS_MODULE_REGISTRY.register()
 class ProtoNet(BasisModule):
     """
-    The bottom module of all released models: levels are refined and summed at the finest, a tower follows, and the
-    resolution is doubled.
+    The bottom module of all released models: refine the levels, sum them at the finest one, apply a tower and double
+    the resolution.
     """
 
     @configurable
     def __init__(self, *, in_channels: Sequence[int], channels=128, num_convs=3, num_bases=4, norm="SyncBN", **kwargs):
         """
         Args:
-            in_channels: of each input map, finest first.
-            channels: inside the module; num_convs: 3x3 convolutions of the tower.
-            kwargs: of `BasisModule`.
+            in_channels: channels of each input map, finest first.
+            channels: width of the module.
+            num_convs: number of 3x3 convolutions in the tower.
+            kwargs: see `BasisModule`.
         """
         super().__init__(in_channels=in_channels[0], **kwargs)
         self.refine = nn.ModuleList(conv_norm_relu(c, channels, norm) for c in in_channels)
@@ -130,7 +131,7 @@ class ProtoNet(BasisModule):
         }
 
     def forward(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
-        """features: name -> (N, C, h, w) -> bases (N, B, 2 h, 2 w), h x w of the finest input map."""
+        """features: name -> (N, C, h, w) -> bases (N, K, 2 h, 2 w), h x w of the finest input map."""
         x = None
         for name, refine in zip(self.in_features, self.refine):
             level = refine(features[name])
@@ -143,18 +144,18 @@ class ProtoNet(BasisModule):
 @BASIS_MODULE_REGISTRY.register()
 class DeepLabV3Plus(BasisModule):
     """
-    The paper's first choice: a DeepLab V3+ decoder over a low-level and a high-level map (C3, C5 or P3, P5).
+    The bottom module of the paper: a DeepLab V3+ decoder over a low-level and a high-level map (C3, C5 or P3, P5).
 
-    Atrous pyramid pooling of the high level is resized to the low level and joined with a 48-channel projection of it.
-    Two 3x3 convolutions follow, and the resolution is doubled.
+    ASPP of the high-level map is resized to the low-level map and concatenated with its 48-channel projection. Two 3x3
+    convolutions follow, and the resolution is doubled.
     """
 
     @configurable
     def __init__(self, *, in_channels: Sequence[int], channels=128, num_convs=2, num_bases=4, norm="SyncBN", **kwargs):
-        """See `ProtoNet`; in_channels are of the low and the high map."""
+        """See `ProtoNet`; ``in_channels`` belong to the low-level and the high-level map."""
         super().__init__(in_channels=in_channels[0], **kwargs)
         if len(in_channels) != 2:
-            raise ValueError(f"in_channels are of two maps, a fine and a coarse one; got {list(in_channels)}")
+            raise ValueError(f"in_channels must be of two maps, a fine and a coarse one; got {list(in_channels)}")
         low, high = in_channels
         self.pyramid = ASPP(high, channels, [6, 12, 18], norm=norm, activation=F.relu)
         self.project = conv_norm_relu(low, 48, norm, kernel_size=1)
@@ -166,7 +167,7 @@ class DeepLabV3Plus(BasisModule):
     from_config = ProtoNet.from_config
 
     def forward(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
-        """features: name -> (N, C, h, w) -> bases (N, B, 2 h, 2 w), h x w of the low-level map."""
+        """features: name -> (N, C, h, w) -> bases (N, K, 2 h, 2 w), h x w of the low-level map."""
         low, high = (features[name] for name in self.in_features)
         high = F.interpolate(self.pyramid(high), low.shape[-2:], mode="bilinear", align_corners=False)
         x = self.tower(torch.cat([high, self.project(low)], dim=1))

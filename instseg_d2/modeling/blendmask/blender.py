@@ -1,8 +1,9 @@
 """
-The blender of BlendMask: bases of the whole image and the attention of each detection become masks.
+The blender of BlendMask: merges the bases of the image and the attention of each detection into masks.
 
-N images, B bases, D boxes (of objects in training, else of detections), P attentions (one for each positive location or
-detection), A attention size, R mask resolution, h x w cells of the bases.
+N images, K bases (the paper's letter; elsewhere K is the number of classes), D boxes (of objects in training, else of
+detections), P attention maps (one per positive location or detection), A attention size, R mask resolution, h x w cells
+of the bases.
 """
 
 import math
@@ -21,10 +22,10 @@ class Blender(nn.Module):
     """
     Merges bases and attention inside boxes (BlendMask, section 3.3; `yolact` and `fcis` are its ablations).
 
-    * blender: the attention is resized to R x R, a softmax makes it weights of the cropped bases, and these are summed
-      (eq. 3-5).
-    * yolact: the sum of the cropped bases, with one weight a base.
-    * fcis: no attention. The box is divided into k x k parts; a cell of part (i, j) reads base i * k + j.
+    * blender: the attention is resized to R x R and passes a softmax over the bases; the mask is the weighted sum of
+      the cropped bases (eq. 3-5).
+    * yolact: the sum of the cropped bases with one weight per base.
+    * fcis: no attention. The box is divided into k x k parts; a cell of part (i, j) reads basis i * k + j.
     """
 
     @configurable
@@ -43,11 +44,16 @@ class Blender(nn.Module):
     ):
         """
         Args:
-            attention_size: A; spatial_scale: of the bases against the input image; sampling_ratio, aligned: of
-            RoIAlign; top_interp, bottom_interp: "bilinear" or "nearest" for attention and bases.
+            num_bases: K.
+            attention_size: A.
+            resolution: R.
+            spatial_scale: cells of the bases per input pixel.
+            sampling_ratio, aligned: see RoIAlign.
+            top_interp, bottom_interp: interpolation of the attention and of the bases, "bilinear" or "nearest".
+            merging: "blender", "yolact" or "fcis".
 
         Raises:
-            ValueError: a value is unknown, or fcis without a square number of bases.
+            ValueError: unknown value, or fcis with a number of bases that is not a square.
         """
         super().__init__()
         check_choice("top_interp", top_interp, ("bilinear", "nearest"))
@@ -83,11 +89,11 @@ class Blender(nn.Module):
 
     @property
     def num_attention_channels(self) -> int:
-        """How many numbers a detection must bring; 0 for fcis."""
+        """Number of attention values per detection; 0 for fcis."""
         return 0 if self.merging == "fcis" else self.num_bases * self.attention_size**2
 
     def crop(self, bases: torch.Tensor, boxes: torch.Tensor, batch_index: torch.Tensor) -> torch.Tensor:
-        """The bases inside each box: (D, B, R, R)."""
+        """Crop the bases to each box: (D, K, R, R)."""
         return crop_boxes(bases, boxes, batch_index, self.resolution, self.spatial_scale, **self._sampling)
 
     @property
@@ -108,11 +114,11 @@ class Blender(nn.Module):
     ) -> torch.Tensor:
         """
         Args:
-            bases: (N, B, h, w).
+            bases: (N, K, h, w).
             boxes: (D, 4) x1, y1, x2, y2, input pixels.
-            batch_index: (D,) int64 image of each box.
-            attention: (P, B * A * A), base-major; None for fcis.
-            box_index: (P,) int64 box of each attention; None: P = D, in order.
+            batch_index: (D,) int64, the image of each box.
+            attention: (P, K * A * A), basis-major; None for fcis.
+            box_index: (P,) int64, the box of each attention map; None if there is one per box, in order.
 
         Returns:
             (P, R, R) mask logits.

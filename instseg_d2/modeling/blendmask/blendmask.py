@@ -1,7 +1,7 @@
 """
 The BlendMask meta-architecture.
 
-N images, M objects of the batch, P locations, D detections, B bases, A attention size, R mask resolution,
+N images, M objects, P locations, D detections, K bases (the paper's letter), A attention size, R mask resolution,
 h x w cells of the bases, H x W pixels.
 """
 
@@ -29,8 +29,8 @@ from .targets import semantic_target
 @META_ARCH_REGISTRY.register()
 class BlendMask(InstanceSegmenter):
     """
-    FCOS whose detections carry an attention that blends the image's bases into masks (BlendMask, figure 1). A semantic
-    head (MODEL.PANOPTIC_FPN.COMBINE.ENABLED) makes it a model of panoptic segmentation.
+    FCOS that also predicts an attention per detection, which blends the image's bases into a mask (BlendMask, figure
+    1). With a semantic head (MODEL.PANOPTIC_FPN.COMBINE.ENABLED) it is a panoptic segmentation model.
     """
 
     @configurable
@@ -49,11 +49,12 @@ class BlendMask(InstanceSegmenter):
         """
         Args:
             proposal_generator: an `FCOS`.
-            basis_module: features -> bases (N, B, h, w).
+            basis_module: features -> bases (N, K, h, w).
             blender: a `Blender`.
             top_layer: 3x3 convolution from the box tower to the attention, or None (fcis).
-            sem_seg_head: semantic head of Detectron2's registry, or None; combination: a `Combination`, with it.
-            kwargs: of `InstanceSegmenter`.
+            sem_seg_head: a semantic head of Detectron2's registry, or None.
+            combination: a `Combination`, needed with ``sem_seg_head``.
+            kwargs: see `InstanceSegmenter`.
         """
         super().__init__(**kwargs)
         self.proposal_generator = proposal_generator
@@ -91,13 +92,13 @@ class BlendMask(InstanceSegmenter):
         }
 
     def attention(self, outputs, rows: torch.Tensor):
-        """The attention of picked locations (P,): (P, B * A * A), or None (fcis)."""
+        """The attention at selected locations (P,): (P, K * A * A), or None (fcis)."""
         if self.top_layer is None:
             return None
         return self.proposal_generator.top_features(outputs, rows, self.top_layer)
 
     def losses(self, images: ImageList, batched_inputs: Sequence[dict]) -> dict:
-        """FCOS losses, loss_mask (BlendMask, section 3.4) and, where they are on, loss_basis_sem and loss_sem_seg."""
+        """The losses of FCOS, loss_mask (BlendMask, section 3.4) and, if enabled, loss_basis_sem and loss_sem_seg."""
         gt_instances = self.gt_instances(batched_inputs)
         features = self.backbone(images.tensor)
         fcos = self.proposal_generator
@@ -137,7 +138,7 @@ class BlendMask(InstanceSegmenter):
     @torch.no_grad()
     def infer(self, images: ImageList) -> list[dict]:
         """
-        Detections with pred_masks (D, 1, R, R) probabilities inside the unclipped boxes; from a panoptic model also
+        Detections with pred_masks (D, 1, R, R), probabilities inside the unclipped boxes. A panoptic model also gives
         "sem_seg", the logits (classes, H, W) of the image.
         """
         features = self.backbone(images.tensor)
@@ -150,8 +151,8 @@ class BlendMask(InstanceSegmenter):
 
     def output(self, found: dict, size: tuple, masks: str) -> dict:
         """
-        As of `InstanceSegmenter`. A panoptic model adds what Detectron2's ``PanopticFPN`` does: "sem_seg", the logits
-        (classes, height, width), and "panoptic_seg", which needs masks and is left out without them.
+        See `InstanceSegmenter`. Like Detectron2's ``PanopticFPN``, a panoptic model adds "sem_seg", the logits
+        (classes, H, W), and, unless ``masks`` is "none", "panoptic_seg".
         """
         output = super().output(found, size, masks)
         if self.sem_seg_head is not None:
@@ -160,7 +161,7 @@ class BlendMask(InstanceSegmenter):
 
     @torch.no_grad()
     def explain(self, batched_inputs: Sequence[dict], max_instances: int = 4) -> list[list]:
-        """Titled RGB pictures of the bases, and of attention and mask of the best detections, for each image."""
+        """For each image, (title, RGB picture) pairs: the bases, then attention and mask of the best detections."""
         images = self.preprocess(batched_inputs)
         found, bases, attention = self._detect(images, self.backbone(images.tensor))
         if attention is not None:

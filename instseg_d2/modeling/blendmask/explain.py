@@ -1,8 +1,8 @@
 """
-Pictures of what BlendMask sees: the bases over the image, and the attention and blended mask of the best detections
-(figures 1 and 3 of the paper).
+Pictures that explain BlendMask's masks: the bases over the image, and the attention and blended mask of the best
+detections (figures 1 and 3 of the paper).
 
-D detections, B bases, A attention size, R mask resolution, h x w cells of the bases, H x W pixels.
+D detections, K bases (the paper's letter), A attention size, R mask resolution, h x w cells of the bases, H x W pixels.
 """
 
 import cv2
@@ -13,7 +13,7 @@ from ...visualization import colorize, overlay_heatmap
 
 
 def _heatmap_in_box(image: np.ndarray, box, probabilities: np.ndarray) -> np.ndarray:
-    """The mask probabilities (R, R) of a box over its part of the image, with a margin around."""
+    """Draw the mask probabilities (R, R) of a box over the image, cropped to the box and a margin."""
     height, width = image.shape[:2]
     x1, y1, x2, y2 = (round(float(v)) for v in box)
     x2, y2 = max(x2, x1 + 1), max(y2, y1 + 1)
@@ -30,7 +30,7 @@ def _heatmap_in_box(image: np.ndarray, box, probabilities: np.ndarray) -> np.nda
 
 
 def _attention_strip(weights: np.ndarray) -> np.ndarray:
-    """The weights of the bases (B, A, A) side by side, with one scale of colours."""
+    """The attention to each basis (K, A, A), side by side on one colour scale."""
     cell = max(1, 112 // weights.shape[-1])
     low, high = min(0.0, float(weights.min())), max(1.0, float(weights.max()))
     maps = [np.kron(colorize(a, low, high), np.ones((cell, cell, 1), np.uint8)) for a in weights]
@@ -43,11 +43,11 @@ def explain_image(image: np.ndarray, detections, bases: torch.Tensor, max_instan
     Args:
         image: (H, W, 3) uint8, RGB, network input size.
         detections: Instances in input pixels with pred_boxes, scores, pred_masks (D, 1, R, R) and, except for
-            fcis, attention (D, B, A, A), the weights of the bases; best first.
-        bases: (B, h, w), padding cut off.
+            fcis, attention (D, K, A, A); best first.
+        bases: (K, h, w), without padding.
 
     Returns:
-        [(title, RGB uint8 picture)]: B bases, then two pictures (one without attention) for each instance.
+        [(title, RGB uint8 picture)]: K bases, then two pictures (one without attention) per instance.
     """
     bases = bases.float().cpu().numpy()
     panels = [(f"basis {k}", overlay_heatmap(image, base, 0.7)) for k, base in enumerate(bases)]

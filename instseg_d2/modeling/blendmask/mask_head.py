@@ -1,7 +1,8 @@
 """
-The blender inside the boxes of any detector.
+BlendMask as a mask head of any detector.
 
-N images, D boxes (proposals in training, else detections), B bases, A attention size, R mask resolution, C channels.
+N images, D boxes (proposals in training, else detections), K bases (the paper's letter), A attention size, R mask
+resolution, C channels.
 """
 
 from collections.abc import Sequence
@@ -22,11 +23,10 @@ from .blender import Blender
 @ROI_MASK_HEAD_REGISTRY.register()
 class BlendMaskHead(ImageMaskHead):
     """
-    Mask head that blends the image's bases with the attention of each box (BlendMask, section 3.3).
+    Mask head that blends the image's bases with the attention of each box (BlendMask, section 3.3). Class-agnostic.
 
-    A 3x3 convolution, after a tower of MODEL.BLEND_MASK_HEAD.ATTN_CONVS convolutions, makes B maps of attention from
-    the box's features, pooled to A x A cells. Class-agnostic. The other keys are those of MODEL.BLENDMASK and
-    MODEL.BASIS_MODULE.
+    A tower of MODEL.BLEND_MASK_HEAD.ATTN_CONVS convolutions and a 3x3 convolution predict K attention maps from the
+    box's features, pooled to A x A cells. The other keys are those of MODEL.BLENDMASK and MODEL.BASIS_MODULE.
     """
 
     @configurable
@@ -43,11 +43,11 @@ class BlendMaskHead(ImageMaskHead):
     ):
         """
         Args:
-            basis_module: features -> bases (N, B, h, w).
-            in_features: names of the maps that the attention reads.
-            pooler: of these maps, to A x A.
-            attention: (D, C, A, A) -> (D, B, A, A). It and the pooler are None if the blender uses no attention (fcis).
-            tower: on the pooled features.
+            basis_module: features -> bases (N, K, h, w).
+            in_features: names of the feature maps that the attention reads.
+            pooler: pools these maps to A x A cells; None for fcis.
+            attention: (D, C, A, A) -> (D, K, A, A); None for fcis.
+            tower: convolutions of the pooled features before ``attention``.
             kwargs: loss_weight and vis_period of Detectron2's BaseMaskRCNNHead.
         """
         super().__init__(**kwargs)

@@ -1,5 +1,5 @@
 """
-The panoptic part of BlendMask: a semantic head for stuff, and merging instances and stuff into one map.
+Panoptic segmentation with BlendMask: a semantic head for stuff, and merging instances and stuff into one map.
 
 N images, D detections, H x W pixels. Class 0 of the semantic head stands for all things, the others are stuff.
 """
@@ -21,14 +21,14 @@ from ..postprocessing import RunLengthMasks
 
 
 def build_semantic_head(cfg, input_shape: dict[str, ShapeSpec]) -> Optional[nn.Module]:
-    """The head of MODEL.SEM_SEG_HEAD, or None where MODEL.PANOPTIC_FPN.COMBINE.ENABLED is False."""
+    """The head of MODEL.SEM_SEG_HEAD, or None if MODEL.PANOPTIC_FPN.COMBINE.ENABLED is False."""
     if not cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED:
         return None
     missing = [name for name in cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES if name not in input_shape]
     if missing:
         raise ValueError(
-            f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)}. "
-            "Where instances alone are wanted, set MODEL.PANOPTIC_FPN.COMBINE.ENABLED to False."
+            f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {', '.join(missing)}; the backbone has {', '.join(input_shape)} "
+            "(for instances only, set MODEL.PANOPTIC_FPN.COMBINE.ENABLED to False)."
         )
     return build_sem_seg_head(cfg, input_shape)
 
@@ -37,32 +37,32 @@ def semantic_losses(head: nn.Module, features: dict, batched_inputs: Sequence[di
     """
     The head's losses (loss_sem_seg) on the samples' ``sem_seg`` (H, W) int64, padded with its ``ignore_value``.
 
-    In a batch without a labelled pixel the loss is 0 but still reaches the head.
+    Without a labelled pixel in the batch the loss is 0, but the head still gets a gradient.
 
     Args:
         size: (H, W) of the padded batch.
 
     Raises:
-        DatasetError: a sample without ``sem_seg``.
+        DatasetError: a sample has no ``sem_seg``.
     """
     if not all("sem_seg" in x for x in batched_inputs):
         raise DatasetError(
             "panoptic BlendMask trains on data sets with semantic maps (sem_seg_file_name in their records); for "
-            "instances alone set MODEL.PANOPTIC_FPN.COMBINE.ENABLED to False."
+            "instances only, set MODEL.PANOPTIC_FPN.COMBINE.ENABLED to False."
         )
     device = next(iter(features.values())).device
     target = pad_maps([x["sem_seg"] for x in batched_inputs], size, head.ignore_value, device)
-    # The mean over no pixel is NaN, so such a batch gets labels and a weight of 0.
+    # The mean over no pixels is NaN, so such a batch gets some labels and weight 0.
     labelled = (target != head.ignore_value).any()
     losses = head(features, torch.where(labelled, target, 0))[1]
     return {name: loss * labelled for name, loss in losses.items()}
 
 
 class Combination(NamedTuple):
-    """How instances and stuff become one map; MODEL.PANOPTIC_FPN.COMBINE holds the values."""
+    """Merges instances and stuff into one map, with the values of MODEL.PANOPTIC_FPN.COMBINE."""
 
-    overlap_threshold: float  # an instance is dropped if better ones cover a larger share of it
-    stuff_area_limit: float  # a class of stuff is dropped if it covers fewer pixels
+    overlap_threshold: float  # drop an instance if better ones cover a larger share of it
+    stuff_area_limit: float  # drop a stuff class with fewer pixels
     score_threshold: float
 
     @classmethod
@@ -73,16 +73,16 @@ class Combination(NamedTuple):
     def __call__(self, instances: Instances, labels: torch.Tensor):
         """
         Args:
-            instances: at the size of the output, with pred_masks (D, H, W) or run lengths.
+            instances: at output size, with pred_masks (D, H, W) or run lengths.
             labels: (H, W) classes of the semantic head.
 
         Returns:
-            (H, W) int32 segment ids, 0 for none, and a list of dicts with id, category_id (contiguous, of things or of
-            stuff), isthing and score or area.
+            (H, W) int32 segment ids, 0 for none, and a list of dicts with id, category_id (a contiguous id of a thing
+            or stuff class), isthing and score or area.
         """
         if not isinstance(instances.pred_masks, RunLengthMasks):
             return combine_semantic_and_instance_outputs(instances, labels, *self)
-        index = (instances.scores >= self.score_threshold).nonzero()[:, 0]  # only these have a place in the map
+        index = (instances.scores >= self.score_threshold).nonzero()[:, 0]  # the others do not enter the map
         confident = instances[index]
         confident.pred_masks = confident.pred_masks.decode()
         ids, segments = combine_semantic_and_instance_outputs(confident, labels, *self)
@@ -97,7 +97,7 @@ def panoptic_output(instances: Instances, logits: torch.Tensor, combination: Com
     The panoptic part of the output: "sem_seg" and, if the instances have masks, "panoptic_seg".
 
     Args:
-        instances: at the size of the output.
+        instances: at output size.
         logits: (classes, H, W) of the image in input pixels.
     """
     result = {"sem_seg": sem_seg_postprocess(logits, logits.shape[-2:], *instances.image_size)}

@@ -12,8 +12,8 @@ def semantic_target(
     batched_inputs: Sequence[dict], gt_instances: Sequence[Instances], size: tuple, stride: int
 ) -> torch.Tensor:
     """
-    Class + 1 of the object at every ``stride``-th pixel, 0 for none: the samples' ``basis_sem`` (H, W), or, where a
-    mapper gives none, what the instance masks say.
+    Semantic labels at every ``stride``-th pixel: class + 1, or 0 for background. They come from the samples'
+    ``basis_sem`` (H, W) or, if a mapper gives none, from the instance masks.
 
     Args:
         size: (H, W) of the padded batch.

@@ -1,7 +1,7 @@
 """
-FCOS (Tian et al., arXiv 1904.01355 and its improved version): a box for every location, no anchors.
+FCOS (Tian et al., arXiv 1904.01355, and its improved version): a box at every location, without anchors.
 
-N images, M objects of the batch, D detections, K classes, C channels, X rows (see layers/locations.py), P of them.
+N images, M objects, D detections, K classes, C channels, X rows (see layers/locations.py), P selected rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,10 +27,10 @@ from .fcos_targets import Assignment, assign
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class FCOS(nn.Module):
     """
-    FCOS as a proposal generator, and as the detector in methods that add a top layer.
+    FCOS as a proposal generator, and as the detector inside methods that add their own top layers.
 
-    `forward` follows Detectron2's contract. Methods call `outputs`, `match`, `losses`, `detect` and `top_features`
-    instead.
+    `forward` is the interface of Detectron2's proposal generators. The methods call `outputs`, `match`, `losses`,
+    `detect` and `top_features` instead.
     """
 
     @configurable
@@ -59,18 +59,18 @@ class FCOS(nn.Module):
         """
         Args:
             head: an `FCOSHead`.
-            in_features: names of the backbone's maps, finest first.
-            size_bounds: upper ends of the levels' ranges of max(l, t, r, b), pixels; the last level has none.
-            center_sample: positive locations lie in a region at the box's centre, else anywhere in the box.
-            radius: of that region, strides.
-            class_normalizer: "fg" (positives), "moving_fg" (their moving average) or "all" (locations).
+            in_features: names of the backbone's feature maps, finest first.
+            size_bounds: upper bound of max(l, t, r, b) for each level but the last, pixels.
+            center_sample: whether positive locations are only those near the box centre, or all inside the box.
+            radius: distance from the box centre for ``center_sample``, in strides.
+            class_normalizer: "fg" (number of positives), "moving_fg" (its moving average) or "all" (all locations).
             box_loss: "giou", "iou" or "linear_iou".
             box_quality: "ctrness" or "iou".
             yield_proposals: return proposals in training too.
-            yield_box_features: proposals get ``box_features`` (D, C), the box tower at their location.
-            inclusive: x2 and y2 of the ground-truth boxes are their last pixels (see also `DetectionLimits`).
-            hull_epsilon: added to the area of GIoU's hull.
-            min_quality_sum: lower limit of the box loss's divisor, the mean over workers of the summed centerness.
+            yield_box_features: add ``box_features`` (D, C), the box tower at their locations, to the proposals.
+            inclusive: ground-truth boxes include pixels x2 and y2 (see also `DetectionLimits`).
+            hull_epsilon: see `ltrb_ious`.
+            min_quality_sum: lower bound of the box loss's normalizer, the summed centerness averaged over workers.
         """
         super().__init__()
         check_choice("class_normalizer", class_normalizer, ("fg", "moving_fg", "all"))
@@ -80,7 +80,7 @@ class FCOS(nn.Module):
         self.in_features = list(in_features)
         if not len(self.in_features) == len(head.strides) == len(size_bounds) + 1:
             raise ValueError(
-                f"{len(self.in_features)} in_features need as many strides of the head and one less of size_bounds; "
+                f"{len(self.in_features)} in_features need as many strides of the head and one size bound fewer; "
                 f"got {len(head.strides)} and {len(size_bounds)}"
             )
         ends = [-1.0, *size_bounds, 1e8]
@@ -132,20 +132,20 @@ class FCOS(nn.Module):
             "box_quality": node.BOX_QUALITY,
             "limits_train": limits["TRAIN"],
             "limits_test": limits["TEST"],
-            # The ROI heads of Detectron2's detectors always train on proposals; FCOS alone has none to feed.
+            # Detectron2's ROI heads always train on proposals; FCOSDetector has no ROI heads.
             "yield_proposals": node.YIELD_PROPOSAL or cfg.MODEL.META_ARCHITECTURE != "FCOSDetector",
             "yield_box_features": node.YIELD_BOX_FEATURES,
         }
 
     def outputs(self, features: dict[str, torch.Tensor]) -> HeadOutputs:
-        """The head's outputs on the backbone's maps."""
+        """Run the head on the backbone's feature maps."""
         return self.head([features[name] for name in self.in_features])
 
     @torch.no_grad()
     def match(
         self, outputs: HeadOutputs, gt_instances: Sequence[Instances], allowed: Optional[Callable] = None
     ) -> Assignment:
-        """The positive locations of a batch; ``allowed`` is a further condition, see `fcos_targets.assign`."""
+        """Assign locations to objects; see `fcos_targets.assign` for ``allowed``."""
         boxes, images = join_boxes([x.gt_boxes for x in gt_instances])
         return assign(
             outputs.grid,
@@ -160,11 +160,11 @@ class FCOS(nn.Module):
 
     def losses(self, outputs: HeadOutputs, positives: Assignment, gt_instances: Sequence[Instances]):
         """
-        The losses of FCOS (eq. 2) with GIoU.
+        The losses of FCOS (eq. 2).
 
         Returns:
             losses: loss_fcos_cls, loss_fcos_loc and loss_fcos_ctr (or loss_fcos_iou), scalars.
-            weights: (P,) weights of the positive locations in the box loss; losses of top layers use them too.
+            weights: (P,) weights of the positive locations in the box loss, also for the losses of top layers.
             normalizer: scalar that divides the weighted sums.
         """
         rows = positives.rows
@@ -204,17 +204,17 @@ class FCOS(nn.Module):
     @torch.no_grad()
     def detect(self, outputs: HeadOutputs, image_sizes: Sequence[tuple]) -> list[Instances]:
         """
-        The best boxes of every image.
+        Detect boxes.
 
         Returns:
-            one Instances an image with pred_boxes (D, input pixels), scores (D,), pred_classes (D,) and rows (D,), best
-            first; the limits decide whether boxes are clipped and scores are square roots.
+            one Instances per image with pred_boxes (D, input pixels), scores (D,), pred_classes (D,) and rows (D,),
+            best first. `DetectionLimits` decides whether boxes are clipped and scores are square roots.
         """
         limits = self.limits_train if self.training else self.limits_test
         return detect(outputs, image_sizes, limits)
 
     def top_features(self, outputs: HeadOutputs, rows: torch.Tensor, top_layer: nn.Conv2d) -> torch.Tensor:
-        """A 3x3 convolution of the box tower, only at picked rows (P,): (P, top_layer.out_channels)."""
+        """Apply a 3x3 convolution to the box tower at selected rows (P,) only: (P, top_layer.out_channels)."""
         return conv_at_rows(flatten_levels(outputs.box_tower), outputs.grid, rows, top_layer.weight, top_layer.bias)
 
     def forward(
@@ -224,10 +224,10 @@ class FCOS(nn.Module):
         gt_instances: Optional[Sequence[Instances]] = None,
     ):
         """
-        Detectron2's contract of a proposal generator.
+        The interface of Detectron2's proposal generators.
 
         Returns:
-            proposals: one Instances an image with proposal_boxes (D, clipped), objectness_logits (D,) and, with
+            proposals: one Instances per image with proposal_boxes (D, clipped), objectness_logits (D,) and, with
                 ``yield_box_features``, box_features (D, C); in training only with ``yield_proposals``, else None.
             losses: empty in inference.
         """

@@ -1,4 +1,4 @@
-"""FCOS as a detector of boxes without masks. N images."""
+"""FCOS as a box detector, without masks. N images."""
 
 from collections.abc import Sequence
 

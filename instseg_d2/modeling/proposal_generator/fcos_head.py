@@ -21,14 +21,14 @@ from ...layers import ConvTower, LocationGrid, flatten_levels, init_normal
 @dataclass
 class HeadOutputs:
     """
-    What the head predicts at every location, as rows over level, image, y, x.
+    Predictions at all locations. Rows run over level, image, y, x.
 
     Attributes:
-        grid: says which location a row is.
+        grid: maps rows to locations.
         class_logits: (X, K).
-        ltrb: (X, 4) distances to the sides of the box in strides of the level, at least 0.
-        quality_logits: (X,) centerness, or IoU.
-        box_tower: one (N, C, h, w) map a level, the input of box regression, quality and top layers.
+        ltrb: (X, 4) distances to the box sides in strides of the level, at least 0.
+        quality_logits: (X,) centerness or IoU.
+        box_tower: one (N, C, h, w) map per level, the input of box regression, quality and top layers.
     """
 
     grid: LocationGrid
@@ -39,7 +39,7 @@ class HeadOutputs:
 
 
 class FCOSHead(nn.Module):
-    """Towers shared by all levels; class logits, box distances and box quality for each location (FCOS, figure 2)."""
+    """Predicts class logits, box distances and box quality; all levels share the towers (FCOS, figure 2)."""
 
     @configurable
     def __init__(
@@ -58,12 +58,12 @@ class FCOSHead(nn.Module):
     ):
         """
         Args:
-            channels: C of every level.
+            channels: C, the same for every level.
             strides: stride of each level, pixels.
-            num_classes: foreground classes.
-            norm: of the towers; BN and SyncBN have one norm a level.
-            deformable: the last convolutions of the class and box towers are deformable.
-            use_scale: each level has a learned factor of the box regression.
+            num_classes: number of foreground classes.
+            norm: norm of the towers; BN and SyncBN have one layer per level.
+            deformable: whether the last convolutions of the class and box towers are deformable.
+            use_scale: learn a factor of the box distances for each level.
             prior_prob: initial foreground probability.
         """
         super().__init__()
@@ -85,7 +85,9 @@ class FCOSHead(nn.Module):
         classes_of = cfg.MODEL.ROI_HEADS if serves_roi_heads(cfg) else node
         channels = {shape.channels for shape in input_shape}
         if len(channels) != 1:
-            raise ValueError(f"MODEL.FCOS.IN_FEATURES must have one width; they have {sorted(channels)} channels.")
+            raise ValueError(
+                f"MODEL.FCOS.IN_FEATURES have {sorted(channels)} channels; all must have the same number of channels."
+            )
         return {
             "channels": channels.pop(),
             "strides": node.FPN_STRIDES,
@@ -100,7 +102,7 @@ class FCOSHead(nn.Module):
         }
 
     def forward(self, features: Sequence[torch.Tensor]) -> HeadOutputs:
-        """features: one (N, C, h, w) map a level, finest first."""
+        """features: one (N, C, h, w) map per level, finest first."""
         logits, distances, qualities, towers = [], [], [], []
         for level, x in enumerate(features):
             x = self.shared_tower(x, level)

@@ -1,8 +1,8 @@
 """
-From the outputs of an FCOS head to boxes.
+Decodes the outputs of an FCOS head into boxes.
 
-N images, D detections, K classes, X rows (see layers/locations.py), P picked rows, Q candidates of an image,
-Y locations of a level.
+N images, D detections, K classes, X rows (see layers/locations.py), P selected rows, Q candidates per image,
+Y locations per level.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,17 @@ from .fcos_head import HeadOutputs
 @dataclass(frozen=True)
 class DetectionLimits:
     """
+    Which candidates become detections.
+
     Attributes:
-        score_threshold: a candidate's class score must lie strictly above it.
-        threshold_with_quality: threshold class * quality instead.
-        pre_nms_topk: best candidates kept of each level and image.
-        post_nms_topk: best detections kept of each image; 0 or less: all.
-        nms_threshold: IoU of NMS within a class; 0 or less: no NMS.
-        rooted: scores are sqrt(class * quality), else class * quality.
-        clip: boxes are clipped to the unpadded image before NMS.
-        inclusive: x2 and y2 are a box's last pixels, so its sides are one longer and clipping keeps them inside.
+        score_threshold: minimum class score, exclusive.
+        threshold_with_quality: threshold class * quality instead of the class score.
+        pre_nms_topk: number of candidates kept per level and image.
+        post_nms_topk: number of detections kept per image; 0 or less keeps all.
+        nms_threshold: IoU threshold of the NMS within a class; 0 or less means no NMS.
+        rooted: whether scores are sqrt(class * quality) or class * quality.
+        clip: clip boxes to the unpadded image before NMS.
+        inclusive: boxes include pixels x2 and y2: their sides are one longer and are clipped to the last pixel.
     """
 
     score_threshold: float = 0.05
@@ -40,7 +42,7 @@ class DetectionLimits:
 
 
 def decode(outputs: HeadOutputs, rows: torch.Tensor) -> torch.Tensor:
-    """The boxes at rows (P,), unclipped: (P, 4) x1, y1, x2, y2, input pixels."""
+    """Decode the boxes at rows (P,): (P, 4) x1, y1, x2, y2 in input pixels, unclipped."""
     grid = outputs.grid
     level, _, y, x = grid.locate(rows)
     xy = grid.pixels(level, y, x)
@@ -52,12 +54,13 @@ def _best_of_level(scores: torch.Tensor, topk: int):
     """
     The best (location, class) pairs of one level.
 
+    The best ``topk`` pairs lie at the ``topk`` locations with the highest class scores, so only these are searched.
+
     Args:
-        scores: (N, Y, K); candidates that fail the threshold are -1.
+        scores: (N, Y, K); -1 for candidates below the threshold.
 
     Returns:
-        score, location and class, (N, Q) each, best first. The best ``topk`` pairs lie in the ``topk`` locations with
-        the best classes, so only these are searched.
+        score, location and class, (N, Q) each, best first.
     """
     num_classes = scores.shape[2]
     _, locations = scores.amax(2).topk(min(topk, scores.shape[1]), dim=1)
@@ -68,18 +71,17 @@ def _best_of_level(scores: torch.Tensor, topk: int):
 
 def detect(outputs: HeadOutputs, image_sizes: Sequence[tuple], limits: DetectionLimits) -> list[Instances]:
     """
-    Thresholding, the best candidates of each level, NMS, the best of the image (FCOS, section 3.1).
-
-    Candidates are ranked by class * quality; the score is its square root, or itself.
+    Apply the threshold, keep the best candidates of each level, run NMS and keep the best of the image (FCOS, section
+    3.1). Candidates are ranked by class * quality.
 
     Returns:
-        one Instances an image: pred_boxes (D), scores (D,), pred_classes (D,), rows (D,), best first.
+        one Instances per image: pred_boxes (D), scores (D,), pred_classes (D,), rows (D,), best first.
     """
     grid = outputs.grid
     class_scores = outputs.class_logits.float().sigmoid()
     ranking = class_scores * outputs.quality_logits.float().sigmoid()[:, None]
     thresholded = ranking if limits.threshold_with_quality else class_scores
-    # A box that is no number would also disturb NMS among the others.
+    # A NaN box would also disturb the NMS of the others.
     valid = (thresholded > limits.score_threshold) & outputs.ltrb.isfinite().all(1, keepdim=True) & ~ranking.isnan()
     ranking = torch.where(valid, ranking, -1.0)
 

@@ -1,7 +1,7 @@
 """
-Which object each location of FCOS is trained for.
+Assigns the locations of FCOS to objects.
 
-N images, M objects of the batch, X rows (see layers/locations.py), P positive rows, Q candidate pairs, L levels.
+N images, M objects, X rows (see layers/locations.py), P positive rows, Q candidate pairs, L levels.
 """
 
 import math
@@ -21,7 +21,7 @@ class Assignment:
 
     Attributes:
         rows: (P,) int64.
-        objects: (P,) int64 index into the objects of the batch, images in order.
+        objects: (P,) int64 index into the objects of the batch, image after image.
         ltrb: (P, 4) distances to the sides of the object's box, divided by the level's stride.
         centerness: (P,) in [0, 1].
     """
@@ -75,19 +75,19 @@ def assign(
     inclusive: bool = False,
 ) -> Assignment:
     """
-    Match locations to objects (FCOS, section 3.1 and the improved version's centre sampling).
+    Assign locations to objects (FCOS, section 3.1, and centre sampling as in the improved version).
 
-    A location is positive for an object if it lies strictly inside the object's centre region and max(l, t, r, b) lies
-    in the level's range. The region is ``radius`` strides around the box centre, clipped to the box; without
-    ``center_sample`` it is the box. Among several objects the smallest box wins, then the first.
+    A location is positive for an object if it lies strictly inside the object's centre region and max(l, t, r, b) is in
+    the level's range. The centre region is ``radius`` strides around the box centre, clipped to the box; without
+    ``center_sample`` it is the box. A location inside several objects gets the smallest box, then the first.
 
     Args:
-        boxes: (M, 4) float32 x1, y1, x2, y2, pixels, of all images in order.
-        images: (M,) int64 image of each box.
-        size_ranges: (L, 2) lowest and highest max(l, t, r, b), pixels, both included.
+        boxes: (M, 4) float32 x1, y1, x2, y2 in pixels, image after image.
+        images: (M,) int64, the image of each box.
+        size_ranges: (L, 2) minimum and maximum of max(l, t, r, b), pixels, inclusive.
         radius: in strides of the level.
-        allowed: another condition, (objects (Q,), xy (Q, 2) pixels of locations) -> (Q,) bool.
-        inclusive: x2 and y2 are a box's last pixels, so its area is (w + 1)(h + 1).
+        allowed: optional condition, (objects (Q,), locations (Q, 2) x, y in pixels) -> (Q,) bool.
+        inclusive: boxes include pixels x2 and y2, so their area is (w + 1)(h + 1).
     """
     if center_sample:
         objects, level, y, x = _window_pairs(grid, boxes, radius)
@@ -124,7 +124,7 @@ def assign(
 
 
 def _smallest_object(rows, objects, area, num_rows: int, num_objects: int):
-    """For each row the candidate of smallest area, then of lowest index: (X,) int64, num_objects for none."""
+    """The smallest object of each row, of equal ones the first: (X,) int64, ``num_objects`` for none."""
     smallest = area.new_full((num_rows,), math.inf).scatter_reduce_(0, rows, area, "amin")
     objects = torch.where(area == smallest[rows], objects, num_objects)
     return objects.new_full((num_rows,), num_objects).scatter_reduce_(0, rows, objects, "amin")

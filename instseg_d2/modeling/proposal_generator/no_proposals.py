@@ -1,4 +1,4 @@
-"""A proposal generator for ROI heads that need none. N images."""
+"""A proposal generator for ROI heads that need no proposals. N images."""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -11,10 +11,10 @@ from torch import nn
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class NoProposals(nn.Module):
-    """Finds nothing and learns nothing: for ROI heads in GeneralizedRCNN that find objects by themselves."""
+    """Returns no proposals and no losses, for ROI heads in GeneralizedRCNN that need no proposals."""
 
     def __init__(self, cfg=None, input_shape=None):
-        """The arguments of a proposal generator, unused."""
+        """The arguments are those of every proposal generator; they are not used."""
         super().__init__()
 
     def forward(
