@@ -20,8 +20,8 @@ register_method(
             "EmbedMask",
             "arXiv 1912.01954, IJCAI 2021",
             "https://github.com/yinghdb/EmbedMask (OneDrive, third version)",
-            "The paper of 2019 names mask AP 37.7 on test-dev for R-101, but no schedule. FPS of the authors on a V100 "
-            "(of which version they do not say): R-50 16.7, R-101 13.7, R-101 at 600 pixels 21.7.",
+            "The paper of 2019 reports mask AP 37.7 on test-dev for R-101, without a schedule. The authors' FPS on a "
+            "V100, for a version that they do not name: R-50 16.7, R-101 13.7, R-101 at 600 pixels 21.7.",
         ),
     )
 )

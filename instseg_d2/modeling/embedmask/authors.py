@@ -1,4 +1,4 @@
-"""EmbedMask's own release, all three versions, in the layout of maskrcnn-benchmark."""
+"""Parameter names of EmbedMask's release, all three versions, in the layout of maskrcnn-benchmark."""
 
 import re
 
@@ -29,7 +29,7 @@ _RULES = (
 )
 _BLOCK = re.compile(r"^backbone\.body\.layer(\d)\.(\d+)\.(downsample\.)?(conv|bn)?(\d)\.(.+)$")
 _FPN = re.compile(r"^backbone\.fpn\.fpn_(inner|layer)(\d)\.(.+)$")
-# Detectron2 adds it to the variance of a frozen norm, the authors do not.
+# Detectron2 adds it to the variance of a frozen batch norm, the authors' code does not.
 _EPSILON = 1e-5
 
 
@@ -46,7 +46,7 @@ def _our_name(key: str) -> str:
 
 
 def _joined_embeddings(state_dict: StateDict) -> StateDict:
-    """The convolutions of the spatial and the other dimensions as one (v2, v3); a half without the other stays."""
+    """Join the convolutions of the spatial and the other dimensions (v2, v3); one without the other stays as it is."""
     halves = {key: key.replace("_spatial_", "_other_") for key in state_dict if "_spatial_embed_pred." in key}
     halves = {spatial: other for spatial, other in halves.items() if other in state_dict}
     joined = {}
@@ -60,9 +60,9 @@ def _joined_embeddings(state_dict: StateDict) -> StateDict:
 
 def convert_embedmask(state_dict: StateDict) -> StateDict:
     """
-    EmbedMask's release: the state dict under our names, with Detectron2's epsilon taken out of the variances.
+    Convert the state dict of EmbedMask's release to our names, and subtract Detectron2's epsilon from the variances.
 
-    Of a file that lacks weights, the others are converted, so that the load report can name what is missing.
+    An incomplete file is converted, too, so that the load report can name what is missing.
     """
     state_dict = _joined_embeddings(state_dict)
     towers = tower_blocks(state_dict, _HEAD, _TOWERS)

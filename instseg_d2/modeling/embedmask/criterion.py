@@ -1,8 +1,8 @@
 """
 The mask loss and the smooth loss of EmbedMask, in float32.
 
-N images, M objects of the batch, Q candidates (the positive locations that make the objects' proposals), P cells of all
-windows, E dimensions of the embedding, h x w cells of the map.
+N images, M objects, Q candidates (positive locations that predict the objects' proposals), P cells of all windows, E
+embedding dimensions, h x w cells of the pixel embedding.
 """
 
 from collections.abc import Sequence
@@ -17,47 +17,48 @@ from ..proposal_generator.fcos_inference import decode
 from .targets import GroundTruth, box_ious, choose_locations
 from .window_masks import training_windows, window_cells, window_sides
 
-# Number of cells that the mask loss processes at a time. Sorting takes about 100 bytes per cell; a GPU waits for the
-# host once per part.
+# Cells per chunk of the mask loss. Sorting takes about 100 bytes per cell; a GPU waits for the host once per chunk.
 CHUNK_CELLS = 2**19
 CHUNK_CELLS_ON_GPU = 2**22
 
 
-def probability_logits(log_probabilities: torch.Tensor, least: float) -> torch.Tensor:
+def probability_logits(log_probabilities: torch.Tensor, minimum: float) -> torch.Tensor:
     """
-    log(p / (1 - p)) from log p; value and gradient are finite even if p is 0 or 1.
+    log(p / (1 - p)) from log p, with finite values and gradients also for p = 0 and p = 1.
 
     Args:
         log_probabilities: (P,), at most 0.
-        least: a smaller p is raised to this and gets no gradient.
+        minimum: p is clamped to at least this.
     """
     log_p = log_probabilities.float()
-    if least > 0:
-        log_p = log_p.exp().clamp(min=least).log()
-    # The greatest float32 below 1 is 1 - 2^-24.
+    if minimum > 0:
+        log_p = log_p.exp().clamp(min=minimum).log()
+    # The largest float32 below 1 is 1 - 2^-24.
     return log_p - (1 - log_p.exp()).clamp(min=2.0**-24).log()
 
 
 class _ObjectLosses(torch.autograd.Function):
     """
-    The Lovasz hinge (section 3.4) of objects. Its gradient is computed in the forward pass, so that no other tensor is
-    kept for the backward pass.
+    The Lovasz hinge (section 3.4) of each object. The gradient is computed in the forward pass and is the only tensor
+    of this size kept for the backward pass.
     """
 
     @staticmethod
-    def forward(ctx, log_probabilities, labels, counts, least: float):
+    def forward(ctx, log_probabilities, labels, counts, minimum: float):
         """
         Args:
-            log_probabilities: (P,), object after object; labels: (P,) bool.
-            counts: (M,) int64 cells of each object.
+            log_probabilities: (P,), object after object.
+            labels: (P,) bool.
+            counts: (M,) int64, number of cells of each object.
+            minimum: see `probability_logits`.
 
         Returns:
-            (M,); 0 for one without cells.
+            (M,); 0 for an object without cells.
         """
         leaf = log_probabilities.detach().requires_grad_()
         owners = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(leaf))
         with torch.enable_grad():
-            losses = lovasz_hinge(probability_logits(leaf, least), labels, owners, len(counts))
+            losses = lovasz_hinge(probability_logits(leaf, minimum), labels, owners, len(counts))
             (gradient,) = torch.autograd.grad(losses.sum(), leaf)
         ctx.save_for_backward(gradient, counts)
         return losses.detach()
@@ -69,24 +70,24 @@ class _ObjectLosses(torch.autograd.Function):
         return grad.repeat_interleave(counts, output_size=len(gradient)) * gradient, None, None, None
 
 
-def split_objects(cells: Sequence[int], most: int) -> list[tuple[int, int]]:
+def split_objects(cells: Sequence[int], limit: int) -> list[tuple[int, int]]:
     """
-    Split objects into runs [first, last) of at most ``most`` cells together; a larger object is a run of its own.
+    Split objects into chunks [first, last) of at most ``limit`` cells; a larger object is a chunk of its own.
 
-    Without objects there is one empty run, so that gradients still reach everything.
+    Without objects there is one empty chunk, so that all parameters still get a gradient.
     """
     parts, room = [], 0
     for index, count in enumerate(cells):
         if count > room or not parts:
             parts.append((index, index))
-            room = most
+            room = limit
         parts[-1] = (parts[-1][0], index + 1)
         room -= count
     return parts or [(0, 0)]
 
 
 def mean_per_object(values: torch.Tensor, objects: torch.Tensor, num_objects: int):
-    """Mean of the rows (Q, X) of each object (Q,), and the number of its rows: (M, X) and (M,) int64."""
+    """Mean of ``values`` (Q, X) per object (Q,), and the number of values of each object: (M, X), (M,) int64."""
     counts = torch.zeros(num_objects, dtype=torch.int64, device=values.device)
     counts.index_add_(0, objects, torch.ones_like(objects))
     sums = values.new_zeros((num_objects, values.shape[1])).index_add(0, objects, values)
@@ -94,7 +95,7 @@ def mean_per_object(values: torch.Tensor, objects: torch.Tensor, num_objects: in
 
 
 def object_weights(images: torch.Tensor, num_images: int) -> torch.Tensor:
-    """(M,) weights that average over the objects of each image (M,), then over all images, also empty ones."""
+    """(M,) weights that average over the objects of each image, then over all images, including empty ones."""
     counts = torch.zeros(num_images, dtype=torch.int64, device=images.device)
     counts.index_add_(0, images, torch.ones_like(images))
     return 1 / (counts[images] * num_images)
@@ -102,13 +103,15 @@ def object_weights(images: torch.Tensor, num_images: int) -> torch.Tensor:
 
 class MaskCriterion:
     """
+    The mask loss and, in v1, the smooth loss.
+
     Args:
-        averaged: an object's proposal is the mean of its candidates, and the smooth loss pulls these together.
-        min_probability: smaller probabilities are raised to it.
-        stride: pixels of a cell of the pixel embeddings.
-        iou_threshold: of the candidates' predicted boxes, if averaged.
-        box_padding: how far the mask loss reaches beyond a box, as a share of its sides; below 0: the whole map.
-        mask_weight, smooth_weight: factors of the losses.
+        averaged: use the mean of an object's candidates as its proposal; the smooth loss pulls the candidates together.
+        min_probability: probabilities are clamped to at least this.
+        stride: stride of the pixel embeddings, pixels.
+        iou_threshold: minimum IoU of the candidates' predicted boxes, if averaged.
+        box_padding: how far the mask loss reaches beyond a box, relative to its sides; below 0: the whole map.
+        mask_weight, smooth_weight: weights of the losses.
     """
 
     def __init__(
@@ -124,7 +127,7 @@ class MaskCriterion:
 
     @torch.no_grad()
     def choose(self, outputs, positives, truth: GroundTruth) -> torch.Tensor:
-        """The positives (Q,) that are candidates, by the IoU of their predicted boxes."""
+        """Choose candidates among the positives by the IoU of their predicted boxes: (Q,) indices."""
         boxes = truth.boxes[positives.objects]
         ious = box_ious(decode(outputs, positives.rows), boxes, truth.inclusive)
         return choose_locations(ious, positives.objects, len(truth.boxes), self.iou_threshold, self.averaged)
@@ -135,11 +138,12 @@ class MaskCriterion:
         """
         Args:
             pixels: (N, E, h, w) pixel embeddings.
-            embeddings: (Q, E), margins: (Q, 1 or E) of the candidates; objects: (Q,) int64.
-            fixed_margin: used for the masks instead of the predicted ones.
+            embeddings, margins: (Q, E) and (Q, 1 or E) of the candidates.
+            objects: (Q,) int64, the object of each candidate.
+            fixed_margin: replaces the predicted margins in the masks.
 
         Returns:
-            the weighted losses: mask_loss and, where proposals are averaged, smooth_loss.
+            the weighted losses: mask_loss and, if proposals are averaged, smooth_loss.
         """
         candidates = torch.cat([embeddings, margins], dim=1)
         means, counts = mean_per_object(candidates, objects, len(truth.boxes))
@@ -161,7 +165,7 @@ class MaskCriterion:
         return losses
 
     def _mask_losses(self, pixels, embeddings, margins, objects, truth: GroundTruth) -> torch.Tensor:
-        """The Lovasz hinge (section 3.4) of the proposals of objects (m,): (m,); 0 for an empty window."""
+        """The Lovasz hinge (section 3.4) of ``objects`` (m,), one proposal each: (m,); 0 for an empty window."""
         height, width = pixels.shape[-2:]
         windows = training_windows(truth.boxes[objects], self.stride, self.box_padding, (height, width))
         log_probabilities = ops.mask_prob(pixels, embeddings, margins, windows, truth.images[objects])

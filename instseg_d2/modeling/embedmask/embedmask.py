@@ -1,8 +1,8 @@
 """
 The EmbedMask meta-architecture.
 
-N images, M objects of the batch, D detections, P locations, E dimensions of the embedding, h x w cells of the pixel
-embedding, H x W pixels.
+N images, M objects, D detections, P locations, E embedding dimensions, h x w cells of the pixel embedding, H x W
+pixels.
 """
 
 import math
@@ -33,13 +33,13 @@ LOSS_NAMES = {"loss_fcos_cls": "loss_cls", "loss_fcos_loc": "loss_reg", "loss_fc
 
 
 def _last_pixel(boxes: torch.Tensor, size: tuple, of: tuple) -> torch.Tensor:
-    """The offset (4,) of inclusive boxes to exclusive ones, in an image resized from ``of`` (H, W) to ``size``."""
+    """Offset (4,) from inclusive to exclusive boxes: one pixel of an image of size ``of``, resized to ``size``."""
     return boxes.new_tensor([0.0, 0.0, size[1] / of[1], size[0] / of[0]])
 
 
 @META_ARCH_REGISTRY.register()
 class EmbedMask(InstanceSegmenter):
-    """FCOS whose detections claim the pixels near them in an embedding space (EmbedMask, figure 2)."""
+    """FCOS whose masks are the pixels near a detection in an embedding space (EmbedMask, figure 2)."""
 
     @configurable
     def __init__(
@@ -56,9 +56,9 @@ class EmbedMask(InstanceSegmenter):
     ):
         """
         Args:
-            stride: pixels of a cell of the pixel embeddings.
-            sample_in_mask: positive locations lie inside the object's mask.
-            kwargs: of `InstanceSegmenter`.
+            stride: stride of the pixel embeddings, pixels.
+            sample_in_mask: only locations inside the object's mask are positive.
+            kwargs: see `InstanceSegmenter`.
         """
         super().__init__(**kwargs)
         self.proposal_generator = proposal_generator
@@ -102,7 +102,7 @@ class EmbedMask(InstanceSegmenter):
 
     @property
     def inclusive(self) -> bool:
-        """Boxes inside the model end at their last pixel, one before Detectron2's."""
+        """Whether boxes inside the model end at their last pixel, one before Detectron2's."""
         return self.proposal_generator.inclusive
 
     def gt_instances(self, batched_inputs: Sequence[dict]) -> list[Instances]:
@@ -113,13 +113,13 @@ class EmbedMask(InstanceSegmenter):
         return instances
 
     def _outputs(self, images: ImageList):
-        """FCOS's outputs for every location, and the pixel embedding (N, E, h, w)."""
+        """The outputs of FCOS, and the pixel embedding (N, E, h, w)."""
         features = self.backbone(images.tensor)
         fcos = self.proposal_generator
         return fcos.outputs(features), self.pixel_head(features[fcos.in_features[0]], self.position_scale)
 
     def _proposals(self, outputs, rows: torch.Tensor, images: ImageList):
-        """Embedding and margin of locations (P,)."""
+        """Embeddings and margins at locations (P,)."""
         return self.proposal_head(outputs, rows, self.position_scale, tuple(images.tensor.shape[-2:]))
 
     def losses(self, images: ImageList, batched_inputs: Sequence[dict]) -> dict:
@@ -139,7 +139,7 @@ class EmbedMask(InstanceSegmenter):
         return losses
 
     def _detect(self, images: ImageList):
-        """Detections, and what `explain` draws: pixel embeddings, and the detections' embeddings and margins."""
+        """Detections, pixel embeddings, and the detections' embeddings and margins."""
         outputs, pixels = self._outputs(images)
         found = self.proposal_generator.detect(outputs, images.image_sizes)
         counts = [len(x) for x in found]
@@ -159,11 +159,11 @@ class EmbedMask(InstanceSegmenter):
 
     @torch.no_grad()
     def infer(self, images: ImageList) -> list[dict]:
-        """Detections, boxes clipped to the image, with ``masks``, a `WindowMasks` over the padded batch."""
+        """Detections with clipped boxes and ``masks``, a `WindowMasks` over the padded batch."""
         return [{"instances": x} for x in self._detect(images)[0]]
 
     def postprocess(self, result: Instances, size: tuple, masks: bool = True) -> Instances:
-        """The maps of the padded batch are resized to the output's scale, thresholded and cropped; boxes are scaled."""
+        """Scale the boxes; resize the maps of the padded batch to the output scale, threshold and crop them."""
         scaled = detector_postprocess(self._exclusive(result, size), *size)
         maps = scaled.masks
         scaled.remove("masks")
@@ -175,7 +175,7 @@ class EmbedMask(InstanceSegmenter):
         return scaled
 
     def _exclusive(self, result: Instances, size: tuple) -> Instances:
-        """The result with exclusive boxes: inclusive ones get a pixel of the output (H, W) more in x2 and y2."""
+        """Make inclusive boxes exclusive: add one pixel of the output (H, W) to x2 and y2."""
         if not self.inclusive:
             return result
         result = Instances(result.image_size, **result.get_fields())
@@ -185,7 +185,7 @@ class EmbedMask(InstanceSegmenter):
 
     @torch.no_grad()
     def explain(self, batched_inputs: Sequence[dict], max_instances: int = 4) -> list[list]:
-        """Titled RGB pictures: the pixel embedding; distance, margin and mask of the best detections, an image each."""
+        """For each image, (title, RGB picture) pairs: the pixel embedding, then pictures of the best detections."""
         found, pixels, embeddings, margins = self._detect(self.preprocess(batched_inputs))
         panels = []
         for sample, detections, image_pixels, *proposals in zip(batched_inputs, found, pixels, embeddings, margins):

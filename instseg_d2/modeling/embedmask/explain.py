@@ -1,8 +1,8 @@
 """
-What EmbedMask sees, as pictures: the pixel embedding in colours, and for the best detections each pixel's distance from
-the proposal, the margin, and the mask.
+Pictures that explain EmbedMask's masks: the pixel embedding in colours, and for the best detections each pixel's
+distance from the proposal, the margin and the mask.
 
-D detections, E dimensions of the embedding, h x w cells of the map, H x W pixels.
+D detections, E embedding dimensions, h x w cells of the pixel embedding, H x W pixels.
 """
 
 import math
@@ -15,7 +15,7 @@ from ...visualization import overlay_heatmap
 
 
 def embedding_colors(embedding: torch.Tensor) -> np.ndarray:
-    """The three principal components of an embedding (E, h, w) as red, green and blue: (h, w, 3) uint8."""
+    """The first three principal components of an embedding (E, h, w) as RGB: (h, w, 3) uint8."""
     points = embedding.flatten(1).T.double()
     points = points - points.mean(0)
     _, directions = torch.linalg.eigh(points.T @ points)
@@ -28,7 +28,7 @@ def embedding_colors(embedding: torch.Tensor) -> np.ndarray:
 
 
 def _margin_bars(margins: torch.Tensor) -> np.ndarray:
-    """One bar a margin (1 or E): the distance at which the probability is one half, on a scale of at least 4."""
+    """One bar per margin (1 or E): the distance at which the probability is 0.5, on a scale up to at least 4."""
     radii = (math.log(2) / margins.double()).sqrt().clamp(max=1e6).tolist()
     height, width, top = 112, 20, max(4.0, *radii)
     picture = np.full((height, width * len(radii) + 4, 3), 255, np.uint8)
@@ -42,13 +42,13 @@ def explain_image(image: np.ndarray, stride: int, detections, pixels, max_instan
     """
     Args:
         image: (H, W, 3) uint8, RGB, network input size.
-        stride: pixels of a cell.
+        stride: stride of the pixel embedding, pixels.
         detections: Instances in input pixels with scores, masks (`WindowMasks`), embeddings (D, E) and margins
             (D, 1 or E), best first.
-        pixels: (E, h, w) pixel embeddings, padding included.
+        pixels: (E, h, w) pixel embedding, with padding.
 
     Returns:
-        [(title, RGB uint8 picture)]: the embedding, then three pictures for each instance.
+        [(title, RGB uint8 picture)]: the embedding, then three pictures per instance.
     """
     height, width = (-(-side // stride) for side in image.shape[:2])
     pixels = pixels[:, :height, :width].float()

@@ -1,7 +1,7 @@
 """
-The two heads of EmbedMask: where each pixel lies in the embedding space, and where each object does.
+The two heads of EmbedMask, which embed pixels and proposals.
 
-N images, P locations, C channels, E dimensions of the embedding, h x w cells of the finest level.
+N images, P locations, C channels, E embedding dimensions, h x w cells of the finest level.
 """
 
 import math
@@ -17,18 +17,18 @@ from ...layers import ConvTower, conv_at_rows, flatten_levels, init_normal
 from ..proposal_generator.fcos_head import HeadOutputs
 
 POSITION_UNIT = 100.0  # pixels
-MAX_LOG_MARGIN = 40.0  # far beyond any that is learned: the product with a squared distance stays finite
+MAX_LOG_MARGIN = 40.0  # far above any learned one, so that margin times squared distance stays finite
 
 
 def embedding_conv(channels: int, embed_dim: int) -> nn.Conv2d:
-    """A 3x3 convolution to an embedding, initialised as the authors do."""
+    """A 3x3 convolution to an embedding, with the authors' initialisation."""
     conv = nn.Conv2d(channels, embed_dim, 3, padding=1)
     init_normal(conv)
     return conv
 
 
 def box_margin_layer(initial_margin: float) -> nn.Linear:
-    """From the four distances of a box to the logarithm of its margin."""
+    """A linear layer from the four distances of a box to its log margin."""
     layer = nn.Linear(4, 1)
     init_normal(layer)
     nn.init.constant_(layer.bias, math.log(initial_margin))
@@ -37,12 +37,12 @@ def box_margin_layer(initial_margin: float) -> nn.Linear:
 
 def add_position(embeddings: torch.Tensor, xy: torch.Tensor, position_scale: Optional[torch.Tensor]) -> torch.Tensor:
     """
-    Add position_scale * (x, y) / 100 to the first two dimensions of an embedding, if there is a scale.
+    Add position_scale * (x, y) / 100 to the first two embedding dimensions.
 
     Args:
         embeddings: (P, E), or a map (N, E, h, w).
         xy: (P, 2), or (2, h, w), pixels.
-        position_scale: (1,) or None.
+        position_scale: (1,), or None to add nothing.
     """
     if position_scale is None:
         return embeddings
@@ -50,7 +50,7 @@ def add_position(embeddings: torch.Tensor, xy: torch.Tensor, position_scale: Opt
 
 
 class PixelHead(nn.Module):
-    """A tower on the finest level, then one convolution to the pixel embedding."""
+    """Predicts the pixel embedding from the finest level: a tower and one convolution."""
 
     @configurable
     def __init__(
@@ -67,10 +67,10 @@ class PixelHead(nn.Module):
     ):
         """
         Args:
-            stride: of the input map, pixels.
-            deformable: the tower's last convolution is deformable.
-            divisor: of the tower's output before the convolution.
-            scale_factor: from the input map to the embedding.
+            stride: stride of the input map, pixels.
+            deformable: whether the tower's last convolution is deformable.
+            divisor: divides the tower's output before the convolution.
+            scale_factor: upsampling from the input map to the embedding.
         """
         super().__init__()
         self.stride = stride
@@ -97,7 +97,7 @@ class PixelHead(nn.Module):
         """
         Args:
             x: (N, C, h, w).
-            position_scale: (1,), or None for embeddings that do not know where they are.
+            position_scale: see `add_position`.
 
         Returns:
             (N, E, h * scale_factor, w * scale_factor) float32.
@@ -114,10 +114,10 @@ class PixelHead(nn.Module):
 
 class ProposalHead(nn.Module):
     """
-    For a location of FCOS: the point that its object's pixels should be near to, and how near (EmbedMask, eq. 3-5).
+    Predicts a proposal embedding and a margin at selected locations of FCOS (EmbedMask, eq. 3-5).
 
-    A margin is 1 / (2 sigma^2) of the paper: a pixel belongs to the object with exp(-margin * squared distance). Both
-    are computed at chosen locations only.
+    A pixel belongs to the object with probability exp(-margin * squared distance of the embeddings). The margin is the
+    paper's 1 / (2 sigma^2).
     """
 
     @configurable
@@ -138,9 +138,9 @@ class ProposalHead(nn.Module):
         Args:
             margin: "box", "scalar" or "dimension", see `Version`.
             prior_margin: distance at which the initial probability is 0.5.
-            fixed: masks use the initial margin everywhere.
-            divisor, margin_divisor: of the box tower before the convolutions.
-            box_scale: of box distances, pixels; -1: the shorter side of the padded batch. Only for "box".
+            fixed: use the initial margin for all masks.
+            divisor, margin_divisor: divide the box tower's output before the convolutions.
+            box_scale: divides box distances, pixels; -1 for the shorter side of the padded batch. Only for "box".
         """
         super().__init__()
         self.initial_margin = -math.log(0.5) / prior_margin**2
@@ -152,7 +152,7 @@ class ProposalHead(nn.Module):
         self.box_margin, self.margin, self.margin_scales = None, None, None
         if margin == "box":
             self.box_margin = box_margin_layer(self.initial_margin)
-        elif not fixed:  # a layer that nothing reads would get no gradient
+        elif not fixed:  # an unused layer would get no gradient
             self.margin = embedding_conv(channels, embed_dim if margin == "dimension" else 1)
             nn.init.constant_(self.margin.bias, math.log(self.initial_margin))
             if margin == "dimension":
@@ -176,18 +176,19 @@ class ProposalHead(nn.Module):
     def forward(self, outputs: HeadOutputs, rows: torch.Tensor, position_scale: Optional[torch.Tensor], canvas: tuple):
         """
         Args:
-            outputs: of FCOS's head; rows: (P,).
-            position_scale: (1,), or None for embeddings that do not know where they are.
+            outputs: of FCOS's head.
+            rows: (P,) int64.
+            position_scale: see `add_position`.
             canvas: (H, W) of the padded batch, pixels.
 
         Returns:
             embeddings: (P, E) float32.
-            margins: (P, 1) or (P, E) float32, as predicted; the initial one where nothing is predicted.
+            margins: (P, 1) or (P, E) float32; the initial margin if none is predicted.
         """
         grid = outputs.grid
         level, _, y, x = grid.locate(rows)
         weight, bias = self.embedding.weight / self.divisor, self.embedding.bias
-        if self.margin is not None:  # one convolution reads the neighbourhoods once
+        if self.margin is not None:  # one convolution reads the patches once
             weight = torch.cat([weight, self.margin.weight / self.margin_divisor])
             bias = torch.cat([bias, self.margin.bias])
         values = conv_at_rows(flatten_levels(outputs.box_tower), grid, rows, weight, bias).float()

@@ -1,8 +1,8 @@
 """
-EmbedMask's coupling of pixels and objects inside the boxes of any detector.
+EmbedMask as a mask head of any detector.
 
-N images, D boxes (proposals in training, else detections), E dimensions of the embedding, C channels, P cells a side of
-the pooled box features, R mask resolution.
+N images, D boxes (proposals in training, else detections), E embedding dimensions, C channels, P x P cells of the
+pooled features, R mask resolution.
 """
 
 import math
@@ -27,9 +27,7 @@ from .versions import version_of
 
 
 class BoxProposalHead(nn.Module):
-    """
-    For a box: the point that its object's pixels should be near to, and how near (EmbedMask, eq. 3-5).
-    """
+    """Predicts a proposal embedding and a margin from the pooled features of a box (EmbedMask, eq. 3-5)."""
 
     def __init__(
         self,
@@ -48,15 +46,17 @@ class BoxProposalHead(nn.Module):
     ):
         """
         Args:
-            size: P; num_convs, norm: of the tower on the pooled features.
+            size: P.
+            num_convs, norm: of the tower on the pooled features.
             margin: "box", "scalar" or "dimension", see `Version`.
-            prior_margin: distance at which the initial probability is 0.5; fixed: the margin keeps its initial value.
-            divisor, margin_divisor: of the tower before the linear layers.
-            box_scale: of the distances from a box's centre to its sides, pixels. Only for "box".
+            prior_margin: distance at which the initial probability is 0.5.
+            fixed: the margin keeps its initial value.
+            divisor, margin_divisor: divide the tower's output before the linear layers.
+            box_scale: divides the distances from the box centre to the sides, pixels. Only for "box".
         """
         super().__init__()
         self.initial_margin = -math.log(0.5) / prior_margin**2
-        self.input_scale = 3 / size  # so that outputs vary as those of a 3x3 convolution
+        self.input_scale = 3 / size  # outputs vary as much as those of a 3x3 convolution
         self.divisor = divisor
         self.margin_divisor = margin_divisor
         self.box_scale = box_scale
@@ -76,8 +76,9 @@ class BoxProposalHead(nn.Module):
     def forward(self, pooled: torch.Tensor, boxes: torch.Tensor, position_scale: Optional[torch.Tensor]):
         """
         Args:
-            pooled: (D, C, P, P); boxes: (D, 4) pixels.
-            position_scale: (1,), or None for embeddings that do not know where they are.
+            pooled: (D, C, P, P).
+            boxes: (D, 4), pixels.
+            position_scale: see `add_position`.
 
         Returns:
             embeddings (D, E) and margins (D, 1) or (D, E), float32.
@@ -98,12 +99,11 @@ class BoxProposalHead(nn.Module):
 @ROI_MASK_HEAD_REGISTRY.register()
 class EmbedMaskHead(ImageMaskHead):
     """
-    Mask head in which a pixel of a box belongs to the object with probability exp(-margin * squared distance) of their
-    embeddings (EmbedMask, eq. 5). Pixels are embedded once for the image, a box by its pooled features.
+    Mask head in which a pixel of a box belongs to the object with probability exp(-margin * squared distance of the
+    embeddings) (EmbedMask, eq. 5). Pixels are embedded once per image, a box by its pooled features. Class-agnostic.
 
-    Every box is trained by the Lovasz hinge (section 3.4) inside it. Class-agnostic. The keys are those of
-    MODEL.EMBED_MASK, and of MODEL.ROI_MASK_HEAD: NUM_CONV, POOLER_RESOLUTION (R is twice as large, as in Mask R-CNN)
-    and POOLER_SAMPLING_RATIO.
+    The loss is the Lovasz hinge (section 3.4) inside each box. The keys are those of MODEL.EMBED_MASK and
+    MODEL.ROI_MASK_HEAD: NUM_CONV, POOLER_RESOLUTION (half of R, as in Mask R-CNN) and POOLER_SAMPLING_RATIO.
     """
 
     @configurable
@@ -125,12 +125,13 @@ class EmbedMaskHead(ImageMaskHead):
     ):
         """
         Args:
-            in_features: names of the maps that the pooler reads.
-            pixel_feature: name of the map that the pixel head reads; stride: pixels of a cell of the embedding.
-            sampling_ratio: of RoIAlign of the embedding.
-            spatial: the first two dimensions follow the location.
-            min_probability: smaller probabilities are raised to it in the loss.
-            mask_threshold: a pixel belongs to the mask from this probability on.
+            in_features: names of the feature maps that the pooler reads.
+            pixel_feature: name of the feature map that the pixel head reads.
+            stride: stride of the pixel embedding, pixels.
+            sampling_ratio: of the RoIAlign that crops the pixel embedding.
+            spatial: add the position to the first two embedding dimensions.
+            min_probability: the loss clamps probabilities to at least this.
+            mask_threshold: minimum probability of a mask's pixels.
             kwargs: loss_weight and vis_period of Detectron2's BaseMaskRCNNHead.
         """
         super().__init__(**kwargs)
@@ -188,7 +189,7 @@ class EmbedMaskHead(ImageMaskHead):
         }
 
     def log_probabilities(self, features, boxes) -> torch.Tensor:
-        """The log-probability of each cell in each box: (D, R, R) float32."""
+        """The mask log-probabilities inside each box: (D, R, R) float32."""
         pixels = self.pixel_head(features[self.pixel_feature], self.position_scale)
         pooled = self.pooler([features[name] for name in self.in_features], boxes)
         boxes, images = join_boxes(boxes)
@@ -206,7 +207,7 @@ class EmbedMaskHead(ImageMaskHead):
         return add_masks(instances, rescale_threshold(log_probabilities.exp(), self.mask_threshold)[:, None])
 
     def _loss(self, log_probabilities: torch.Tensor, instances) -> torch.Tensor:
-        """The Lovasz hinge, the mean over all boxes; 0 if there is none."""
+        """The Lovasz hinge, averaged over all boxes; 0 without boxes."""
         count = len(log_probabilities)
         labels = box_masks(instances, self.resolution)
         owners = torch.arange(count, device=labels.device).repeat_interleave(self.resolution**2)

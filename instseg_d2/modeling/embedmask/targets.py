@@ -1,7 +1,7 @@
 """
 Training targets of EmbedMask.
 
-N images, M objects of the batch, P positive locations, Q candidates among them, H x W pixels.
+N images, M objects, P positive locations, Q candidates among them, H x W pixels.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,11 @@ class GroundTruth:
     The objects of a batch.
 
     Attributes:
-        boxes: (M, 4) pixels; inclusive: x2 and y2 are the boxes' last pixels.
-        images: (M,) int64; num_images: N.
-        masks: (M, H, W) bool on one canvas.
+        boxes: (M, 4), pixels.
+        inclusive: whether boxes include pixels x2 and y2.
+        images: (M,) int64, the image of each object.
+        num_images: N.
+        masks: (M, H, W) bool, padded to one canvas.
     """
 
     def __init__(self, gt_instances: Sequence[Instances], canvas: tuple, inclusive: bool = False):
@@ -33,7 +35,7 @@ class GroundTruth:
         self.masks = canvas_masks(gt_instances, canvas)
 
     def contains(self, objects: torch.Tensor, xy: torch.Tensor) -> torch.Tensor:
-        """Whether each location (P, 2), in pixels, is on its object (P,): (P,) bool, False outside the canvas."""
+        """Whether the mask of each object (P,) contains the location (P, 2), in pixels; False outside the canvas."""
         x, y = xy.long().unbind(1)
         height, width = self.masks.shape[-2:]
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
@@ -41,9 +43,9 @@ class GroundTruth:
 
     def cells(self, stride: int) -> torch.Tensor:
         """
-        The masks resized bilinearly to an even stride, where the value is above 0: (M, H / stride, W / stride) bool.
+        Masks resized bilinearly to an even stride, True above 0: (M, H / stride, W / stride) bool.
 
-        The value of a cell is the mean of the 2 x 2 pixels around its centre.
+        A cell's value would be the mean of the 2 x 2 pixels around its centre, so it is above 0 if one of them is True.
         """
         first = stride // 2 - 1
         a, b, c, d = (self.masks[:, first + i :: stride, first + j :: stride] for i in (0, 1) for j in (0, 1))
@@ -51,19 +53,20 @@ class GroundTruth:
 
 
 def box_ious(boxes: torch.Tensor, others: torch.Tensor, inclusive: bool) -> torch.Tensor:
-    """IoU (P,) of boxes (P, 4) in pairs; if ``inclusive``, x2 and y2 are their last pixels."""
+    """IoU (P,) of paired boxes (P, 4), which include pixels x2 and y2 if ``inclusive``."""
     end = boxes.new_tensor([0.0, 0.0, 1.0, 1.0]) if inclusive else 0.0
     return matched_pairwise_iou(Boxes(boxes + end), Boxes(others + end))
 
 
 def choose_locations(ious: torch.Tensor, objects: torch.Tensor, num_objects: int, threshold: float, averaged: bool):
     """
-    The candidates: the positive locations that make each object's proposal.
+    Choose the candidates, the positive locations that predict each object's proposal.
 
     Args:
-        ious: (P,) of the predicted with the true box; objects: (P,) int64, rows in order.
-        averaged: take all with an IoU strictly above the threshold, or, if there is none, all with the best IoU. If
-            False, take the first with the best IoU.
+        ious: (P,) IoU of the predicted and the true box.
+        objects: (P,) int64, the object of each location.
+        averaged: choose all with an IoU above the threshold or, if there is none, all with the best IoU. If False,
+            choose the first with the best IoU.
 
     Returns:
         (Q,) int64 indices into the positives. An object without positive locations has no candidate.

@@ -1,4 +1,4 @@
-"""The three published versions of EmbedMask, and its keys as arguments of FCOS."""
+"""The three published versions of EmbedMask, and its config keys as arguments of FCOS."""
 
 from dataclasses import dataclass
 
@@ -15,12 +15,12 @@ class Version:
     The properties of a version that have no config key.
 
     Attributes:
-        spatial: the first two dimensions of an embedding follow the location.
+        spatial: add the position to the first two embedding dimensions.
         margin: "box" (one number, from the predicted box), "scalar" (one number, from the box tower) or "dimension"
-            (one number for each dimension of the embedding).
-        averaged: an object's proposal is the mean over its good locations, not its best location.
-        min_probability: probabilities below it are raised to it in the mask loss.
-        log_masks: masks are resized and thresholded as log-probabilities, not as probabilities.
+            (one number per embedding dimension, from the box tower).
+        averaged: use the mean of an object's good locations as its proposal, not the best location.
+        min_probability: the mask loss clamps probabilities to at least this.
+        log_masks: resize and threshold masks as log-probabilities, not as probabilities.
     """
 
     spatial: bool
@@ -38,7 +38,7 @@ VERSIONS = {
 
 
 def version_of(cfg) -> Version:
-    """The version that MODEL.EMBED_MASK means."""
+    """The version that MODEL.EMBED_MASK selects."""
     return VERSIONS[embedmask_version(cfg)]
 
 
@@ -47,7 +47,7 @@ def fcos_arguments(cfg, input_shape) -> dict:
     The arguments of `FCOS` from MODEL.EMBED_MASK.
 
     Args:
-        input_shape: of the backbone's maps; a level of stride 2^k is called pk.
+        input_shape: name -> shape of the backbone's maps; the level of stride 2^k is called pk.
 
     Raises:
         ValueError: the backbone lacks a level.

@@ -1,7 +1,7 @@
 """
 Masks that vary inside windows and are constant outside.
 
-M objects, D detections or other masks, P cells of all windows, h x w cells of the map, H x W pixels.
+M objects, D detections, P cells of all windows, h x w cells of the map, H x W pixels.
 """
 
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ import torch.nn.functional as F
 
 from ... import ops
 
-# Number of output pixels that exist as floats at a time when all masks are made at once.
+# Float pixels per chunk when all masks are resized together.
 CHUNK_PIXELS = 1 << 19
 
 
 def window_sides(windows: torch.Tensor) -> torch.Tensor:
-    """Width and height (D, 2) of half-open windows (D, 4) x1, y1, x2, y2; both are 0 if one is."""
+    """Width and height (D, 2) of half-open windows (D, 4) x1, y1, x2, y2; both are 0 for an empty window."""
     sides = (windows[:, 2:] - windows[:, :2]).clamp(min=0)
     return sides * (sides > 0).all(1, keepdim=True)
 
 
 def window_cells(windows: torch.Tensor, first: int, last: int):
     """
-    Cells [first, last) of windows (D, 4), counted window after window and row after row.
+    Cells [first, last) of all windows (D, 4), numbered window after window, row after row.
 
     Returns:
-        window, number within it, y, x: (last - first,) int64 each.
+        window, number inside the window, y, x: (last - first,) int64 each.
     """
     sides = window_sides(windows)
     ends = sides.prod(1).cumsum(0)
@@ -41,14 +41,17 @@ def window_cells(windows: torch.Tensor, first: int, last: int):
 
 def training_windows(boxes: torch.Tensor, stride: int, padding: float, size: tuple):
     """
-    The cells c, lo <= c < hi, of each object's mask loss: its box, with every side moved out by ``padding`` times the
-    box's width or height and by one cell. None, the whole map, for a padding below 0.
+    The cells of each object's mask loss: its box, grown on each side by ``padding`` times its width or height and by
+    one cell.
 
     Args:
-        boxes: (M, 4) pixels; stride: pixels of a cell; size: (h, w) of the map in cells.
+        boxes: (M, 4), pixels.
+        stride: pixels per cell.
+        padding: below 0 for the whole map.
+        size: (h, w) of the map.
 
     Returns:
-        (M, 4) int64 x1, y1, x2, y2, half-open, or None.
+        (M, 4) int64 x1, y1, x2, y2, half-open, or None for the whole map.
     """
     if padding < 0:
         return None
@@ -59,10 +62,8 @@ def training_windows(boxes: torch.Tensor, stride: int, padding: float, size: tup
 
 def detection_windows(boxes: torch.Tensor, stride: int, whole_cells: bool, size: tuple) -> torch.Tensor:
     """
-    The cells of each detection's mask. In units of cells, x1 - 1 <= c < x2 + 1 of the box (v1, v2); if ``whole_cells``
-    (v3), int(x1) - 2 <= c < int(x2) + 2.
-
-    Args, returns: see `training_windows`.
+    The cells of each detection's mask: x1 - 1 <= x < x2 + 1 for a box in cells (v1, v2) or, with ``whole_cells`` (v3),
+    int(x1) - 2 <= x < int(x2) + 2, and rows likewise. For arguments and result see `training_windows`.
     """
     boxes = boxes / stride
     if whole_cells:
@@ -71,7 +72,7 @@ def detection_windows(boxes: torch.Tensor, stride: int, whole_cells: bool, size:
 
 
 def _neighbours(cells: int, size: int, crop: int, device):
-    """For the first ``crop`` of ``size`` pixels, the two cells that each lies between and the weight of the second."""
+    """For the first ``crop`` of ``size`` pixels: the two nearest cells of each, and the weight of the second."""
     position = ((torch.arange(crop, device=device) + 0.5) * (cells / size) - 0.5).clamp(min=0)
     near = position.long()
     return near, (near + 1).clamp(max=cells - 1), position - near
@@ -80,14 +81,14 @@ def _neighbours(cells: int, size: int, crop: int, device):
 @dataclass
 class WindowMasks:
     """
-    D float maps (h, w): packed values inside each map's window, ``fill`` around it.
+    D float maps (h, w), stored as packed values inside a window; outside they are ``fill``.
 
     Attributes:
-        values: (P,) of these maps and perhaps of others.
-        starts: (D,) int64 index of each map's first value; the rest of its window follows, row after row.
+        values: (P,) values of these maps and perhaps of others.
+        starts: (D,) int64 index of each map's first value; the others of its window follow, row after row.
         windows: (D, 4) int64 half-open cells x1, y1, x2, y2 inside the map.
         size: (h, w).
-        fill: the value around the windows.
+        fill: the value outside the windows.
     """
 
     values: torch.Tensor
@@ -110,7 +111,7 @@ class WindowMasks:
         return maps
 
     def _padded(self) -> "WindowMasks":
-        """The same maps, without values of others, in windows that reach one cell further where the map has one."""
+        """The same maps, without values of others, in windows grown by one cell on each side inside the map."""
         height, width = self.size
         grown = self.windows + self.windows.new_tensor([-1, -1, 1, 1])
         grown = torch.minimum(grown.clamp(min=0), grown.new_tensor([width, height, width, height]))
@@ -125,13 +126,14 @@ class WindowMasks:
 
     def resize(self, size: tuple, crop: tuple, threshold: float, packed: Optional[bool] = None) -> torch.Tensor:
         """
-        The maps resized bilinearly (align_corners False) to ``size`` (H, W), thresholded and cropped.
+        Resize the maps bilinearly (``align_corners=False``) to ``size`` (H, W), threshold and crop them.
 
-        Only pixels that a window reaches are computed. The others are the fill, which must not pass the threshold.
+        Only pixels near a window are computed. The others are ``fill``, which must not exceed the threshold.
 
         Args:
-            crop: (H, W), at most ``size``; threshold: pixels strictly above it are True.
-            packed: make all masks at once instead of one by one; default: on a GPU.
+            crop: (H, W), at most ``size``.
+            threshold: pixels strictly above it are True.
+            packed: resize all masks together instead of one by one. Default: on a GPU.
 
         Returns:
             (D, *crop) bool.
@@ -141,7 +143,7 @@ class WindowMasks:
             return masks
         axes = [_neighbours(*axis, masks.device) for axis in zip(self.size, size, crop)]
         (y0, y1, _), (x0, x1, _) = axes
-        # A window reaches a pixel if one of the pixel's two columns and one of its two rows of cells lie inside.
+        # A window reaches a pixel if it contains one of the pixel's two columns and one of its two rows of cells.
         left, top, right, bottom = self.windows.T.contiguous()
         edges = ((x1, left), (y1, top), (x0, right), (y0, bottom))
         reached = torch.stack([torch.searchsorted(cells, edge) for cells, edge in edges], dim=1)
@@ -151,7 +153,7 @@ class WindowMasks:
         return masks
 
     def _resize_each(self, masks: torch.Tensor, reached: torch.Tensor, axes, threshold: float) -> None:
-        """Write the reached pixels (D, 4) mask by mask: on a CPU many small tensors beat one large gather."""
+        """Write the reached pixels (D, 4) mask by mask: on a CPU, many small tensors are faster than one big gather."""
         (y0, y1, wy), (x0, x1, wx) = axes
         rows = torch.cat([reached, self.windows, self.starts[:, None]], dim=1).tolist()
         for mask, (left, top, right, bottom, x, y, x2, y2, start) in zip(masks, rows):
@@ -167,7 +169,7 @@ class WindowMasks:
             mask[top:bottom, left:right] = near * (1 - weight) + far * weight > threshold
 
     def _resize_packed(self, masks: torch.Tensor, reached: torch.Tensor, axes, threshold: float) -> None:
-        """Write the reached pixels (D, 4) of all masks at once, in chunks."""
+        """Write the reached pixels (D, 4) of all masks together, in chunks."""
         (y0, y1, wy), (x0, x1, wx) = axes
         bordered = self._padded()
         row = bordered.windows[:, 2] - bordered.windows[:, 0]
