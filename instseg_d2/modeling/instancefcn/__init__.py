@@ -35,7 +35,7 @@ register_method(
             "InstanceFCN",
             "ECCV 2016, arXiv 1603.08678",
             "never released",
-            "1.5 s an image on a K40. AR: average recall of the best 10, 100 and 1000 proposals.",
+            "1.5 s per image on a K40. AR: average recall of the best 10, 100 and 1000 proposals.",
         ),
     )
 )

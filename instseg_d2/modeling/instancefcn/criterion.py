@@ -1,7 +1,7 @@
 """
 The losses of InstanceFCN (eq. 1), in float32.
 
-N images, P and Q slots of positive and negative windows, m mask size, h x w cells of the feature map.
+N images, P and Q slots for positive and negative windows, m mask size, h x w cells of the feature map.
 """
 
 import torch
@@ -19,14 +19,16 @@ def window_losses(
     sampled: SampledWindows,
 ) -> dict[str, torch.Tensor]:
     """
+    The objectness loss of the sampled windows and the mask loss of the positive ones.
+
     Args:
         objectness: (N, h * w) logits.
-        mask_logits: (N, P, m, m) of the positive slots' windows.
+        mask_logits: (N, P, m, m) of the windows in the positive slots.
         targets, inside: (N, P, m, m), see `mask_targets`.
 
     Returns:
-        loss_window_objectness: logistic loss, the mean over the sampled windows of the batch.
-        loss_window_mask: logistic loss, the mean over a window's cells on the map, then over the positive windows.
+        loss_window_objectness: logistic loss, averaged over the sampled windows of the batch.
+        loss_window_mask: logistic loss, averaged over a window's cells inside the map, then over the positive windows.
     """
     with torch.autocast(objectness.device.type, enabled=False):
         objectness, mask_logits = objectness.float(), mask_logits.float()

@@ -1,5 +1,5 @@
 """
-What InstanceFCN sees, as pictures: the score maps, and how windows are assembled from them (figures 1 and 4 of the
+Pictures that explain InstanceFCN's masks: the score maps, and how masks are assembled from them (figures 1 and 4 of the
 paper). D segments, k grid, m mask size, h x w cells of the score maps, H x W pixels.
 """
 
@@ -16,7 +16,7 @@ SEGMENTS_IN_MAP = 100
 
 
 def _objectness_map(image: np.ndarray, segments) -> np.ndarray:
-    """The best segments' largest objectness x mask probability at each pixel, over the image."""
+    """The maximum of objectness x mask probability over the best segments, drawn over the image."""
     best = segments[:SEGMENTS_IN_MAP]
     size = tuple(image.shape[:2])
     if len(best) == 0:
@@ -27,14 +27,14 @@ def _objectness_map(image: np.ndarray, segments) -> np.ndarray:
 
 
 def _score_map_grid(score_maps: torch.Tensor, grid: int) -> np.ndarray:
-    """The maps (k * k, h, w) as probabilities, arranged as the relative positions they stand for."""
+    """The maps (k * k, h, w) as probabilities, arranged by relative position."""
     maps = [colorize(x, 0, 1) for x in score_maps.float().sigmoid().cpu().numpy()]
     maps = [cv2.copyMakeBorder(x, 0, GAP, 0, GAP, cv2.BORDER_CONSTANT, value=(WHITE,) * 3) for x in maps]
     return np.vstack([np.hstack(maps[row * grid : (row + 1) * grid]) for row in range(grid)])[:-GAP, :-GAP]
 
 
 def _draw_grid(picture: np.ndarray, grid: int, size: int) -> np.ndarray:
-    """A window's picture with lines where its cells change from one score map to the next."""
+    """Draw lines in a window's picture between the parts that come from different score maps."""
     picture = np.ascontiguousarray(picture)
     for part in range(1, grid):
         at = round(-(-part * size // grid) * WINDOW_PIXELS / size)
@@ -44,7 +44,7 @@ def _draw_grid(picture: np.ndarray, grid: int, size: int) -> np.ndarray:
 
 
 def _draw_assembly(image: np.ndarray, window: np.ndarray, probabilities: np.ndarray, grid: int) -> np.ndarray:
-    """The window of the image and, beside it, its mask made of k x k blocks."""
+    """The window of the image and its mask of k x k blocks, side by side."""
     x1, y1, x2, y2 = window
     to_window = np.float32([[x2 - x1, 0, x1], [0, y2 - y1, y1]]) / WINDOW_PIXELS
     to_window[:, 2] *= WINDOW_PIXELS
@@ -63,12 +63,12 @@ def explain_image(image: np.ndarray, segments, maps: list, grid: int, max_instan
         image: (H, W, 3) uint8, RGB, network input size.
         segments: Instances in input pixels with scores, objectness_logits, pred_masks (D, m, m) probabilities,
             windows and scale_index, best first.
-        maps: for each scale the size (H, W) of the image without padding, and score maps (k * k, h, w) with padding.
+        maps: for each scale, the size (H, W) of the image without padding and score maps (k * k, h, w) with padding.
         grid: k.
 
     Returns:
-        [(title, RGB uint8 picture)]: objectness x mask probability, the score maps of the scales that the best
-        segments come from, and the assembling of each of these.
+        [(title, RGB uint8 picture)]: objectness x mask probability, the score maps of the best segments' scales, and
+        the assembled mask of each of these segments.
     """
     panels = [("objectness x mask probability", _objectness_map(image, segments))]
     best = segments[:max_instances]

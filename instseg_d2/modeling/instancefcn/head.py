@@ -1,4 +1,4 @@
-"""The two branches of InstanceFCN. N images, C channels, k x k relative positions, h x w cells of a map."""
+"""The two branches of InstanceFCN. N images, C channels, k grid, h x w cells of a map."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from ...layers import init_normal
 
 
 class InstanceFCNHead(nn.Module):
-    """Instance-sensitive score maps, and the objectness of each cell's window (figure 3)."""
+    """Predicts instance-sensitive score maps and the objectness of each cell's window (figure 3)."""
 
     def __init__(self, *, in_channels: int, hidden_dim: int = 512, grid: int = 5):
         """

@@ -1,7 +1,7 @@
 """
-From score maps to segments.
+Decodes score maps into segments.
 
-N images, n windows an image, D segments, k grid, m mask size, h x w cells of the feature map, H x W pixels of the
+N images, n windows per image, D segments, k grid, m mask size, h x w cells of the feature map, H x W pixels of the
 network's input.
 """
 
@@ -19,17 +19,19 @@ from ..postprocessing import masks_to_boxes, rescore
 from .windows import inside_image, window_corners
 
 SCORES = ("objectness", "product")
-PRE_NMS_FACTOR = 4  # times the requested number of segments: usually enough of these survive
+PRE_NMS_FACTOR = 4  # NMS first tries this many times the requested segments, which is usually enough
 
 
 @dataclass(frozen=True)
 class ProposalLimits:
     """
+    Which windows become segments.
+
     Attributes:
-        top_windows: windows of an image and scale that are assembled, by objectness.
-        score: ranks the segments: "objectness", or "product" of objectness and mean mask probability inside the mask.
-        nms_threshold: box IoU above which the worse of two segments is dropped.
-        max_proposals: how many of the best segments are kept.
+        top_windows: number of windows with the highest objectness that are assembled per image and scale.
+        score: "objectness", or its "product" with the mean mask probability inside the mask.
+        nms_threshold: box IoU above which NMS drops the worse of two segments.
+        max_proposals: number of segments kept.
     """
 
     top_windows: int = 2000
@@ -43,18 +45,20 @@ class ProposalLimits:
 
 def windows_to_segments(mask_logits: torch.Tensor, objectness: torch.Tensor, corners, stride: int, image_size, score):
     """
-    Windows of one image as segments: the mask is where the logit is above 0, the box is tight around the mask's cells.
+    Convert the windows of one image to segments. A mask is where the logit is above 0; its box is tight.
+
+    Windows with an empty mask, a mask outside the image or a NaN score are dropped.
 
     Args:
-        mask_logits: (n, m, m) float32; objectness: (n,) logits, float32.
+        mask_logits: (n, m, m) float32.
+        objectness: (n,) float32 logits.
         corners: first row and column of the windows, each (n,).
         image_size: (H, W); boxes are clipped to it.
         score: see `ProposalLimits`.
 
     Returns:
-        Instances with pred_boxes, scores (0 to 1), objectness_logits, pred_masks (D, m, m) probabilities and windows,
-        the Boxes that the masks fill. A window is left out where its mask is empty or outside the image or its score is
-        no number.
+        Instances with pred_boxes, scores (0 to 1), objectness_logits, pred_masks (D, m, m) probabilities, and windows,
+        the Boxes that the masks fill.
     """
     top, left = corners
     size = mask_logits.shape[-1]
@@ -77,10 +81,11 @@ def windows_to_segments(mask_logits: torch.Tensor, objectness: torch.Tensor, cor
 
 def best_windows(objectness: torch.Tensor, image_sizes: Sequence[tuple], stride: int, mask_size: int, count: int):
     """
-    The windows of highest objectness (N, h, w) with their centre in the image.
+    The windows with the highest objectness (N, h, w) among those with their centre in the image.
 
     Returns:
-        values: (N, n) logits, best first, -inf where an image has fewer windows; cells: (N, n) y * w + x.
+        values: (N, n) logits, best first; -inf if an image has fewer windows.
+        cells: (N, n) y * w + x.
     """
     size = objectness.shape[-2:]
     inside = torch.stack([inside_image(size, x, stride, mask_size, objectness.device) for x in image_sizes])
@@ -96,11 +101,12 @@ def decode(
     The segments of one scale, before non-maximum suppression.
 
     Args:
-        score_maps: (N, k * k, h, w); objectness: (N, h, w) logits.
+        score_maps: (N, k * k, h, w) logits.
+        objectness: (N, h, w) logits.
         image_sizes: (H, W) of each image without padding.
 
     Returns:
-        see `windows_to_segments`.
+        Instances per image, see `windows_to_segments`.
     """
     values, cells = best_windows(objectness, image_sizes, stride, mask_size, limits.top_windows)
     top, left = window_corners(cells, score_maps.shape[-1], mask_size)
@@ -115,7 +121,7 @@ def decode(
 
 
 def rescale_segments(segments: Instances, image_size: tuple) -> Instances:
-    """The segments with boxes and windows in the pixels of the same image at another size (H, W)."""
+    """Rescale boxes and windows to the pixels of the same image at another size (H, W)."""
     height, width = segments.image_size
     result = Instances(tuple(image_size), **segments.get_fields())
     for name in ("pred_boxes", "windows"):
@@ -126,9 +132,9 @@ def rescale_segments(segments: Instances, image_size: tuple) -> Instances:
 
 
 def best_segments(segments: Instances, limits: ProposalLimits) -> Instances:
-    """Greedy box NMS without classes (section 3.3), then the best ``max_proposals``, best first."""
+    """Class-agnostic box NMS (section 3.3), then the best ``max_proposals``, best first."""
     boxes, scores, count = segments.pred_boxes.tensor, segments.scores, limits.max_proposals
-    # Only better segments suppress one. If the first few leave enough, the others do not matter.
+    # A segment is only suppressed by better ones, so if enough of the best survive, the others do not matter.
     few = scores.topk(min(PRE_NMS_FACTOR * count, len(scores))).indices
     keep = few[nms(boxes[few], scores[few], limits.nms_threshold)]
     if len(keep) < count and len(few) < len(scores):
@@ -137,7 +143,7 @@ def best_segments(segments: Instances, limits: ProposalLimits) -> Instances:
 
 
 def as_proposals(segments: Instances) -> Instances:
-    """Segments in the form that Detectron2's ROI heads expect: proposal_boxes and objectness_logits."""
+    """Convert segments to proposals for Detectron2's ROI heads: proposal_boxes and objectness_logits."""
     result = Instances(segments.image_size)
     result.proposal_boxes = segments.pred_boxes
     result.objectness_logits = segments.objectness_logits
@@ -146,8 +152,8 @@ def as_proposals(segments: Instances) -> Instances:
 
 def paste(segments: Instances, size: tuple) -> Instances:
     """
-    Segments as detections at the output size (H, W): masks pasted bilinearly into their windows, and their tight boxes.
-    Empty masks are left out.
+    Convert segments to detections at output size (H, W): paste masks bilinearly into their windows, take their tight
+    boxes and drop empty masks.
 
     Args:
         segments: with scores, pred_classes, pred_masks (D, m, m) probabilities and windows.
@@ -161,4 +167,4 @@ def paste(segments: Instances, size: tuple) -> Instances:
     result.pred_classes = segments.pred_classes
     result.pred_masks = masks
     found = boxes.nonempty()
-    return result if found.all() else result[found]  # indexing copies all masks of full size
+    return result if found.all() else result[found]  # indexing copies all full-size masks

@@ -1,5 +1,5 @@
 """
-The InstanceFCN meta-architecture: segments at several scales, optionally with classes.
+The InstanceFCN meta-architecture: segment proposals at several scales, optionally classified.
 
 N images, D segments, m mask size, H x W pixels.
 """
@@ -25,10 +25,10 @@ from .inference import as_proposals, best_segments, paste, rescale_segments
 @META_ARCH_REGISTRY.register()
 class InstanceFCN(InstanceSegmenter):
     """
-    Class-agnostic segment proposals (InstanceFCN, arXiv 1603.08678); with ROI heads, classified segments.
+    Class-agnostic segment proposals (InstanceFCN, arXiv 1603.08678), optionally classified by ROI heads.
 
-    Training takes an image at one scale. Inference takes it at every test scale and keeps the best segments of all
-    scales. Unless ROI heads classify them, all are of class 0, "object".
+    Training uses one scale per image. Inference runs at every test scale and keeps the best segments of all scales.
+    Without ROI heads their class is 0, "object".
     """
 
     @configurable
@@ -45,13 +45,14 @@ class InstanceFCN(InstanceSegmenter):
         """
         Args:
             proposal_generator: the `InstanceFCN` of proposal_generator.py.
-            scales: shorter sides of an image in inference, pixels; max_size: limit of the longer side.
+            scales: shorter sides of the image in inference, pixels.
+            max_size: maximum of the longer side, pixels.
             roi_heads: a `SegmentROIHeads`, or None.
-            classifier_scale: the scale whose features the ROI heads get.
-            kwargs: of `InstanceSegmenter`.
+            classifier_scale: the scale whose features the ROI heads read.
+            kwargs: see `InstanceSegmenter`.
 
         Raises:
-            ValueError: the scales cannot be used.
+            ValueError: invalid scales.
         """
         super().__init__(**kwargs)
         if not scales or min(scales) < 1:
@@ -81,7 +82,7 @@ class InstanceFCN(InstanceSegmenter):
         }
 
     def losses(self, images: ImageList, batched_inputs: Sequence[dict]) -> dict:
-        """loss_window_objectness, loss_window_mask and, with ROI heads, theirs."""
+        """loss_window_objectness, loss_window_mask and the losses of the ROI heads, if there are any."""
         gt_instances = self.gt_instances(batched_inputs)
         features = self.backbone(images.tensor)
         outputs = self.proposal_generator.outputs(features)
@@ -92,7 +93,7 @@ class InstanceFCN(InstanceSegmenter):
         return losses
 
     def at_scale(self, images: ImageList, scale: int) -> ImageList:
-        """The images resized, antialiased, to a shorter side of ``scale`` pixels, and padded for the backbone."""
+        """Resize images with antialiasing to a shorter side of ``scale`` pixels, and pad them for the backbone."""
         resized = []
         for image, (height, width) in zip(images.tensor, images.image_sizes):
             size = ResizeShortestEdge.get_output_shape(height, width, scale, self.max_size)
@@ -103,14 +104,14 @@ class InstanceFCN(InstanceSegmenter):
         )
 
     def forward_scales(self, images: ImageList):
-        """For every scale: the scale, the resized images, their features, and their score maps and objectness."""
+        """Yield the scale, resized images, features, and (score maps, objectness) of every scale."""
         for scale in self.scales:
             resized = self.at_scale(images, scale)
             features = self.backbone(resized.tensor)
             yield scale, resized, features, self.proposal_generator.outputs(features)
 
     def _detect(self, images: ImageList):
-        """The best segments of each image, and (image sizes, score maps) of each scale."""
+        """The detections of each image, and (image sizes, score maps) of each scale."""
         found, maps = [[] for _ in images.image_sizes], []
         for index, (scale, resized, features, outputs) in enumerate(self.forward_scales(images)):
             maps.append((resized.image_sizes, outputs[0]))
@@ -130,13 +131,13 @@ class InstanceFCN(InstanceSegmenter):
     @torch.no_grad()
     def infer(self, images: ImageList) -> list[dict]:
         """
-        The best segments of all scales, best first, in input pixels: scores, pred_classes, pred_boxes (tight),
-        pred_masks (D, m, m) probabilities inside windows (Boxes, unclipped), objectness_logits, scale_index.
+        The best segments of all scales, best first, in input pixels: scores, pred_classes, tight pred_boxes, pred_masks
+        (D, m, m), probabilities inside windows (unclipped Boxes), objectness_logits and scale_index.
         """
         return [{"instances": x} for x in self._detect(images)[0]]
 
     def _classify(self, segments: Sequence[Instances], images: ImageList, features) -> list[Instances]:
-        """The segments with classes, which features of images at one scale decide."""
+        """Classify segments with the features of images at one scale."""
         proposals = []
         for x, size in zip(segments, images.image_sizes):
             x = rescale_segments(x, size)
@@ -146,13 +147,13 @@ class InstanceFCN(InstanceSegmenter):
         return [rescale_segments(x, segment.image_size) for x, segment in zip(results, segments)]
 
     def postprocess(self, result: Instances, size: tuple, masks: bool = True) -> Instances:
-        """Masks pasted at the output's size, and their tight boxes."""
+        """Paste the masks at output size and take their tight boxes."""
         return paste(result, size)
 
     def output(self, found: dict, size: tuple, masks: str) -> dict:
         """
-        As of `InstanceSegmenter`. Without ROI heads also "proposals": the segments' proposal_boxes and
-        objectness_logits, as Detectron2's ROI heads and proposal evaluation take them.
+        See `InstanceSegmenter`. Without ROI heads it adds "proposals", the segments' proposal_boxes and
+        objectness_logits, for Detectron2's ROI heads and proposal evaluation.
         """
         output = super().output(found, size, masks)
         if self.roi_heads is None:
@@ -162,8 +163,8 @@ class InstanceFCN(InstanceSegmenter):
     @torch.no_grad()
     def explain(self, batched_inputs: Sequence[dict], max_instances: int = 4) -> list[list]:
         """
-        Titled RGB pictures for each image: objectness x mask probability, then for the best segments the score maps of
-        their scale and how the window is assembled.
+        For each image, (title, RGB picture) pairs: objectness x mask probability, then for the best segments the score
+        maps of their scale and how their masks are assembled.
         """
         images = self.preprocess(batched_inputs)
         found, maps = self._detect(images)

@@ -1,5 +1,5 @@
 """
-The assembling module inside the boxes of any detector.
+InstanceFCN's assembling module as a mask head of any detector.
 
 N images, D boxes (proposals in training, else detections), K classes (1 if class-agnostic), k grid, R mask resolution.
 """
@@ -16,9 +16,8 @@ from ..image_mask_head import ImageMaskHead
 @ROI_MASK_HEAD_REGISTRY.register()
 class AssembleMaskHead(ImageMaskHead):
     """
-    Mask head that predicts k x k score maps once for the image and assembles them inside each box: InstanceFCN's
-    assembling (arXiv 1603.08678, section 3.1) for boxes of any size, as FCIS merges its maps. A box costs no more than
-    reading R x R cells.
+    Mask head that predicts k x k score maps per image and assembles a mask from them inside each box: InstanceFCN's
+    assembling (arXiv 1603.08678, section 3.1) for boxes of any size, as in FCIS. A box only costs reading R x R cells.
     """
 
     @configurable
@@ -39,12 +38,12 @@ class AssembleMaskHead(ImageMaskHead):
     ):
         """
         Args:
-            in_feature, in_channels, stride: name, channels and stride in pixels of the feature map.
+            in_feature, in_channels, stride: name, channels and stride (pixels) of the feature map.
             num_classes: K; 1 for class-agnostic masks.
             grid: k.
             resolution: R.
-            sampling_ratio: of RoIAlign.
-            num_convs, conv_dim, norm: 3x3 convolutions before the score maps.
+            sampling_ratio: see RoIAlign.
+            num_convs, conv_dim, norm: of the 3x3 convolutions before the score maps.
             kwargs: loss_weight and vis_period of Detectron2's BaseMaskRCNNHead.
         """
         super().__init__(**kwargs)

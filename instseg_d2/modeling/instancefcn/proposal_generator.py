@@ -1,5 +1,5 @@
 """
-The proposal generator of InstanceFCN: segments of one scale.
+The proposal generator of InstanceFCN: segments at one scale.
 
 N images, D segments, k grid, m mask size, h x w cells of the feature map.
 """
@@ -25,10 +25,10 @@ from .windows import window_corners
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class InstanceFCN(nn.Module):
     """
-    Instance-sensitive score maps, assembled (InstanceFCN; Dai et al., arXiv 1603.08678, section 3).
+    Assembles segments from instance-sensitive score maps (InstanceFCN; Dai et al., arXiv 1603.08678, section 3).
 
-    `forward` follows Detectron2's contract; the meta-architecture of the same name calls `outputs`, `losses` and
-    `segments` one by one, the last at several scales.
+    `forward` is the interface of Detectron2's proposal generators. The meta-architecture of the same name calls
+    `outputs`, `losses` and, at several scales, `segments`.
     """
 
     @configurable
@@ -46,11 +46,13 @@ class InstanceFCN(nn.Module):
         """
         Args:
             head: an `InstanceFCNHead`.
-            in_feature: name of the backbone's map; stride: its stride, pixels.
-            grid: k; mask_size: m, cells.
+            in_feature: name of the backbone's feature map.
+            stride: its stride, pixels.
+            grid: k.
+            mask_size: m, in cells.
 
         Raises:
-            ValueError: the grid or mask size is out of range.
+            ValueError: ``grid`` is not from 1 to ``mask_size``.
         """
         super().__init__()
         if not 1 <= grid <= mask_size:
@@ -96,11 +98,11 @@ class InstanceFCN(nn.Module):
         }
 
     def outputs(self, features: dict[str, torch.Tensor]):
-        """The backbone's maps -> score_maps (N, k * k, h, w), objectness (N, h, w), logits."""
+        """The backbone's feature maps -> score_maps (N, k * k, h, w) and objectness (N, h, w), both logits."""
         return self.head(features[self.in_feature])
 
     def losses(self, outputs, gt_instances: Sequence[Instances]) -> dict[str, torch.Tensor]:
-        """loss_window_objectness and loss_window_mask. Every object counts, whatever its class."""
+        """loss_window_objectness and loss_window_mask, regardless of the objects' classes."""
         score_maps, objectness = outputs
         size = tuple(score_maps.shape[-2:])
         with torch.no_grad():
@@ -123,7 +125,7 @@ class InstanceFCN(nn.Module):
 
     @torch.no_grad()
     def segments(self, outputs, image_sizes: Sequence[tuple]) -> list[Instances]:
-        """All segments of one scale in its pixels, before suppression; see `windows_to_segments`."""
+        """All segments of one scale, in its pixels, before NMS; see `windows_to_segments`."""
         score_maps, objectness = outputs
         return decode(
             score_maps.detach(),
@@ -146,10 +148,10 @@ class InstanceFCN(nn.Module):
         gt_instances: Optional[Sequence[Instances]] = None,
     ):
         """
-        Detectron2's contract of a proposal generator, at the scale of the images.
+        The interface of Detectron2's proposal generators, at the scale of the images.
 
         Returns:
-            proposals: one Instances an image with proposal_boxes (D, clipped) and objectness_logits (D,), best first.
+            proposals: one Instances per image with proposal_boxes (D, clipped) and objectness_logits (D,), best first.
             losses: empty in inference.
         """
         outputs = self.outputs(features)

@@ -1,4 +1,4 @@
-"""Classes for segments: Detectron2's box head reads their tight boxes, and they keep their masks."""
+"""Classifies segments with Detectron2's box head on their tight boxes; the segments keep their masks."""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -12,9 +12,9 @@ from detectron2.structures import ImageList, Instances
 @ROI_HEADS_REGISTRY.register()
 class SegmentROIHeads(StandardROIHeads):
     """
-    StandardROIHeads without a mask head: the proposals have masks, and the box head gives them classes.
+    StandardROIHeads without a mask head, for proposals that have masks already.
 
-    The box regression is trained too, as in MNC, but moves no box, since a segment's box is tight around its mask.
+    The box regression is trained, as in MNC, but not applied: a segment's box stays tight around its mask.
     """
 
     @classmethod
@@ -29,7 +29,7 @@ class SegmentROIHeads(StandardROIHeads):
         targets: Optional[Sequence[Instances]] = None,
     ):
         """
-        As Detectron2's. In inference results have new scores and pred_classes, and the other fields of the proposals.
+        Like Detectron2's. In inference, results get scores and pred_classes and keep the proposals' other fields.
         """
         if self.training:
             return super().forward(images, features, proposals, targets)

@@ -1,8 +1,8 @@
 """
-Training targets of InstanceFCN: which windows are objects, which are sampled, and what their masks should be.
+Training targets of InstanceFCN: labels of windows, sampling, and target masks.
 
-N images, M objects of an image, P and Q slots of positive and negative windows, m mask size, h x w cells of the feature
-map, H x W pixels of the network's input. Boxes and centres are in pixels.
+N images, M objects of an image, P and Q slots for positive and negative windows, m mask size, h x w cells of the
+feature map, H x W pixels of the network's input. Boxes and centres are in pixels.
 """
 
 from collections.abc import Sequence
@@ -22,18 +22,17 @@ CELL_TARGETS = ("center", "share")
 @dataclass(frozen=True)
 class WindowRules:
     """
-    What makes a window positive or negative (DeepMask's definition, scaled to a window of 168 pixels).
+    Which windows are positive or negative (DeepMask's rule, scaled to a window of 168 pixels).
 
     Attributes:
-        canonical_size: longer side of the objects that a window is for, pixels.
-        positive_octaves, positive_shift: a window is positive for an object whose longer side is canonical_size times
-            at most 2^(+-octaves) and whose centre is at most ``shift`` pixels away in each axis.
-        negative_octaves, negative_shift: a window is negative if no object is canonical up to 2^(+-octaves) and closer
-            than ``shift`` pixels in both axes.
-        windows_per_image: windows sampled of an image.
-        positive_fraction: largest share of positive ones; negatives fill up.
-        cell_target: of a cell of the mask: "center", whether the object covers the cell's centre, or "share", how much
-            of the cell it covers.
+        canonical_size: longer side of the objects that a window should detect, pixels.
+        positive_octaves, positive_shift: a window is positive for an object whose longer side differs from
+            canonical_size by a factor of at most 2^octaves and whose centre is at most ``shift`` pixels away per axis.
+        negative_octaves, negative_shift: a window is negative if no object is within 2^octaves of canonical_size and
+            less than ``shift`` pixels away in both axes.
+        windows_per_image: number of windows sampled per image.
+        positive_fraction: maximum share of positive windows; negatives fill the rest.
+        cell_target: "center", whether the object covers the cell's centre, or "share", how much of the cell it covers.
     """
 
     canonical_size: float = 96.0
@@ -52,12 +51,12 @@ class WindowRules:
 @dataclass
 class SampledWindows:
     """
-    The windows that train, in a fixed number of slots. Some slots are not used.
+    The sampled windows, in a fixed number of slots, some of which may be unused.
 
     Attributes:
-        positives: (N, P) cells y * w + x; negatives: (N, Q).
-        positives_used: (N, P) bool; negatives_used: (N, Q) bool.
-        objects: (N, P) object of each positive slot among those of its image, M if the slot is not used.
+        positives, negatives: (N, P) and (N, Q) int64, the windows' cells y * w + x.
+        positives_used, negatives_used: (N, P) and (N, Q) bool.
+        objects: (N, P) int64, each positive window's object among those of its image; M for an unused slot.
     """
 
     positives: torch.Tensor
@@ -69,10 +68,16 @@ class SampledWindows:
 
 def _closest_object(centers: torch.Tensor, canonical: torch.Tensor, size: tuple, stride, mask_size, shift: float):
     """
-    Of each window the canonical object with the closest centre, at most ``shift`` away in each axis; M for none.
+    For each window, the canonical object with the closest centre, at most ``shift`` pixels away per axis; M for none.
 
-    An object reaches few windows, so these are listed and reduced: centers (M, 2) x, y and canonical (M,) bool ->
-    (h * w,) int64.
+    Only the few windows near each object are compared.
+
+    Args:
+        centers: (M, 2) x, y.
+        canonical: (M,) bool, whether the object has the size for a positive window.
+
+    Returns:
+        (h * w,) int64.
     """
     height, width = size
     count = len(centers)
@@ -85,7 +90,7 @@ def _closest_object(centers: torch.Tensor, canonical: torch.Tensor, size: tuple,
     fits = (y_fits[:, :, None] & x_fits[:, None, :] & canonical[:, None, None]).flatten()
     distances = (dy[:, :, None] ** 2 + dx[:, None, :] ** 2).flatten()
     cells = (ys[:, :, None] * width + xs[:, None, :]).flatten()
-    cells = torch.where(fits, cells, height * width)  # an extra cell takes what does not fit
+    cells = torch.where(fits, cells, height * width)  # an extra cell for those that do not fit
     nearest = distances.new_full((height * width + 1,), torch.inf)
     nearest = nearest.scatter_reduce(0, cells, distances, "amin")
     objects = torch.arange(count, device=centers.device).repeat_interleave(len(reach) ** 2)
@@ -96,13 +101,16 @@ def _closest_object(centers: torch.Tensor, canonical: torch.Tensor, size: tuple,
 
 def label_windows(boxes: torch.Tensor, size: tuple, image_size: tuple, stride: int, mask_size: int, rules: WindowRules):
     """
+    Label all windows of one image.
+
     Args:
-        boxes: (M, 4) objects of one image.
-        size: (h, w) of the feature map; image_size: (H, W) of the image without padding.
+        boxes: (M, 4).
+        size: (h, w) of the feature map.
+        image_size: (H, W) of the image without padding.
 
     Returns:
-        labels: (h * w,) int64, 1 positive, 0 negative, -1 ignored.
-        objects: (h * w,) int64, the object of each positive window, M elsewhere.
+        labels: (h * w,) int64; 1 positive, 0 negative, -1 ignored.
+        objects: (h * w,) int64, the object of each positive window.
     """
     device = boxes.device
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -113,7 +121,7 @@ def label_windows(boxes: torch.Tensor, size: tuple, image_size: tuple, stride: i
     near_x = (xs - centers[:, 0, None]).abs() < rules.negative_shift
     near_y = (ys - centers[:, 1, None]).abs() < rules.negative_shift
     near_y &= (octaves <= rules.negative_octaves)[:, None]
-    # How many objects are near: a product of two small matrices needs no (M, h, w) tensor.
+    # The number of near objects, as a product of two small matrices instead of an (M, h, w) tensor.
     near = (near_y.float().T @ near_x.float()).flatten() > 0.5
     inside = inside_image(size, image_size, stride, mask_size, device).flatten()
     positive = (objects < len(boxes)) & inside
@@ -123,7 +131,7 @@ def label_windows(boxes: torch.Tensor, size: tuple, image_size: tuple, stride: i
 
 def sample_windows(labels: torch.Tensor, objects: torch.Tensor, rules: WindowRules) -> SampledWindows:
     """
-    At most ``windows_per_image`` random windows of each image, at most ``positive_fraction`` of them positive.
+    Sample up to ``windows_per_image`` random windows per image, at most ``positive_fraction`` of them positive.
 
     Args:
         labels, objects: (N, h * w), see `label_windows`.
@@ -141,10 +149,10 @@ def sample_windows(labels: torch.Tensor, objects: torch.Tensor, rules: WindowRul
 
 def cell_masks(instances: Instances, size: tuple, stride: int, kind: str = "center") -> torch.Tensor:
     """
-    The objects' masks at the (h, w) = ``size`` cells, and an empty one at the end.
+    The objects' masks at the (h, w) = ``size`` cells, followed by an empty mask.
 
     Args:
-        kind: "center", the mask at the cell's centre, or "share", how much of the cell the mask covers.
+        kind: see ``cell_target`` of `WindowRules`.
 
     Returns:
         (M + 1, h, w) float32, 0 to 1.
@@ -161,12 +169,14 @@ def cell_masks(instances: Instances, size: tuple, stride: int, kind: str = "cent
 
 def mask_targets(masks: Sequence[torch.Tensor], sampled: SampledWindows, mask_size: int):
     """
+    The target masks of the windows in the positive slots.
+
     Args:
         masks: (M_i + 1, h, w) of each image i, see `cell_masks`.
 
     Returns:
-        targets: (N, P, m, m) float32, the masks of the positive slots' objects at the windows' cells.
-        inside: (N, P, m, m) bool, the cells that lie on the feature map. The others do not count.
+        targets: (N, P, m, m) float32.
+        inside: (N, P, m, m) bool, whether a cell lies on the feature map. Only these count in the loss.
     """
     height, width = masks[0].shape[-2:]
     starts = torch.tensor([0, *(len(x) for x in masks[:-1])]).cumsum(0).to(sampled.objects.device, non_blocking=True)

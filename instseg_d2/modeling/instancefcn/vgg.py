@@ -1,4 +1,4 @@
-"""VGG-16 with a stride of 8, as InstanceFCN uses it. N images, C channels, h x w cells of a map, H x W pixels."""
+"""VGG-16 with stride 8, as InstanceFCN uses it. N images, C channels, h x w cells of a map, H x W pixels."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
-# Convolutions and width of the five stages.
+# (number of convolutions, channels) of the five stages.
 STAGES = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 
 
 class ShiftedMaxPool(nn.Module):
-    """A 2x2 max pool of stride 1 that keeps the size; a pool of stride 2 gives every second of its values."""
+    """A 2x2 max pool of stride 1 that keeps the size; every second value equals that of a pool with stride 2."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x (N, C, h, w), at least 0 (after a ReLU) -> (N, C, h, w)."""
@@ -22,15 +22,15 @@ class ShiftedMaxPool(nn.Module):
 
 class VGG16(Backbone):
     """
-    The convolutions of VGG-16 (Simonyan and Zisserman 2015), numbered as torchvision's ``vgg16().features``; the fourth
-    pool has stride 1 and conv5 is dilated by 2, so that conv5 has stride 8 (InstanceFCN, section 3.4).
+    The convolutions of VGG-16 (Simonyan and Zisserman 2015), numbered as in torchvision's ``vgg16().features``. The
+    fourth pool has stride 1 and conv5 has dilation 2, so conv5 has stride 8 (InstanceFCN, section 3.4).
     """
 
     def __init__(self, out_features: Sequence[str] = ("conv5",), freeze_at: int = 0, in_channels: int = 3):
         """
         Args:
-            out_features: among conv1 (stride 1), conv2 (2), conv3 (4), conv4 (8) and conv5 (8).
-            freeze_at: the first stages that are not trained, 0 to 5.
+            out_features: some of conv1 (stride 1), conv2 (2), conv3 (4), conv4 (8) and conv5 (8).
+            freeze_at: number of frozen stages, 0 to 5.
         """
         super().__init__()
         unknown = [name for name in out_features if name not in [f"conv{i}" for i in range(1, len(STAGES) + 1)]]
@@ -63,7 +63,7 @@ class VGG16(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """8, because the pools drop incomplete blocks."""
+        """8, because the pools drop incomplete blocks at the border."""
         return 8
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
