@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.instseg_d2_ready
 SOURCES := setup.py pyproject.toml requirements.txt projects/get_detectron2.py $(shell find csrc -type f)
 
-.PHONY: setup demo test bench lint sanitize sanitize-cuda
+.PHONY: setup demo test bench lint sanitize sanitize-cuda emulate-cuda
 
 setup: $(READY)
 
@@ -51,3 +51,12 @@ sanitize: setup
 
 sanitize-cuda: setup
 	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest tests/ops -k cuda
+
+# The CUDA kernels on the CPU: a copy of their sources, rewritten, in a copy of the tree (tests/cuda_emulation/README.md).
+EMULATION := build/cuda_emulation
+emulate-cuda: setup
+	$(BIN)/python tests/cuda_emulation/build.py --output $(EMULATION)
+	cd $(EMULATION) && INSTSEG_EMULATION_SEED=1 \
+		sh -ec '$(abspath $(BIN))/python -c "import instseg_d2._C as c; assert c.__file__.startswith(\"$$PWD\"), c"; \
+		$(abspath $(BIN))/python -m pytest -n auto --maxprocesses 8 tests/ops --ignore tests/ops/test_build.py \
+		-k "not temporaries and not errors_are_at_most and not length_of_its_gradient"'
