@@ -23,8 +23,9 @@ def mask_prob(
     intermediate tensor of D values per object and cell, in either direction.
 
     Args:
-        pixel_embeddings: (N, D, H, W), float16, bfloat16, float32 or float64, any memory layout.
-        proposal_embeddings: (M, D).
+        pixel_embeddings: (N, D, H, W), float16, bfloat16, float32 or float64, any memory layout; D is at most 65,536
+            and H * W below 2**31.
+        proposal_embeddings: (M, D), below 2**31 values.
         margins: (M, 1), or (M, D) for one margin per dimension; at least 0.
         windows: (M, 4) int64, x1, y1, x2, y2 in cells: x1 <= x < x2 and y1 <= y < y2, inside the map, possibly
             empty (see ``grown_windows``); None: every object has the whole map.

@@ -4,13 +4,12 @@ The compiled operators are tested against them. They run when there is no extens
 deterministic.
 """
 
+import math
 from functools import partial
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torchvision.ops import roi_align
 
 
 def blend_masks(
@@ -24,22 +23,77 @@ def blend_masks(
     spatial_scale: float = 0.25,
     top_interp: str = "bilinear",
 ) -> Tensor:
-    """See :func:`instseg_d2.ops.blend_masks`; keeps two tensors of P x K x R x R values for the gradients."""
+    """See :func:`instseg_d2.ops.blend_masks`; keeps some tensors of P x K x R x R values for the gradients.
+
+    It does not call torchvision's RoIAlign, which reads cells of weight 0 and, under
+    ``torch.use_deterministic_algorithms(True)`` on CUDA, gives samples outside the bases the value of the border.
+    """
     _check_blend_masks(bases, boxes, batch_index, attention, box_index, resolution)
-    align_corners = None if is_nearest(top_interp) else False
+    nearest = is_nearest(top_interp)
     dtype = torch.promote_types(bases.dtype, attention.dtype)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
-    boxes = boxes.detach().to(exact)
-    outside = torch.full_like(boxes, -4.0 / spatial_scale)  # for a NaN RoIAlign could read any address
-    boxes = torch.where(boxes.isfinite().all(dim=1, keepdim=True), boxes, outside)
     images = _in_range("blend_masks: batch_index", batch_index, bases.shape[0])
-    rois = torch.cat([images[:, None].to(exact), boxes], dim=1)
-    crops = roi_align(bases.to(exact), rois, resolution, spatial_scale, sampling_ratio=1, aligned=True)
+    corners = (boxes.detach().to(exact) * spatial_scale - 0.5)[..., None]
+    rows = _box_taps(corners[:, 1], corners[:, 3], resolution, bases.shape[2])
+    columns = _box_taps(corners[:, 0], corners[:, 2], resolution, bases.shape[3])
+    crops = _crop(bases.to(exact), images, rows, columns)
     if box_index is not None:
         crops = crops.index_select(0, _in_range("blend_masks: box_index", box_index, boxes.shape[0]))
-    size = (resolution, resolution)
-    logits = F.interpolate(attention.to(exact), size=size, mode=top_interp, align_corners=align_corners)
+    taps = _resize_taps(attention.shape[-1], resolution, nearest, exact, attention.device)
+    logits = attention.to(exact)
+    logits = _Taps(*(t[:, None] for t in taps)).mix(logits.index_select(2, taps.low), logits.index_select(2, taps.high))
+    logits = taps.mix(logits.index_select(3, taps.low), logits.index_select(3, taps.high))
+    if bases.shape[1] == 1:
+        logits = logits.nan_to_num()  # a base alone has all the weight, whatever its logit
     return (crops * logits.softmax(dim=1)).sum(dim=1).to(dtype)
+
+
+class _Taps(NamedTuple):
+    """
+    Samples along an axis, each of two cells; a sample in the centre of a cell reads it twice, half each: a neighbour of
+    weight 0 could be NaN or infinite.
+    """
+
+    low: Tensor
+    high: Tensor
+    w_high: Tensor
+    inside: Tensor
+
+    @classmethod
+    def at(cls, places: Tensor, extent: int, inside: Tensor) -> "_Taps":
+        """Samples at ``places``, in cells, on an axis that continues its first and last one."""
+        places = torch.where(inside, places, 0).clamp(0, extent - 1)
+        low = places.long()
+        fraction = places - low
+        between = fraction > 0
+        return cls(low, low + between, torch.where(between, fraction, 0.5), inside)
+
+    def mix(self, low: Tensor, high: Tensor) -> Tensor:
+        return (1 - self.w_high) * low + self.w_high * high
+
+
+def _box_taps(first: Tensor, last: Tensor, resolution: int, extent: int) -> _Taps:
+    """(M, R), as RoIAlign samples boxes between two edges (M, 1), in cells; a box that is not finite is outside."""
+    bins = (last - first) / resolution
+    places = first + torch.arange(resolution, device=first.device) * bins + 0.5 * bins
+    return _Taps.at(places, extent, (places >= -1) & (places <= extent))
+
+
+def _resize_taps(size: int, resolution: int, nearest: bool, dtype: torch.dtype, device: torch.device) -> _Taps:
+    """(R,), as ``torch.nn.functional.interpolate`` resizes an axis of ``size`` cells."""
+    places = torch.arange(resolution, device=device, dtype=torch.float32 if nearest else dtype)
+    if size != resolution:
+        ratio = torch.tensor(size, device=device, dtype=places.dtype) / resolution
+        places = (places * ratio).floor() if nearest else ratio * (places + 0.5) - 0.5
+    return _Taps.at(places.to(dtype), size, torch.ones_like(places, dtype=torch.bool))
+
+
+def _crop(planes: Tensor, images: Tensor, rows: _Taps, columns: _Taps) -> Tensor:
+    """(M, K, R, R): planes (N, K, H, W) of the images (M,), between rows and columns (M, R)."""
+    rows, columns = (_Taps(*(t.unsqueeze(dim) for t in taps)) for taps, dim in ((rows, 2), (columns, 1)))
+    planes, images = planes.transpose(0, 1), images[:, None, None]
+    lines = [columns.mix(planes[:, images, y, columns.low], planes[:, images, y, columns.high]) for y in rows[:2]]
+    return torch.where(rows.inside & columns.inside, rows.mix(*lines), 0).transpose(0, 1)
 
 
 def is_nearest(top_interp: str) -> bool:
@@ -62,6 +116,7 @@ def _check_blend_masks(bases, boxes, batch_index, attention, box_index, resoluti
         "boxes should be (M, 4) floating-point pixels x1, y1, x2, y2",
         boxes,
     )
+    check(math.prod(bases.shape[1:]) < 2**31, "bases of one image should be below 2**31 values", bases)
     check(
         batch_index.shape == (count,) and batch_index.dtype == torch.int64,
         f"batch_index should be int64 of shape (M,) = ({count},)",
@@ -72,6 +127,7 @@ def _check_blend_masks(bases, boxes, batch_index, attention, box_index, resoluti
         f"attention should be (P, K, A, A) with the K = {bases.shape[1]} of bases",
         attention,
     )
+    check(attention.shape[2] <= 4096, "attention should be at most 4096 x 4096", attention)
     if box_index is None:
         check(masks == count, f"without box_index, attention should have one entry per box ({count})", attention)
     else:
@@ -83,7 +139,7 @@ def _check_blend_masks(bases, boxes, batch_index, attention, box_index, resoluti
     _check_devices(
         "blend_masks", bases=bases, boxes=boxes, batch_index=batch_index, attention=attention, box_index=box_index
     )
-    if resolution < 1:
+    if not 1 <= resolution <= 4096:
         raise ValueError(f"blend_masks: resolution should be from 1 to 4096, got {resolution}")
 
 
@@ -126,12 +182,15 @@ def _check_mask_prob(pixel_embeddings, proposal_embeddings, margins, windows, im
         pixel_embeddings,
     )
     _, dims, height, width = pixel_embeddings.shape
+    check(dims <= 65536, "pixel_embeddings should have at most D = 65536 dimensions", pixel_embeddings)
+    check(height * width < 2**31, "pixel_embeddings should have below 2**31 cells per image", pixel_embeddings)
     check(
         proposal_embeddings.dim() == 2 and proposal_embeddings.shape[1] == dims,
         f"proposal_embeddings should be (M, D) with the D = {dims} of pixel_embeddings",
         proposal_embeddings,
     )
     objects = proposal_embeddings.shape[0]
+    check(objects * dims < 2**31, "proposal_embeddings should be below 2**31 values", proposal_embeddings)
     check(
         margins.shape in ((objects, 1), (objects, dims)),
         f"margins should be (M, 1) or (M, D) = ({objects}, {dims})",
@@ -187,11 +246,14 @@ def assemble_instances(
 
 def _check_assemble_instances(score_maps, windows, mask_size, grid) -> None:
     check = partial(_check, "assemble_instances")
+    if not 1 <= grid <= 1024:
+        raise ValueError(f"assemble_instances: grid should be from 1 to 1024, got {grid}")
     check(
         score_maps.dim() == 4 and min(score_maps.shape[2:]) > 0 and score_maps.shape[1] == grid * grid,
         f"score_maps should be (N, k*k, H, W) with k = grid = {grid} and H and W above 0",
         score_maps,
     )
+    check(math.prod(score_maps.shape[1:]) < 2**30, "score_maps of one image should be below 2**30 values", score_maps)
     check(score_maps.is_floating_point(), "score_maps should be floating-point", score_maps)
     check(
         windows.dim() == 2 and windows.shape[1] == 3 and windows.dtype == torch.int64,
@@ -199,7 +261,7 @@ def _check_assemble_instances(score_maps, windows, mask_size, grid) -> None:
         windows,
     )
     _check_devices("assemble_instances", score_maps=score_maps, windows=windows)
-    if mask_size < 1:
+    if not 1 <= mask_size <= 4096:
         raise ValueError(f"assemble_instances: mask_size should be from 1 to 4096, got {mask_size}")
 
 

@@ -13,12 +13,14 @@ from tests.ops.harness import INT, Memory, Operator, crossed, named, product
 
 
 def tent_read(plane, y, x):
-    """Bilinear value at (y, x) of a plane that continues its border, by the tent function of every cell."""
+    """
+    Bilinear value at (y, x) of a plane that continues its border, by the tent function of every cell; cells where it
+    is 0 are not read.
+    """
     height, width = len(plane), len(plane[0])
     y, x = min(max(y, 0.0), height - 1.0), min(max(x, 0.0), width - 1.0)
-    return sum(
-        plane[i][j] * max(0.0, 1 - abs(y - i)) * max(0.0, 1 - abs(x - j)) for i in range(height) for j in range(width)
-    )
+    tents = [(i, j, max(0.0, 1 - abs(y - i)) * max(0.0, 1 - abs(x - j))) for i in range(height) for j in range(width)]
+    return sum(plane[i][j] * tent for i, j, tent in tents if tent > 0)
 
 
 def blend_oracle(
@@ -37,16 +39,15 @@ def blend_oracle(
         for i, j in itertools.product(range(resolution), repeat=2):
             y = y1 + (i + 0.5) * (y2 - y1) / resolution
             x = x1 + (j + 0.5) * (x2 - x1) / resolution
-            if not (-1 <= y <= height and -1 <= x <= width):
-                continue
+            inside = -1 <= y <= height and -1 <= x <= width
             if top_interp == "nearest":
                 logits = [plane[i * size // resolution][j * size // resolution] for plane in maps]
             else:
                 v, u = ((c + 0.5) * size / resolution - 0.5 for c in (i, j))
                 logits = [tent_read(plane, v, u) for plane in maps]
             top = max(logits)
-            weights = [math.exp(logit - top) for logit in logits]
-            values = [tent_read(plane, y, x) for plane in planes]
+            weights = [1.0] if len(logits) == 1 else [math.exp(logit - top) for logit in logits]
+            values = [tent_read(plane, y, x) if inside else 0.0 for plane in planes]
             mask[i][j] = sum(w * v for w, v in zip(weights, values)) / sum(weights)
         masks.append(mask)
     return torch.tensor(masks, dtype=torch.float64).reshape(-1, resolution, resolution)
@@ -157,7 +158,10 @@ BLEND_MASKS = Operator(
         ("box_index", torch.zeros(5, dtype=torch.int32), ValueError, "box_index should be"),
         ("box_index", torch.tensor([0, 5, 0, 0, 0]), IndexError, "box_index.* 5, it should be"),
         ("box_index", torch.tensor([0, -1, 0, 0, 0]), IndexError, "box_index.* -1, it should be"),
+        ("bases", torch.zeros(1).expand(2, 3, 2**15, 2**15), ValueError, "bases of one image should be"),
+        ("attention", torch.zeros(1).expand(5, 3, 4097, 4097), ValueError, "attention should be at most"),
         ("resolution", 0, ValueError, "resolution should be"),
+        ("resolution", 4097, ValueError, "resolution should be"),
         ("top_interp", "bicubic", ValueError, "top_interp should be"),
     ],
     schema=lambda x: _blend_schema(x, 8, 0.25, False),

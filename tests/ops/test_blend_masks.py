@@ -96,6 +96,54 @@ def test_attention_of_any_size_of_number(op):
 
 
 @both
+@pytest.mark.parametrize("top_interp", ["bilinear", "nearest"])
+@pytest.mark.parametrize(("bases", "size"), [(1, 2), (2, 1), (3, 2), (4, 4), (3, 8)])
+@pytest.mark.parametrize("name", ["bases", "attention"])
+def test_what_is_not_read_does_not_matter(op, name, bases, size, top_interp):
+    """
+    A NaN or infinite cell changes only samples with a weight for it; an attention of -inf is a weight of 0.
+    The boxes lie on the cells, so that every weight is exact.
+    """
+    inputs = arguments(boxes=6, bases=bases, size=size, dtype=torch.float64)
+    inputs["boxes"] = torch.tensor(
+        [[2, 2, 18, 18], [-14, 2, 18, 34], [0, 0, 16, 8], [-90, -90, -50, -50], [36, 20, 68, 36], [18, 10, 2, 2]]
+    ).double()
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        values = inputs[name].clone()
+        chosen = torch.rand(values.shape, generator=generator) < (0.03 if name == "bases" else 0.15)
+        values[chosen] = -math.inf if name == "attention" and seed % 4 else (math.nan, math.inf)[seed % 2]
+        out = op(**{**inputs, name: values}, resolution=4, top_interp=top_interp)
+        expected = oracle(**{**inputs, name: values}, resolution=4, top_interp=top_interp)
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-9, equal_nan=True)
+
+
+@both
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_gradients_of_samples_outside_reach_no_base(op, value):
+    inputs = arguments(boxes=2, bases=2)
+    inputs["boxes"] = torch.tensor([[-52.0, -36.0, 52.0, 36.0], [20.0, 10.0, 90.0, 90.0]])
+    outside = oracle(**{**inputs, "bases": torch.ones_like(inputs["bases"])}, resolution=6) == 0
+    grad = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(0))
+    expected = gradients(op, inputs, grad.masked_fill(outside, 0), resolution=6)[1]
+    assert outside.any(2).any(1).all()
+    assert not outside.all(2).all(1).any()
+    assert_same([gradients(op, inputs, grad.masked_fill(outside, value), resolution=6)[1]], [expected], 0.0)
+
+
+@both
+def test_attention_of_minus_infinity_gets_no_gradient(op):
+    inputs = arguments(bases=3, size=4)
+    inputs["attention"][:, 1] = -math.inf
+    _, bases_grad, attention_grad = gradients(op, inputs, resolution=4)
+    assert bases_grad[:, [0, 2]].any()
+    assert_same([bases_grad[:, 1], attention_grad[:, 1]], [torch.zeros(2, 9, 13), torch.zeros(5, 4, 4)], 1e-30)
+    rest = {**inputs, "bases": inputs["bases"][:, [0, 2]], "attention": inputs["attention"][:, [0, 2]]}
+    _, *expected = gradients(op, rest, resolution=4)
+    assert_same([bases_grad[:, [0, 2]], attention_grad[:, [0, 2]]], expected)
+
+
+@both
 def test_images_and_boxes_nobody_refers_to(op):
     inputs = arguments(images=4, boxes=3)
     inputs["batch_index"] = torch.tensor([1, 3, 1])

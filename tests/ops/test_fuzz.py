@@ -24,6 +24,7 @@ fuzz = settings(
 needs_extension = pytest.mark.skipif(not ops.has_extension(), reason="the operators are not compiled")
 FLOATS = [torch.float32, torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+NAN, INF = float("nan"), float("inf")
 COORDINATES = [
     0.0,
     -1.0,
@@ -36,9 +37,9 @@ COORDINATES = [
     1e4,
     -1e9,
     3e38,
-    float("nan"),
-    float("inf"),
-    float("-inf"),
+    NAN,
+    INF,
+    -INF,
 ]
 INDEX = ["range", "type", "shape"]
 SHARED = ["box range", "box type", "box shape"]
@@ -59,6 +60,14 @@ def tensors(draw, shape, dtype):
             tuple(slice(None, None, 2) for _ in shape)
         ]
     return torch.randn(shape, generator=generator).to(dtype)
+
+
+def planted(draw, tensor, values):
+    """The tensor with one of the values in up to three places, in every second case."""
+    changed = tensor.clone()
+    for _ in range(draw(st.integers(0, 3)) if tensor.numel() and draw(st.booleans()) else 0):
+        changed[tuple(draw(st.integers(0, n - 1)) for n in tensor.shape)] = draw(st.sampled_from(values))
+    return changed
 
 
 def sizes(low, high):
@@ -111,7 +120,8 @@ def check_alike(op, plain, arguments, leaves):
     for a, b in zip((found[0], *found[1]), (expected[0], *expected[1])):
         assert a is not None
         tolerance = TOLERANCE[b.dtype]
-        scale = 1 + float(b.detach().float().abs().amax()) if b.numel() else 1.0
+        finite = b.detach().float().nan_to_num(0, 0, 0)
+        scale = 1 + float(finite.abs().amax()) if b.numel() else 1.0
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
@@ -138,6 +148,10 @@ def test_blend_masks(data):
     }
     if sharing and fault in INDEX:
         arguments["box_index"] = indices(masks, count, draw)
+    # Where a weight is 0 a NaN is not read: only if positions are exact does every way of rounding agree about it.
+    if arguments["resolution"] in (1, 2, 4, 8) and not (arguments["boxes"].nan_to_num(0, 0, 0).abs() > 1e4).any():
+        name, values = draw(st.sampled_from([("bases", [NAN, INF, -INF]), ("attention", [NAN, INF, -INF, -INF])]))
+        arguments[name] = planted(draw, arguments[name], values)
     check_alike(ops.blend_masks, reference.blend_masks, arguments, ("bases", "attention"))
 
 
@@ -167,6 +181,8 @@ def test_mask_prob(data):
         "image_index": indices(count, images, draw, fault),
     }
     leaves = ("pixel_embeddings", "proposal_embeddings", "margins")
+    for name in leaves:
+        arguments[name] = planted(draw, arguments[name], [NAN])
     check_alike(ops.mask_prob, reference.mask_prob, arguments, leaves)
 
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from instseg_d2 import ops
 from instseg_d2.ops import reference
@@ -214,6 +215,24 @@ def test_without_the_extension(operator, monkeypatch, requires_grad):
     assert ops.has_extension() is None
     assert_same([operator.op(**inputs)], [expected])
     assert calls == [1]
+
+
+class _Namespaces(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.add(function.namespace)
+        return function(*args, **(kwargs or {}))
+
+
+@every_operator
+def test_the_plain_twin_calls_pytorch_alone(operator):
+    """What other libraries compute may depend on the device and on torch.use_deterministic_algorithms."""
+    with _Namespaces() as mode:
+        operator.gradients(operator.plain, operator.arguments())
+    assert mode.seen == {"aten"}
 
 
 def test_environment_variable_turns_the_extension_off():

@@ -39,10 +39,15 @@ inline MaskProbSizes check_mask_prob(
       pixels.scalar_type(), " of shape ", pixels.sizes());
   const int64_t dims = pixels.size(1);
   TORCH_CHECK_VALUE(
+      dims <= kMostDims, "mask_prob: pixel_embeddings should have at most D = ", kMostDims, " dimensions, got ", dims);
+  TORCH_CHECK_VALUE(
       proposal_embeddings.dim() == 2 && proposal_embeddings.size(1) == dims,
       "mask_prob: proposal_embeddings should be (M, D) with the D = ", dims, " of pixel_embeddings, got ",
       proposal_embeddings.sizes());
   const int64_t objects = proposal_embeddings.size(0);
+  TORCH_CHECK_VALUE(
+      objects * dims <= std::numeric_limits<int>::max(),
+      "mask_prob: proposal_embeddings should be below 2**31 values, got ", proposal_embeddings.sizes());
   TORCH_CHECK_VALUE(
       margins.dim() == 2 && margins.size(0) == objects && (margins.size(1) == 1 || margins.size(1) == dims),
       "mask_prob: margins should be (M, 1) or (M, D) = (", objects, ", ", dims, "), got ", margins.sizes());

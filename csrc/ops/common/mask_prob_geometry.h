@@ -7,6 +7,7 @@
 
 namespace instseg_d2 {
 
+constexpr int64_t kMostDims = 65536;
 constexpr int kDimsSummed = 4; // dimensions that are summed before they are added to the other ones
 
 // Cells x1 <= x < x2 and y1 <= y < y2 of a map, row-major.

@@ -98,9 +98,10 @@ class BlendMasks {
 
   Taps<T> axis_of(int64_t box, int axis, int extent) const {
     const T* corners = corners_.const_data_ptr<T>() + 4 * box;
+    const RoiAxis<T> samples(corners[axis], corners[axis + 2], scale_, sizes_.resolution);
     Taps<T> taps;
     for (int p = 0; p < sizes_.resolution; ++p) {
-      taps.push_back(roi_tap(corners[axis], corners[axis + 2], scale_, sizes_.resolution, p, extent));
+      taps.push_back(roi_tap(samples, p, extent));
     }
     return taps;
   }

@@ -77,7 +77,7 @@ class SourceRows {
   }
 
   void read(const Tap<T>& tap, T* out) {
-    if (tap.w_low == T(0) && tap.w_high == T(0)) {
+    if (tap.outside()) {
       std::fill(out, out + size_, T(0));
       return;
     }
@@ -97,8 +97,9 @@ class SourceRows {
     for (int k = 0; k < planes_; ++k) {
       const scalar* from = source_.data + k * source_.plane + index * source_.row;
       for (const Tap<T>& tap : columns_) {
-        *out++ = tap.w_low * static_cast<T>(from[tap.low * source_.column]) +
-            tap.w_high * static_cast<T>(from[tap.high * source_.column]);
+        *out++ = tap.outside() ? T(0)
+                               : tap.w_low * static_cast<T>(from[tap.low * source_.column]) +
+                tap.w_high * static_cast<T>(from[tap.high * source_.column]);
       }
     }
     return pair_.row(slot);
@@ -124,10 +125,14 @@ class SumRows {
 
   // Adds an output row of every plane to the source rows of this tap that lie in [begin, end).
   void add(const Tap<T>& tap, const T* values, int64_t begin, int64_t end) {
-    if (tap.w_low != T(0) && tap.low >= begin && tap.low < end) {
-      rows<Add>(row(tap.low, tap.high), values, tap.w_low, size_);
+    if (tap.outside()) {
+      return;
     }
-    if (tap.w_high != T(0) && tap.high >= begin && tap.high < end) {
+    const bool same = tap.low == tap.high;
+    if (tap.low >= begin && tap.low < end) {
+      rows<Add>(row(tap.low, tap.high), values, same ? T(1) : tap.w_low, size_);
+    }
+    if (!same && tap.high >= begin && tap.high < end) {
       rows<Add>(row(tap.high, tap.low), values, tap.w_high, size_);
     }
   }
@@ -158,8 +163,10 @@ class SumRows {
       T* to = target_.data + k * target_.plane + pair_.held(slot) * target_.row;
       for (const Tap<T>& tap : columns_) {
         const T value = *values++;
-        to[tap.low * target_.column] += tap.w_low * value;
-        to[tap.high * target_.column] += tap.w_high * value;
+        if (!tap.outside()) { // a gradient of NaN stays with its sample
+          to[tap.low * target_.column] += tap.w_low * value;
+          to[tap.high * target_.column] += tap.w_high * value;
+        }
       }
     }
     pair_.hold(slot, -1);

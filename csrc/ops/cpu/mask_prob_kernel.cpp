@@ -113,7 +113,8 @@ class MaskProb {
           rows<NegativeDistanceBackward>(
               pixels_grad + cell, pixels + cell, grad + offsets_[m], proposals_.const_data_ptr<T>()[at], margin, sums,
               sizes_.width, window(m).y2 - window(m).y1, window(m).width());
-          proposals_grad[at] = static_cast<T>(2 * margin * sums[0]);
+          // Without cells the margin is not read: it may be NaN.
+          proposals_grad[at] = window(m).area() > 0 ? static_cast<T>(2 * margin * sums[0]) : T(0);
           margins_grad[at] = static_cast<T>(-sums[1]);
         }
       }

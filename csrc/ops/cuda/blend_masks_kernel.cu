@@ -1,4 +1,4 @@
-// blend_masks on CUDA: one thread per output pixel, a softmax that runs along with the sum over the bases, and
+// blend_masks on CUDA: one thread per output pixel, and
 // no intermediate in global memory. The backward pass computes the pixel again and spreads its gradients over
 // the cells it read with atomic additions, in float32 for the half types; their order is not fixed.
 #include <ATen/Dispatch.h>
@@ -61,6 +61,9 @@ struct Quad {
 
   template <typename scalar>
   __device__ T read(const Stack<const scalar>& source, int k) const {
+    if (row.outside() || column.outside()) {
+      return T(0);
+    }
     const T low = column.w_low * static_cast<T>(*source.cell(k, row.low, column.low)) +
         column.w_high * static_cast<T>(*source.cell(k, row.low, column.high));
     const T high = column.w_low * static_cast<T>(*source.cell(k, row.high, column.low)) +
@@ -99,23 +102,27 @@ struct Pixel {
     CUDA_KERNEL_ASSERT(image >= 0 && image < a.sizes.images && "blend_masks: batch_index should be in [0, N)");
     const T* corners = a.boxes + 4 * box;
     const int size = a.sizes.resolution;
-    crop.row = roi_tap(corners[1], corners[3], a.scale, size, y, a.sizes.height);
-    crop.column = roi_tap(corners[0], corners[2], a.scale, size, x, a.sizes.width);
+    crop.row = roi_tap(RoiAxis<T>(corners[1], corners[3], a.scale, size), y, a.sizes.height);
+    crop.column = roi_tap(RoiAxis<T>(corners[0], corners[2], a.scale, size), x, a.sizes.width);
     cell.row = resize_tap<T>(a.sizes.attention, size, y, a.nearest);
     cell.column = resize_tap<T>(a.sizes.attention, size, x, a.nearest);
     bases = a.bases.at(image);
     attention = a.attention.at(mask);
+    if (a.sizes.bases == 1) {
+      top = T(0), sum = T(1), value = crop.read(bases, 0);
+      return;
+    }
+    // The largest first: where an attention is -inf, the difference of two running maxima could be NaN.
     top = cell.read(attention, 0);
-    sum = T(1);
-    value = crop.read(bases, 0);
     for (int k = 1; k < a.sizes.bases; ++k) {
       const T logit = cell.read(attention, k);
-      const T larger = logit > top ? logit : top;
-      const T kept = ::exp(top - larger);
-      const T weight = ::exp(logit - larger);
-      sum = sum * kept + weight;
-      value = value * kept + weight * crop.read(bases, k);
-      top = larger;
+      top = logit > top ? logit : top;
+    }
+    sum = value = T(0);
+    for (int k = 0; k < a.sizes.bases; ++k) {
+      const T weight = ::exp(cell.read(attention, k) - top);
+      sum += weight;
+      value += weight * crop.read(bases, k);
     }
     value /= sum;
   }
@@ -147,7 +154,8 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
     const T upper = static_cast<T>(grad[mask * size * size + at]);
     const Stack<T> to_bases = bases_grad.at(pixel.image), to_attention = attention_grad.at(mask);
     for (int k = 0; k < a.sizes.bases; ++k) {
-      const T share = upper * ::exp(pixel.cell.read(pixel.attention, k) - pixel.top) / pixel.sum;
+      const T logit = a.sizes.bases > 1 ? pixel.cell.read(pixel.attention, k) : pixel.top;
+      const T share = upper * ::exp(logit - pixel.top) / pixel.sum;
       pixel.crop.spread(to_bases, k, share);
       if (a.sizes.bases > 1) {
         pixel.cell.spread(to_attention, k, share * (pixel.crop.read(pixel.bases, k) - pixel.value));

@@ -154,7 +154,8 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   if (threadIdx.x == 0) {
-    proposals_grad[own] = 2 * a.margins[own] * firsts[0];
+    // Without cells the margin is not read: it may be NaN.
+    proposals_grad[own] = window.area() > 0 ? 2 * a.margins[own] * firsts[0] : T(0);
     margins_grad[own] = -seconds[0];
   }
 }
