@@ -1,8 +1,8 @@
 """
-Losses of ISTR (matching and losses: equations 3 to 8 of the paper) for all heads at once, in float32.
+Losses of ISTR (eq. 3-8) for all heads at once, in float32.
 
-N images, Q queries an image, T heads, M objects of the batch, P pairs a head, K classes, L numbers of a mask code,
-S the side of an encoded mask.
+N images, Q queries per image, T heads, M objects, P pairs per head, K classes, L length of a mask code, S side of an
+encoded mask.
 """
 
 from collections.abc import Sequence
@@ -25,14 +25,16 @@ MASK_LOSSES = ("both", "l2", "dice")
 
 class ISTRCriterion:
     """
+    Matches queries and objects, then computes classification, box and mask losses.
+
     Args:
-        matcher: pairs queries and objects.
-        version: 1 or 2: squared or smooth L1 error of the codes, targets cropped by the objects' or by the refined
-            boxes, suffixes of the losses.
-        num_heads: of the model, for the losses' suffixes.
-        weights: of the losses "class", "l1", "giou", "code" and "dice".
+        matcher: a `Matcher`.
+        version: 1 (squared error of the codes, targets cropped to the objects' boxes) or 2 (smooth L1 error, targets
+            cropped to the refined boxes). It also decides the suffixes of the losses.
+        num_heads: number of heads of the model, for the suffixes.
+        weights: weights of the losses "class", "l1", "giou", "code" and "dice".
         alpha, gamma: of the focal loss.
-        mask_loss: "both", "l2" (codes) or "dice" (decoded masks).
+        mask_loss: "l2" (codes), "dice" (decoded masks) or "both".
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class ISTRCriterion:
     def __call__(
         self, predictions: Predictions, gt_instances: Sequence[Instances], embedding: MaskEmbedding
     ) -> dict[str, torch.Tensor]:
-        """The weighted losses of every head: loss_ce, loss_bbox, loss_giou, loss_feat, loss_dice with a suffix."""
+        """The weighted losses of every head: loss_ce, loss_bbox, loss_giou, loss_feat and loss_dice, with suffixes."""
         with torch.autocast(predictions.boxes.device.type, enabled=False):
             features = predictions.decoder_features
             predictions = Predictions(
@@ -114,9 +116,9 @@ class ISTRCriterion:
         crops = targets.crop(objects, boxes, pairs) if self.version == 2 else targets.crops[objects]
         codes = predictions.codes[head, image, rows]
         if self.mask_loss != "dice":
-            wanted = embedding.encode(crops.flatten(0, 1)).view_as(codes)
+            target_codes = embedding.encode(crops.flatten(0, 1)).view_as(codes)
             error = F.mse_loss if self.version == 1 else F.smooth_l1_loss
-            error = error(codes, wanted, reduction="none").sum((1, 2)) / codes.shape[-1]
+            error = error(codes, target_codes, reduction="none").sum((1, 2)) / codes.shape[-1]
             sums["loss_feat"] = (self.weights["code"], error)
         if self.mask_loss != "l2":
             sums["loss_dice"] = (self.weights["dice"], self._dice(predictions, codes, crops, image, rows, embedding))
@@ -131,7 +133,7 @@ class ISTRCriterion:
         """
         1 - dice of the decoded masks, summed over the pairs: (T,).
 
-        One head is decoded at a time, because a learned decoder normalises over its batch.
+        Each head is decoded on its own, because the batch norm of a learned decoder normalises over the batch.
         """
         losses = []
         num_queries = predictions.boxes.shape[2]
@@ -143,5 +145,5 @@ class ISTRCriterion:
         return torch.stack(losses)
 
     def _suffix(self, head: int) -> str:
-        """Version 1 numbers all heads but the last, version 2 all."""
+        """Version 1 numbers all heads but the last, version 2 all heads."""
         return "" if self.version == 1 and head == self.num_heads - 1 else f"_{head}"

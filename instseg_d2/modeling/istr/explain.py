@@ -1,7 +1,7 @@
 """
-What ISTR does, as pictures: boxes and masks of some queries after each head.
+Pictures that explain ISTR's refinement: boxes and masks of some queries after each head.
 
-q queries, S the side of a decoded mask, H x W pixels.
+q queries, S side of a decoded mask, H x W pixels.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ def explain_image(image: np.ndarray, steps: Sequence, tags: Sequence[str], mask_
     Args:
         image: (H, W, 3) uint8, RGB, network input size.
         steps: (boxes (q, 4) in input pixels, masks (q, 1, S, S)) after each head.
-        tags: q texts for the last picture.
+        tags: q labels for the last picture.
 
     Returns:
-        [(title, RGB uint8 picture)], one a head; a query keeps its colour.
+        [(title, RGB uint8 picture)], one per head; a query keeps its colour.
     """
     size = image.shape[:2]
     panels = []

@@ -1,7 +1,7 @@
 """
 One refinement head of ISTR (figure 2 of the paper) and its parts.
 
-N images, Q queries an image, C channels, R x R cells of the RoI feature (7), K classes, L numbers of a mask code.
+N images, Q queries per image, C channels, R x R cells of the RoI feature (7 x 7), K classes, L length of a mask code.
 """
 
 import math
@@ -14,11 +14,11 @@ from torch import nn
 from ...layers import ConvolvedLinear, conv_norm_elu
 
 ROI_ATTENTIONS = ("dynamic", "multihead")
-MASK_ROI_SIZE = 28  # of the crop that the RoI mask branch reads
+MASK_ROI_SIZE = 28  # cells per side of the RoI feature that the RoI mask branch reads
 
 
 def linear_stack(channels: int, num_layers: int) -> nn.Sequential:
-    """``num_layers`` times linear without bias, LayerNorm, ELU."""
+    """``num_layers`` times a linear layer without bias, LayerNorm and ELU."""
     layers = []
     for _ in range(num_layers):
         layers += [nn.Linear(channels, channels, bias=False), nn.LayerNorm(channels), nn.ELU(inplace=True)]
@@ -27,7 +27,7 @@ def linear_stack(channels: int, num_layers: int) -> nn.Sequential:
 
 class DynamicAttention(nn.Module):
     """
-    The RoI feature passes through two matrices that the query makes (Dynamic Attention, figure 3 of the paper).
+    Multiplies the RoI feature by two matrices generated from the query (dynamic attention, figure 3 of the paper).
 
     Args:
         dim: d of the matrices C x d and d x C.
@@ -53,14 +53,14 @@ class DynamicAttention(nn.Module):
         return F.elu(self.norm3(self.out_layer(x.flatten(1))), inplace=True)
 
     def fold(self) -> None:
-        """For inference on a CPU: replace the large layers by faster ones, in place."""
+        """For inference on a CPU: replace the large linear layers by faster ones, in place."""
         if self.out_layer.weight.device.type == "cpu":
             self.dynamic_layer = ConvolvedLinear(self.dynamic_layer)
             self.out_layer = ConvolvedLinear(self.out_layer)
 
 
 class MultiHeadRoIAttention(nn.Module):
-    """Ablation of the paper: each query attends to the cells of its RoI feature by multi-head attention."""
+    """Multi-head attention of each query to the cells of its RoI feature (an ablation of the paper)."""
 
     def __init__(self, channels: int, num_heads: int):
         super().__init__()
@@ -72,7 +72,7 @@ class MultiHeadRoIAttention(nn.Module):
 
 
 class VectorMaskBranch(nn.Module):
-    """Version 1: the query becomes the code."""
+    """Mask branch of version 1: predicts the code from the query."""
 
     needs_rois = False
 
@@ -88,10 +88,10 @@ class VectorMaskBranch(nn.Module):
 
 class RoIMaskBranch(nn.Module):
     """
-    Version 2: the RoI feature of the refined box becomes the code.
+    Mask branch of version 2: predicts the code from the RoI feature of the refined box.
 
     Args:
-        decoder_channels: of the RoI feature for the decoder, 0 for none; see `forward`.
+        decoder_channels: channels of the RoI feature for a learned decoder, or 0; see `forward`.
     """
 
     needs_rois = True
@@ -112,8 +112,8 @@ class RoIMaskBranch(nn.Module):
 
     def forward(self, queries, rois: torch.Tensor):
         """
-        rois (D, C, 28, 28) of D boxes -> codes (D, L), and what the decoder adds after its second upsampling,
-        (D, 32, 28, 28) or None.
+        rois (D, C, 28, 28) of D boxes -> codes (D, L), and the RoI feature (D, 32, 28, 28) that the decoder adds after
+        its second upsampling, or None.
         """
         feature = None if self.decoder_feature is None else self.decoder_feature(rois)
         return self.layers(rois).flatten(1), feature
@@ -121,13 +121,14 @@ class RoIMaskBranch(nn.Module):
 
 class RefinementHead(nn.Module):
     """
-    Self-attention among the queries, attention to the RoI feature, feed-forward layer; class, box and mask branches.
+    Self-attention of the queries, attention to the RoI feature, feed-forward layer, and class, box and mask branches.
 
     Args:
         roi_attention: (queries (N * Q, C), rois (N * Q, R * R, C)) -> (N * Q, C).
         mask_branch: (queries (N * Q, C), rois (N * Q, C, 28, 28) or None) -> codes (N * Q, L), decoder feature.
-        num_heads: of the self-attention; feedforward: width of the feed-forward layer.
-        num_class_layers, num_box_layers: before the last linear layer of the branches.
+        num_heads: heads of the self-attention.
+        feedforward: width of the feed-forward layer.
+        num_class_layers, num_box_layers: number of layers before the last linear layer of each branch.
     """
 
     def __init__(
@@ -178,8 +179,8 @@ class RefinementHead(nn.Module):
 
 def init_heads(heads: Sequence[nn.Module], prior: float) -> None:
     """
-    Parameters of more than one dimension start Xavier uniform, the class biases at the focal prior log(p / (1 - p)).
-    The other one-dimensional parameters keep PyTorch's defaults.
+    Initialise parameters of more than one dimension by Xavier uniform and the class biases by log(p / (1 - p)) with the
+    prior p of the focal loss. The others keep PyTorch's defaults.
     """
     for head in heads:
         for parameter in head.parameters():

@@ -1,7 +1,7 @@
 """
-From queries to detections, for the meta-architecture and for Detectron2's GeneralizedRCNN.
+Converts queries to detections, for the meta-architecture and for Detectron2's GeneralizedRCNN.
 
-N images, Q queries an image, C channels, D detections an image, S the side of a decoded mask.
+N images, Q queries per image, C channels, D detections per image, S side of a decoded mask.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,8 +19,12 @@ from .refinement import RefinementHeads, Stage
 
 class Detections(NamedTuple):
     """
-    The best pairs of query and class: queries, classes and scores (N, D), best first; what each head did; and a
-    function (stage, queries (N, q)) -> boxes (N, q, 4) and masks (N, q, 1, S, S) after that stage.
+    The best (query, class) pairs.
+
+    Attributes:
+        queries, classes, scores: (N, D), best first.
+        stages: the results of each head.
+        decode_masks: (stage, queries (N, q)) -> boxes (N, q, 4) and masks (N, q, 1, S, S) after that stage.
     """
 
     queries: torch.Tensor
@@ -31,26 +35,28 @@ class Detections(NamedTuple):
 
 
 def paste_threshold(cfg) -> float:
-    """A pixel belongs to a mask from this value on: 0.5 in version 1, 0.45 in version 2."""
+    """The minimum value of a mask's pixels: 0.5 in version 1, 0.45 in version 2."""
     return 0.5 if istr_version(cfg) == 1 else 0.45
 
 
 def whole_image_boxes(num_queries: int) -> nn.Embedding:
-    """Learned boxes (Q, 4): centre, width and height relative to the image. They start as the whole image."""
+    """Learned boxes (Q, 4), initialised to the whole image: centre, width and height relative to the image."""
     return nn.Embedding.from_pretrained(torch.tensor([[0.5, 0.5, 1.0, 1.0]]).repeat(num_queries, 1), freeze=False)
 
 
 def initial_queries(maps: Sequence[torch.Tensor], image_sizes, boxes: nn.Embedding, queries: nn.Embedding):
     """
-    What the first head gets.
+    The input of the first head.
 
     Args:
-        maps: (N, C, h_l, w_l) of the pyramid; image_sizes: (H, W) of the unpadded images.
-        boxes: see `whole_image_boxes`; queries: (Q, C).
+        maps: (N, C, h_l, w_l) of each pyramid level.
+        image_sizes: (H, W) of the unpadded images.
+        boxes: see `whole_image_boxes`.
+        queries: (Q, C) embedding.
 
     Returns:
-        boxes (N, Q, 4) x1, y1, x2, y2 in pixels of the unpadded images; queries (N, Q, C): the levels' means over the
-        padded image, summed, plus an embedding.
+        boxes: (N, Q, 4) x1, y1, x2, y2 in pixels of the unpadded images.
+        queries: (N, Q, C), the embedding plus the sum of each level's mean over the padded image.
     """
     scale = boxes.weight.new_tensor([[w, h, w, h] for h, w in image_sizes])
     pixels = box_convert(boxes.weight * scale[:, None], "cxcywh", "xyxy")
@@ -59,16 +65,18 @@ def initial_queries(maps: Sequence[torch.Tensor], image_sizes, boxes: nn.Embeddi
 
 def detect(heads: RefinementHeads, features, boxes, queries, embedding: MaskEmbedding, limit: int) -> Detections:
     """
+    Refine the queries and choose the best (query, class) pairs.
+
     Args:
-        features, boxes, queries: of `RefinementHeads.forward`.
-        limit: the most detections of an image; D is lower if there are fewer pairs.
+        features, boxes, queries: see `RefinementHeads.forward`.
+        limit: maximum of D.
     """
     maps = heads.maps(features)
     rows = heads.pooler.rows(maps)
     stages = list(heads.refine(maps, rows, boxes, queries))
-    # Only the heads whose logits are averaged compute them. Masks are made later, for the kept pairs.
+    # Only the averaged heads compute logits. Masks are decoded later, for the kept pairs.
     logits = [stage.head.classify(stage.queries).float() for stage in stages[-heads.averaged_heads :]]
-    probabilities = torch.stack(logits).mean(0).sigmoid().nan_to_num(nan=-torch.inf)  # no number ranks last
+    probabilities = torch.stack(logits).mean(0).sigmoid().nan_to_num(nan=-torch.inf)  # NaN ranks last
     scores, index = probabilities.flatten(1).topk(min(limit, probabilities[0].numel()))
     num_classes = probabilities.shape[-1]
 
@@ -83,7 +91,7 @@ def detect(heads: RefinementHeads, features, boxes, queries, embedding: MaskEmbe
 
 
 def to_instances(found: Detections, image_sizes: Sequence[tuple]) -> list[Instances]:
-    """Detections in input pixels, with pred_masks (D, 1, S, S) inside the unclipped boxes."""
+    """Convert to Instances in input pixels, with pred_masks (D, 1, S, S) inside the unclipped boxes."""
     results = []
     masks = found.decode_masks(found.stages[-1], found.queries)
     for size, *fields in zip(image_sizes, *masks, found.classes, found.scores):

@@ -1,7 +1,7 @@
 """
 The ISTR meta-architecture.
 
-N images, Q queries an image, C channels, D detections an image, S the side of a decoded mask.
+N images, Q queries per image, C channels, D detections per image, S side of a decoded mask.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ from .refinement import RefinementHeads
 @META_ARCH_REGISTRY.register()
 class ISTR(InstanceSegmenter):
     """
-    Learned queries and boxes that heads refine into classes, boxes and mask codes, without NMS (ISTR, figure 2;
-    arXiv 2105.00637).
+    Refines learned queries and boxes into classes, boxes and mask codes, without NMS (ISTR, figure 2; arXiv
+    2105.00637).
     """
 
     @configurable
@@ -43,9 +43,10 @@ class ISTR(InstanceSegmenter):
         """
         Args:
             mask_embedding: a `MaskEmbedding`.
-            num_queries: Q; channels: C.
-            max_detections: the best pairs of query and class that are kept of each image.
-            kwargs: of `InstanceSegmenter`.
+            num_queries: Q.
+            channels: C.
+            max_detections: number of (query, class) pairs kept per image.
+            kwargs: see `InstanceSegmenter`.
         """
         super().__init__(**kwargs)
         self.roi_heads = roi_heads
@@ -74,11 +75,11 @@ class ISTR(InstanceSegmenter):
 
     @property
     def size_divisibility(self) -> int:
-        """32: the coarsest map's stride (the authors' value)."""
+        """32, the stride of the coarsest map (the authors' value)."""
         return 32
 
     def start(self, images: ImageList):
-        """The pyramid (name -> (N, C, h_l, w_l)) and what the first head gets, see `initial_queries`."""
+        """The pyramid (name -> (N, C, h_l, w_l)), and the boxes and queries of `initial_queries`."""
         features = self.backbone(images.tensor)
         maps = self.roi_heads.maps(features)
         return features, *initial_queries(maps, images.image_sizes, self.initial_boxes, self.query_embedding)
@@ -93,12 +94,12 @@ class ISTR(InstanceSegmenter):
 
     @torch.no_grad()
     def infer(self, images: ImageList) -> list[dict]:
-        """Detections, best first, with pred_masks (D, 1, S, S) inside the unclipped boxes."""
+        """Detections, best first, with pred_masks (D, 1, S, S), probabilities inside the unclipped boxes."""
         return [{"instances": x} for x in to_instances(self._detect(images), images.image_sizes)]
 
     @torch.no_grad()
     def explain(self, batched_inputs: Sequence[dict], max_instances: int = 4) -> list[list]:
-        """Titled RGB pictures of the best queries' boxes and masks after each head, a list (or []) per image."""
+        """For each image, (title, RGB picture) pairs: the best queries' boxes and masks after each head."""
         panels = []
         for sample in batched_inputs:
             images = self.preprocess([sample])
@@ -106,7 +107,7 @@ class ISTR(InstanceSegmenter):
             (detections,) = to_instances(found, images.image_sizes)
             detections.queries = found.queries[0]
             detections = filter_detections(detections)
-            best = list(dict.fromkeys(detections.queries.tolist()))  # a query may be there with several classes
+            best = list(dict.fromkeys(detections.queries.tolist()))  # a query may have several classes
             if not best:
                 panels.append([])
                 continue

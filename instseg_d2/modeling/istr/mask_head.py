@@ -1,8 +1,8 @@
 """
-ISTR's mask codes inside the boxes of any detector.
+ISTR's mask codes as a mask head of any detector.
 
-N images, D boxes (proposals in training, else detections), C channels, L numbers of a mask code, S the side of an
-encoded mask.
+N images, D boxes (proposals in training, else detections), C channels, L length of a mask code, S side of an encoded
+mask.
 """
 
 import torch
@@ -22,10 +22,10 @@ from .inference import paste_threshold
 @ROI_MASK_HEAD_REGISTRY.register()
 class MaskEmbeddingHead(BaseMaskRCNNHead):
     """
-    Mask head that predicts the code of a mask, class-agnostic, and decodes it: version 2's mask branch and losses
-    (IEEE TIP 33) on the pooled features of Detectron2's GeneralizedRCNN.
+    Mask head that predicts and decodes a mask code: the mask branch and losses of version 2 (IEEE TIP 33) on the pooled
+    features of Detectron2's GeneralizedRCNN. Class-agnostic.
 
-    The embedding is that of MODEL.ISTR; it needs MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION 28.
+    MODEL.ISTR selects the mask embedding. Needs MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION 28.
     """
 
     @configurable
@@ -41,8 +41,8 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
     ):
         """
         Args:
-            code_weight, dice_weight: of smooth L1 on the codes and of dice on the decoded masks.
-            mask_threshold: a pixel belongs to the mask from this value on.
+            code_weight, dice_weight: weights of the codes' smooth L1 loss and of the decoded masks' dice loss.
+            mask_threshold: minimum value of a mask's pixels.
             kwargs: loss_weight and vis_period of Detectron2's BaseMaskRCNNHead.
         """
         super().__init__(**kwargs)
@@ -62,7 +62,7 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
             )
         if cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":
             raise ValueError(
-                "MODEL.ROI_HEADS.NAME is Res5ROIHeads, which pools features of another size; MaskEmbeddingHead works "
+                "MODEL.ROI_HEADS.NAME is Res5ROIHeads, which pools features to another size; MaskEmbeddingHead works "
                 "in StandardROIHeads and CascadeROIHeads."
             )
         embedding = build_mask_embedding(cfg)
@@ -82,7 +82,7 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
             instances: N, with proposal_boxes and gt_masks.
 
         Returns:
-            weighted smooth L1 of the codes plus dice of the decoded masks, the mean over the proposals.
+            smooth L1 loss of the codes plus dice loss of the decoded masks, weighted, averaged over the proposals.
         """
         with torch.autocast(codes.device.type, enabled=False):
             codes = codes.float()
@@ -98,7 +98,7 @@ class MaskEmbeddingHead(BaseMaskRCNNHead):
             instances: N; foreground proposals in training, else detections with pred_boxes and pred_classes.
 
         Returns:
-            in training {"loss_mask": scalar}; else the instances with pred_masks (D, 1, S, S).
+            {"loss_mask": scalar} in training, else the instances with pred_masks (D, 1, S, S).
         """
         codes = self.branch(None, features)[0]
         if self.training:

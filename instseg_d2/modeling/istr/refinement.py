@@ -1,7 +1,7 @@
 """
-Recurrent refinement: boxes and queries pass through ISTR's heads, one after the other (section 3 of the paper).
+Recurrent refinement of boxes and queries by ISTR's heads (section 3 of the paper).
 
-N images, Q queries an image, T heads, C channels, K classes, L numbers of a mask code.
+N images, Q queries per image, T heads, C channels, K classes, L length of a mask code.
 """
 
 import math
@@ -30,7 +30,7 @@ from .head import (
 
 
 class Stage(NamedTuple):
-    """After one head: its queries (N, Q, C), and its boxes (N, Q, 4) x1, y1, x2, y2 in input pixels, unclamped."""
+    """The result of one head: queries (N, Q, C), and boxes (N, Q, 4) x1, y1, x2, y2 in input pixels, unclamped."""
 
     head: RefinementHead
     queries: torch.Tensor
@@ -39,8 +39,13 @@ class Stage(NamedTuple):
 
 class Predictions(NamedTuple):
     """
-    Of the supervised heads: class logits (T, N, Q, K), boxes (T, N, Q, 4), codes (T, N, Q, L) and, for a decoder that
-    reads RoI features, T tensors (N * Q, 32, 28, 28).
+    The predictions of the supervised heads.
+
+    Attributes:
+        class_logits: (T, N, Q, K).
+        boxes: (T, N, Q, 4).
+        codes: (T, N, Q, L).
+        decoder_features: T tensors (N * Q, 32, 28, 28) for a decoder that reads RoI features, else None.
     """
 
     class_logits: torch.Tensor
@@ -50,7 +55,7 @@ class Predictions(NamedTuple):
 
 
 class RefinementHeads(nn.Module):
-    """The refinement heads and the poolers that they share."""
+    """The refinement heads and their shared poolers."""
 
     @configurable
     def __init__(
@@ -66,11 +71,12 @@ class RefinementHeads(nn.Module):
         """
         Args:
             in_features: names of the pyramid's maps, finest first.
-            mask_pooler: for mask branches that read the refined boxes (version 2).
-            averaged_heads: how many of the last heads' class logits are averaged at inference.
-            deep_supervision: every head has losses of its own, and boxes carry no gradient from head to head. If False,
-                only the last head has losses and their gradient reaches all boxes; the class and mask branches of the
-                other heads do nothing and are frozen.
+            pooler: pools the RoI features of the heads.
+            mask_pooler: pools the RoI features of the mask branch (version 2).
+            averaged_heads: number of last heads whose class logits are averaged in inference.
+            deep_supervision: every head has losses, and boxes are detached between heads. If False, only the last head
+                has losses and their gradient reaches the boxes of all heads; the unused class and mask branches of the
+                other heads are frozen.
         """
         super().__init__()
         self.heads = nn.ModuleList(heads)
@@ -91,7 +97,10 @@ class RefinementHeads(nn.Module):
         names = cfg.MODEL.ROI_HEADS.IN_FEATURES
         require_maps("MODEL.ROI_HEADS.IN_FEATURES", names, input_shape)
         if {input_shape[name].channels for name in names} != {node.HIDDEN_DIM}:
-            raise ValueError("MODEL.ISTR.HIDDEN_DIM must be the number of channels of MODEL.ROI_HEADS.IN_FEATURES.")
+            raise ValueError(
+                f"MODEL.ISTR.HIDDEN_DIM is {node.HIDDEN_DIM}; it must be the number of channels of "
+                "MODEL.ROI_HEADS.IN_FEATURES."
+            )
         box_head = cfg.MODEL.ROI_BOX_HEAD
         strides = [input_shape[name].stride for name in names]
         refined = istr_version(cfg) == 2
@@ -136,16 +145,17 @@ class RefinementHeads(nn.Module):
 
     def refine(self, maps: Sequence[torch.Tensor], rows, boxes, queries) -> Iterator[Stage]:
         """
-        What each head does, one head after the other.
+        Run the heads one after the other and yield their results.
 
         Args:
-            maps: (N, C, h_l, w_l); rows: `PyramidPooler.rows` of them.
-            boxes: (N, Q, 4) before the first head; queries: (N, Q, C).
+            maps: (N, C, h_l, w_l) of each level.
+            rows: `PyramidPooler.rows` of ``maps``.
+            boxes, queries: (N, Q, 4) and (N, Q, C), the input of the first head.
         """
         for head in self.heads:
             queries = head(queries, self.pooler(maps, boxes, rows))
             deltas = head.deltas(queries)
-            # The boxes stay float32, whatever the type of the deltas.
+            # Boxes stay float32, whatever the dtype of the deltas.
             boxes = self.box_transform.apply_deltas(deltas.flatten(0, 1), boxes.flatten(0, 1)).view(boxes.shape)
             yield Stage(head, queries, boxes)
             if self.deep_supervision:
@@ -153,13 +163,13 @@ class RefinementHeads(nn.Module):
 
     def mask_codes(self, head: RefinementHead, maps, rows, boxes: torch.Tensor, queries: torch.Tensor):
         """
-        The mask branch of a head.
+        Run the mask branch of a head.
 
         Args:
-            boxes: (N, q, 4) after the head; queries: (N, q, C).
+            boxes, queries: (N, q, 4) and (N, q, C), results of the head.
 
         Returns:
-            codes (N, q, L); what the decoder reads beside them, (N * q, 32, 28, 28) or None.
+            codes (N, q, L), and the RoI features (N * q, 32, 28, 28) for the decoder, or None.
         """
         crops = None
         if self.mask_pooler is not None:
@@ -172,10 +182,10 @@ class RefinementHeads(nn.Module):
         """
         Args:
             features: name -> (N, C, h_l, w_l).
-            boxes: (N, Q, 4) and queries (N, Q, C) before the first head.
+            boxes, queries: (N, Q, 4) and (N, Q, C), the input of the first head.
 
         Returns:
-            the predictions of every head, or of the last one if there is no deep supervision.
+            the predictions of all heads, or of the last one without deep supervision.
         """
         maps = self.maps(features)
         rows = self.pooler.rows(maps)

@@ -1,4 +1,4 @@
-"""ISTR inside Detectron2's GeneralizedRCNN. N images, Q queries an image, D detections, S the side of a mask."""
+"""ISTR inside Detectron2's GeneralizedRCNN. N images, Q queries per image, D detections, S side of a mask."""
 
 from collections.abc import Sequence
 
@@ -19,10 +19,10 @@ from .refinement import RefinementHeads
 @ROI_HEADS_REGISTRY.register()
 class ISTRHeads(ProposalFreeROIHeads, RefinementHeads):
     """
-    ISTR's refinement heads with their queries, mask embedding and losses. The proposals are ignored.
+    ISTR's refinement heads with queries, mask embedding and losses. Proposals are ignored.
 
-    The keys are those of MODEL.ISTR, but MODEL.ROI_HEADS.NUM_CLASSES counts the classes. A
-    MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO of 0, Detectron2's default, means ISTR's 2.
+    The keys are those of MODEL.ISTR, except for MODEL.ROI_HEADS.NUM_CLASSES. A
+    MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO of 0, Detectron2's default, is replaced by 2, ISTR's.
     """
 
     @configurable
@@ -39,10 +39,11 @@ class ISTRHeads(ProposalFreeROIHeads, RefinementHeads):
     ):
         """
         Args:
-            num_queries: Q; channels: of a query.
-            max_detections: the best pairs of query and class that are kept of each image.
-            mask_threshold: a pixel belongs to a mask from this value on.
-            kwargs: of `RefinementHeads`.
+            num_queries: Q.
+            channels: channels of a query.
+            max_detections: number of (query, class) pairs kept per image.
+            mask_threshold: minimum value of a mask's pixels.
+            kwargs: see `RefinementHeads`.
         """
         super().__init__(**kwargs)
         self.mask_embedding = mask_embedding

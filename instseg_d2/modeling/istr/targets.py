@@ -1,8 +1,8 @@
 """
-Ground truth of ISTR, and which query learns which object (matching and losses: equations 3 to 8 of the paper).
+Ground truth of ISTR, and the matching of queries and objects (eq. 3-8), in float32.
 
-N images, Q queries an image, T heads, M objects of the batch (M_i of image i), P pairs a head, K classes, L numbers of
-a mask code, S the side of an encoded mask. All costs are float32.
+N images, Q queries per image, T heads, M objects of the batch (M_i in image i), P pairs per head, K classes, L length
+of a mask code, S side of an encoded mask.
 """
 
 from collections.abc import Sequence
@@ -27,16 +27,19 @@ class Targets:
     The objects of a batch, image after image.
 
     Attributes:
-        counts: objects of each image; image: (M,) int64 image of each object; classes: (M,) int64.
-        boxes: (M, 4) x1, y1, x2, y2, input pixels; scale: (N, 4) width, height, width, height of the unpadded images.
-        crops: (M, S, S) 0/1 float32: each mask inside its own box.
+        counts: number of objects of each image.
+        image: (M,) int64, the image of each object.
+        classes: (M,) int64.
+        boxes: (M, 4) x1, y1, x2, y2, input pixels.
+        scale: (N, 4) width, height, width, height of the unpadded images.
+        crops: (M, S, S) float32 of 0 and 1, each mask cropped to its box.
     """
 
     def __init__(self, gt_instances: Sequence[Instances], size: int, refined: bool):
         """
         Args:
             size: S.
-            refined: masks will also be cropped by other boxes, see `crop`.
+            refined: keep full masks, so that `crop` can crop them to other boxes.
         """
         self.size = size
         self.counts = [len(x) for x in gt_instances]
@@ -46,7 +49,7 @@ class Targets:
         device = self.boxes.device
         sizes = [x.image_size for x in gt_instances]
         self.scale = torch.tensor([[w, h, w, h] for h, w in sizes], dtype=torch.float32, device=device)
-        # Each polygon is rasterised once: at full size if it is cropped again later, else inside its box.
+        # Rasterise each polygon once: at full size if it is cropped again later, else inside its box.
         self.masks = [image_masks(x) for x in gt_instances] if refined else None
         if refined:
             own = (torch.arange(count, device=device) for count in self.counts)
@@ -58,14 +61,15 @@ class Targets:
 
     def crop(self, objects: torch.Tensor, boxes: torch.Tensor, pairs: Sequence[int]) -> torch.Tensor:
         """
-        Masks inside other boxes, which are clamped to the unpadded image.
+        Crop masks to other boxes, which are clamped to the unpadded image.
 
         Args:
-            objects: (T, P) index into the objects of the batch, image after image; boxes: (T, P, 4).
-            pairs: how many of the P belong to each image.
+            objects: (T, P) indices into the objects of the batch, image after image.
+            boxes: (T, P, 4).
+            pairs: how many of the P pairs belong to each image.
 
         Returns:
-            (T, P, S, S) 0/1 float32.
+            (T, P, S, S) float32 of 0 and 1.
         """
         crops, first = [], 0
         parts = zip(self.masks, self.scale, self.counts, objects.split(pairs, 1), boxes.detach().split(pairs, 1))
@@ -78,7 +82,7 @@ class Targets:
 
 
 def class_cost(logits: torch.Tensor, classes: torch.Tensor, alpha: float, gamma: float) -> torch.Tensor:
-    """Focal loss of being class_k, minus that of being background: (..., Q, K), (M,) -> (..., Q, M)."""
+    """Focal loss of the objects' classes minus that of background: (..., Q, K), (M,) -> (..., Q, M)."""
     p = logits.sigmoid()
     positive = alpha * (1 - p) ** gamma * -(p + 1e-8).log()
     negative = (1 - alpha) * p**gamma * -(1 - p + 1e-8).log()
@@ -87,10 +91,12 @@ def class_cost(logits: torch.Tensor, classes: torch.Tensor, alpha: float, gamma:
 
 def code_cost(codes: torch.Tensor, target: torch.Tensor, kind: str) -> torch.Tensor:
     """
-    Distance of mask codes, lower is better: -(cos + 1) / 2 or the mean absolute difference (l1).
+    Matching cost of mask codes: -(cos + 1) / 2, or the mean absolute difference (l1).
 
     Args:
-        codes: (T, Q, L); target: (T or 1, M, L).
+        codes: (T, Q, L).
+        target: (T or 1, M, L).
+        kind: "cosine" or "l1".
 
     Returns:
         (T, Q, M).
@@ -103,13 +109,13 @@ def code_cost(codes: torch.Tensor, target: torch.Tensor, kind: str) -> torch.Ten
 
 class Matcher:
     """
-    One-to-one matching of each head and image by the sum of class, box and mask costs.
+    One-to-one matching for each head and image by the sum of class, box and mask costs.
 
     Args:
-        weights: of the costs "class", "l1", "giou" and "code".
+        weights: weights of the costs "class", "l1", "giou" and "code".
         alpha, gamma: of the focal cost.
         mask_cost: "cosine", "l1" or "dice".
-        noise: two encodings of a mask differ, so every head gets its own.
+        noise: whether encodings are random, so that every head needs its own.
     """
 
     def __init__(self, *, weights: dict[str, float], alpha=0.25, gamma=2.0, mask_cost="cosine", noise=False):
@@ -124,8 +130,9 @@ class Matcher:
     def __call__(self, predictions: Predictions, targets: Targets, embedding: MaskEmbedding):
         """
         Returns:
-            rows (T, P) int64: query of each pair inside its image; objects (T, P) int64 index into the batch's
-            objects; pairs: how many of the P belong to each image, min(Q, M_i).
+            rows: (T, P) int64, the query of each pair inside its image.
+            objects: (T, P) int64, indices into the objects of the batch.
+            pairs: how many of the P pairs belong to each image, min(Q, M_i).
         """
         num_heads, num_images, num_queries = predictions.boxes.shape[:3]
         scores, first = [], 0
@@ -145,7 +152,7 @@ class Matcher:
         return rows, objects, pairs
 
     def _cost(self, predictions: Predictions, targets: Targets, image: int, own: slice, embedding) -> torch.Tensor:
-        """Weighted costs of one image, whose objects are the slice ``own`` of the batch's: (T, Q, M_i)."""
+        """Weighted costs of one image, whose objects are the slice ``own`` of the batch: (T, Q, M_i)."""
         boxes, gt_boxes, scale = predictions.boxes[:, image], targets.boxes[own], targets.scale[image]
         crops = targets.crops[own]
         cost = self.weights["class"] * class_cost(

@@ -29,8 +29,8 @@ register_method(
         check_config=check_sparseinst_config,
         class_count_keys={"MODEL.SPARSE_INST.DECODER.NUM_CLASSES": 0},
         optimizer="ADAMW",
-        # The authors go by names: batch norms called "bn" and all biases are decayed. "downsample.proj" is what timm
-        # calls the later patch embeddings of a PVT.
+        # The authors select by name, so batch norms called "bn" and all biases are decayed. timm calls a PVT's later
+        # patch embeddings "downsample.proj".
         undecayed_names=("norm", "patch_embed", "downsample.proj", "cls_token"),
         crop_scheme="detr",
         needs_masks=True,

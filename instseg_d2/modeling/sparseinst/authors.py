@@ -1,4 +1,4 @@
-"""SparseInst's own release."""
+"""Parameter names of SparseInst's release."""
 
 import re
 
@@ -19,7 +19,7 @@ _BACKBONE = "backbone."
 
 
 def convert_sparseinst(state_dict: StateDict) -> StateDict:
-    """SparseInst's own release, all backbones: the state dict under our names."""
+    """Convert the state dict of SparseInst's release, with any backbone, to our names."""
     levels = {match[1] for key in state_dict if (match := re.match(r"encoder\.fpn_laterals\.(\d+)\.", key))}
     last = len(levels) - 1
 

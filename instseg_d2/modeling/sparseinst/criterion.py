@@ -1,7 +1,7 @@
 """
-Matching and losses of SparseInst (section 3.5 of the paper), in float32 also under autocast.
+Matching and losses of SparseInst (section 3.5 of the paper), in float32 even under autocast.
 
-N images, Q slots an image, M_i objects of image i, P matched pairs, K classes, h x w cells of the predicted masks.
+N images, Q slots per image, M_i objects in image i, P matched pairs, K classes, h x w cells of the predicted masks.
 """
 
 import functools
@@ -28,19 +28,21 @@ LOSS_ITEMS = ("labels", "masks")
 def warn_too_many_objects(num_masks: int) -> None:
     """Warn once per process that an image has more objects than there are slots."""
     logger.warning(
-        "An image has more objects than MODEL.SPARSE_INST.DECODER.NUM_MASKS %d: the ones that match worst are left "
-        "out of its mask losses. Training goes on; for crowded images raise NUM_MASKS.",
+        "An image has more objects than MODEL.SPARSE_INST.DECODER.NUM_MASKS %d, so its worst matches are left out of "
+        "the losses; for crowded images increase NUM_MASKS.",
         num_masks,
     )
 
 
 class SparseInstCriterion:
     """
+    Hungarian matching, then classification, mask, dice and objectness losses.
+
     Args:
         alpha, beta: exponents of dice and class probability in the matching score.
-        weights: of loss_ce, loss_mask, loss_dice, loss_objectness.
-        items: "labels" for the classes, "masks" for the other three.
-        binarise: a predicted pixel counts in the objectness target from this probability on.
+        weights: weights of loss_ce, loss_mask, loss_dice and loss_objectness.
+        items: "labels" for loss_ce, "masks" for the other three.
+        binarise: threshold of predicted masks for the objectness target, an IoU.
     """
 
     def __init__(self, *, alpha: float, beta: float, weights: dict[str, float], items: Sequence[str], binarise=0.4):
@@ -72,11 +74,13 @@ class SparseInstCriterion:
     @torch.no_grad()
     def match(self, class_logits, mask_logits, gt_classes: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]):
         """
-        score(i, k) = p_i[class_k]^beta * dice(m_i, gt_k)^alpha, maximised (eq. 4).
+        Match slots and objects by the score p_i[class_j]^beta * dice(m_i, gt_j)^alpha (eq. 4).
 
         Args:
-            class_logits: (N, Q, K); mask_logits: (N, Q, h, w).
-            gt_classes: (M_i,) of each image; targets: (M_i, h, w) of each image.
+            class_logits: (N, Q, K).
+            mask_logits: (N, Q, h, w).
+            gt_classes: (M_i,) for each image.
+            targets: (M_i, h, w) for each image.
 
         Returns:
             see `match_by_score`.
@@ -120,15 +124,16 @@ class SparseInstCriterion:
 
     def _mask_losses(self, logits, target, objectness, count, pairs) -> dict:
         """
-        logits, target: (P, h * w) of the matched pairs; objectness: (P,); count and pairs: numbers of objects and of
-        matched pairs, means over the workers.
+        Args:
+            logits, target: (P, h * w) of the matched pairs.
+            objectness: (P,) logits.
+            count, pairs: number of objects and of matched pairs, averaged over workers.
         """
         probabilities = logits.sigmoid()
         pixels = F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / (pairs * logits.shape[1])
         with torch.no_grad():
-            inside, wanted = probabilities >= self.binarise, target > 0.5
-            intersection = (inside & wanted).sum(1)
-            iou = intersection / ((inside | wanted).sum(1) + 1e-6)
+            pred, true = probabilities >= self.binarise, target > 0.5
+            iou = (pred & true).sum(1) / ((pred | true).sum(1) + 1e-6)
         return {
             "loss_mask": pixels,
             "loss_dice": (1 - paired_dice(probabilities, target, DICE_EPSILON)).sum() / count,

@@ -1,7 +1,7 @@
 """
-Decoders of SparseInst: instance activation maps pick features, dynamic kernels make masks (sections 3.2 and 3.4).
+Decoders of SparseInst: instance activation maps pool features, dynamic kernels predict masks (sections 3.2 and 3.4).
 
-N images, Q slots an image, G groups, C channels, E numbers of a kernel, K classes, h x w cells of the features.
+N images, Q slots per image, G groups, C channels, E channels of a mask kernel, K classes, h x w cells of the features.
 """
 
 import math
@@ -27,7 +27,7 @@ def build_sparse_inst_decoder(cfg) -> nn.Module:
 
 
 def coordinate_channels(x: torch.Tensor) -> torch.Tensor:
-    """(N, C, h, w) -> (N, 2, h, w): x, then y, from -1 at the first cell to 1 at the last."""
+    """x and y coordinates of the cells, from -1 at the first to 1 at the last: (N, C, h, w) -> (N, 2, h, w)."""
     height, width = x.shape[-2:]
     ys, xs = (torch.arange(n, device=x.device) * 2 / max(n - 1, 1) - 1 for n in (height, width))
     ys, xs = ys.to(x.dtype), xs.to(x.dtype)
@@ -37,11 +37,11 @@ def coordinate_channels(x: torch.Tensor) -> torch.Tensor:
 
 class InstanceBranch(nn.Module):
     """
-    Features (N, C, h, w) -> class logits, mask kernels, objectness logits and the activation maps.
+    Features (N, C, h, w) -> class logits, mask kernels, objectness logits and activation maps.
 
-    * groups 0: Q maps by a 3x3 convolution and a sigmoid, each divided by its sum (the paper's BaseIAM).
-    * groups G: Q maps per group by a grouped convolution; a linear layer joins the G vectors of a slot (GroupIAM).
-    * softmax: over the cells, instead of sigmoid and sum (GroupIAMSoft).
+    * groups = 0: a 3x3 convolution and a sigmoid give Q maps, each normalised by its sum (the paper's BaseIAM).
+    * groups = G: a grouped convolution gives Q maps per group; a linear layer joins a slot's G vectors (GroupIAM).
+    * softmax: a softmax over the cells replaces the normalised sigmoid (GroupIAMSoft).
     """
 
     def __init__(self, in_channels, channels, num_convs, num_masks, num_classes, kernel_dim, groups=0, softmax=False):
@@ -54,7 +54,7 @@ class InstanceBranch(nn.Module):
         self.iam_conv = nn.Conv2d(channels, num_masks * max(groups, 1), 3, padding=1, groups=max(groups, 1))
         width = channels * max(groups, 1)
         self.fc = nn.Linear(width, width) if groups else None
-        # It is in the authors' checkpoints, though a softmax ignores a constant.
+        # In the authors' checkpoints, although a softmax ignores a constant.
         self.softmax_bias = nn.Parameter(torch.ones(1)) if softmax else None
         self.class_logits = nn.Linear(width, num_classes)
         self.mask_kernel = nn.Linear(width, kernel_dim)
@@ -66,7 +66,7 @@ class InstanceBranch(nn.Module):
             weight_init.c2_xavier_fill(self.fc)
 
     def activation_maps(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, C, h, w) -> (N, G * Q, h * w) float32. Each map sums to 1, or to less where nothing is active."""
+        """(N, C, h, w) -> (N, max(G, 1) * Q, h * w) float32. Each map sums to 1, or less if nothing is active."""
         logits = self.iam_conv(features).float().flatten(2)
         if self.softmax_bias is not None:
             return (logits + self.softmax_bias).softmax(-1)
@@ -97,7 +97,7 @@ class MaskBranch(nn.Module):
 
 
 class IAMDecoder(nn.Module):
-    """The instance branch and the mask branch, which also read the features' coordinates."""
+    """The instance branch and the mask branch, which also read coordinate channels."""
 
     grouped = False
     softmax = False
@@ -106,7 +106,7 @@ class IAMDecoder(nn.Module):
     def __init__(self, *, instance_branch: nn.Module, mask_branch: nn.Module, scale_factor: float = 2.0):
         """
         Args:
-            scale_factor: of the masks against the features.
+            scale_factor: upsampling from the features to the masks.
         """
         super().__init__()
         self.instance_branch = instance_branch
@@ -159,19 +159,19 @@ class IAMDecoder(nn.Module):
 
 @SPARSE_INST_DECODER_REGISTRY.register()
 class BaseIAMDecoder(IAMDecoder):
-    """One activation map per slot."""
+    """One activation map per slot (BaseIAM)."""
 
 
 @SPARSE_INST_DECODER_REGISTRY.register()
 class GroupIAMDecoder(IAMDecoder):
-    """GROUPS activation maps per slot."""
+    """G activation maps per slot (GroupIAM)."""
 
     grouped = True
 
 
 @SPARSE_INST_DECODER_REGISTRY.register()
 class GroupIAMSoftDecoder(IAMDecoder):
-    """GROUPS activation maps per slot, with a softmax over the cells."""
+    """G activation maps per slot, with a softmax over the cells (GroupIAMSoft)."""
 
     grouped = True
     softmax = True

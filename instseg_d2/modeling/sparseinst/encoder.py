@@ -24,13 +24,13 @@ Modules called with (cfg, input_shape) whose forward maps the backbone's feature
 def build_sparse_inst_encoder(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
     """The module named by MODEL.SPARSE_INST.ENCODER.NAME."""
     name = cfg.MODEL.SPARSE_INST.ENCODER.NAME
-    # The authors' default names a module that does not exist; it means the encoder of the paper.
+    # The authors' default is not registered in their code; it means the encoder of the paper.
     name = "InstanceContextEncoder" if name == "FPNPPMEncoder" else name
     return SPARSE_INST_ENCODER_REGISTRY.get(name)(cfg, input_shape)
 
 
 class PyramidPooling(nn.Module):
-    """The input joined with averages over 1, 2, 3 and 6 cells a side, each after a 1x1 convolution."""
+    """Pyramid pooling: the input is concatenated with its averages over 1, 2, 3 and 6 cells per side, and projected."""
 
     def __init__(self, channels: int, branch_channels: int, sizes: Sequence[int] = (1, 2, 3, 6)):
         super().__init__()
@@ -49,13 +49,13 @@ class PyramidPooling(nn.Module):
 
 @SPARSE_INST_ENCODER_REGISTRY.register()
 class InstanceContextEncoder(nn.Module):
-    """FPN with pyramid pooling on its coarsest level; all levels are fused at the finest one."""
+    """FPN with pyramid pooling at the coarsest level; all levels are fused at the finest one (section 3.3)."""
 
     @configurable
     def __init__(self, *, in_features: Sequence[str], in_channels: Sequence[int], channels: int = 256):
         """
         Args:
-            in_features, in_channels: of the backbone's maps, finest first.
+            in_features, in_channels: names and channels of the backbone's feature maps, finest first.
             channels: C of the output.
         """
         super().__init__()
@@ -74,7 +74,9 @@ class InstanceContextEncoder(nn.Module):
         require_maps("MODEL.SPARSE_INST.ENCODER.IN_FEATURES", node.IN_FEATURES, input_shape)
         strides = [input_shape[name].stride for name in node.IN_FEATURES]
         if not strides or strides != sorted(set(strides)):
-            raise ValueError(f"MODEL.SPARSE_INST.ENCODER.IN_FEATURES is {node.IN_FEATURES}; give maps, finest first.")
+            raise ValueError(
+                f"MODEL.SPARSE_INST.ENCODER.IN_FEATURES is {node.IN_FEATURES}; list different maps, finest first."
+            )
         return {
             "in_features": node.IN_FEATURES,
             "in_channels": [input_shape[name].channels for name in node.IN_FEATURES],
@@ -82,7 +84,7 @@ class InstanceContextEncoder(nn.Module):
         }
 
     def forward(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
-        """features: name -> (N, C_l, h_l, w_l) -> (N, C, h, w) of the finest input map."""
+        """features: name -> (N, C_l, h_l, w_l) -> (N, C, h, w) at the finest input map."""
         maps = [lateral(features[name]) for name, lateral in zip(self.in_features, self.laterals)]
         top_down = self.context(maps[-1])
         outputs = [self.outputs[-1](top_down)]
@@ -98,9 +100,9 @@ class InstanceContextEncoder(nn.Module):
     @torch.no_grad()
     def fold(self) -> None:
         """
-        For inference only: join each output convolution with its share of the fusion, in place.
+        For inference only: merge each output convolution with its part of the fusion convolution, in place.
 
-        There is no nonlinearity between them, and a 1x1 convolution commutes with bilinear resizing.
+        No nonlinearity lies between them, and a 1x1 convolution commutes with bilinear resizing.
         """
         shares = self.fusion.weight[:, :, 0, 0].split(self.fusion.out_channels, dim=1)
         biases = [self.fusion.bias] + [torch.zeros_like(self.fusion.bias)] * (len(shares) - 1)

@@ -1,6 +1,7 @@
 """
-What SparseInst sees, as pictures: for the best detections the activation map that picked the object's features, and the
-mask (figures 1 and 4 of the paper). D detections, G groups, h x w cells of a mask, H x W pixels.
+Pictures that explain SparseInst's masks: activation map and mask of the best detections (figures 1 and 4 of the paper).
+
+D detections, G groups, h x w cells of a mask, H x W pixels.
 """
 
 import cv2
@@ -11,7 +12,7 @@ from ...visualization import overlay_heatmap
 
 
 def _on_image(values: torch.Tensor, canvas: tuple, size: tuple) -> np.ndarray:
-    """A map of the padded canvas (H, W) as pixels of the unpadded image (H, W)."""
+    """Resize a map to the padded canvas (H, W) and crop it to the unpadded image (H, W)."""
     resized = cv2.resize(values.float().cpu().numpy(), canvas[::-1], interpolation=cv2.INTER_LINEAR)
     return resized[: size[0], : size[1]]
 
@@ -21,11 +22,11 @@ def explain_image(image: np.ndarray, detections, activation_maps: torch.Tensor, 
     Args:
         image: (H, W, 3) uint8, RGB, network input size.
         detections: Instances with scores and pred_masks (D, h, w) probabilities on the padded canvas.
-        activation_maps: (D, G, H / 8, W / 8) of the same detections; the mean over the groups is drawn.
+        activation_maps: (D, G, H / 8, W / 8); the mean over the groups is drawn.
         canvas: (H, W) of the padded input.
 
     Returns:
-        [(title, RGB uint8 picture)]: two pictures of each of the `max_instances` best detections.
+        [(title, RGB uint8 picture)]: two pictures for each of the ``max_instances`` best detections.
     """
     panels = []
     for rank, i in enumerate(detections.scores.argsort(descending=True)[:max_instances].tolist()):

@@ -1,7 +1,7 @@
 """
-From the decoder's predictions to detections.
+Converts the decoder's predictions to detections.
 
-N images, Q slots an image, D detections, K classes, h x w cells of the predicted masks, H x W pixels.
+N images, Q slots per image, D detections, K classes, h x w cells of the predicted masks, H x W pixels.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ..postprocessing import rescore, resize_in_chunks, topk_in_order
 
 
 def class_scores(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """sqrt(class * objectness) of the decoder's predictions, float32: (N, Q, K)."""
+    """sqrt(class * objectness) in float32: (N, Q, K)."""
     classes, objectness = (outputs[name].float().sigmoid() for name in ("class_logits", "objectness_logits"))
     return (classes * objectness[..., None]).sqrt()
 
@@ -26,15 +26,18 @@ def detections(
     max_detections: int,
 ) -> list[Instances]:
     """
-    The best slots of every image, from the decoder's predictions.
+    The best slots of each image.
 
     Args:
+        outputs: the decoder's predictions.
         image_sizes: (H, W) without padding.
-        score_threshold: on sqrt(class * objectness), strictly above, before rescoring.
-        mask_threshold: of the rescoring.
+        score_threshold: minimum of sqrt(class * objectness) before rescoring, exclusive.
+        mask_threshold: mask threshold for rescoring.
+        max_detections: number of detections kept per image.
 
     Returns:
-        scores, pred_classes, slots (D,) and pred_masks (D, h, w), probabilities on the padded canvas.
+        one Instances per image with scores, pred_classes, slots (D,) and pred_masks (D, h, w), probabilities on the
+        padded canvas.
     """
     results = []
     best = class_scores(outputs).max(-1)
@@ -53,15 +56,15 @@ def detections(
 
 class CanvasMasks(ROIMasks):
     """
-    Masks of the whole image in the place of masks of boxes: Detectron2's postprocessing then resizes them instead of
-    pasting them.
+    Whole-image masks in place of Detectron2's ROIMasks, so that its postprocessing resizes them instead of pasting.
     """
 
     def __init__(self, tensor: torch.Tensor, canvas: tuple, crop: tuple, threshold: float):
         """
         Args:
             tensor: (D, h, w) probabilities that cover the canvas.
-            canvas: (H, W) of the padded input; crop: (H, W) of the input without padding.
+            canvas: (H, W) of the padded input.
+            crop: (H, W) of the input without padding.
             threshold: pixels strictly above it belong to the mask.
         """
         super().__init__(tensor)
@@ -79,9 +82,9 @@ class CanvasMasks(ROIMasks):
         return self._like(super().__getitem__(item).tensor)
 
     def resize(self, size: tuple) -> torch.Tensor:
-        """(D, *size) bool."""
+        """Resize and threshold the masks: (D, *size) bool."""
         return resize_in_chunks(self.tensor, self.canvas, self.crop, size, self.threshold)
 
     def to_bitmasks(self, boxes, height: int, width: int, threshold: float = 0.5) -> BitMasks:
-        """At the output's height and width. Boxes and threshold are for masks of boxes and change nothing here."""
+        """Resize the masks to ``height`` and ``width``; ``boxes`` and ``threshold`` are not used."""
         return BitMasks(self.resize((height, width)))

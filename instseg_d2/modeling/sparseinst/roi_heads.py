@@ -21,10 +21,10 @@ from .encoder import build_sparse_inst_encoder
 from .inference import CanvasMasks, detections
 
 
-def add_res_names(names: Sequence[str], features: dict) -> dict:
-    """The features, with the pyramid's p3 also under the name res3 if there is no res3, and so for all names."""
-    pyramid = {name: name.replace("res", "p") for name in names if name not in features}
-    return {**features, **{name: features[other] for name, other in pyramid.items() if other in features}}
+def alias_pyramid_levels(names: Sequence[str], features: dict) -> dict:
+    """Add each missing name, such as res3, as an alias of the pyramid's level p3, if there is one."""
+    aliases = {name: name.replace("res", "p") for name in names if name not in features}
+    return {**features, **{name: features[level] for name, level in aliases.items() if level in features}}
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -32,8 +32,8 @@ class SparseInstHeads(ProposalFreeROIHeads, nn.Module):
     """
     SparseInst's encoder, decoder and losses; proposals are ignored.
 
-    The keys are those of MODEL.SPARSE_INST, but MODEL.ROI_HEADS.NUM_CLASSES counts the classes. Over a feature pyramid
-    p3, p4 and p5 stand for the encoder's res3, res4 and res5.
+    The keys are those of MODEL.SPARSE_INST, except for MODEL.ROI_HEADS.NUM_CLASSES. On an FPN the encoder reads p3, p4
+    and p5 in place of res3, res4 and res5.
     """
 
     @configurable
@@ -52,8 +52,8 @@ class SparseInstHeads(ProposalFreeROIHeads, nn.Module):
         """
         Args:
             encoder, decoder, mask_stride, score_threshold, max_detections: see `SparseInst`.
-            in_features: the names of the encoder's maps.
-            mask_threshold: pixels above this probability belong to a mask.
+            in_features: names of the feature maps that the encoder reads.
+            mask_threshold: pixels strictly above this probability belong to a mask.
         """
         super().__init__()
         self.encoder = encoder
@@ -72,7 +72,7 @@ class SparseInstHeads(ProposalFreeROIHeads, nn.Module):
         node = cfg.MODEL.SPARSE_INST
         node.DECODER.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         names = node.ENCODER.IN_FEATURES
-        shapes = add_res_names(names, input_shape)
+        shapes = alias_pyramid_levels(names, input_shape)
         return {
             "encoder": build_sparse_inst_encoder(cfg, shapes),
             "decoder": build_sparse_inst_decoder(cfg),
@@ -85,8 +85,8 @@ class SparseInstHeads(ProposalFreeROIHeads, nn.Module):
         }
 
     def _outputs(self, features: dict[str, torch.Tensor]):
-        """The decoder's predictions, and the (H, W) of the padded input that the masks cover."""
-        outputs = self.decoder(self.encoder(add_res_names(self.in_features, features)))
+        """The decoder's predictions, and the (H, W) of the padded input."""
+        outputs = self.decoder(self.encoder(alias_pyramid_levels(self.in_features, features)))
         return outputs, tuple(round(side * self.mask_stride) for side in outputs["mask_logits"].shape[-2:])
 
     def losses(self, images: ImageList, features: dict[str, torch.Tensor], targets: Sequence[Instances]) -> dict:
@@ -96,7 +96,7 @@ class SparseInstHeads(ProposalFreeROIHeads, nn.Module):
 
     @torch.no_grad()
     def infer(self, images: ImageList, features: dict[str, torch.Tensor]) -> list[Instances]:
-        """Detections in input pixels: scores, pred_classes, pred_masks (`CanvasMasks`) and their tight pred_boxes."""
+        """Detections in input pixels with scores, pred_classes, pred_masks (`CanvasMasks`) and tight pred_boxes."""
         outputs, canvas = self._outputs(features)
         results = detections(
             outputs, images.image_sizes, self.score_threshold, self.mask_threshold, self.max_detections

@@ -1,7 +1,7 @@
 """
 The SparseInst meta-architecture.
 
-N images, Q slots an image, D detections, C channels, h x w cells of the predicted masks, H x W pixels.
+N images, Q slots per image, D detections, C channels, h x w cells of the predicted masks, H x W pixels.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from .inference import detections
 
 @META_ARCH_REGISTRY.register()
 class SparseInst(InstanceSegmenter):
-    """Instance activation maps: no boxes, no NMS (SparseInst, figure 2; arXiv 2203.12827)."""
+    """Predicts masks from instance activation maps, without boxes and NMS (SparseInst, figure 2; arXiv 2203.12827)."""
 
     @configurable
     def __init__(
@@ -39,12 +39,12 @@ class SparseInst(InstanceSegmenter):
     ):
         """
         Args:
-            encoder: features of the backbone -> one map (N, C, H / 8, W / 8).
+            encoder: the backbone's feature maps -> one map (N, C, H / 8, W / 8).
             decoder: this map -> class_logits, objectness_logits, mask_logits, activation_maps.
-            mask_stride: input pixels of a cell of the mask logits.
-            score_threshold: on sqrt(class * objectness), strictly above, before rescoring.
-            max_detections: the best ones kept of each image.
-            kwargs: of `InstanceSegmenter`.
+            mask_stride: stride of the mask logits, pixels.
+            score_threshold: minimum of sqrt(class * objectness) before rescoring, exclusive.
+            max_detections: number of detections kept per image.
+            kwargs: see `InstanceSegmenter`.
         """
         super().__init__(**kwargs)
         self.encoder = encoder
@@ -73,11 +73,11 @@ class SparseInst(InstanceSegmenter):
 
     @property
     def size_divisibility(self) -> int:
-        """The coarsest map's stride, 32 (the authors' value)."""
+        """32, the stride of the coarsest map (the authors' value)."""
         return 32
 
     def outputs(self, images: ImageList) -> dict[str, torch.Tensor]:
-        """The decoder's predictions on a batch of images."""
+        """The decoder's predictions for a batch of images."""
         return self.decoder(self.encoder(self.backbone(images.tensor)))
 
     def losses(self, images: ImageList, batched_inputs: Sequence[dict]) -> dict:
@@ -87,17 +87,17 @@ class SparseInst(InstanceSegmenter):
 
     @torch.no_grad()
     def infer(self, images: ImageList) -> list[dict]:
-        """Detections: scores, pred_classes, slots (D,) and pred_masks (D, h, w), probabilities on the padded canvas."""
+        """Detections with scores, pred_classes, slots (D,) and pred_masks (D, h, w), probabilities on the canvas."""
         return [{"instances": x} for x in self.detections(self.outputs(images), images.image_sizes)]
 
     def detections(self, outputs: dict[str, torch.Tensor], image_sizes: Sequence[tuple]) -> list[Instances]:
-        """The detections of `infer`, from the decoder's predictions."""
+        """Convert the decoder's predictions to the detections of `infer`."""
         return detections(outputs, image_sizes, self.score_threshold, self.mask_threshold, self.max_detections)
 
     def postprocess(self, result: Instances, size: tuple, masks: bool = True) -> Instances:
         """
-        Probabilities resized to the padded input, cropped, resized to the output and thresholded; the boxes are the
-        tight boxes of the masks.
+        Resize the probabilities to the padded input, crop them, resize them to the output and threshold them. The boxes
+        are the masks' tight boxes.
         """
         canvas = tuple(round(side * self.mask_stride) for side in result.pred_masks.shape[-2:])
         scaled = Instances(size)
@@ -109,7 +109,7 @@ class SparseInst(InstanceSegmenter):
 
     @torch.no_grad()
     def explain(self, batched_inputs: Sequence[dict], max_instances: int = 4) -> list[list]:
-        """Titled RGB pictures of the activation map and the mask of the best detections, for each image."""
+        """For each image, (title, RGB picture) pairs: activation map and mask of the best detections."""
         images = self.preprocess(batched_inputs)
         outputs = self.outputs(images)
         found = self.detections(outputs, images.image_sizes)
