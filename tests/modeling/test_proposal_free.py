@@ -146,7 +146,7 @@ def test_masks_of_the_canvas():
 def test_what_cannot_be_used_is_named():
     with pytest.raises(ConfigError, match=r"ENCODER\.IN_FEATURES names res7"):
         tiny_model("MaskRCNN", *SPARSE, "MODEL.SPARSE_INST.ENCODER.IN_FEATURES", ["res3", "res7"])
-    with EventStorage(), pytest.raises(CheckpointError, match=r"PCA mask embedding has no values.*ensure_fitted.*DCT"):
+    with EventStorage(), pytest.raises(CheckpointError, match=r"PCA mask embedding is not fitted.*ensure_fitted.*DCT"):
         tiny_model("MaskRCNN", *ISTR, "MODEL.ISTR.MASK_ENCODING_METHOD", "", "MODEL.ISTR.MASK_DIM", 8)(
             random_batch([1])
         )

@@ -1,9 +1,9 @@
-"""ISTR's own release, both versions."""
+"""Parameter names of ISTR's release, both versions."""
 
 from ...checkpoint.authors.renaming import StateDict, renamed
 from ...checkpoint.authors.swin import SWIN_BLOCK, convert_swin
 
-# Version 2 with an auto-encoder also carries principal components that nothing reads.
+# Version 2 with an auto-encoder also contains principal components that are not used.
 _UNUSED_WITH_AE = "mask_encoding."
 _HEAD = r"^head\.head_series\.(\d+)\."
 _ISTR_RULES = (
@@ -16,7 +16,7 @@ _ISTR_RULES = (
     (_HEAD + r"bboxes_delta\.", r"roi_heads.heads.\1.box_deltas."),
     (_HEAD + r"mask_module\.", r"roi_heads.heads.\1.mask_branch.layers."),
     (_HEAD + r"mask_logits\.", r"roi_heads.heads.\1.mask_branch.codes."),
-    # Two blocks of two convolutions: one row of layers here.
+    # Two blocks of two convolutions are one Sequential here.
     (_HEAD + r"ret_roi_layer_1\.conv\.", r"roi_heads.heads.\1.mask_branch.decoder_feature."),
     *(
         (_HEAD + rf"ret_roi_layer_2\.conv\.{i}\.", rf"roi_heads.heads.\1.mask_branch.decoder_feature.{i + 6}.")
@@ -30,7 +30,7 @@ _BOTTOM_UP = "backbone.bottom_up."
 
 
 def convert_istr(state_dict: StateDict) -> StateDict:
-    """ISTR's own release: the state dict under our names."""
+    """Convert the state dict of ISTR's release to our names."""
     learned = any(key.startswith("mask_E.") for key in state_dict)
     if any(key.startswith(_BOTTOM_UP + SWIN_BLOCK) for key in state_dict):
         swin = {key[len(_BOTTOM_UP) :]: value for key, value in state_dict.items() if key.startswith(_BOTTOM_UP)}

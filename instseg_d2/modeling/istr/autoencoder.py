@@ -1,4 +1,4 @@
-"""Learned mask codes (SMT in the journal version of ISTR). M masks of S x S pixels, S = 112; L numbers of a code."""
+"""Learned mask codes (SMT in ISTR's journal version). M masks of S x S pixels, S = 112; L length of a code."""
 
 import copy
 import logging
@@ -20,12 +20,12 @@ from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, mask_dice_losses,
 
 logger = logging.getLogger(__name__)
 
-SIZE = 112  # four halvings to 7, the kernel of the innermost layers
-ROI_LAYER = 5  # of the decoder: its second doubling, 32 channels at 28 x 28
+SIZE = 112  # halved four times it is 7, the kernel size of the innermost layers
+ROI_LAYER = 5  # index of the decoder's second upsampling, to 32 channels of 28 x 28
 
 
 class UpBlock(nn.Module):
-    """(M, C, h, w) -> (M, C', 2h, 2w): bilinear (corners aligned), 3x3 convolution, batch norm, ELU."""
+    """Bilinear upsampling, 3x3 convolution, batch norm, ELU: (M, C, h, w) -> (M, C', 2h, 2w)."""
 
     def __init__(self, in_channels: int, channels: int):
         super().__init__()
@@ -39,14 +39,14 @@ class UpBlock(nn.Module):
 
 
 def mask_encoder(dim: int) -> nn.Sequential:
-    """(M, 1, S, S) -> (M, L)."""
+    """Masks (M, 1, S, S) -> codes (M, L)."""
     channels = (1, 16, 32, 64, 128)
     layers = [layer for pair in zip(channels, channels[1:]) for layer in conv_norm_elu(*pair, 4, stride=2)]
     return nn.Sequential(*layers, nn.Conv2d(channels[-1], dim, 7), nn.Flatten())
 
 
 def mask_decoder(dim: int) -> nn.Sequential:
-    """(M, L) -> logits (M, 1, S, S)."""
+    """Codes (M, L) -> mask logits (M, 1, S, S)."""
     return nn.Sequential(
         nn.Unflatten(1, (dim, 1, 1)),
         nn.ConvTranspose2d(dim, 128, 7),
@@ -60,19 +60,19 @@ def mask_decoder(dim: int) -> nn.Sequential:
 @MASK_EMBEDDING_REGISTRY.register()
 class AE(MaskEmbedding):
     """
-    An auto-encoder of masks, trained alone by `fit`. In the detector the encoder is frozen and stays in eval mode; the
-    decoder goes on learning, with a feature of the RoI added at 28 x 28.
+    An auto-encoder of masks, trained on its own by `fit`. In the detector the encoder is frozen and stays in eval mode;
+    the decoder is trained further, with an RoI feature added at 28 x 28.
     """
 
-    roi_channels = 32  # as after ROI_LAYER
+    roi_channels = 32  # the channels after ROI_LAYER
 
     @configurable
     def __init__(self, *, dim: int, size: int = SIZE, freeze_encoder_bn: bool = True, fit_epochs: int = 30):
         """
         Args:
-            freeze_encoder_bn: if False, the frozen encoder's batch norm follows the model's mode and drifts, as in the
-                authors' training.
-            fit_epochs: of `fit`.
+            freeze_encoder_bn: if False, the running statistics of the frozen encoder are still updated in training, as
+                in the authors' code.
+            fit_epochs: default epochs of `fit`.
         """
         if size != SIZE:
             raise ValueError(f"size is {size}; the AE embedding needs {SIZE}")
@@ -110,7 +110,7 @@ class AE(MaskEmbedding):
         """
         Args:
             codes: (M, L).
-            roi_features: (M, 32, 28, 28), added after the second doubling; or None.
+            roi_features: (M, 32, 28, 28), added after the second upsampling, or None.
 
         Returns:
             probabilities (M, S, S), float32.
@@ -133,14 +133,14 @@ class AE(MaskEmbedding):
         seed: int = 0,
     ) -> None:
         """
-        Train encoder and decoder: mean dice loss, Adam, learning rate x 0.1 after one and two thirds of the epochs.
-        The weights of the epoch with the best mean IoU at 0.5 are kept.
+        Train encoder and decoder with the dice loss and Adam; the learning rate drops by 10 after one and two thirds of
+        the epochs. Keeps the weights of the epoch with the best mean IoU.
 
         Args:
-            mask_batches: see `MaskEmbedding.fit`; they are copied to a temporary file, eight pixels a byte.
+            mask_batches: see `MaskEmbedding.fit`; copied to a temporary file with 8 pixels per byte.
             epochs: default: ``fit_epochs``.
-            batch_size: masks a step; fewer, down to 32, where an epoch would have under a hundred steps.
-            held_out: (m, S, S) masks for that IoU; default: the first thousand training masks.
+            batch_size: masks per step; reduced, down to 32, if an epoch would have fewer than 100 steps.
+            held_out: (m, S, S) masks for the IoU, at threshold 0.5; default: the first 1000 training masks.
             seed: of the order of the masks.
 
         Raises:
@@ -181,7 +181,7 @@ class AE(MaskEmbedding):
         self.train(was_training)
 
     def _load(self, path: str) -> None:
-        """Read a file {E, D} with the state dicts of encoder and decoder, the authors' or ours."""
+        """Read a file {"E": encoder, "D": decoder} of state dicts, the authors' or ours."""
         try:
             data = load_torch(path)
             for name, prefix, module in self._parts():
@@ -189,7 +189,7 @@ class AE(MaskEmbedding):
                 module.load_state_dict(state)
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
-                f"{path} does not hold the state dicts E and D of an auto-encoder with {self.dim} numbers a code."
+                f"{path} does not contain the state dicts E and D of an auto-encoder with codes of length {self.dim}."
             ) from error
 
     def save_file(self, path: str) -> None:
@@ -202,17 +202,17 @@ class AE(MaskEmbedding):
             torch.save(data, temporary)
 
     def _parts(self):
-        """(key of the file, prefix of its names, module)."""
+        """(key in the file, prefix of its parameter names, module)."""
         return ("E", "encoder.", self.encoder), ("D", "decoder.", self.decoder)
 
 
 class PackedMasks:
-    """Masks in a temporary file, eight pixels a byte. They can be read many times, in any order."""
+    """Masks in a temporary file with 8 pixels per byte, which can be read repeatedly and in any order."""
 
     def __init__(self, mask_batches: Iterable, size: int):
         """
         Args:
-            mask_batches: arrays or tensors (m, S, S) of 0 and 1, read once.
+            mask_batches: iterable of arrays or tensors (m, S, S) of 0 and 1, read once.
             size: S.
         """
         self.size = size
@@ -228,6 +228,6 @@ class PackedMasks:
         return self._count
 
     def __getitem__(self, index) -> torch.Tensor:
-        """A slice or (m,) indices -> float32 (m, S, S) of 0 and 1."""
+        """Read the masks of a slice or of (m,) indices: (m, S, S) float32 of 0 and 1."""
         bits = np.unpackbits(self._rows[index], axis=1, count=self.size**2)
         return torch.from_numpy(bits).float().unflatten(1, (self.size, self.size))

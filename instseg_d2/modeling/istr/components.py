@@ -1,7 +1,7 @@
 """
-Codes that are linear in the pixels: the pixels themselves, cosine frequencies, principal components.
+Linear mask codes: the pixels themselves, DCT coefficients, principal components.
 
-M masks, S their side, L numbers of a code, k rows and columns of the frequencies in use.
+M masks, S side of a mask, L length of a code, k x k grid of the DCT frequencies in use.
 """
 
 import math
@@ -21,7 +21,7 @@ _KEYS = ("components_c", "mean_c", "explained_variance_c", "ratio_c")
 
 @MASK_EMBEDDING_REGISTRY.register()
 class RawMask(MaskEmbedding):
-    """The mask's own pixels, row by row (the paper's ablation without an embedding)."""
+    """The pixels of the mask, row by row (the paper's ablation without an embedding)."""
 
     @configurable
     def __init__(self, *, size: int):
@@ -40,8 +40,9 @@ class RawMask(MaskEmbedding):
 
 def cosine_basis(size: int) -> torch.Tensor:
     """
-    The orthonormal one-dimensional DCT-II as a matrix: B[u, x] = c_u cos(pi (2 x + 1) u / (2 S)), c_0 = sqrt(1 / S),
-    c_u = sqrt(2 / S); float64 (S, S), frequencies in rows.
+    The orthonormal one-dimensional DCT-II as a matrix with frequencies in rows: (S, S) float64.
+
+    B[u, x] = c_u cos(pi (2 x + 1) u / (2 S)), c_0 = sqrt(1 / S), c_u = sqrt(2 / S).
     """
     frequency = torch.arange(size, dtype=torch.float64)[:, None]
     basis = torch.cos(math.pi * (2 * torch.arange(size, dtype=torch.float64) + 1) * frequency / (2 * size))
@@ -52,7 +53,7 @@ def cosine_basis(size: int) -> torch.Tensor:
 
 def zigzag(size: int, count: int) -> torch.Tensor:
     """
-    The first ``count`` places (row, column) of an S x S grid in zig-zag order: int64 (count, 2).
+    The first ``count`` cells (row, column) of an S x S grid in zigzag order: (count, 2) int64.
 
     Diagonal i holds (i - j, j) for j = 0..i if i is even, (j, i - j) if it is odd.
     """
@@ -68,16 +69,16 @@ def zigzag(size: int, count: int) -> torch.Tensor:
 @MASK_EMBEDDING_REGISTRY.register()
 class DCT(MaskEmbedding):
     """
-    The first L coefficients of the mask's orthonormal two-dimensional DCT-II, in zig-zag order. Nothing is fitted.
+    The first L coefficients of the orthonormal two-dimensional DCT-II in zigzag order. Needs no fit.
 
-    The decoded mask is the inverse transform with all other coefficients 0, without sigmoid or clamp.
+    Decoding is the inverse transform with all other coefficients 0, without sigmoid or clamp.
     """
 
     @configurable
     def __init__(self, *, dim: int, size: int):
         super().__init__(dim=dim, size=size)
         places = zigzag(size, dim)
-        rows = int(places.max()) + 1  # k: no higher frequency occurs
+        rows = int(places.max()) + 1  # k
         self.register_buffer("basis", cosine_basis(size)[:rows].float(), persistent=False)  # (k, S)
         self.register_buffer("index", places[:, 0] * rows + places[:, 1], persistent=False)  # (L,) in the k x k grid
 
@@ -97,8 +98,8 @@ class PCA(MaskEmbedding):
     """
     Whitened principal components of the masks' logits.
 
-    A mask is squeezed into r and 1 - r, and the inverse sigmoid makes it x. Then z = (x - mean) C^T / sqrt(variance)
-    and mask = sigmoid((z sqrt(variance)) C + mean); the rows of C have unit norm.
+    A mask is squeezed to values r and 1 - r, and x is their logit. The code is z = (x - mean) C^T / sqrt(variance), and
+    decoding gives sigmoid((z sqrt(variance)) C + mean). The rows of C have unit norm.
 
     Buffers: components (L, S * S), means (S * S,), explained_variances (L,).
     """
@@ -107,8 +108,8 @@ class PCA(MaskEmbedding):
     def __init__(self, *, dim: int, size: int, noise: bool = False, squeeze: float = 0.025):
         """
         Args:
-            noise: draw r = max(0.01, 0.05 u), u uniform in [0, 1), anew for every pixel and encoding, as the authors'
-                training does. Matching and loss then see different codes.
+            noise: draw r = max(0.01, 0.05 u), u uniform in [0, 1), for each pixel and encoding, as in the authors'
+                training. Matching and loss then see different codes.
             squeeze: r without noise.
         """
         super().__init__(dim=dim, size=size)
@@ -117,7 +118,7 @@ class PCA(MaskEmbedding):
         self.register_buffer("components", torch.zeros(dim, size * size))
         self.register_buffer("explained_variances", torch.ones(dim))
         self.register_buffer("means", torch.zeros(size * size))
-        self.explained_ratio = np.zeros(dim, np.float32)  # of the whole variance; known after a fit or from a file
+        self.explained_ratio = np.zeros(dim, np.float32)  # shares of the total variance, set by a fit or a file
 
     @classmethod
     def from_config(cls, cfg):
@@ -146,13 +147,13 @@ class PCA(MaskEmbedding):
     @torch.no_grad()
     def fit(self, mask_batches: Iterable, *, batch_size: int = 1024) -> None:
         """
-        Incremental principal components (scikit-learn). It takes memory for two batches, whatever the number of masks.
+        Fit scikit-learn's IncrementalPCA, which needs memory for two batches, however many masks there are.
 
         With fewer masks than L the last components are 0.
 
         Args:
             mask_batches: see `MaskEmbedding.fit`.
-            batch_size: masks an update; the last ones share a batch of up to twice as many.
+            batch_size: masks per update; the last update takes up to twice as many.
 
         Raises:
             DatasetError: there is no mask.
@@ -170,14 +171,14 @@ class PCA(MaskEmbedding):
         for batch in rebatched(mask_batches, max(batch_size, self.dim)):
             masks = torch.as_tensor(batch, dtype=torch.float32, device="cpu")
             pca = pca or IncrementalPCA(min(self.dim, len(masks)))
-            with np.errstate(invalid="ignore"):  # equal masks have no variance to divide by
+            with np.errstate(invalid="ignore"):  # equal masks have no variance
                 pca.partial_fit(self._logits(masks).numpy())
         if pca is None:
             raise DatasetError("the PCA mask embedding needs masks to be fitted to; the training set has none.")
         self._set(pca.components_, pca.mean_, pca.explained_variance_, pca.explained_variance_ratio_)
 
     def _set(self, components, mean, variance, ratio) -> None:
-        """Arrays (l, S * S), (S * S,), (l,), (l,), l <= L. Where the masks do not vary nothing is whitened."""
+        """Arrays (l, S * S), (S * S,), (l,), (l,), l <= L. Components without variance are not whitened."""
         count = len(components)
         variance = np.nan_to_num(variance)
         variance = np.where(variance > 1e-6 * variance.max(), variance, 1)
@@ -190,30 +191,30 @@ class PCA(MaskEmbedding):
     @torch.no_grad()
     def _load(self, path: str) -> None:
         """
-        Read the npz of the public release or of `save_file`: components_c (1, l, S * S), mean_c (1, S * S),
-        explained_variance_c (1, l), ratio_c (1, l). Of l >= L components the first L are taken.
+        Read an npz file of the authors' release or of `save_file`: components_c (1, l, S * S), mean_c (1, S * S),
+        explained_variance_c (1, l), ratio_c (1, l). Uses the first L of l >= L components.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
                 components, mean, variance, ratio = (np.asarray(file[key], np.float32)[0] for key in _KEYS)
         except (KeyError, IndexError, ValueError, OSError, EOFError) as error:
-            raise CheckpointError(f"{path} has not the arrays {', '.join(_KEYS)}.") from error
+            raise CheckpointError(f"{path} does not contain the arrays {', '.join(_KEYS)}.") from error
         if components.ndim != 2 or components.shape[1] != self.size**2 or len(components) < self.dim:
             raise CheckpointError(
-                f"{path} holds components of the shape {components.shape}; this config needs {self.dim} of "
+                f"{path} contains components of shape {components.shape}; this config needs {self.dim} of "
                 f"{self.size} x {self.size} pixels."
             )
         self._set(components[: self.dim], mean, variance[: self.dim], ratio[: self.dim])
 
     def save_file(self, path: str) -> None:
-        """Write the public release's npz, see `_load`."""
+        """Write the npz file of the authors' release, see `_load`."""
         tensors = (self.components, self.means, self.explained_variances, torch.from_numpy(self.explained_ratio))
         with written_whole(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **{key: x.cpu().numpy()[None] for key, x in zip(_KEYS, tensors)})
 
 
 def rebatched(mask_batches: Iterable, size: int) -> Iterator[np.ndarray]:
-    """The rows of all batches in batches of ``size`` rows; the last one has up to 2 size - 1."""
+    """Regroup the rows of all batches into batches of ``size`` rows; the last one has up to 2 size - 1."""
     waiting = np.zeros(0)
     for batch in mask_batches:
         waiting = np.concatenate([waiting, batch]) if len(waiting) else np.asarray(batch)

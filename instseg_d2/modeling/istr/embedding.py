@@ -1,9 +1,8 @@
 """
-Mask embeddings of ISTR (arXiv 2105.00637, section 3.2): square masks as short codes, and back.
+Mask embeddings of ISTR (arXiv 2105.00637, section 3.2), which encode square masks as short codes and decode them.
 
-M masks, S their side in pixels, L numbers of a code. Masks are 0 or 1, cropped by a box and resized to S x S. Codes and
-decoded masks are float32, also under autocast. A fit fills persistent buffers and parameters, so it is saved in the
-checkpoint.
+M masks, S side of a mask in pixels, L length of a code. Masks are 0 or 1, cropped to a box and resized to S x S. Codes
+and decoded masks are float32, even under autocast. What a fit learns is saved in the checkpoint.
 """
 
 import itertools
@@ -34,9 +33,12 @@ logger = logging.getLogger(__name__)
 
 
 class MaskEmbedding(nn.Module):
-    """Codes of masks. Subclasses define ``_encode`` and ``decode``; learned ones also ``fitted``, ``fit`` and files."""
+    """
+    Base class of mask embeddings. Subclasses implement ``_encode`` and `decode`; learned ones also `fitted`, `fit`,
+    ``_load`` and `save_file`.
+    """
 
-    roi_channels = 0  # of the RoI features that ``decode`` reads beside the codes
+    roi_channels = 0  # channels of the RoI features that ``decode`` reads in addition to codes
     known_fitted = False  # set by `require_fitted`
 
     def __init__(self, *, dim: int, size: int):
@@ -47,7 +49,7 @@ class MaskEmbedding(nn.Module):
         """
         super().__init__()
         if not 0 < dim <= size * size:
-            raise ValueError(f"a code of a {size} x {size} mask has 1 to {size * size} numbers, not {dim}")
+            raise ValueError(f"dim is {dim}; a code of a {size} x {size} mask has 1 to {size * size} numbers")
         self.dim = dim
         self.size = size
 
@@ -61,12 +63,12 @@ class MaskEmbedding(nn.Module):
 
     @property
     def fitted(self) -> bool:
-        """Whether a fit, a checkpoint or a file has filled the tensors. This reads from the device."""
+        """Whether the embedding was fitted or loaded. This waits for the device."""
         return True
 
     @torch.no_grad()
     def encode(self, masks: torch.Tensor) -> torch.Tensor:
-        """masks (M, S, S) of 0 and 1, any type -> codes (M, L), without gradient."""
+        """Masks (M, S, S) of 0 and 1, any dtype -> codes (M, L), without gradient."""
         with torch.autocast(masks.device.type, enabled=False):
             return self._encode(masks.float())
 
@@ -74,7 +76,14 @@ class MaskEmbedding(nn.Module):
         raise NotImplementedError
 
     def decode(self, codes: torch.Tensor, roi_features: Optional[torch.Tensor] = None) -> torch.Tensor:
-        """codes (M, L), roi_features (M, roi_channels, h, w) or None -> masks (M, S, S), about 0 outside, 1 inside."""
+        """
+        Args:
+            codes: (M, L).
+            roi_features: (M, roi_channels, h, w), or None.
+
+        Returns:
+            masks (M, S, S), near 0 outside the object and near 1 inside.
+        """
         raise NotImplementedError
 
     def fit(self, mask_batches: Iterable, **settings) -> None:
@@ -82,21 +91,21 @@ class MaskEmbedding(nn.Module):
         Learn the embedding.
 
         Args:
-            mask_batches: arrays or tensors (m, S, S) of 0 and 1, read once.
-            settings: of the subclass.
+            mask_batches: iterable of arrays or tensors (m, S, S) of 0 and 1, read once.
+            settings: see the subclass.
         """
 
     def load_file(self, path: str) -> None:
         """
-        Take the embedding from a file of the public layout.
+        Load the embedding from a file in the layout of the authors' release.
 
         Raises:
-            CheckpointError: the file is missing, of another layout, or made for other sizes.
+            CheckpointError: the file is missing, has another layout or other sizes.
         """
         if not os.path.isfile(path):
             raise CheckpointError(
-                f"MODEL.ISTR.PATH_COMPONENTS: there is no file {path}. projects/ISTR/fit_mask_embedding.py makes one; "
-                "with an empty key the embedding is fitted when training starts."
+                f"MODEL.ISTR.PATH_COMPONENTS: there is no file {path}; make one with "
+                "projects/ISTR/fit_mask_embedding.py, or leave the key empty to fit the embedding when training starts."
             )
         try:
             self._load(path)
@@ -104,17 +113,17 @@ class MaskEmbedding(nn.Module):
             raise CheckpointError(f"MODEL.ISTR.PATH_COMPONENTS: {error}") from error
 
     def _load(self, path: str) -> None:
-        """Raises: CheckpointError that names the file and its fault."""
-        raise CheckpointError(f"{type(self).__name__} is not learned and reads no file ({path}).")
+        """Raises a CheckpointError that names the file and what is wrong with it."""
+        raise CheckpointError(f"{type(self).__name__} is not learned, so it cannot read {path}.")
 
     def save_file(self, path: str) -> None:
-        """Write the embedding in the public layout."""
-        raise CheckpointError(f"{type(self).__name__} is not learned and writes no file ({path}).")
+        """Write the embedding in the layout of the authors' release."""
+        raise CheckpointError(f"{type(self).__name__} is not learned, so it cannot write {path}.")
 
 
 def build_mask_embedding(cfg: CfgNode) -> MaskEmbedding:
     """
-    The embedding that MODEL.ISTR.EMBEDDING or else MASK_ENCODING_METHOD names; PCA where both are empty (version 1).
+    Build the embedding MODEL.ISTR.EMBEDDING or, if that is empty, MASK_ENCODING_METHOD; PCA if both are (version 1).
 
     Raises:
         KeyError: the registry has no such name.
@@ -124,18 +133,19 @@ def build_mask_embedding(cfg: CfgNode) -> MaskEmbedding:
 
 
 def mask_dice_losses(decoded: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """1 - dice of decoded masks and the true ones, (M, S, S) each: (M,)."""
+    """1 - dice of decoded and true masks, (M, S, S) each: (M,)."""
     return 1 - paired_dice(decoded.flatten(1), masks.flatten(1), DICE_EPSILON)
 
 
 @torch.no_grad()
 def reconstruction_ious(embedding: MaskEmbedding, mask_batches: Iterable, components: Sequence[int] = ()):
     """
-    How well codes describe masks: the IoU of each mask with its decoded code, cut at 0.5, in eval mode.
+    IoU of each mask with its decoded code, thresholded at 0.5, in eval mode.
 
     Args:
-        mask_batches: arrays or tensors (m, S, S) of 0 and 1; no mask is empty.
-        components: numbers of a code to keep, one column of the result for each; the rest are set to 0. Default: all.
+        mask_batches: iterable of arrays or tensors (m, S, S) of 0 and 1, without empty masks.
+        components: code lengths to evaluate, one column of the result each; the rest of a code is set to 0. Default:
+            L only.
 
     Returns:
         (M,) or, with components, (M, len(components)), on the CPU.
@@ -162,39 +172,39 @@ def reconstruction_ious(embedding: MaskEmbedding, mask_batches: Iterable, compon
 
 
 def held_out_split(records: Sequence[dict], every: int = 10):
-    """The records without every tenth one, and every tenth one; of fewer than ten records the last is held out."""
+    """Split off every tenth record, or the last of fewer than ten: (other records, held-out records)."""
     every = min(every, len(records))
     return [x for i, x in enumerate(records) if (i + 1) % every], list(records[every - 1 :: every])
 
 
 def fit_embedding(embedding: MaskEmbedding, masks: TrainingMasks, **settings) -> None:
-    """Fit to a stream of masks, with a progress bar; ``settings`` are those of the class's `MaskEmbedding.fit`."""
+    """Fit the embedding to a stream of masks with a progress bar; for ``settings`` see the subclass's ``fit``."""
     logger.info("Fitting the %s mask embedding to %d masks.", type(embedding).__name__, len(masks))
 
-    def watched():
+    def with_progress():
         with tqdm(total=len(masks), unit="mask", desc="masks", disable=None, leave=False) as bar:
             for batch in masks:
                 yield batch
                 bar.update(len(batch))
 
-    embedding.fit(watched(), **settings)
+    embedding.fit(with_progress(), **settings)
 
 
 def embedding_file(cfg: CfgNode) -> str:
-    """The path in MODEL.ISTR.PATH_COMPONENTS or its other name MASK_EMBEDDING_FILE; "" where neither is set."""
+    """The path in MODEL.ISTR.PATH_COMPONENTS or its other name MASK_EMBEDDING_FILE; "" if neither is set."""
     return cfg.MODEL.ISTR.PATH_COMPONENTS or cfg.MODEL.ISTR.MASK_EMBEDDING_FILE
 
 
 def ensure_fitted(model: nn.Module, cfg: CfgNode) -> None:
     """
-    Fill the model's mask embedding, if it has one that no weights have filled, with the same values in all processes.
+    Load or fit the model's mask embedding, unless it has none or the loaded weights contain it.
 
-    The main process reads `embedding_file` or fits to up to FIT_MAX_MASKS masks of DATASETS.TRAIN. Call this in all
-    processes, after the weights are loaded and before training.
+    The main process reads `embedding_file` or fits up to FIT_MAX_MASKS masks of DATASETS.TRAIN, and sends the result to
+    the others. Call this in all processes, after loading weights and before training.
 
     Raises:
-        CheckpointError: the named file is missing or does not fit.
-        DatasetError: there is no mask.
+        CheckpointError: the file is missing or does not fit.
+        DatasetError: the training set has no masks.
     """
     embedding = next((module for module in model.modules() if isinstance(module, MaskEmbedding)), None)
     if embedding is None or embedding.fitted:
@@ -215,17 +225,17 @@ def ensure_fitted(model: nn.Module, cfg: CfgNode) -> None:
 
 def require_fitted(embedding: MaskEmbedding) -> None:
     """
-    Check that the embedding has values; once, since that reads from the device.
+    Check that the embedding was fitted or loaded. A successful check is remembered, because it waits for the device.
 
     Raises:
-        CheckpointError: no weights and no fit have filled the embedding.
+        CheckpointError: it was neither fitted nor loaded.
     """
     if embedding.known_fitted:
         return
     if not embedding.fitted:
         raise CheckpointError(
-            f"the {type(embedding).__name__} mask embedding has no values yet: train with instseg_d2.engine.Trainer, "
-            "which fits it, call instseg_d2.modeling.istr.ensure_fitted(model, cfg) before training, or set "
+            f"the {type(embedding).__name__} mask embedding is not fitted: train with instseg_d2.engine.Trainer, which "
+            "fits it, call instseg_d2.modeling.istr.ensure_fitted(model, cfg) before training, or set "
             "MODEL.ISTR.MASK_ENCODING_METHOD to DCT, which needs no fit."
         )
     embedding.known_fitted = True

@@ -28,8 +28,8 @@ LOSS_ITEMS = ("labels", "masks")
 def warn_too_many_objects(num_masks: int) -> None:
     """Warn once per process that an image has more objects than there are slots."""
     logger.warning(
-        "An image has more objects than MODEL.SPARSE_INST.DECODER.NUM_MASKS %d, so its worst matches are left out of "
-        "the losses; for crowded images increase NUM_MASKS.",
+        "An image has more objects than MODEL.SPARSE_INST.DECODER.NUM_MASKS %d; training goes on without the worst "
+        "matches, but for crowded images increase NUM_MASKS.",
         num_masks,
     )
 

@@ -84,7 +84,7 @@ def test_versions_and_embeddings_by_config():
 
 @pytest.mark.parametrize(("size", "dim"), [(28, 785), (28, 0)])
 def test_sizes_that_do_not_fit(size, dim):
-    with pytest.raises(ValueError, match=f"1 to 784 numbers, not {dim}"):
+    with pytest.raises(ValueError, match=f"dim is {dim}; .* 1 to 784 numbers"):
         PCA(dim=dim, size=size)
     with pytest.raises(ValueError, match=f"size is {size}; the AE embedding needs 112"):
         AE(dim=8, size=size)
@@ -214,7 +214,7 @@ def test_pca_files(fitted_pca, tmp_path):
     np.savez(tmp_path / "other.npz", components=np.zeros(3))
     (tmp_path / "no.npz").write_bytes(b"nothing")
     for name in ("other.npz", "no.npz"):
-        with pytest.raises(CheckpointError, match="has not the arrays components_c"):
+        with pytest.raises(CheckpointError, match="does not contain the arrays components_c"):
             fewer.load_file(str(tmp_path / name))
     with pytest.raises(CheckpointError, match="there is no file"):
         fewer.load_file(str(tmp_path / "absent.npz"))
@@ -378,10 +378,10 @@ def test_auto_encoder_fit_and_file(tmp_path):
     other.load_file(path)
     assert other.fitted
     assert torch.equal(other.encode(torch.tensor(masks[:2])), embedding.encode(torch.tensor(masks[:2])))
-    with pytest.raises(CheckpointError, match="with 8 numbers a code"):
+    with pytest.raises(CheckpointError, match="with codes of length 8"):
         AE(dim=8).load_file(path)
     torch.save({"E": data["E"]}, path)
-    with pytest.raises(CheckpointError, match="does not hold the state dicts E and D"):
+    with pytest.raises(CheckpointError, match="does not contain the state dicts E and D"):
         other.load_file(path)
     with pytest.raises(CheckpointError, match="there is no file"):
         other.load_file(str(tmp_path / "absent.pth"))

@@ -24,7 +24,7 @@ def test_trains_and_infers_by_name(method):
     torch.manual_seed(0)
     model = build_model(tiny_config("MaskRCNN", *HEAD, "MODEL.ISTR.MASK_ENCODING_METHOD", method))
     if method == "AE":
-        with EventStorage(), pytest.raises(CheckpointError, match="AE mask embedding has no values yet"):
+        with EventStorage(), pytest.raises(CheckpointError, match="AE mask embedding is not fitted"):
             model(random_batch([1]))
         model.roi_heads.mask_head.mask_embedding.encoder[1].num_batches_tracked += 1  # as if it had been fitted
     for counts in ((2, 1), (0, 0)):

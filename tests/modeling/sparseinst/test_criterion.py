@@ -41,4 +41,4 @@ def test_one_warning_a_process(criterion, caplog):
         losses_of(criterion, 9)
     assert len(caplog.messages) == 1
     assert "more objects than MODEL.SPARSE_INST.DECODER.NUM_MASKS 4" in caplog.messages[0]
-    assert "Training goes on" in caplog.messages[0]
+    assert "training goes on" in caplog.messages[0]
