@@ -55,8 +55,8 @@ sanitize-cuda: setup
 # The CUDA kernels on the CPU: a copy of their sources, rewritten, in a copy of the tree (tests/cuda_emulation/README.md).
 EMULATION := build/cuda_emulation
 emulate-cuda: setup
-	$(BIN)/python tests/cuda_emulation/build.py --output $(EMULATION)
+	$(BIN)/python -m tests.cuda_emulation.build --output $(EMULATION)
 	cd $(EMULATION) && INSTSEG_EMULATION_SEED=1 \
 		sh -ec '$(abspath $(BIN))/python -c "import instseg_d2._C as c; assert c.__file__.startswith(\"$$PWD\"), c"; \
-		$(abspath $(BIN))/python -m pytest -n auto --maxprocesses 8 tests/ops --ignore tests/ops/test_build.py \
+		$(abspath $(BIN))/python -m pytest -n auto --maxprocesses 8 tests/ops tests/cuda_emulation --ignore tests/ops/test_build.py \
 		-k "not temporaries and not errors_are_at_most and not length_of_its_gradient"'

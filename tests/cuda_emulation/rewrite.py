@@ -31,11 +31,13 @@ def end_of(text: str, start: int, opening: str, closing: str) -> int:
 
 
 def split(text: str) -> list[str]:
-    """Arguments, at commas outside every bracket."""
-    parts, depth = [""], 0
-    for letter in text:
-        depth += (letter in "([{<") - (letter in ")]}>")
-        if letter == "," and depth == 0:
+    """Arguments, at commas outside every bracket; `<` opens one where a name stands before it without a space."""
+    parts, depth, templates = [""], 0, 0
+    for at, letter in enumerate(text):
+        depth += (letter in "([{") - (letter in ")]}")
+        templates += letter == "<" and bool(re.match(r"\w<(?![<= ])", text[at - 1 : at + 2]))
+        templates -= letter == ">" and templates > 0 and text[at - 1] != "-"
+        if letter == "," and depth == templates == 0:
             parts.append("")
         else:
             parts[-1] += letter

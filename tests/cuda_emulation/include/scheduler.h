@@ -3,6 +3,7 @@
 // shuffles (0, the default: as they are numbered).
 #pragma once
 
+#include <algorithm>
 #include <csetjmp>
 #include <cstdlib>
 #include <deque>
@@ -13,6 +14,7 @@
 #include <numeric>
 #include <random>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include <sys/mman.h>
