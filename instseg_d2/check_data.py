@@ -1,4 +1,4 @@
-"""``python -m instseg_d2.check_data``: what is wrong with COCO instances files and their images, and clean copies."""
+"""``python -m instseg_d2.check_data``: finds faults in COCO files and their images, and writes clean copies."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ def parse(arguments: Optional[Sequence[str]] = None):
     parser = argparse.ArgumentParser(
         prog="python -m instseg_d2.check_data",
         description="Find missing, corrupt and repeated images and wrong ids, boxes, masks, areas and units.",
-        epilog="Exit status: 0 nothing to mend, 1 faults, 2 a file that cannot be read at all or written.",
+        epilog="Exit status: 0 no faults, 1 faults, 2 a file that cannot be read or written.",
     )
     parser.add_argument(
         "files",
@@ -42,7 +42,7 @@ def parse(arguments: Optional[Sequence[str]] = None):
         default=[],
         choices=[*READINGS, "nothing"],
         metavar="READING",
-        help=f"what the coordinates are, for --fix to convert ({READING_HELP}; nothing: they are right as they are)",
+        help=f"what the coordinates mean, for --fix to convert them ({READING_HELP}; nothing: keep them)",
     )
     args = parser.parse_args(arguments)
     if len(args.files) % 2:
@@ -51,15 +51,15 @@ def parse(arguments: Optional[Sequence[str]] = None):
 
 
 def class_differences(reports: dict[str, Report]) -> list[Finding]:
-    """What the classes of the files differ in; training refuses such files."""
+    """Differences between the files' classes, which training refuses."""
     first, *others = (report.classes for report in reports.values())
     differences = [class_difference(first, classes, "file 1", f"file {i}") for i, classes in enumerate(others, start=2)]
     found = [difference for difference in differences if difference]
-    return [Finding("categories: other than in the first file", len(found), found[0], ERROR, KEPT)] if found else []
+    return [Finding("categories: different from the first file's", len(found), found[0], ERROR, KEPT)] if found else []
 
 
 def shared_pictures(reports: dict[str, Report]) -> list[Finding]:
-    """Pictures that are in more than one file, where results on one say nothing about the other."""
+    """Images that occur in more than one file, so that a validation on them means little."""
     files = defaultdict(list)
     for file, report in reports.items():
         for digest, name in report.pictures.items():
@@ -69,11 +69,11 @@ def shared_pictures(reports: dict[str, Report]) -> list[Finding]:
 
 
 def _write_clean(file: str, report: Report) -> int:
-    """Write the clean copy of a file, unless somebody has to decide first; the exit status."""
+    """Write the clean copy of a file, unless its coordinates are ambiguous; returns the exit status."""
     path = f"{os.path.splitext(file)[0]}.clean.json"
     if report.readings:
         readings = " ".join(report.readings)
-        sys.stdout.write(f"no clean copy of {file}: add --assume {readings}, or --assume nothing to leave them\n")
+        sys.stdout.write(f"no clean copy of {file}: add --assume {readings}, or --assume nothing to keep them\n")
         return 1
     if not report.content["annotations"]:
         sys.stdout.write(f"no clean copy of {file}: no annotation would be left\n")
@@ -88,7 +88,7 @@ def _write_clean(file: str, report: Report) -> int:
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """Print one table a file and one of what the files share; the exit status."""
+    """Print a table for each file, and one for what the files share; returns the exit status."""
     args = parse(arguments)
     pairs = dict(zip(args.files[::2], args.files[1::2]))
     progress = sys.stderr.isatty()

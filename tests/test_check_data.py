@@ -91,11 +91,11 @@ def test_every_fault_is_found_and_mended(folder, capsys):
     json_file, images = write(folder, faulty(folder))
     report = examine(json_file, images)
     assert faults_of(report) == {
-        "categories: id that another one has": (1, "dropped"),
+        "categories: duplicate id": (1, "dropped"),
         "categories: id that is neither number nor text": (1, "dropped"),
-        "categories: name that another one has": (1, "kept"),
+        "categories: duplicate name": (1, "kept"),
         "categories: no object, so neither trained on nor evaluated": (1, "kept"),
-        "images: id that another one has": (1, "dropped"),
+        "images: duplicate id": (1, "dropped"),
         "images: no id": (1, "dropped"),
         "images: file of another size than listed": (1, "dropped"),
         "images: corrupt file": (1, "dropped"),
@@ -106,9 +106,9 @@ def test_every_fault_is_found_and_mended(folder, capsys):
         "images: no object": (1, "kept"),
         "annotations: no image_id": (1, "dropped"),
         "annotations: object annotated twice": (1, "dropped"),
-        "annotations: area that the mask does not have": (1, "repaired"),
-        "annotations: box that the mask does not have": (1, "repaired"),
-        "annotations: polygon with under 3 points": (1, "dropped"),
+        "annotations: area that disagrees with the mask": (1, "repaired"),
+        "annotations: box that disagrees with the mask": (1, "repaired"),
+        "annotations: polygon with fewer than 3 points": (1, "dropped"),
         "annotations: polygon outside the image": (1, "dropped"),
         "annotations: polygon partly outside the image": (1, "kept"),
         "annotations: RLE of another size than the image": (1, "dropped"),
@@ -179,10 +179,10 @@ def cleaned(json_file, images):
         ({"segmentation": {"size": [48, 64], "counts": [10**400, 5]}}, "broken RLE"),
         ({"segmentation": {"size": [48, 64], "counts": [INFINITY]}}, "mask that is neither polygon nor RLE"),
         ({"segmentation": {"size": [9, 9], "counts": [40, 41]}}, "RLE of another size than the image"),
-        ({"segmentation": NO_PIXEL}, "RLE without a pixel"),
-        ({"segmentation": [[1, 1, 4, NAN, 8, 8]]}, "polygon with a coordinate that is no number"),
-        ({"segmentation": [[1, 1, 4, "4", 8, 8]]}, "polygon with a coordinate that is no number"),
-        ({"segmentation": [[1, 1, 4, 10**400, 8, 8]]}, "polygon with a coordinate that is no number"),
+        ({"segmentation": NO_PIXEL}, "empty RLE"),
+        ({"segmentation": [[1, 1, 4, NAN, 8, 8]]}, "polygon with a coordinate that is not a number"),
+        ({"segmentation": [[1, 1, 4, "4", 8, 8]]}, "polygon with a coordinate that is not a number"),
+        ({"segmentation": [[1, 1, 4, 10**400, 8, 8]]}, "polygon with a coordinate that is not a number"),
         ({"segmentation": [[1, 1, 4, 1e9, 8, 8]]}, "polygon with a coordinate beyond 100000"),
         ({"segmentation": [[1, 1, 5, 5, 9, 9]]}, "polygon without area"),
         ({"segmentation": [[1, 1, 9, 1, 5, 1]], "area": 9}, "polygon without area"),
@@ -202,7 +202,7 @@ def test_objects_that_are_dropped(folder, values, fault):
     assert [x["id"] for x in content["annotations"]] == [1]
 
 
-AREA, BOX = "area that the mask does not have", "box that the mask does not have"
+AREA, BOX = "area that disagrees with the mask", "box that disagrees with the mask"
 MISSING = "no usable area, box or crowd flag"
 OVER_BORDER = [[60, 40, 70, 40, 70, 60, 60, 60]]  # of its 10 x 20 pixels, 4 x 8 are in the image
 TWICE = [[40, 20, 50, 20, 50, 25, 40, 25]] * 2
@@ -268,10 +268,10 @@ def test_names_that_are_no_text(folder):
     content["images"] += [{"id": 2, "file_name": 5}, {"id": 3, "file_name": None}, {"id": 4, "file_name": ["1.png"]}]
     faults, content = cleaned(*write(folder, content))
     assert faults == {
-        "categories: name that is no text": (2, "dropped"),
+        "categories: name that is not text": (2, "dropped"),
         "categories: name that is a number": (1, "repaired"),
         "categories: no object, so neither trained on nor evaluated": (1, "kept"),
-        "images: file_name that is no text": (3, "dropped"),
+        "images: file_name that is not text": (3, "dropped"),
     }
     assert content["categories"] == [{"id": 1, "name": "a"}, {"id": 4, "name": "7"}]
 
@@ -304,7 +304,7 @@ def test_between_files(folder, capsys):
     capsys.readouterr()
     assert main([*train, *val]) == 1
     text = capsys.readouterr().out.split("between the 2 files")[1]
-    assert "categories: other than in the first file" in text
+    assert "categories: different from the first file's" in text
     assert "only file 1 has 'cat'; only file 2 has 'dog'" in text
     assert "images: the same picture in two files" in text
 
@@ -312,8 +312,8 @@ def test_between_files(folder, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[", "is no JSON file"),
-        ("[]", "is no COCO file"),
+        ("[", "is not a JSON file"),
+        ("[]", "is not a COCO file"),
         ('{"images": [], "annotations": [], "categories": []}', "none of its categories can be used"),
     ],
 )

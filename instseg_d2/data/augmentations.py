@@ -8,15 +8,14 @@ from ..methods import method_of
 __all__ = ["RandomCropAroundInstance", "build_augmentations"]
 
 
-DETR_SIZES = (400, 500, 600)  # pixels of the shorter side, before the crop of DETR's scheme
-LSJ_SIZE = 1024  # pixels of the square that large-scale jitter fills
+DETR_SIZES = (400, 500, 600)  # shorter side in pixels, before the crop of DETR's scheme
+LSJ_SIZE = 1024  # side in pixels of the output of large-scale jitter
 
 
 class RandomCropAroundInstance(T.RandomCrop):
     """
-    Crops a window that contains the centre of a random object, drawn uniformly from all such windows.
-
-    An image without objects is cropped anywhere.
+    Crops a window that contains the centre of a random object, drawn uniformly from all such windows. An image without
+    objects is cropped anywhere.
 
     Args:
         crop_type, crop_size: as in Detectron2's ``RandomCrop``.
@@ -53,22 +52,22 @@ def _crop(cfg, scheme: str) -> T.Augmentation:
 
 def build_augmentations(cfg, is_train: bool) -> list:
     """
-    For training: crop, rotation, resizing of the shorter side and flip, in this order. For testing: only resizing.
+    For training: crop, rotate, resize the shorter side and flip, in this order. For testing: only resize.
 
     With DETR's crop scheme (Carion et al., arXiv 2005.12872, section 4): flip; for half of the images, resize the
-    shorter side to 400, 500 or 600, whatever the longer side becomes, and crop; rotation; final resizing.
+    shorter side to 400, 500 or 600 (the longer side is not limited) and crop; rotate; resize.
 
-    With LSJ_AUG (large-scale jitter: Ghiasi et al., arXiv 2012.07177) instead: flip, scaling by 0.1 to 2 relative to
-    1024 pixels, and a crop of 1024 x 1024; smaller images are padded with grey.
+    With LSJ_AUG (large-scale jitter: Ghiasi et al., arXiv 2012.07177) instead: flip, scale by 0.1 to 2 relative to
+    1024 pixels, and crop 1024 x 1024; smaller images are padded with grey.
 
-    Read from INPUT: CROP.{ENABLED, SCHEME, TYPE, SIZE, CROP_INSTANCE}, IS_ROTATE, MIN_SIZE_*, MAX_SIZE_*,
+    Reads from INPUT: CROP.{ENABLED, SCHEME, TYPE, SIZE, CROP_INSTANCE}, IS_ROTATE, MIN_SIZE_*, MAX_SIZE_*,
     MIN_SIZE_TRAIN_SAMPLING, RANDOM_FLIP and HFLIP_TRAIN (a horizontal flip needs both).
     """
     if not is_train:
         return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
     before, after = [], _flip(cfg)
     if cfg.LSJ_AUG:
-        # There are no objects in the padding, so masks are padded with 0.
+        # The padding contains no objects, so masks are padded with 0.
         crop = T.FixedSizeCrop((LSJ_SIZE, LSJ_SIZE), pad_value=128.0, seg_pad_value=0)
         return [*after, T.ResizeScale(0.1, 2.0, LSJ_SIZE, LSJ_SIZE), crop]
     if cfg.INPUT.CROP.ENABLED:
@@ -78,7 +77,7 @@ def build_augmentations(cfg, is_train: bool) -> list:
         before.append(_crop(cfg, scheme))
     if cfg.INPUT.IS_ROTATE:
         before.append(T.RandomApply(T.RandomRotation([-30, 30]), prob=0.5))
-    # With "batch", the loader builds augmentations for each size, and all images of a batch use the same one.
+    # With "batch", the loader builds augmentations for each size, and all images of a batch use the same.
     style = "range" if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" else "choice"
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, style)
     return [*before, resize, *after]

@@ -1,4 +1,4 @@
-"""Registers COCO-format data sets, which are checked when they are first loaded."""
+"""Registers COCO-format data sets, and checks them when they are first loaded."""
 
 import codecs
 import difflib
@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 def _tell(report: Report, json_file: str, image_root: str) -> None:
     """
-    Log what training does about the faults of a file: a warning for what it drops, a warning for what it uses as it
-    is, and an info line for the rest.
+    Log what training does about the faults of a file: a warning for what it drops, a warning for faults that it
+    ignores, and an info line for the rest.
 
     Raises:
-        DatasetError: the file cannot be used.
+        DatasetError: the file is unusable.
     """
     errors, drops, warnings, rest = (
         [row for row in report.findings if row.severity in kinds]
@@ -40,19 +40,19 @@ def _tell(report: Report, json_file: str, image_root: str) -> None:
     if report.readings:
         command += f" --assume {' '.join(report.readings)}"
     if errors:
-        remedy = f" ({command} writes a copy that can be used)" if report.content["annotations"] else ""
+        remedy = f" ({command} writes a clean copy)" if report.content["annotations"] else ""
         raise DatasetError(f"{json_file}: {listed([*errors, *drops])}{remedy}.")
     if drops:
         count = sum(row.count for row in drops)
         logger.warning(f"{json_file}: {count} of {report.annotations} annotations are dropped; {listed(drops)}.")
     if warnings:
-        logger.warning(f"{json_file} is used as it is, with {listed(warnings)} ({command} writes a mended copy).")
+        logger.warning(f"{json_file} is used despite its faults: {listed(warnings)} ({command} writes a clean copy).")
     if rest:
         logger.info(f"{json_file}: {listed(rest)}.")
 
 
 def _tell_apart(categories: list) -> bool:
-    """Append the id to names that several categories share, in place, so that their results stay separate."""
+    """Append the id to names shared by several categories, in place, to keep their results apart."""
     names = Counter(category["name"] for category in categories)
     for category in categories:
         if names[category["name"]] > 1:
@@ -61,7 +61,7 @@ def _tell_apart(categories: list) -> bool:
 
 
 def _is_misread(path: str) -> bool:
-    """True if Detectron2, which reads in the locale's encoding, would misread the text of a JSON file."""
+    """True if Detectron2, which uses the locale's encoding, would misread a JSON file."""
     if codecs.lookup(locale.getpreferredencoding(False)).name == "utf-8":
         return False
     return not Path(path).read_bytes().isascii()
@@ -71,10 +71,10 @@ class CocoSource:
     """
     The loader that the catalog calls: it checks the file, then reads it with Detectron2's ``load_coco_json``.
 
-    If the check dropped, filled in or renamed something, a corrected copy in the cache folder is read instead and
-    becomes the metadata's ``json_file``, so that training and COCOeval see the same annotations. The copy has new ids
-    where the original ones are not 64-bit integers. The metadata's ``original_ids`` {"images": {our id: theirs},
-    "categories": ...} keep the original ids for writing results.
+    If the check drops, fills in or renames anything, a corrected copy in the cache folder is read instead and becomes
+    the metadata's ``json_file``, so that training and COCOeval see the same annotations. The copy has new ids where
+    the original ones are not 64-bit integers; the metadata's ``original_ids`` {"images": {our id: theirs},
+    "categories": ...} keep the original ones for writing results.
     """
 
     def __init__(self, name: str, json_file: str, image_root: str, prepare=None):
@@ -87,8 +87,8 @@ class CocoSource:
 
     def _checked_file(self) -> tuple:
         """
-        The path to read, which is the file itself or its corrected copy, and the original ids. The file is checked
-        again only when it has changed.
+        The path to read (the file itself or its corrected copy) and the original ids. The file is checked again only
+        if it has changed.
         """
         state = None
         if os.path.isfile(self.json_file):
@@ -125,23 +125,23 @@ def register_coco(name: str, json_file: str, image_root: str, prepare=None) -> N
     """
     Register a COCO instances file under ``name``; nothing is read before the first ``DatasetCatalog.get(name)``.
 
-    Loading raises DatasetError with one sentence for a missing or faulty file (see `examine`).
-    Metadata: evaluator_type "coco", json_file, image_root; loading adds thing_classes and may replace json_file by a
-    corrected copy. A name that this function registered before is registered anew.
+    Loading raises DatasetError for a missing or faulty file (see `examine`). Metadata: evaluator_type "coco",
+    json_file, image_root; loading adds thing_classes and may replace json_file by a corrected copy. A name registered
+    by this function can be registered again.
 
     Args:
         name: name in Detectron2's catalogs.
         json_file: the COCO instances file.
-        image_root: the folder that its file names are relative to.
-        prepare: optional callable without arguments that makes the files; called before each load.
+        image_root: folder of the images.
+        prepare: optional callable without arguments that creates the files; called before each load.
 
     Raises:
-        DatasetError: other code has registered the name.
+        DatasetError: other code registered the name.
     """
     source = CocoSource(name, str(json_file), str(image_root), prepare)
     if name in DatasetCatalog:
         if not isinstance(DatasetCatalog[name], CocoSource):
-            raise DatasetError(f"a data set named {name} is registered already; choose another name for {json_file}.")
+            raise DatasetError(f"a data set named {name} is already registered; choose another name for {json_file}.")
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)
     DatasetCatalog.register(name, source)
@@ -149,20 +149,20 @@ def register_coco(name: str, json_file: str, image_root: str, prepare=None) -> N
 
 
 def require_registered(name: str) -> None:
-    """Raise DatasetError, with the nearest names, unless a data set of this name is registered."""
+    """Raise DatasetError, with similar names, unless a data set of this name is registered."""
     if name in DatasetCatalog:
         return
     near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3, cutoff=0.5)
-    hint = f" (near: {', '.join(near)})" if near else ""
+    hint = f" (similar: {', '.join(near)})" if near else ""
     raise DatasetError(
         f"there is no data set named {name}{hint}; give --train-json and --train-images, or set INSTSEG_DATASETS to a "
-        "folder that holds <name>/train.json, <name>/val.json and <name>/images/."
+        "folder with <name>/train.json, <name>/val.json and <name>/images/."
     )
 
 
 def class_names(name: str) -> list:
     """
-    The class names of a registered data set, in the order of their category ids; loads the set if necessary.
+    The class names of a registered data set, by ascending category id; loads the set if necessary.
 
     Raises:
         DatasetError: the name is not registered, the file is faulty, or the set has no class names.
@@ -187,14 +187,14 @@ def class_difference(first: list[str], second: list[str], first_name: str, secon
     if not parts and first != second:
         place = next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))
         a, b = (names[place] if place < len(names) else "nothing" for names in (first, second))
-        parts = [f"by order of category ids, number {place + 1} is {a!r} in {first_name} and {b!r} in {second_name}"]
+        parts = [f"in the order of category ids, class {place + 1} is {a!r} in {first_name} and {b!r} in {second_name}"]
     return "; ".join(parts)
 
 
 def check_same_classes(train_name: str, val_name: str) -> None:
     """
     Raises:
-        DatasetError: the two sets do not have the same classes in the same order; it names those that differ.
+        DatasetError: the two sets differ in their classes or in the order of these; the message says where.
     """
     difference = class_difference(class_names(train_name), class_names(val_name), train_name, val_name)
     if difference:
@@ -203,7 +203,7 @@ def check_same_classes(train_name: str, val_name: str) -> None:
 
 def register_from_environment() -> list:
     """
-    Register what lies under ``$INSTSEG_DATASETS``; files are listed, not read.
+    Register the data sets under ``$INSTSEG_DATASETS``; files are listed, not read.
 
     ``<name>/train.json`` and ``<name>/val.json`` become ``<name>_train`` and ``<name>_val``,
     ``<name>/train_<variant>.json`` becomes ``<name>_<variant>_train`` and so on, all over ``<name>/images/``.
@@ -216,7 +216,7 @@ def register_from_environment() -> list:
         return []
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        logger.warning(f"INSTSEG_DATASETS names {root}, which is no folder; no data set is registered from it.")
+        logger.warning(f"INSTSEG_DATASETS is {root}, which is not a folder; no data set is registered from it.")
         return []
     names = []
     for json_file in sorted(folder.glob("*/*.json")):
@@ -236,8 +236,8 @@ def register_from_environment() -> list:
 
 def class_information(dataset_name: str) -> dict:
     """
-    The data set's ``class_names`` and, if it has them, its original ``category_ids``, both by contiguous class index,
-    and the ``stuff_names`` of its semantic labels.
+    The data set's ``class_names`` and, if known, its original ``category_ids`` (both by contiguous class index) and the
+    ``stuff_names`` of its semantic labels.
     """
     names = class_names(dataset_name)
     ids = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id")

@@ -1,6 +1,6 @@
 """
-Finds the faults of a COCO instances file that ``faults.py`` lists, for training and for ``check_data``. ``check_data``
-also reads the images and repairs a copy.
+Finds the faults of a COCO instances file (listed in ``faults.py``), for training and for ``check_data``, which also
+reads the images and repairs a copy.
 """
 
 from collections import Counter
@@ -17,8 +17,8 @@ __all__ = ["Report", "examine"]
 
 class Report(NamedTuple):
     """
-    The findings; the content without the faults; the readings of the coordinates that would explain the whole file,
-    for ``check_data --assume``; the class names in the order of their ids; and picture hash -> file name.
+    The findings; the content without the faults; the readings of the coordinates that would explain the file, for
+    ``check_data --assume``; the class names by ascending id; and hash of an image -> file name.
     """
 
     findings: list
@@ -31,17 +31,17 @@ class Report(NamedTuple):
 
 
 def _check_categories(content: dict, listed_annotations: int, found: Findings) -> None:
-    """Find categories and lists that nothing can be learned from."""
+    """Find duplicate names, and categories and images without objects."""
     for name, count in Counter(category["name"] for category in content["categories"]).items():
         if count > 1:
-            found.add("categories: name that another one has", name, count - 1)
+            found.add("categories: duplicate name", name, count - 1)
     objects = Counter(x["category_id"] for x in content["annotations"] if not x["iscrowd"])
     crowds = Counter(x["category_id"] for x in content["annotations"] if x["iscrowd"])
     for category in content["categories"]:
         identifier, name = category["id"], category["name"]
         if crowds[identifier] and not objects[identifier]:
-            what = "categories: crowds alone (iscrowd 1), which are neither trained on nor evaluated"
-            found.add(what, f"{name}, {crowds[identifier]} crowds; CVAT marks brush masks so")
+            what = "categories: only crowds (iscrowd 1), so neither trained on nor evaluated"
+            found.add(what, f"{name}, {crowds[identifier]} crowds, as which CVAT exports brush masks")
         elif not objects[identifier]:
             found.add("categories: no object, so neither trained on nor evaluated", name)
     if not listed_annotations:
@@ -59,15 +59,15 @@ def _check_categories(content: dict, listed_annotations: int, found: Findings) -
 
 def examine(json_file: str, image_root: str, *, clean: bool = True, assume=(), progress: bool = False) -> Report:
     """
-    Find the faults of a COCO instances file, drop what cannot be used and fill in what COCOeval needs.
+    Find the faults of a COCO instances file, drop unusable entries and fill in what COCOeval needs.
 
     Args:
-        clean: also read each image in full, and repair or drop what training would use as it is.
+        clean: also read every image, and repair or drop the faults that training ignores.
         assume: names of `units.READINGS` to convert the coordinates from; "nothing": keep the coordinates.
         progress: show progress bars.
 
     Raises:
-        DatasetError: see `load_coco`; no image or category can be used.
+        DatasetError: see `load_coco`; or no image or category is usable.
     """
     found = Findings()
     content = load_coco(json_file, image_root, found)
@@ -87,7 +87,7 @@ def examine(json_file: str, image_root: str, *, clean: bool = True, assume=(), p
                 f"{json_file}: none of its {key} can be used: {listed(found.rows()) or 'there are none'}."
             )
         if not plain_ids(content[key]):
-            found.add(f"{key}: ids that are no integers of 64 bits", f"{content[key][0]['id']!r}")
+            found.add(f"{key}: ids that are not 64-bit integers", f"{content[key][0]['id']!r}")
     _check_categories(content, number, found)
     most = max(Counter(annotation["image_id"] for annotation in content["annotations"]).values(), default=0)
     summary = (

@@ -20,32 +20,32 @@ NEEDED_KEYS = {
 
 def load_coco(json_file: str, image_root: str, found: Findings) -> dict:
     """
-    The content of a COCO instances file, which has the lists images, annotations and categories.
+    The content of a COCO instances file with the lists images, annotations and categories.
 
     Raises:
         DatasetError: the file or the image folder is missing, or the file is not a JSON or COCO file.
     """
     if not os.path.isfile(json_file):
-        raise DatasetError(f"{json_file}: there is no such annotation file.")
+        raise DatasetError(f"{json_file}: no such annotation file.")
     if not os.path.isdir(image_root):
-        raise DatasetError(f"{image_root}: there is no such image folder (for {json_file}).")
+        raise DatasetError(f"{image_root}: no such image folder (for {json_file}).")
     try:
         with open(json_file, "rb") as file:
             text = file.read()
         encoding = json.detect_encoding(text)
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{json_file} is no JSON file ({error}).") from error
+        raise DatasetError(f"{json_file} is not a JSON file ({error}).") from error
     missing = [
         key for key in sorted(NEEDED_KEYS) if not (isinstance(content, dict) and isinstance(content.get(key), list))
     ]
     if missing:
         raise DatasetError(
-            f"{json_file} is no COCO file: it lacks the list{'s' * (len(missing) > 1)} "
+            f"{json_file} is not a COCO file: it lacks the list{'s' * (len(missing) > 1)} "
             f"{', '.join(missing)} (needed: images, annotations, categories)."
         )
     if encoding != "utf-8":
-        found.add("file: another encoding than plain UTF-8", encoding)
+        found.add("file: encoding other than plain UTF-8", encoding)
     return content
 
 
@@ -63,15 +63,15 @@ def _is_id(value) -> bool:
 
 
 def _named(entry: dict, key: str, where: str, found: Findings) -> bool:
-    """True if an image has a file name, or a category a name; numbers are converted to text, in place."""
+    """True if an image has a file name, or a category a name; a numeric name becomes text, in place."""
     if key == "images":
         if not isinstance(entry["file_name"], str):
-            found.add("images: file_name that is no text", f"{where}: {entry['file_name']!r}")
+            found.add("images: file_name that is not text", f"{where}: {entry['file_name']!r}")
             return False
         return True
     text = category_name(entry["name"])
     if text is None:
-        found.add("categories: name that is no text", f"{where}: {entry['name']!r}")
+        found.add("categories: name that is not text", f"{where}: {entry['name']!r}")
     elif text != entry["name"]:
         found.add("categories: name that is a number", f"{where}: {text}")
         entry["name"] = text
@@ -79,7 +79,7 @@ def _named(entry: dict, key: str, where: str, found: Findings) -> bool:
 
 
 def sound_entries(content: dict, key: str, found: Findings) -> list:
-    """The entries of a list with all required keys and, for images and categories, a name and a unique id."""
+    """The entries with all required keys and, for images and categories, a name and a unique id."""
     kept, seen = [], set()
     for number, entry in enumerate(content[key]):
         where = f"entry {number} of {key}"
@@ -94,7 +94,7 @@ def sound_entries(content: dict, key: str, found: Findings) -> list:
                 found.add(f"{key}: id that is neither number nor text", f"{where}: {entry['id']!r}")
                 continue
             if entry["id"] in seen:
-                found.add(f"{key}: id that another one has", f"{where}: id {entry['id']}")
+                found.add(f"{key}: duplicate id", f"{where}: id {entry['id']}")
                 continue
             seen.add(entry["id"])
         kept.append(entry)
@@ -102,7 +102,7 @@ def sound_entries(content: dict, key: str, found: Findings) -> list:
 
 
 def _number_of(identifier):
-    """The integer that an id stands for: 12 for 12.0, "12" and "0012"; any other id is returned unchanged."""
+    """The integer that an id stands for: 12 for 12.0, "12" and "0012"; other ids are returned unchanged."""
     if isinstance(identifier, float) and identifier.is_integer():
         return int(identifier)
     if isinstance(identifier, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,40}(\.0*)?\s*", identifier):
@@ -111,14 +111,14 @@ def _number_of(identifier):
 
 
 class Ids:
-    """The ids of a list. Other entries may write them differently: 12 as "12" or 12.0."""
+    """The ids of a list. References may spell them differently: 12 as "12" or 12.0."""
 
     def __init__(self, entries: list):
         self._exact = {entry["id"]: entry["id"] for entry in entries}
         self._numbers = {}
         for identifier in self._exact:
             number = _number_of(identifier)
-            self._numbers[number] = None if number in self._numbers else identifier  # None: two ids stand for it
+            self._numbers[number] = None if number in self._numbers else identifier  # None: ambiguous
 
     def find(self, value):
         """The id in the list that ``value`` stands for; None if there is none or more than one."""
@@ -135,13 +135,13 @@ def id_order(identifier) -> tuple:
 
 
 def plain_ids(entries: list) -> bool:
-    """True if the ids are integers that NumPy can represent."""
+    """True if all ids are 64-bit integers."""
     return all(type(entry["id"]) is int and abs(entry["id"]) < 1 << 63 for entry in entries)
 
 
 def own_ids(content: dict) -> dict:
     """
-    Number images and categories from 1, in place, unless their ids are all 64-bit integers. NumPy would turn other
+    Renumber images and categories from 1, in place, unless their ids are all 64-bit integers. NumPy would turn other
     ids into floats or texts, and COCOeval would lose objects.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Checks the images of a COCO file: their sizes and, for ``check_data``, the content of their files."""
+"""Checks the images of a COCO file: their sizes and, for ``check_data``, their files."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from .value_range import survey
 
 __all__ = ["open_images", "size_images"]
 
-LONGEST = 100  # times the shorter side; resizing longer images may leave a side of one pixel
+LONGEST = 100  # times the shorter side; a longer image may become one pixel wide when it is resized
 
 
 def _size_is_known(image: dict) -> bool:
@@ -26,11 +26,11 @@ def _note_shape(image: dict, found: Findings) -> None:
     short, long = sorted((image["width"], image["height"]))
     if long > LONGEST * short:
         name = f"{image['file_name']}: {image['width']} x {image['height']}"
-        found.add(f"images: longer than {LONGEST} times its width or height", name)
+        found.add(f"images: one side over {LONGEST} times as long as the other", name)
 
 
 def size_images(images: list, image_root: str, found: Findings) -> list:
-    """The images with width and height as positive integers; missing sizes are read from the files."""
+    """The images whose width and height are known; missing sizes are read from the files."""
     kept, names = [], set()
     for image in images:
         name = image["file_name"]
@@ -38,7 +38,7 @@ def size_images(images: list, image_root: str, found: Findings) -> list:
             try:
                 image["width"], image["height"] = image_size(os.path.join(image_root, name))
             except ImageError as error:
-                found.add("images: no width and height, and no file to ask", f"image {image['id']!r}: {error}")
+                found.add("images: no width and height, and no readable file", f"image {image['id']!r}: {error}")
                 continue
             found.add("images: no width and height", name)
         if name in names:
@@ -55,7 +55,7 @@ def _digest(path: str) -> str:
 
 
 def _check_values(files: list, found: Findings) -> None:
-    """Check a sample of the images for values of more than eight bits."""
+    """Check a sample of the images for more than eight bits."""
     values = survey(files)
     if values.deep:
         low, high = values.value_range
@@ -67,10 +67,10 @@ def _check_values(files: list, found: Findings) -> None:
 
 def open_images(images: list, image_root: str, found: Findings, progress: bool) -> tuple[list, dict, dict]:
     """
-    Read every image in full.
+    Read every image.
 
     Returns:
-        the usable images; {id of a repeated entry of a file: id of the first}; {hash: file name}.
+        The usable images; {id of a repeated entry: id of the first entry of the same file}; {hash: file name}.
     """
     kept, same, by_name, pictures, missing = [], {}, {}, {}, []
     for image in tqdm(images, desc="images", unit="", disable=not progress, leave=False):

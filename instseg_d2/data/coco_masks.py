@@ -1,8 +1,8 @@
 """
-Masks and boxes of COCO annotations: the notations that occur, and what makes a mask or box unusable.
+Reads masks and boxes of COCO annotations in all common notations, and tells what makes one unusable.
 
 A mask is polygons [[x0, y0, x1, y1, ...], ...] or an RLE {"size": [height, width], "counts": ...}, in pixels. Its
-bounds are the corners [x0, y0, x1, y1] around it; a box is [x, y, width, height].
+bounds are the corners [x0, y0, x1, y1] around it. A box is [x, y, width, height].
 """
 
 import math
@@ -15,7 +15,7 @@ import pycocotools.mask as mask_util
 
 __all__ = ["LARGEST_SIDE", "areas_differ", "bounds_of", "mask_area", "read_box", "read_mask", "rle_counts"]
 
-LARGEST_SIDE = 100_000  # pixels; larger values are mistakes, and pycocotools' memory grows with them
+LARGEST_SIDE = 100_000  # pixels; larger values are mistakes and make pycocotools allocate too much memory
 AREA_TOLERANCE = 0.2  # relative difference above which an area disagrees with its mask
 _CORNER_KEYS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("x0", "y0", "x1", "y1"))
 _SIDE_KEYS = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
@@ -25,9 +25,9 @@ def rle_counts(rle: dict) -> list:
     """
     Run lengths of an RLE, compressed (a string) or not (a list), background first.
 
-    COCO's string stores a number in one or more characters: bits 0-4 of (character - 48) are data, bit 5 says that
-    more characters follow, and the last data bit is the sign. From the fourth run on, the number is the difference to
-    the run before last.
+    COCO's string stores a number in one or more characters: bits 0-4 of (character - 48) are data, bit 5 means that
+    more characters follow, and the last data bit is the sign. From the fourth run on, the number is the difference
+    from the run before the previous one.
     """
     counts = rle["counts"]
     if isinstance(counts, list):
@@ -64,10 +64,10 @@ def _parts(value) -> Iterator:
             yield from _parts(part)
 
 
-_EMPTY = "RLE without a pixel"
+_EMPTY = "empty RLE"
 _OTHER_NOTATION = "mask or box in another notation"
 _PIXELS = {"0", "1", "False", "True"}
-_NO_POLYGON = ("polygon with under 3 points", "polygon with an odd number of coordinates")
+_NO_POLYGON = ("polygon with fewer than 3 points", "polygon with an odd number of coordinates")
 
 
 def _polygon_fault(polygon: list) -> Optional[str]:
@@ -78,7 +78,7 @@ def _polygon_fault(polygon: list) -> Optional[str]:
     except (TypeError, OverflowError):
         finite = False
     if not finite:
-        return "polygon with a coordinate that is no number"
+        return "polygon with a coordinate that is not a number"
     if max(polygon) > LARGEST_SIDE or min(polygon) < -LARGEST_SIDE:
         return f"polygon with a coordinate beyond {LARGEST_SIDE}"
     return None
@@ -106,7 +106,7 @@ def _is_plain(mask) -> bool:
 
 
 def _is_pixels(mask, width: int, height: int) -> bool:
-    """True for a mask given as rows of 0 and 1."""
+    """True for a mask written as rows of 0 and 1."""
     if not isinstance(mask, list) or len(mask) != height:
         return False
     return all(isinstance(row, list) and len(row) == width and set(map(repr, row)) <= _PIXELS for row in mask)
@@ -114,15 +114,15 @@ def _is_pixels(mask, width: int, height: int) -> bool:
 
 def read_mask(mask, width: int, height: int) -> tuple:
     """
-    Convert a mask to COCO's own notation. Other notations are accepted: points as pairs or {"x": , "y": }, a single
-    polygon, nested lists, and also rows of 0 and 1, several RLEs, and polygons mixed with RLEs, which become one RLE.
-    A part that is not a polygon is left out if another part is one.
+    Convert a mask to COCO's own notation. Accepts points as pairs or {"x": , "y": }, a single polygon and nested lists;
+    rows of 0 and 1, several RLEs, and polygons mixed with RLEs become one RLE. A part that is not a valid polygon is
+    dropped if another part is.
 
     Args:
         width, height: of the image, in pixels.
 
     Returns:
-        the mask; what was repaired, or None; what makes the mask unusable, or None.
+        The mask; what was repaired, or None; what makes the mask unusable, or None.
     """
     if _is_pixels(mask, width, height):
         code = mask_util.encode(np.asfortranarray(mask, np.uint8))
@@ -142,10 +142,10 @@ def read_mask(mask, width: int, height: int) -> tuple:
         else:
             (polygons if isinstance(part, list) else rles).append(part)
     if not polygons and not rles:
-        return mask, None, "polygon of points that are no pairs" if len(parts) > 2 else left_out
+        return mask, None, "polygon whose points are not pairs" if len(parts) > 2 else left_out
     repaired = None if plain else _OTHER_NOTATION
     if left_out:
-        repaired = "mask with parts of under 3 points"
+        repaired = "mask with parts of fewer than 3 points"
     if not rles:
         return polygons, repaired, None
     if len(rles) + len(polygons) == 1:
@@ -177,7 +177,7 @@ def bounds_of(mask, width: int, height: int) -> list:
 
 
 def _enclosed(polygon: list, width: int, height: int) -> float:
-    """Area in square pixels of a polygon x1, y1, x2, y2, ... after its points are clipped to the image."""
+    """Area in square pixels of a polygon [x0, y0, ...] whose points are clipped to the image."""
     x, y = polygon[0::2], polygon[1::2]
     if min(polygon) < 0 or max(x) > width or max(y) > height:
         x, y = ([min(max(v, 0), end) for v in values] for values, end in ((x, width), (y, height)))
@@ -192,8 +192,8 @@ def areas_differ(listed: float, area: float) -> bool:
 
 def mask_area(mask, width: int, height: int, listed: Optional[float] = None) -> float:
     """
-    Number of pixels of a valid mask within the image. If the area that its polygons enclose is less than a pixel, or
-    about the ``listed`` one, that area is returned instead.
+    Number of pixels of a valid mask inside the image. If the area enclosed by its polygons is under a pixel, or close
+    to the ``listed`` area, that area is returned instead.
     """
     if isinstance(mask, dict):
         return float(sum(rle_counts(mask)[1::2]))
@@ -206,10 +206,10 @@ def mask_area(mask, width: int, height: int, listed: Optional[float] = None) -> 
 
 def read_box(box) -> tuple:
     """
-    Read a box [x, y, width, height] in pixels, also from a dict with the usual keys or from a list with one box.
+    Read a box [x, y, width, height] in pixels, also from a dict with the usual keys or a list with one box.
 
     Returns:
-        the box as 4 floats, or None; whether it was in another notation; what makes it unusable, or None.
+        The box as 4 floats, or None; whether it was in another notation; what makes it unusable, or None.
     """
     if not box:
         return None, False, "annotation with neither box nor mask"

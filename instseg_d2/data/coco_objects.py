@@ -1,5 +1,5 @@
 """
-Checks the annotations of a COCO file: which can be used, what is filled in, and whether box, mask and area agree.
+Checks the annotations of a COCO file: drops unusable ones, fills in missing values, and compares box, mask and area.
 
 Boxes [x, y, width, height] and bounds [x0, y0, x1, y1] are in pixels.
 """
@@ -17,7 +17,7 @@ __all__ = ["check_annotations"]
 
 
 class _Object(NamedTuple):
-    """An annotation with a known image and category; ``mask_fault``, ``box_fault``: why mask or box is unusable."""
+    """An annotation with a known image and category; the faults tell why its mask or box is unusable."""
 
     annotation: dict
     name: str
@@ -52,7 +52,7 @@ def _measured(annotation: dict, name: str, size: tuple, with_masks: bool, found:
 
 
 def _known(annotation: dict, name: str, ids: dict, found: Findings) -> bool:
-    """True if the file lists the annotation's image and category; their ids are then unified, in place."""
+    """True if the annotation's image and category are listed; their ids are then written as in the lists, in place."""
     for key, what in (("category_id", "category"), ("image_id", "image")):
         value = annotation[key]
         identifier = ids[key].find(value)
@@ -60,7 +60,7 @@ def _known(annotation: dict, name: str, ids: dict, found: Findings) -> bool:
             found.add(f"annotations: unknown {what}", f"{name}: {value!r}")
             return False
         if identifier != value:
-            found.add("annotations: id written in another way than in its list", f"{name}: {value!r}")
+            found.add("annotations: id written differently than in its list", f"{name}: {value!r}")
         annotation[key] = identifier
     return True
 
@@ -91,11 +91,11 @@ def _complete(thing: _Object, box: Optional[list], off: bool, inside: list, clea
     old one disagrees with the mask or the image.
 
     Args:
-        box: None if it cannot be used.
-        off: the box differs from ``inside``, the expected box within the image.
+        box: None if unusable.
+        off: the box differs from ``inside``, the expected box, clipped to the image.
 
     Returns:
-        what makes the annotation unusable, or None.
+        What makes the annotation unusable, or None.
     """
     annotation, name, mask, area = thing.annotation, thing.name, thing.annotation.get("segmentation"), thing.area
     true_area = mask_area(mask, *thing.size, area) if mask else inside[2] * inside[3]
@@ -113,26 +113,26 @@ def _complete(thing: _Object, box: Optional[list], off: bool, inside: list, clea
         annotation["area"] = true_area
     if box is None or area != area or flags_differ:
         found.add("annotations: no usable area, box or crowd flag", name)
-    mends = {}
+    repairs = {}
     if areas_differ(annotation["area"], true_area) and (mask or area > true_area):
         found.add(
-            f"annotations: {'area that the mask does not have' if mask else 'area larger than the box'}",
+            f"annotations: {'area that disagrees with the mask' if mask else 'area larger than the box'}",
             f"{name}: {area:g}",
         )
-        mends["area"] = true_area
+        repairs["area"] = true_area
     if box is not None and off:
         found.add(
-            f"annotations: {'box that the mask does not have' if mask else 'box partly outside the image'}",
+            f"annotations: {'box that disagrees with the mask' if mask else 'box partly outside the image'}",
             f"{name}: {annotation['bbox']}",
         )
-        mends["bbox"] = inside
+        repairs["bbox"] = inside
     if clean:
-        annotation.update(mends)
+        annotation.update(repairs)
     return None
 
 
 def _usable(objects: list, geometry: Geometry, tiny: np.ndarray, clean: bool, found: Findings, progress: bool) -> list:
-    """The usable annotations, with missing values filled in; a clean copy contains each only once."""
+    """The usable annotations, with missing values filled in; a clean copy drops duplicates."""
     boxes = corners(geometry.boxes, geometry.sizes)
     masked = np.isfinite(geometry.bounds).all(1)
     extent = np.where(masked[:, None], geometry.bounds, boxes)
@@ -173,13 +173,13 @@ def _usable(objects: list, geometry: Geometry, tiny: np.ndarray, clean: bool, fo
 
 def _number(annotations: list, found: Findings) -> None:
     """
-    Number the annotations from 1, in place, unless their ids are distinct positive integers that are still distinct as
-    floats, which COCOeval uses. It takes id 0 for "not matched".
+    Number the annotations from 1, in place, unless their ids are distinct positive integers. They must also be distinct
+    as floats, which COCOeval uses; to COCOeval, id 0 means "not matched".
     """
     ids = [annotation.get("id") for annotation in annotations]
     if all(type(i) is int and 0 < i < 1 << 53 for i in ids) and len(set(ids)) == len(ids):
         return
-    found.add("annotations: ids missing, repeated or below 1", "numbered anew from 1")
+    found.add("annotations: ids missing, repeated or below 1", "renumbered from 1")
     for number, annotation in enumerate(annotations, start=1):
         if annotation.get("id") is not None:
             annotation["original_id"] = annotation["id"]
@@ -187,7 +187,7 @@ def _number(annotations: list, found: Findings) -> None:
 
 
 def check_annotations(content: dict, same: dict, all_ids: dict, clean: bool, assume, found: Findings, progress: bool):
-    """The usable annotations, and the readings that would explain the contradictions in all of them."""
+    """The usable annotations, and the readings that would resolve their contradictions."""
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     with_masks = any(annotation.get("segmentation") for annotation in content["annotations"])
     objects = []

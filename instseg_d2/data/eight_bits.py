@@ -1,4 +1,4 @@
-"""Maps values of more than eight bits to 0..255, and finds the range of an image or data set. H x W pixels."""
+"""Maps images of more than eight bits to 0..255, and finds the range of their values. H x W pixels."""
 
 import logging
 import math
@@ -15,8 +15,8 @@ __all__ = ["Extremes", "checked_range", "extremes", "likely_range", "three_chann
 # Ranges that cameras and programs store: floats in 0..1 and -1..1, then integers of 8, 10, 12, 14 and 16 bits.
 FLOAT_RANGES = ((0, 1), (-1, 1))
 RANGES = tuple((0, 2**bits - 1) for bits in (8, 10, 12, 14, 16))
-SLACK = 0.05  # share of the values' extent that may lie outside a range, as resizing causes
-LEAST_SHARE = 1 / 8  # share of a range that the values must fill; otherwise they are stretched
+SLACK = 0.05  # share of the values' extent that may exceed a range, since resizing overshoots
+LEAST_SHARE = 1 / 8  # share of a range that the values must fill, or they are stretched
 
 
 class Extremes(NamedTuple):
@@ -29,24 +29,24 @@ class Extremes(NamedTuple):
 
 def checked_range(value_range: Sequence) -> tuple:
     """
-    A range of values as a tuple: (low, high), or () if the images decide it.
+    A range of values as a tuple: (low, high), or () to estimate it from the images.
 
     Raises:
-        ValueError: the range is neither.
+        ValueError: it is neither.
     """
     if isinstance(value_range, (tuple, list)):
         numbers = [x for x in value_range if isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x)]
         if len(numbers) == len(value_range) and (not numbers or (len(numbers) == 2 and numbers[0] < numbers[1])):
             return tuple(numbers)
-    raise ValueError(f"a range of values is two numbers, the lower one first, as (0, 4095), or (); got {value_range}")
+    raise ValueError(f"value_range must be two numbers, the lower first, such as (0, 4095), or (); got {value_range}")
 
 
 def extremes(values: np.ndarray) -> Extremes:
     """
     The extremes of an image (H, W) or (H, W, 3) of any numeric dtype.
 
-    They are taken over 3 x 3 medians, so that hot pixels do not count but small objects do. NaN and infinity do not
-    count either; without any finite value both extremes are 0.
+    They are taken over 3 x 3 medians, which ignore hot pixels but not small objects. NaN and infinity are ignored, too;
+    without any finite value both extremes are 0.
     """
     whole = values.dtype.kind in "iu"
     with np.errstate(over="ignore"):
@@ -63,11 +63,11 @@ def extremes(values: np.ndarray) -> Extremes:
 
 def likely_range(images: Sequence[Extremes]) -> tuple[float, float]:
     """
-    The range (low, high) that images from one source were most likely stored in.
+    The range (low, high) in which images from one source were most likely stored.
 
-    It is the narrowest of the usual ranges that contains their values. If they fill little of it, or if no usual range
-    contains them, it is their own range. One in fifty images may lie outside. A step of 1 in integers never becomes
-    more than a step of 1 in eight bits.
+    It is the narrowest common range that contains their values. If they fill little of it, or no common range contains
+    them, it is their own range. One in fifty images may lie outside. A step of 1 between integers never becomes more
+    than a step of 1 in eight bits.
     """
     whole = all(image.whole for image in images)
     low = float(np.percentile([image.low for image in images], 2, method="nearest"))
@@ -86,8 +86,8 @@ def likely_range(images: Sequence[Extremes]) -> tuple[float, float]:
 
 def to_eight_bits(values: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
     """
-    Divide the range into 256 equal parts: uint8 of the same shape. Values outside are clipped, NaN becomes 0. So
-    values in 0..65535 keep their high byte, and values in 0..255 do not change.
+    Divide the range into 256 equal parts: uint8 of the same shape. Values outside are clipped, NaN becomes 0. Values in
+    0..65535 keep their high byte, and values in 0..255 do not change.
     """
     low, high = value_range
     with np.errstate(over="ignore", invalid="ignore"):
@@ -102,7 +102,7 @@ def three_channels(pixels: np.ndarray, value_range: Sequence = ()) -> np.ndarray
 
     Args:
         pixels: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of any numeric dtype or bool; alpha is dropped.
-        value_range: (low, high) that become 0 and 255; empty: decided from this image, which is logged once.
+        value_range: (low, high) that become 0 and 255; empty: estimated from this image, which is logged once.
     """
     if pixels.ndim == 2 or pixels.shape[2] == 1:
         pixels = pixels.reshape(*pixels.shape[:2], 1)
@@ -112,7 +112,7 @@ def three_channels(pixels: np.ndarray, value_range: Sequence = ()) -> np.ndarray
     if pixels.dtype != np.uint8:
         if not value_range:
             value_range = likely_range([extremes(pixels)])
-            said = "An image of more than 8 bits: values %g to %g become 0 to 255, decided for each image by itself."
-            log_first_n(logging.INFO, said % value_range, 1, name=__name__)
+            note = "An image has more than 8 bits: values %g to %g become 0 to 255; the range is estimated per image."
+            log_first_n(logging.INFO, note % value_range, 1, name=__name__)
         pixels = to_eight_bits(pixels, value_range)
     return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)

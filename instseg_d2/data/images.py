@@ -1,4 +1,4 @@
-"""Reads images of every common kind as three channels of eight bits. H x W pixels."""
+"""Reads images of every common format as three channels of eight bits. H x W pixels."""
 
 import contextlib
 import functools
@@ -22,14 +22,14 @@ __all__ = ["deep_pixels", "further_frames", "image_size", "image_suffixes", "rea
 HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 _OPENCV_SUFFIXES = (".exr", ".hdr", ".pic", ".sr", ".pxm")  # not supported by Pillow
 _NOT_DECODED = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")  # Pillow recognises but cannot read them
-_ANIMATED = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")  # formats whose further frames are images of their own
+_ANIMATED = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")  # formats with several frames or pages
 _EXIF_ORIENTATION = 274
 _SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations that turn by 90 degrees
 
 
 @functools.cache
 def image_suffixes() -> frozenset:
-    """The suffixes of files that Pillow or OpenCV can read here, in lower case with their dot."""
+    """The suffixes of files that the installed Pillow or OpenCV can read, in lower case with the dot."""
     readable = {
         suffix
         for suffix, kind in Image.registered_extensions().items()
@@ -42,7 +42,7 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation that must still be applied; Pillow rotates TIFF files itself."""
     try:
         return 1 if image.format == "TIFF" else image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # broken EXIF data do not make the pixels unreadable
+    except Exception:  # the pixels are readable despite broken EXIF data
         return 1
 
 
@@ -79,14 +79,14 @@ def _pixels(file_name, deep_only: bool = False) -> tuple[Optional[np.ndarray], i
     Args:
         deep_only: return None for eight-bit images, without decoding them.
     """
-    # Given a file name, Pillow 13 maps a rotated grey TIFF into memory and mixes up its rows.
+    # Given a file name instead, Pillow 13 maps a rotated grey TIFF into memory and mixes up its rows.
     with open(file_name, "rb") as file:
         try:
             with Image.open(file) as image:
                 grey, deep_color = image.mode[0] in "IF", _is_deep_color(image)
                 if deep_only and not grey and not deep_color:
                     return None, 1
-                # The orientation comes last: it may follow the pixels, and Pillow decodes them to reach it.
+                # The orientation comes last: it may be stored after the pixels, which Pillow decodes to reach it.
                 pixels = None
                 if deep_color:
                     with open(file_name, "rb") as again:
@@ -99,7 +99,7 @@ def _pixels(file_name, deep_only: bool = False) -> tuple[Optional[np.ndarray], i
             data = file.read()
             pixels = _opencv(data) if data else None
             if pixels is None:
-                reason = "no format that Pillow or OpenCV knows here" if data else "it is empty"
+                reason = "unknown to the installed Pillow and OpenCV" if data else "it is empty"
                 raise UnidentifiedImageError(reason) from None
             return (None if deep_only and pixels.dtype == np.uint8 else pixels), 1
 
@@ -116,10 +116,10 @@ def read_image(file_name, format: str = "BGR", size=None, value_range=()) -> np.
     Args:
         file_name: path of the image.
         format: order of the channels, "BGR" or "RGB".
-        size: optional (width, height) in pixels that the annotations were made for. If it fits only the stored,
-            unrotated pixels, these are returned.
-        value_range: (low, high) of the values that become 0 and 255 in images of more than eight bits; empty: decided
-            from this image, see `eight_bits.likely_range`. Eight-bit images keep their values.
+        size: optional (width, height) in pixels of the annotated image. If only the stored, unrotated pixels have this
+            size, they are returned.
+        value_range: (low, high) that become 0 and 255 in images of more than eight bits; empty: estimated from this
+            image, see `eight_bits.likely_range`. Eight-bit images keep their values.
 
     Returns:
         array of shape (height, width, 3), uint8.
@@ -129,9 +129,9 @@ def read_image(file_name, format: str = "BGR", size=None, value_range=()) -> np.
         ValueError: the format is neither BGR nor RGB.
     """
     if format not in ("BGR", "RGB"):
-        raise ValueError(f"an image format is BGR or RGB, not {format!r} (INPUT.FORMAT).")
+        raise ValueError(f"format must be BGR or RGB; got {format!r}.")
     if not os.path.isfile(file_name):
-        raise ImageError(f"{file_name}: there is no such image file.")
+        raise ImageError(f"{file_name}: no such image file.")
     try:
         pixels, orientation = _pixels(file_name)
         height, width = pixels.shape[:2]
@@ -146,11 +146,11 @@ def read_image(file_name, format: str = "BGR", size=None, value_range=()) -> np.
 
 def deep_pixels(file_name) -> Optional[np.ndarray]:
     """
-    The pixels (H, W) or (H, W, 3) of an image with more than eight bits, as stored; None for an eight-bit image, for
-    which only the header is read.
+    The stored pixels (H, W) or (H, W, 3) of an image with more than eight bits; None for an eight-bit image, of which
+    only the header is read.
 
     Raises:
-        ImageError: the file is missing or no readable image.
+        ImageError: the file is missing or not a readable image.
     """
     try:
         return _pixels(file_name, deep_only=True)[0]
@@ -160,10 +160,10 @@ def deep_pixels(file_name) -> Optional[np.ndarray]:
 
 def image_size(file_name):
     """
-    (width, height) of an image as ``read_image`` returns it, from the header only if Pillow knows the format.
+    (width, height) of an image as ``read_image`` returns it. Only the header is read if Pillow knows the format.
 
     Raises:
-        ImageError: the file is missing or no image.
+        ImageError: the file is missing or not an image.
     """
     try:
         with Image.open(file_name) as image:
@@ -178,9 +178,9 @@ def image_size(file_name):
 
 
 def further_frames(file_name) -> int:
-    """The number of pages or frames after the first, the only one that is read; 0 if it is unknown."""
+    """The number of pages or frames after the first, which is the only one that is read; 0 if unknown."""
     try:
         with Image.open(file_name) as image:
             return getattr(image, "n_frames", 1) - 1 if image.format in _ANIMATED else 0
-    except Exception:  # reading the image will report what is wrong
+    except Exception:  # reading the image will report the fault
         return 0

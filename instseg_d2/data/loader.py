@@ -30,18 +30,18 @@ def _as_list(batch):
     return batch
 
 
-def _die_of(error, _):
-    """End a worker that cannot send a batch; otherwise the loader would wait for this batch for ever."""
-    sys.stderr.write(f"error: a worker of the data loader cannot send a batch: {sentence(error)}\n")
+def _exit_worker(error, _):
+    """End a worker that cannot send a batch; otherwise the loader would wait for the batch forever."""
+    sys.stderr.write(f"error: a data loader worker cannot send a batch: {sentence(error)}\n")
     sys.stderr.flush()
     os._exit(1)
 
 
 def _start_worker(_):
-    if not multiprocessing.parent_process().is_alive():  # PyTorch starts to check this only later
+    if not multiprocessing.parent_process().is_alive():  # PyTorch checks this only later
         os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends its workers
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_die_of)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent process ends its workers
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_exit_worker)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
@@ -52,13 +52,13 @@ def _torch_loader(samples, num_workers: int, **kwargs) -> DataLoader:
         num_workers=num_workers,
         collate_fn=pack if num_workers else _as_list,
         worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # so that the global one is not used
+        generator=torch.Generator(),  # instead of the global one
         **kwargs,
     )
 
 
 def _drawn(loader: DataLoader):
-    """The batches of one pass. The workers end with the pass, also after an error."""
+    """The batches of one pass. The workers end with it, even after an error."""
     iterator = iter(loader)
     try:
         yield from map(unpack, iterator) if loader.num_workers else iterator
@@ -66,12 +66,12 @@ def _drawn(loader: DataLoader):
         if str(error).startswith("Caught "):  # PyTorch's prefix for an error in the worker
             raise
         raise WorkerError(
-            "the data loader cannot receive a batch from its worker, whose output above may say why; "
-            "DATALOADER.NUM_WORKERS 0 reads the images without workers."
+            "the data loader cannot receive a batch from its worker: see its output above, or set "
+            "DATALOADER.NUM_WORKERS 0 to load images without workers."
         ) from error
     finally:
         if loader.num_workers:
-            # An error's traceback keeps the iterator alive, and garbage collection takes 5 seconds per worker.
+            # An error's traceback keeps the iterator alive, and ending it by garbage collection takes 5 s per worker.
             iterator._shutdown_workers()
 
 
@@ -80,8 +80,8 @@ class TrainLoader:
     Endless iterable of batches (lists of samples) that counts unreadable images.
 
     Attributes:
-        seed: the seed of order and augmentation; store it to resume exactly if SEED is negative.
-        bad_files: {file: message} of the distinct files that could not be read so far.
+        seed: seed of the order and augmentation; store it to resume exactly if SEED is negative.
+        bad_files: {file: message} of the unreadable files so far.
     """
 
     def __init__(self, samples: TrainingSamples, batches: BatchIndices, num_workers: int):
@@ -100,11 +100,11 @@ class TrainLoader:
                     raise DatasetError(f"training stops: {errors[-1][1]}")
             yield [sample for sample, _ in batch]
 
-    def _tolerated(self) -> int:
+    def _max_bad_files(self) -> int:
         """
-        The number of unreadable images that are tolerated: 1 % of all images, at least 1. With several processes, each
-        sees only its share of the images in the first epoch, but all of them in the long run. Until it has drawn half
-        of the images, it tolerates 2 % of its share or of what it has drawn.
+        The number of unreadable images to tolerate: 1 % of all images, at least 1. With several processes, each draws
+        only a share of the images in the first epoch, but all of them in the long run: until it has drawn half of the
+        images, it tolerates 2 % of its share or of what it has drawn.
         """
         seen = max(self._size // comm.get_world_size(), self._drawn)
         return max(1, min(self._size, 2 * seen) // 100)
@@ -114,12 +114,12 @@ class TrainLoader:
             if not file or file in self.bad_files:
                 continue
             self.bad_files[file] = message
-            count, tolerated = len(self.bad_files), self._tolerated()
+            count, tolerated = len(self.bad_files), self._max_bad_files()
             if count > tolerated:
                 share = "1 %" if comm.get_world_size() == 1 else "about 1 %, in one process"
                 raise DatasetError(
-                    f"training stops: {count} images cannot be used and at most {tolerated} ({share}) may; the last "
-                    f"one: {message}"
+                    f"training stops: {count} images are unusable, more than the {tolerated} ({share}) allowed; the "
+                    f"last one: {message}"
                 )
             logger.warning(f"skipped image {count} of at most {tolerated}: {message}")
 
@@ -129,7 +129,7 @@ class TestLoader:
     One pass over the images of this process, in batches of one.
 
     Attributes:
-        leave_out: skip images that cannot be read, with a warning, instead of raising ImageError.
+        leave_out: skip unreadable images with a warning instead of raising ImageError.
     """
 
     __test__ = False  # not a test class
@@ -147,7 +147,7 @@ class TestLoader:
                 if error is not None and not self.leave_out:
                     raise ImageError(error)
                 if error is not None:
-                    logger.warning(f"left out of the evaluation: {error}")
+                    logger.warning(f"excluded from the evaluation: {error}")
             samples = [sample for sample, error in batch if error is None]
             if samples:
                 yield samples
@@ -174,7 +174,7 @@ def _sampler(cfg, dicts: list, seed: int):
 
 
 def _with_range(cfg, dicts: list, names):
-    """The config, with INPUT.VALUE_RANGE set for these images if they have more than eight bits."""
+    """The config with INPUT.VALUE_RANGE set for these images, if they have more than eight bits."""
     if cfg.INPUT.VALUE_RANGE:
         return cfg
     cfg = cfg.clone()
@@ -184,7 +184,7 @@ def _with_range(cfg, dicts: list, names):
 
 
 def _train_mappers(cfg) -> list:
-    """One mapper, or, if all images of a batch share a size, one for each of INPUT.MIN_SIZE_TRAIN."""
+    """One mapper, or one for each of INPUT.MIN_SIZE_TRAIN if all images of a batch share a size."""
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING != "batch":
         return [InstanceDatasetMapper(cfg, True)]
     mappers = []
@@ -207,18 +207,18 @@ def build_train_loader(cfg, mapper=None, start_iteration: int = 0, seed=None) ->
         cfg: DATASETS.TRAIN, SOLVER.IMS_PER_BATCH (images of all processes together), DATALOADER.{NUM_WORKERS,
             SAMPLER_TRAIN, REPEAT_THRESHOLD, ASPECT_RATIO_GROUPING, FILTER_EMPTY_ANNOTATIONS},
             INPUT.MIN_SIZE_TRAIN_SAMPLING and SEED are read.
-        mapper: callable on a data set dict; None: InstanceDatasetMapper(cfg, True). With MIN_SIZE_TRAIN_SAMPLING batch
-            it resizes all images of a batch, in all processes, to the same size from INPUT.MIN_SIZE_TRAIN.
-        start_iteration: number of batches already trained on.
+        mapper: callable on a data set dict; None: InstanceDatasetMapper(cfg, True). With MIN_SIZE_TRAIN_SAMPLING batch,
+            all images of a batch, in all processes, are resized to the same size from INPUT.MIN_SIZE_TRAIN.
+        start_iteration: number of batches to skip, because they have been trained on.
         seed: replaces cfg.SEED; if both are missing or negative, a random seed shared by all processes.
 
     Raises:
         ValueError: the batch does not divide among the processes.
-        DatasetError: there is no training set, or it cannot be used; while iterating, when more than max(1, 1 %) of its
-            images cannot be read (with several processes, each counts the images that it draws).
+        DatasetError: there is no training set, or it is unusable; while iterating, when more than max(1, 1 %) of its
+            images are unreadable (with several processes, each counts the images that it draws).
     """
     if not cfg.DATASETS.TRAIN:
-        raise DatasetError("DATASETS.TRAIN names no data set to train on.")
+        raise DatasetError("DATASETS.TRAIN is empty: name a data set to train on.")
     world_size, total = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
     if total % world_size:
         raise ValueError(f"SOLVER.IMS_PER_BATCH is {total}; it must be a multiple of the {world_size} processes.")
@@ -243,7 +243,7 @@ def build_test_loader(cfg, dataset_name: str, mapper=None) -> TestLoader:
         mapper: callable on a data set dict; None: InstanceDatasetMapper(cfg, False).
 
     Raises:
-        DatasetError: the data set cannot be used; while iterating, ImageError for an image that cannot be read.
+        DatasetError: the data set is unusable; while iterating, ImageError for an unreadable image.
     """
     dicts = _dataset_dicts([dataset_name], filter_empty=False)
     mapper = InstanceDatasetMapper(_with_range(cfg, dicts, [dataset_name]), False) if mapper is None else mapper

@@ -1,4 +1,4 @@
-"""Converts a data set dict to the input of the models, for every method. H' x W' pixels after augmentation."""
+"""Converts data set dicts to model inputs, for every method. H' x W' pixels after augmentation."""
 
 import logging
 
@@ -20,26 +20,26 @@ __all__ = ["InstanceDatasetMapper"]
 
 logger = logging.getLogger(__name__)
 
-THIN = 20  # times as long as wide: resizing may leave no pixel of the width
+THIN = 20  # times as long as wide: resizing may reduce the width to 0
 
 
 class InstanceDatasetMapper:
     """
-    Reads, augments and converts one sample of Detectron2's standard data set format.
+    Reads, augments and converts one sample in Detectron2's standard data set format.
 
     The result keeps file_name, image_id, height and width (of the original image) and adds
 
     * image: uint8 (3, H', W'), contiguous, channels in the order of INPUT.FORMAT;
-    * instances (training): gt_boxes, gt_classes and, with masks, gt_masks, of all objects but crowds and those that
-      augmentation removed. An image without objects has these fields with length 0;
+    * instances (training): gt_boxes, gt_classes and, with masks, gt_masks, without crowds and objects that augmentation
+      removed. An image without objects has these fields with length 0;
     * basis_sem (training, with ``semantic_target``): int64 (H', W'), thing class + 1, see ``paint_semantic``;
-    * sem_seg (training, where the sample names a sem_seg_file_name): int64 (H', W').
+    * sem_seg (training, if the sample has a sem_seg_file_name): int64 (H', W').
 
     gt_masks are PolygonMasks if ``mask_format`` is "polygon", every object of the image has polygons and nothing is
     cropped; otherwise BitMasks.
 
-    Raises ImageError if an image is missing, broken, too thin to be resized or not of the annotated size, and
-    DatasetError if a mask is missing or of another size. Both name the image.
+    Raises ImageError if an image is missing, broken, too thin to resize or not of the annotated size, and DatasetError
+    if a mask is missing or of the wrong size. Both name the image.
     """
 
     @configurable
@@ -68,9 +68,9 @@ class InstanceDatasetMapper:
             value_range: see ``read_image``.
         """
         if mask_format not in ("polygon", "bitmask"):
-            raise ValueError(f"mask_format is polygon or bitmask, not {mask_format!r}")
+            raise ValueError(f"mask_format must be polygon or bitmask; got {mask_format!r}")
         if image_format not in ("BGR", "RGB"):
-            raise ValueError(f"image_format is BGR or RGB, not {image_format!r}")
+            raise ValueError(f"image_format must be BGR or RGB; got {image_format!r}")
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
@@ -116,7 +116,8 @@ class InstanceDatasetMapper:
             labels = detection_utils.read_image(sem_seg_file, "L")[:, :, 0]
             if labels.shape != size:
                 raise DatasetError(
-                    f"{sem_seg_file} has {labels.shape[1]} x {labels.shape[0]} pixels, its image {size[1]} x {size[0]}."
+                    f"{sem_seg_file} has {labels.shape[1]} x {labels.shape[0]} pixels, but its image has {size[1]} x "
+                    f"{size[0]}."
                 )
             sample["sem_seg"] = transform_semantic(labels, transforms)
         if has_truth:
@@ -139,7 +140,7 @@ class InstanceDatasetMapper:
     def _augment(self, aug_input: T.AugInput, sample: dict):
         """Apply the augmentations to ``aug_input`` and return the transforms."""
         height, width = aug_input.image.shape[:2]
-        too_thin = f"{sample['file_name']} is too thin to be resized: its {width} x {height} pixels become"
+        too_thin = f"{sample['file_name']} is too thin to resize: its {width} x {height} pixels become"
         try:
             transforms = self.augmentations(aug_input)
         except ValueError as error:  # from Pillow, for a side of 0 pixels
@@ -155,9 +156,9 @@ class InstanceDatasetMapper:
         needs_masks = self.use_masks or self.semantic_target
         masks = [annotation.get("segmentation") for annotation in annotations]
         if needs_masks and not all(mask is not None and len(mask) for mask in masks):
-            raise DatasetError("an annotation has no mask, which MODEL.MASK_ON or the method needs")
+            raise DatasetError("an annotation has no mask, but MODEL.MASK_ON or the method needs one")
         if needs_masks and self.crops and self.rotates:
-            # After a crop, a rotation of polygons would bring back removed parts in the corners: use pixels.
+            # Rotating cropped polygons would bring back the removed parts in the corners: use pixels.
             masks = [to_rle(mask, *size) for mask in masks]
         if self.semantic_target:
             canvas = paint_semantic(masks, [annotation["category_id"] for annotation in annotations], *size)
@@ -176,8 +177,8 @@ class InstanceDatasetMapper:
 
     def _masks(self, masks, transforms, size, new_size):
         """
-        The masks as PolygonMasks or BitMasks. Polygons are not clipped to a crop, because Detectron2's way to do so
-        needs one more package; rasterising them at the new size has the same effect.
+        The masks as PolygonMasks or BitMasks. Detectron2 needs another package to clip polygons to a crop; rasterising
+        them at the new size has the same effect.
         """
         polygons = self.mask_format == "polygon" and not self.crops and all(isinstance(mask, list) for mask in masks)
         if polygons:

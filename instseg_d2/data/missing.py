@@ -1,4 +1,4 @@
-"""Explains why listed image files are missing, by trying the usual reasons on the files of the folder."""
+"""Explains missing image files, by trying the usual reasons on the files of the folder."""
 
 import os
 import unicodedata
@@ -7,9 +7,9 @@ from urllib.parse import unquote
 
 from .images import image_suffixes
 
-__all__ = ["near_misses", "told"]
+__all__ = ["near_misses", "reasons"]
 
-_MOST_FILES = 1_000_000  # files of a folder to look at
+_MAX_FILES = 1_000_000  # files of a folder to look at
 
 
 def _images_below(root: str) -> list[str]:
@@ -19,7 +19,7 @@ def _images_below(root: str) -> list[str]:
         start = os.path.relpath(folder, root).replace(os.sep, "/")
         names = [name for name in names if os.path.splitext(name)[1].lower() in suffixes]
         files += names if start == "." else [f"{start}/{name}" for name in names]
-        if len(files) > _MOST_FILES:
+        if len(files) > _MAX_FILES:
             break
     return sorted(files)
 
@@ -48,7 +48,7 @@ def _last_stem(name: str) -> str:
     return os.path.splitext(_last(name))[0]
 
 
-# The reason in words; the functions applied to a listed name and to a file of the folder before comparing them.
+# A reason; the functions applied to a listed name and to a file of the folder before they are compared.
 _REASONS = (
     ("with / instead of \\", _slashes, str),
     ("with %20 and the like decoded", unquote, str),
@@ -65,7 +65,7 @@ _REASONS = (
 def near_misses(missing: Sequence[str], root: str) -> list[tuple[str, int, str]]:
     """
     Reasons for names that are missing in ``root``: [(reason, number of names, "first name -> existing file")], most
-    frequent first. A name counts once, for the first reason that leaves at most one file.
+    frequent first. A name counts only for the first reason that yields exactly one file.
     """
     rows, missing = [], list(missing)
     files = _images_below(root) if missing else []
@@ -82,6 +82,6 @@ def near_misses(missing: Sequence[str], root: str) -> list[tuple[str, int, str]]
     return sorted(rows, key=lambda row: -row[1])
 
 
-def told(rows: list) -> str:
+def reasons(rows: list) -> str:
     """The rows as the end of a sentence; empty without rows."""
-    return "".join(f"; {count} would be there {reason} ({example})" for reason, count, example in rows)
+    return "".join(f"; {count} would be found {reason} ({example})" for reason, count, example in rows)

@@ -1,8 +1,8 @@
 """
 Sends a batch from a worker process as one block of shared memory.
 
-PyTorch's loader sends every tensor separately, and training waits for a connection to the worker for each of them. A
-batch of four images with boxes, classes and masks has twenty tensors.
+PyTorch's loader sends every tensor separately, and training waits for a connection to the worker each time. A batch of
+four images with boxes, classes and masks has twenty tensors.
 """
 
 import io
@@ -20,7 +20,7 @@ _ALIGNMENT = 64  # bytes; enough for vector instructions and every dtype
 
 
 class Packed(NamedTuple):
-    """A pickle, its out-of-band buffers concatenated in ``block`` (uint8), and their places in it."""
+    """A pickle, its out-of-band buffers concatenated in ``block`` (uint8), and their positions there."""
 
     pickled: bytes
     block: torch.Tensor
@@ -30,7 +30,7 @@ class Packed(NamedTuple):
 def _numpy_of(tensor: torch.Tensor):
     try:
         return tensor.numpy()
-    except (TypeError, RuntimeError):  # a dtype that NumPy lacks; on a device; with a gradient
+    except (TypeError, RuntimeError):  # a dtype that NumPy lacks, on a device, or with a gradient
         return None
 
 
@@ -43,12 +43,12 @@ class _Pickler(pickle.Pickler):
 
 
 def _shared(nbytes: int) -> torch.Tensor:
-    """Allocate shared memory. PyTorch would do so later, in a thread of the worker whose errors are lost."""
+    """Allocate shared memory. PyTorch would do so later, in a thread of the worker that loses errors."""
     try:
         return torch.empty(nbytes, dtype=torch.uint8).share_memory_()
     except RuntimeError as error:
         raise WorkerError(
-            f"{_shared_memory()} has no room for a batch of {nbytes / 2**20:.0f} MiB: make it larger (docker run "
+            f"{_shared_memory()} has no room for a batch of {nbytes / 2**20:.0f} MiB: enlarge it (docker run "
             "--shm-size 2g) or set DATALOADER.NUM_WORKERS 0."
         ) from error
 
@@ -64,8 +64,8 @@ def _shared_memory(path: str = "/dev/shm") -> str:
 
 def pack(batch) -> Packed:
     """
-    Pack a batch, which may be anything that can be pickled. The memory of its contiguous tensors and arrays goes into
-    the block (uint8), each starting at a multiple of 64 bytes.
+    Pack a batch, which may be any picklable object. The memory of its contiguous tensors and arrays goes into the
+    block, each starting at a multiple of 64 bytes.
 
     Raises:
         WorkerError: there is not enough shared memory.
@@ -85,6 +85,6 @@ def pack(batch) -> Packed:
 
 
 def unpack(packed: Packed):
-    """The packed batch. Its tensors and arrays share the block, which lives as long as any of them."""
+    """Unpack a batch. Its tensors and arrays share the block, which lives as long as any of them."""
     memory = memoryview(packed.block.numpy())
     return pickle.loads(packed.pickled, buffers=[memory[start:end] for start, end in packed.places])

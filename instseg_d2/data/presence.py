@@ -1,4 +1,4 @@
-"""Checks that the files of a data set exist, before a model is built."""
+"""Checks that the images of a data set exist, before the model is built."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..errors import DatasetError, ImageError
 from .coco import require_registered
 from .images import image_size, read_image
-from .missing import near_misses, told
+from .missing import near_misses, reasons
 
 __all__ = ["check_images", "loading"]
 
@@ -24,12 +24,12 @@ def _builtin_hint(file) -> str:
     root = os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     if not str(file).startswith(os.path.join(root, "")):
         return ""
-    return "; Detectron2 looks for its builtin data sets in the folder DETECTRON2_DATASETS (default: ./datasets)"
+    return "; Detectron2 looks for its built-in data sets in the folder DETECTRON2_DATASETS (default: ./datasets)"
 
 
 @contextlib.contextmanager
 def loading(names: Sequence[str]) -> Iterator[None]:
-    """Turns errors while the data sets ``names`` are loaded into one-sentence DatasetErrors."""
+    """Turn errors while the data sets ``names`` are loaded into DatasetErrors."""
     title = ", ".join(names)
     try:
         yield
@@ -52,13 +52,15 @@ def _missing(files: list[str]) -> list[str]:
             listed[folder] = set()
             with contextlib.suppress(OSError):
                 listed[folder] = set(os.listdir(folder or "."))
-        if name not in listed[folder] and not os.path.isfile(file):  # case may not matter, or listing may fail
+        if name not in listed[folder] and not os.path.isfile(
+            file
+        ):  # the file system may ignore case, or listing may fail
             missing.append(file)
     return missing
 
 
 def _header_fault(record: dict):
-    """Why an image cannot be read, judging by its header; None if it can."""
+    """Why an image is unusable, judging by its header; None if it is usable."""
     file, size = str(record["file_name"]), (record.get("width"), record.get("height"))
     try:
         if image_size(file) == size or None in size:
@@ -74,10 +76,10 @@ def _check_headers(name: str, records: list[dict], leave_out: bool) -> None:
         faults = [fault for fault in pool.map(_header_fault, records) if fault]
     if not faults:
         return
-    found = f"{len(faults)} of {len(records)} images of {name} cannot be read, the first: {faults[0].rstrip('.')}"
+    found = f"{len(faults)} of {len(records)} images of {name} are unusable, the first: {faults[0].rstrip('.')}"
     if len(faults) == len(records) or not leave_out:
         raise DatasetError(f"{found}.")
-    logger.warning(f"{found}; the evaluation leaves them out, with their objects.")
+    logger.warning(f"{found}; the evaluation excludes them and their objects.")
 
 
 def _relative(files: list[str], name: str) -> tuple[list[str], str]:
@@ -88,42 +90,40 @@ def _relative(files: list[str], name: str) -> tuple[list[str], str]:
 
 
 def _check_objects(name: str, records: list[dict]) -> None:
-    """Raise DatasetError unless there is an object to learn from."""
+    """Raise DatasetError if there is no object to train on."""
     annotations = [x for record in records for x in record.get("annotations", ())]
     if "annotations" in records[0] and all(x.get("iscrowd", 0) for x in annotations):
         what = f"all {len(annotations)} are crowds (iscrowd 1)" if annotations else "there are no annotations"
-        raise DatasetError(f"the training set {name} has no object to learn from: {what}.")
+        raise DatasetError(f"the training set {name} has no object to train on: {what}.")
 
 
 def _check_ids(name: str, records: list[dict]) -> None:
-    """NumPy must keep the ids unchanged, or the evaluation loses objects; `register_coco` ensures this."""
+    """Raise DatasetError if NumPy would change the ids, and the evaluation lose objects; `register_coco` mends it."""
     categories = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id", {})
     for what, ids in (("image", {x["image_id"] for x in records if "image_id" in x}), ("category", set(categories))):
         if set(np.unique(list(ids)).tolist()) != ids:
             raise DatasetError(
-                f"the {what} ids of {name} are neither integers of 64 bits nor all texts, so that its evaluation would "
-                "lose objects: register it with instseg_d2.data.register_coco."
+                f"the {what} ids of {name} are neither all 64-bit integers nor all texts, so its evaluation would lose "
+                "objects: register it with instseg_d2.data.register_coco."
             )
 
 
 def check_images(name: str, *, training: bool, filter_empty: bool = False, leave_out: bool = False) -> list[str]:
     """
-    Load a data set, check that its image files exist and, for testing, read their headers, which takes a fraction of a
-    millisecond per image on a local disk.
+    Load a data set, check that its image files exist and, for testing, read their headers (a fraction of a millisecond
+    per image on a local disk).
 
     Args:
-        training: up to max(1, 1 %) of the files may be missing, as many as the training loader skips; for testing,
-            none may.
+        training: allow max(1, 1 %) of the files to be missing, as many as the training loader skips; for testing, none.
         filter_empty: ignore images without objects.
-        leave_out: warn instead of raising an error if the header of a test image cannot be read, or if its size is not
-            the annotated one.
+        leave_out: only warn if the header of a test image is unreadable or its size is not the annotated one.
 
     Returns:
-        the names of the image files.
+        The names of the image files.
 
     Raises:
-        DatasetError: the set cannot be loaded, has no images, or too many of them are missing; a training set has no
-            object to learn from.
+        DatasetError: the set cannot be loaded, has no images, or too many of them are missing; or a training set has no
+            object to train on.
     """
     require_registered(name)
     with loading([name]):
@@ -143,7 +143,7 @@ def check_images(name: str, *, training: bool, filter_empty: bool = False, leave
         names, root = _relative(missing, name)
         raise DatasetError(
             f"{len(missing)} of {len(records)} images of {name} are missing in {root}, the first is {names[0]}"
-            f"{told(near_misses(names, root))}{_builtin_hint(missing[0])}."
+            f"{reasons(near_misses(names, root))}{_builtin_hint(missing[0])}."
         )
     if not training:
         _check_ids(name, records)

@@ -1,4 +1,4 @@
-"""Seeded samples for the data loaders, in an order that can start at any batch."""
+"""Seeded samples for the data loaders, in an order that can be entered at any batch."""
 
 import contextlib
 import itertools
@@ -13,13 +13,13 @@ from ..errors import DatasetError, ImageError
 
 __all__ = ["BatchIndices", "TestSamples", "TrainingSamples", "seeded"]
 
-# An unreadable image is replaced by another one; after this many failures in a row training stops.
+# An unreadable image is replaced by another; training stops after this many failures in a row.
 _MAX_ATTEMPTS = 20
 
 
 @contextlib.contextmanager
 def seeded(*entropy: int):
-    """Seed ``random``, ``numpy.random`` and PyTorch's CPU generator inside the block; restore them after it."""
+    """Seed ``random``, ``numpy.random`` and PyTorch's CPU generator inside the block; restore them afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     words = np.random.SeedSequence([value % 2**63 for value in entropy]).generate_state(3, np.uint32)
     random.seed(int(words[0]))
@@ -37,9 +37,9 @@ class BatchIndices:
     """
     The endless batches of this process: lists of (index, position, batch).
 
-    ``index`` selects the image, ``position`` is its place in the stream of this process, ``batch`` is the number of
-    the batch. All images of a batch belong to one group. The groups are known before any image is read, so with
-    ``start_iteration`` the stream starts exactly where an uninterrupted run would be.
+    ``index`` selects the image, ``position`` is its position in the stream of this process, ``batch`` is the number of
+    the batch. All images of a batch belong to one group. The groups are known before any image is read, so
+    ``start_iteration`` starts the stream exactly where an uninterrupted run would be.
 
     Args:
         sampler: endless iterable of the indices of this process, the same each time.
@@ -73,9 +73,9 @@ class TrainingSamples(Dataset):
     Maps (index, position, batch) to (sample, errors).
 
     The random numbers of a sample depend only on (seed, rank, position). Its mapper is chosen from ``mappers`` by
-    (seed, batch), so one mapper makes a whole batch, in all processes. An unreadable image is replaced by another one,
-    drawn with the same random numbers; ``errors`` lists (file, message) of the failures. If the sample is None, nothing
-    could be read or the data set is faulty; the last message says why.
+    (seed, batch), so a batch has the same mapper in all processes. An unreadable image is replaced by another, drawn
+    with the same random numbers; ``errors`` lists (file, message) of the failures. If the sample is None, nothing could
+    be read or the data set is faulty; the last message says why.
     """
 
     def __init__(self, dataset, mappers: Sequence, seed: int, rank: int):

@@ -1,8 +1,8 @@
 """
-Masks of annotations: rasterising, painting and transforming them together with the image.
+Masks of annotations: rasterising, painting, and transforming them together with the image.
 
-A segmentation is what data set dicts hold: polygons [[x0, y0, x1, y1, ...], ...], RLE with compressed or plain
-counts, or an array (H, W). H, W: height and width in pixels; M objects.
+A segmentation, as in data set dicts, is polygons [[x0, y0, x1, y1, ...], ...], an RLE with compressed or plain counts,
+or an array (H, W). H, W: height and width in pixels; M objects.
 """
 
 import math
@@ -34,7 +34,7 @@ def to_rle(segmentation, height: int, width: int) -> dict:
     The compressed RLE of a segmentation; polygons are rasterised by COCO's rule.
 
     Raises:
-        DatasetError: it is not a segmentation, or its size is not H x W.
+        DatasetError: it is not a segmentation, or not of size H x W.
     """
     if isinstance(segmentation, list):
         polygons = _usable_polygons(segmentation) or [np.zeros(6)]
@@ -49,7 +49,7 @@ def to_rle(segmentation, height: int, width: int) -> dict:
 
 
 def _fill(canvas: np.ndarray, rle: dict, value) -> None:
-    """Set the pixels of a mask in ``canvas`` (H, W), in place; touches only the mask's bounding box."""
+    """Set the pixels of a mask in ``canvas`` (H, W), in place; works only on the mask's bounding box."""
     x, y, w, h = mask_util.toBbox(rle).astype(int)
     window = np.s_[y : y + h, x : x + w]
     np.copyto(canvas[window], value, where=mask_util.decode(rle)[window].view(bool))
@@ -61,18 +61,18 @@ def crop_annotation(annotation: dict, height: int, width: int, resolution: int) 
     bool.
 
     Raises:
-        DatasetError: the annotation has no mask, or the mask's size is not H x W.
+        DatasetError: the annotation has no mask, or its mask is not of size H x W.
     """
     segmentation = annotation.get("segmentation")
     if segmentation is None or not len(segmentation):
-        raise DatasetError("an annotation has no mask, which a mask embedding needs")
+        raise DatasetError("an annotation has no mask, but the mask embedding needs one")
     box = BoxMode.convert(list(map(float, annotation["bbox"])), annotation["bbox_mode"], BoxMode.XYXY_ABS)
     boxes = Boxes(torch.tensor([box]))
     boxes.clip((height, width))
     box = boxes.tensor
     if isinstance(segmentation, list):
         return PolygonMasks([segmentation]).crop_and_resize(box, resolution)[0].numpy()
-    # RoIAlign reads at most one pixel outside the box, so the rest of a large image is not needed.
+    # RoIAlign reads at most one pixel outside the box, so the rest of the image is not needed.
     left, top = (max(math.floor(x) - 2, 0) for x in box[0, :2].tolist())
     right, bottom = (math.ceil(x) + 2 for x in box[0, 2:].tolist())
     window = mask_util.decode(to_rle(segmentation, height, width))[top:bottom, left:right]
@@ -84,7 +84,7 @@ def paint_semantic(segmentations: list, classes: list, height: int, width: int) 
     """
     Paint class + 1 of every object (classes from 0), later objects over earlier ones, 0 elsewhere: int32 (H, W).
 
-    This is done before the transforms. `modeling.ground_truth.semantic_map` follows the same rule after them.
+    Used before the transforms; `modeling.ground_truth.semantic_map` follows the same rule after them.
     """
     canvas = np.zeros((height, width), np.int32)
     for segmentation, label in zip(segmentations, classes):
@@ -93,8 +93,8 @@ def paint_semantic(segmentations: list, classes: list, height: int, width: int) 
 
 
 def transform_semantic(canvas: np.ndarray, transforms) -> torch.Tensor:
-    """Transform labels (H, W) from 0 to 65535 by nearest neighbour: int64."""
-    # Detectron2's transforms need bytes, so the low and the high byte are transformed separately.
+    """Transform labels 0 to 65535 (H, W) by nearest neighbour: int64."""
+    # Detectron2's transforms take bytes, so the low and the high byte are transformed separately.
     labels = transforms.apply_segmentation((canvas & 255).astype(np.uint8)).astype(np.int64)
     if canvas.size and canvas.max() > 255:
         labels += transforms.apply_segmentation((canvas >> 8).astype(np.uint8)).astype(np.int64) << 8
@@ -116,8 +116,8 @@ def transform_bitmasks(segmentations: list, transforms, size, new_size) -> BitMa
     """
     The bitmasks of M objects after the transforms.
 
-    Polygons are transformed as coordinates and rasterised once, at the new size; the pixels of other masks are
-    transformed by nearest neighbour.
+    Polygons are transformed as coordinates and rasterised once, at the new size; other masks are transformed as pixels,
+    by nearest neighbour.
 
     Args:
         segmentations: M segmentations.

@@ -1,4 +1,4 @@
-"""The masks of a data set's objects, one by one. S: side of the square masks; H x W pixels of an image."""
+"""Square masks of a data set's objects, in batches. S: side of a mask in pixels."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,8 +15,8 @@ class TrainingMasks:
     """
     The masks of the objects in data set dicts, in the order of the dicts, without crowds and empty masks.
 
-    Every iteration makes them again: arrays (m, S, S), uint8, of up to ``batch_size`` masks. ``len`` also counts the
-    objects that are left out because of an empty mask or ``min_area``.
+    Every iteration computes them again: arrays (m, S, S), uint8, of up to ``batch_size`` masks. ``len`` also counts the
+    objects dropped for an empty mask or because of ``min_area``.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class TrainingMasks:
         Args:
             records: dicts of Detectron2's standard data set format.
             size: S.
-            max_masks: number of objects to draw at random; 0: use all.
-            min_area: leave out objects of at most this many pixels.
+            max_masks: number of objects to draw at random; 0: all.
+            min_area: drop objects of at most this many pixels.
         """
         self.records = records
         self.size = size
@@ -55,7 +55,7 @@ class TrainingMasks:
         return len(self._pairs)
 
     def _crop(self, record: dict, annotation: dict) -> np.ndarray:
-        """Raises a DatasetError that names the image."""
+        """The mask (S, S) of one annotation; a DatasetError names the image."""
         height, width = record["height"], record["width"]
         try:
             if self.min_area:

@@ -1,9 +1,9 @@
 """
-Finds mistakes that a whole file makes in its coordinates: their unit, their order, and the meaning of a box's numbers.
+Finds systematic mistakes in the coordinates of a file: their unit, their order, and the format of boxes.
 
-N objects. Boxes (N, 4) hold the numbers of the file, which should be [x, y, width, height]. Bounds (N, 4) hold the
-corners x0 y0 x1 y1 around polygons. Both are nan where an object has none. sizes (N, 2): width and height of the
-images. A reading is a set of the names in READINGS.
+N objects. Boxes (N, 4) are the numbers in the file, which should be [x, y, width, height]. Bounds (N, 4) are the
+corners x0 y0 x1 y1 around the masks. Both are nan if an object has none. sizes (N, 2): width and height of the images.
+A reading is a set of names in READINGS.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 
 __all__ = ["READINGS", "Cause", "Geometry", "convert", "corners", "diagnose", "differ", "fractions"]
 
-# What coordinates may be instead of pixels, by the name that --assume accepts.
+# What coordinates may mean instead, by the name that --assume accepts.
 READINGS = {
     "swapped": "y before x",
     "normalised": "fractions of the image's sides",
@@ -29,13 +29,13 @@ _BOX_READINGS = [
 ]
 _POLYGON_READINGS = [reading for reading in _BOX_READINGS if not {"xyxy", "centre"} & set(reading)]
 BOX_TOLERANCE = 0.1  # of the longer side, and at least 2 pixels
-_EVIDENCE = 1e-12  # the chance that objects anywhere in the images look like percent
+_EVIDENCE = 1e-12  # accepted probability that pixels look like percent by chance
 
 
 class Geometry(NamedTuple):
     """
     boxes, bounds: (N, 4); sizes: (N, 2). polygons: (N,) bool, True if the bounds come from polygons, not from an RLE.
-    areas: (N,) as listed, nan if there is none.
+    areas: (N,) as listed, nan if missing.
     """
 
     boxes: np.ndarray
@@ -46,7 +46,7 @@ class Geometry(NamedTuple):
 
 
 class Cause(NamedTuple):
-    """part: "boxes", "polygons" or "coordinates" (both); objects: (N,) bool, the ones that the cause explains."""
+    """part: "boxes", "polygons" or "coordinates" (both); objects: (N,) bool, those explained by the cause."""
 
     part: str
     reading: tuple
@@ -59,7 +59,7 @@ class Cause(NamedTuple):
 
 
 def read_points(points: np.ndarray, sizes: np.ndarray, reading) -> np.ndarray:
-    """Convert points to pixels, x before y: (..., 2) of one image, or (N, 2) of images with these sizes."""
+    """Convert points to pixels, x before y: (..., 2) in one image, or (N, 2) in images of these sizes."""
     if "swapped" in reading:
         points = points[..., ::-1]
     for name, whole in _SCALES.items():
@@ -86,8 +86,8 @@ def _longer_side(bounds) -> np.ndarray:
 
 def differ(found: np.ndarray, wanted: np.ndarray, share: float = 1.0) -> np.ndarray:
     """
-    Which corners (N, 4) differ from the wanted ones by more than ``share`` of the tolerance: (N,) bool, False where
-    either is nan.
+    Which corners (N, 4) differ from the wanted ones by more than ``share`` of the tolerance: (N,) bool, False if either
+    is nan.
     """
     return np.abs(found - wanted).max(1) > share * np.maximum(2.0, BOX_TOLERANCE * _longer_side(wanted))
 
@@ -100,7 +100,7 @@ def _inside(bounds, sizes) -> np.ndarray:
 
 
 def _contradiction(x: Geometry) -> list:
-    """The reading of boxes or polygons that makes them agree where they disagree."""
+    """The reading of boxes or polygons that makes the two agree."""
     both = np.isfinite(x.boxes).all(1) & np.isfinite(x.bounds).all(1)
     listed, clipped = corners(x.boxes, x.sizes), np.clip(x.bounds, 0, np.tile(x.sizes, 2))
     wrong = both & differ(listed, clipped)
@@ -113,7 +113,7 @@ def _contradiction(x: Geometry) -> list:
     for reading in _POLYGON_READINGS:
         read = _read_pairs(x.bounds, x.sizes, reading)
         candidates.append(("polygons", reading, x.polygons & ~differ(read, listed, 0.5), listed))
-    # If either boxes or polygons could be swapped, choose those that leave the image.
+    # If boxes or polygons could be swapped, choose those that leave the image.
     part, reading, fits, _ = max(
         candidates, key=lambda c: (c[2][wrong].sum(), -len(c[1]), _inside(c[3], x.sizes)[wrong].sum())
     )
@@ -121,7 +121,7 @@ def _contradiction(x: Geometry) -> list:
 
 
 def fractions(x: Geometry) -> np.ndarray:
-    """Which objects have all coordinates in 0..1, in a larger image: (N,) bool; False for RLEs."""
+    """Which objects have all coordinates in 0..1 though their image is larger: (N,) bool; False for RLEs."""
     values = np.concatenate([x.boxes, x.bounds], 1)
     known = np.isfinite(values)
     rles = known[:, 4:].all(1) & ~x.polygons
@@ -130,14 +130,14 @@ def fractions(x: Geometry) -> np.ndarray:
 
 
 def _looks_like_percent(extent, sizes) -> bool:
-    """True if the objects of large images reach every coordinate up to 100, but never exceed it."""
+    """True if coordinates in large images spread up to 100 but never beyond."""
     if not ((extent >= -0.5) & (extent <= 100.5)).all() or extent[:, 2:].max(0).min() < 75:
         return False
     return np.log10(np.maximum(sizes / 100, 1)).sum() > -np.log10(_EVIDENCE)
 
 
 def _agreement(x: Geometry) -> list:
-    """The mistake that box and mask share, or that a box without mask has: another unit, swapped, corners."""
+    """The mistake that box and mask share, or of boxes without masks: another unit, swapped, corners."""
     boxed = np.isfinite(x.boxes).all(1)
     alone = boxed & ~np.isfinite(x.bounds).all(1)
     known = alone | x.polygons & np.isfinite(x.bounds).all(1)
@@ -161,8 +161,8 @@ def _agreement(x: Geometry) -> list:
         return [Cause("coordinates", ("percent",), known)]
     # Boxes without masks whose listed areas fit another reading.
     own, other = ((c[:, 2:] - c[:, :2]).prod(1) for c in (listed, corners(x.boxes, x.sizes, ("xyxy",))))
-    told = alone & (np.abs(own - x.areas) > 0.1 * x.areas)
-    if told.sum() >= max(3, 0.5 * alone.sum()) and (np.abs(other - x.areas) <= 0.02 * x.areas)[told].mean() >= 0.9:
+    off = alone & (np.abs(own - x.areas) > 0.1 * x.areas)
+    if off.sum() >= max(3, 0.5 * alone.sum()) and (np.abs(other - x.areas) <= 0.02 * x.areas)[off].mean() >= 0.9:
         return [Cause("boxes", ("xyxy",), alone)]
     return []
 
@@ -172,7 +172,7 @@ def diagnose(geometry: Geometry) -> list:
     The likely causes of contradictions between boxes and masks, or between objects and images.
 
     Returns:
-        list of at most one Cause, or of two if coordinates in another unit hide a second one.
+        At most one Cause, or two if normalised coordinates hide a second one.
     """
     with np.errstate(invalid="ignore"):
         tiny = fractions(geometry)
@@ -185,11 +185,11 @@ def diagnose(geometry: Geometry) -> list:
 
 def convert(annotations: list, geometry: Geometry, causes: list, assume) -> list:
     """
-    Convert coordinates under the assumed reading to pixels, in place: those of the objects and parts that a cause
-    names, otherwise all. The readings as corners and centre apply only to boxes.
+    Convert coordinates from the assumed readings to pixels, in place: those of the objects and parts that a cause
+    names, otherwise all. The readings xyxy and centre apply only to boxes.
 
     Returns:
-        the indices of the annotations that were converted.
+        The indices of the converted annotations.
     """
     boxed = np.isfinite(geometry.boxes).all(1)
     todo, steps = [name for name in READINGS if name in assume], []

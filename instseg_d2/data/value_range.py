@@ -1,4 +1,4 @@
-"""Finds one range of values for all images of a data set from a sample of them."""
+"""Finds one range of values for all images of a data set, from a sample."""
 
 import logging
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ __all__ = ["Survey", "common_range", "survey", "trained_range"]
 logger = logging.getLogger(__name__)
 
 SAMPLE = 50  # images in the sample
-BLACK, VISIBLE = 8, 32  # with fewer levels an image looks black or white; from so many on it is visible
+BLACK, VISIBLE = 8, 32  # with fewer levels than BLACK an image looks black or white; with VISIBLE it can be seen
 
 
 class Survey(NamedTuple):
@@ -24,10 +24,10 @@ class Survey(NamedTuple):
     The values found in a sample of images.
 
     Attributes:
-        looked_at: number of sampled images that could be read.
+        looked_at: number of readable images in the sample.
         deep: number of these with more than eight bits.
         value_range: (low, high) that become 0 and 255 in the deep ones; () if there are none.
-        misfits: (file name, Extremes) of images that would come out almost black or white.
+        misfits: (file name, Extremes) of images that would become almost black or white.
     """
 
     looked_at: int
@@ -52,11 +52,11 @@ def _is_misfit(image: Extremes, value_range: tuple) -> bool:
 
 def survey(files: Sequence[str], value_range: Sequence = ()) -> Survey:
     """
-    Look at a sample of images, spread evenly over the files; eight-bit images are judged by their header.
+    Look at a sample of images, spread evenly over the files; eight-bit images are recognised by their header.
 
     Args:
-        files: names of image files; those that cannot be read are left out.
-        value_range: (low, high) as INPUT.VALUE_RANGE gives it; empty: the likely one.
+        files: names of image files; unreadable ones are skipped.
+        value_range: (low, high) from INPUT.VALUE_RANGE; empty: the likely range.
 
     Raises:
         ValueError: ``value_range`` is not a range.
@@ -78,12 +78,12 @@ def survey(files: Sequence[str], value_range: Sequence = ()) -> Survey:
 
 def common_range(files: Sequence[str], title: str, value_range: Sequence = ()) -> tuple:
     """
-    Find and log the range of values that becomes 0 to 255 in all these images; () if the sample has only eight bits.
+    Find and log the range of values that is mapped to 0..255 in all these images; () if the sample has only eight bits.
 
     Args:
         files: names of image files.
         title: their name in the log.
-        value_range: (low, high) that is already in use; it is only compared with the images.
+        value_range: (low, high) already in use; it is only compared with the images.
 
     Raises:
         ValueError: ``value_range`` is not a range.
@@ -92,7 +92,7 @@ def common_range(files: Sequence[str], title: str, value_range: Sequence = ()) -
     if found.deep and not value_range:
         low, high = found.value_range
         logger.info(
-            "%s: images of more than 8 bits; their values %g to %g become 0 to 255 (INPUT.VALUE_RANGE changes that).",
+            "%s: images of more than 8 bits; their values %g to %g become 0 to 255 (see INPUT.VALUE_RANGE).",
             title,
             low,
             high,
@@ -100,8 +100,8 @@ def common_range(files: Sequence[str], title: str, value_range: Sequence = ()) -
     if found.misfits:
         file, image = found.misfits[0]
         logger.warning(
-            "%s: %d of %d images do not fit the range of values %g to %g and come out almost black or white; the "
-            "first is %s with %g to %g. INPUT.VALUE_RANGE sets the range.",
+            "%s: %d of %d images do not fit the range of values %g to %g and become almost black or white; the first "
+            "is %s with %g to %g (INPUT.VALUE_RANGE sets the range).",
             title,
             len(found.misfits),
             found.deep,

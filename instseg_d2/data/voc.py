@@ -1,9 +1,9 @@
 """
 PASCAL VOC 2012 and SBD as COCO-format sets.
 
-VOC (VOCdevkit/VOC2012) has an object map (SegmentationObject: pixel = number of the object, 0 background, 255 the
-void along borders) and a class map (SegmentationClass). SBD, the Semantic Boundaries Dataset
-(benchmark_RELEASE/dataset), has an inst/NAME.mat for images of the same JPEGImages.
+VOC (VOCdevkit/VOC2012) has an object map (SegmentationObject: the number of the object at each pixel, 0 for background,
+255 for the void along borders) and a class map (SegmentationClass). SBD, the Semantic Boundaries Dataset
+(benchmark_RELEASE/dataset), has an inst/NAME.mat for images from the same JPEGImages.
 """
 
 import logging
@@ -34,7 +34,7 @@ VOID = 255
 def _require(path: Path, what: str) -> Path:
     if not path.exists():
         kind = "file" if path.suffix else "folder"
-        raise DatasetError(f"{path}: there is no such {kind}; {what}.")
+        raise DatasetError(f"{path}: no such {kind}; {what}.")
     return path
 
 
@@ -44,8 +44,8 @@ def _names(path: Path) -> list:
 
 def voc_splits(voc_root, sbd_root=None) -> dict:
     """
-    The image names of the usual splits. "val" is VOC's (1,449 images). "train" is VOC's (1,464 images) or, with SBD,
-    VOC's and all of SBD's except those in "val" (10,582 images).
+    The image names of the common splits. "val" is VOC's (1,449 images). "train" is VOC's (1,464 images) or, with SBD,
+    VOC's and all of SBD's that are not in "val" (10,582 images).
 
     Args:
         voc_root: VOCdevkit/VOC2012.
@@ -76,7 +76,7 @@ def read_voc_objects(voc_root, name: str):
     The objects of a VOC image; the void along their borders belongs to no object.
 
     Returns:
-        (H, W) uint8 map of object numbers, 0 elsewhere; {number: class from 0}, the class of most of its pixels.
+        (H, W) uint8 map of object numbers, 0 elsewhere; {number: class from 0}, the majority class of its pixels.
 
     Raises:
         DatasetError: a map is missing, or the two maps differ in size.
@@ -93,7 +93,7 @@ def read_voc_objects(voc_root, name: str):
     for number in np.unique(objects[objects > 0]):
         label = int(np.bincount(labels[objects == number]).argmax())
         if label > len(CLASSES):
-            raise DatasetError(f"{name}: class {label} in SegmentationClass; VOC has {len(CLASSES)}.")
+            raise DatasetError(f"{name}: SegmentationClass has class {label}, but VOC has only {len(CLASSES)}.")
         classes[int(number)] = label - 1
     return objects, classes
 
@@ -113,10 +113,10 @@ def read_sbd_objects(sbd_root, name: str):
         content = loadmat(path, squeeze_me=True, struct_as_record=False)["GTinst"]
         objects, labels = np.asarray(content.Segmentation), np.atleast_1d(content.Categories)
     except (KeyError, AttributeError, ValueError, NotImplementedError, OSError) as error:
-        raise DatasetError(f"{path} is no instance file of SBD ({error}).") from error
+        raise DatasetError(f"{path} is not an SBD instance file ({error}).") from error
     numbers = np.unique(objects[objects > 0])
     if numbers.size and (numbers.max() > len(labels) or not 1 <= labels.min() <= labels.max() <= len(CLASSES)):
-        raise DatasetError(f"{path} gives some of its objects no class of the {len(CLASSES)}.")
+        raise DatasetError(f"{path} has objects without one of the {len(CLASSES)} classes.")
     return objects, {int(number): int(labels[number - 1]) - 1 for number in numbers}
 
 
@@ -145,7 +145,7 @@ def prepare_voc(voc_root, sbd_root: Optional[str], output) -> dict:
 
     Args:
         voc_root, sbd_root: see `voc_splits`.
-        output: folder to write to; made if missing.
+        output: folder to write to; created if missing.
 
     Returns:
         {"train": (path, number of images, number of objects), "val": ...}.
@@ -184,10 +184,10 @@ def prepare_voc(voc_root, sbd_root: Optional[str], output) -> dict:
 
 
 def _link(link: Path, target: Path) -> None:
-    """Make a link if that is permitted; the files are complete without it."""
+    """Create a link if possible; the data set also works without it."""
     if link.is_symlink() or link.exists():
         return
     try:
         link.symlink_to(target, target_is_directory=True)
     except OSError:
-        logger.warning("%s could not be made: the images are in %s.", link, target)
+        logger.warning("%s could not be created: the images are in %s.", link, target)

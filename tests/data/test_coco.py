@@ -34,7 +34,7 @@ def test_gaps_order_and_mixed_masks(registered, coco_files):
 
 def test_registering_reads_nothing(registered, tmp_path):
     name = registered("absent", tmp_path / "none.json", tmp_path)
-    with pytest.raises(DatasetError, match=r"none\.json: there is no such annotation file"):
+    with pytest.raises(DatasetError, match=r"none\.json: no such annotation file"):
         DatasetCatalog.get(name)
 
 
@@ -53,20 +53,20 @@ def set_in(key, number, **values):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (drop("images"), r"instances\.json is no COCO file: it lacks the list images"),
+        (drop("images"), r"instances\.json is not a COCO file: it lacks the list images"),
         (drop("annotations", "categories"), "lacks the lists annotations, categories"),
         (lambda c: c.update(categories=[]), "none of its categories can be used"),
         (lambda c: c.update(images=[]), "none of its images can be used"),
         (set_in("annotations", 1, category_id=5), r"unknown category \(annotation 2: 5\)"),
         (set_in("annotations", 2, image_id=8), r"unknown image \(annotation 3: 8\)"),
         (set_in("annotations", 2, image_id=[8]), r"unknown image \(annotation 3: \[8\]\)"),
-        (set_in("images", 0, id=3), r"images: id that another one has \(entry 1 of images: id 3\)"),
-        (set_in("categories", 0, id=2), r"categories: id that another one has \(entry 1 of categories: id 2\)"),
+        (set_in("images", 0, id=3), r"images: duplicate id \(entry 1 of images: id 3\)"),
+        (set_in("categories", 0, id=2), r"categories: duplicate id \(entry 1 of categories: id 2\)"),
         (set_in("categories", 0, id=[9]), r"id that is neither number nor text \(entry 0 of categories: \[9\]\)"),
-        (set_in("images", 1, file_name=5), "file_name that is no text .*: 5"),
-        (set_in("images", 1, file_name=None), "file_name that is no text .*: None"),
-        (set_in("categories", 1, name=None), "name that is no text .*: None"),
-        (set_in("categories", 1, name=["a"]), r"name that is no text .*: \['a'\]"),
+        (set_in("images", 1, file_name=5), "file_name that is not text .*: 5"),
+        (set_in("images", 1, file_name=None), "file_name that is not text .*: None"),
+        (set_in("categories", 1, name=None), "name that is not text .*: None"),
+        (set_in("categories", 1, name=["a"]), r"name that is not text .*: \['a'\]"),
         (lambda c: c["images"][1].pop("file_name"), r"images: no file_name \(entry 1 of images\)"),
         (lambda c: c["annotations"][1].pop("category_id"), r"annotations: no category_id \(entry 1 of annotations\)"),
     ],
@@ -83,37 +83,37 @@ def test_faulty_files(registered, coco_files, change, message):
 def test_no_json(registered, tmp_path, text):
     path = tmp_path / "broken.json"
     path.write_text(text)
-    with pytest.raises(DatasetError, match=r"broken\.json is no JSON file"):
+    with pytest.raises(DatasetError, match=r"broken\.json is not a JSON file"):
         DatasetCatalog.get(registered("broken", path, tmp_path))
 
 
 def test_no_coco_and_no_folder(registered, tmp_path, coco_files):
     path = tmp_path / "list.json"
     path.write_text("[1, 2]")
-    with pytest.raises(DatasetError, match="is no COCO file"):
+    with pytest.raises(DatasetError, match="is not a COCO file"):
         DatasetCatalog.get(registered("list", path, tmp_path))
     json_file, images = coco_files()
-    with pytest.raises(DatasetError, match="nowhere: there is no such image folder"):
+    with pytest.raises(DatasetError, match="nowhere: no such image folder"):
         DatasetCatalog.get(registered("nowhere", json_file, images / "nowhere"))
 
 
 @pytest.mark.parametrize(
     ("values", "fault"),
     [
-        ({"segmentation": [[1, 1, 4, 4]]}, "polygon with under 3 points"),
-        ({"segmentation": [[]]}, "polygon with under 3 points"),
+        ({"segmentation": [[1, 1, 4, 4]]}, "polygon with fewer than 3 points"),
+        ({"segmentation": [[]]}, "polygon with fewer than 3 points"),
         ({"segmentation": []}, "annotation without a mask"),
         ({"segmentation": [[50, 40, 60, 40, 60, 45]]}, "polygon outside the image"),
         ({"segmentation": [[-9, 2, -1, 2, -1, 8]]}, "polygon outside the image"),
         ({"segmentation": [[1, 1, 4, 4, 8, 8]], "area": 0}, "polygon without area"),
-        ({"segmentation": [[1, 1, 4, float("nan"), 8, 8]]}, "polygon with a coordinate that is no number"),
-        ({"segmentation": [[1, 1, 4, None, 8, 8]]}, "polygon with a coordinate that is no number"),
-        ({"segmentation": {"size": [30, 40], "counts": [1200]}}, "RLE without a pixel"),
+        ({"segmentation": [[1, 1, 4, float("nan"), 8, 8]]}, "polygon with a coordinate that is not a number"),
+        ({"segmentation": [[1, 1, 4, None, 8, 8]]}, "polygon with a coordinate that is not a number"),
+        ({"segmentation": {"size": [30, 40], "counts": [1200]}}, "empty RLE"),
         ({"segmentation": {"size": [30, 40], "counts": [5, 5]}}, "broken RLE"),
         ({"segmentation": {"size": [30, 40], "counts": "zzzz"}}, "broken RLE"),
         ({"segmentation": {"size": [40, 30], "counts": [600, 600]}}, "RLE of another size than the image"),
         ({"segmentation": "abc"}, "mask that is neither polygon nor RLE"),
-        ({"segmentation": [[1, 1, 4, 10**400, 8, 8]]}, "polygon with a coordinate that is no number"),
+        ({"segmentation": [[1, 1, 4, 10**400, 8, 8]]}, "polygon with a coordinate that is not a number"),
         ({"segmentation": [[1, 1, 4, 1e9, 8, 8]]}, "polygon with a coordinate beyond 100000"),
         ({"segmentation": {"size": [30, 40], "counts": [float("inf")]}}, "mask that is neither polygon nor RLE"),
         ({"iscrowd": "no"}, "crowd flag that is neither 0 nor 1"),
@@ -319,17 +319,17 @@ def test_same_classes(registered, coco_files):
     content["categories"] = [{"id": 2, "name": "late"}, {"id": 9, "name": "early"}]
     swapped.write_text(json.dumps(content))
     third = registered("third", swapped, images)
-    with pytest.raises(DatasetError, match="number 1 is 'early' in first and 'late' in third"):
+    with pytest.raises(DatasetError, match="class 1 is 'early' in first and 'late' in third"):
         check_same_classes(first, third)
 
 
 def test_unknown_name():
-    with pytest.raises(DatasetError, match=r"no data set named shapes_trian \(near: .*shapes_train"):
+    with pytest.raises(DatasetError, match=r"no data set named shapes_trian \(similar: .*shapes_train"):
         class_names("shapes_trian")
 
 
 def test_names_of_others_are_not_taken(coco_files):
-    with pytest.raises(DatasetError, match="coco_2017_val is registered already"):
+    with pytest.raises(DatasetError, match="coco_2017_val is already registered"):
         register_coco("coco_2017_val", *coco_files())
 
 
@@ -355,7 +355,7 @@ def test_environment(registered, coco_files, tmp_path, monkeypatch, caplog):
     assert register_from_environment() == []
     monkeypatch.setenv("INSTSEG_DATASETS", str(tmp_path / "nowhere"))
     assert register_from_environment() == []
-    assert "nowhere, which is no folder" in caplog.text
+    assert "nowhere, which is not a folder" in caplog.text
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ANSI_X3.4-1968", "utf8"])

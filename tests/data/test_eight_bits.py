@@ -241,7 +241,7 @@ def test_a_data_set_has_one_range_and_says_so_once(time_lapse, caplog):
         assert common_range(time_lapse, "cells") == (0, 4095)
     (record,) = caplog.records
     assert record.getMessage() == (
-        "cells: images of more than 8 bits; their values 0 to 4095 become 0 to 255 (INPUT.VALUE_RANGE changes that)."
+        "cells: images of more than 8 bits; their values 0 to 4095 become 0 to 255 (see INPUT.VALUE_RANGE)."
     )
     for file in (time_lapse[1], time_lapse[59]):  # relative brightness stays
         values = cv2.imread(file, cv2.IMREAD_UNCHANGED)
@@ -275,7 +275,7 @@ def test_eight_bits_broken_and_missing_files_decide_nothing(tmp_path, picture, c
 
 @pytest.mark.parametrize("value", [(5,), (1, 0), (0, 0), (0, 1, 2), "04", 7, (0, float("nan")), ("a", "b"), {}])
 def test_ranges_that_are_none(value):
-    with pytest.raises(ValueError, match="a range of values is two numbers"):
+    with pytest.raises(ValueError, match="value_range must be two numbers"):
         common_range([], "x", value)
 
 

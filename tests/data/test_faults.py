@@ -109,37 +109,35 @@ def deep(content, folder, odd=None):
 
 square = [polygon(BOXES[0])]
 KINDS = {
-    "file: another encoding than plain UTF-8": None,  # not in the content: see the test
+    "file: encoding other than plain UTF-8": None,  # not in the content: see the test
     "images: no id": entry("images", drop=["id"]),
     "images: no file_name": entry("images", drop=["file_name"]),
     "images: id that is neither number nor text": entry("images", id=[1]),
-    "images: id that another one has": add("images", file_name="1.png"),
-    "images: file_name that is no text": entry("images", file_name=5),
-    "images: no width and height, and no file to ask": no_size_no_file,
+    "images: duplicate id": add("images", file_name="1.png"),
+    "images: file_name that is not text": entry("images", file_name=5),
+    "images: no width and height, and no readable file": no_size_no_file,
     "images: missing file": image_file(Path.unlink),
     "images: corrupt file": image_file(lambda path: path.write_bytes(b"no image")),
     "images: file of another size than listed": swapped_size,
     "images: no width and height": entry("images", width=None),
     "images: file listed twice": add("images", id=99),
     "images: values far from the range of the others": lambda *x: deep(*x, odd=2),
-    "images: ids that are no integers of 64 bits": long_id,
+    "images: ids that are not 64-bit integers": long_id,
     "images: no object": lambda content, folder: content["annotations"].pop(),
     "images: same picture under two names": same_picture,
     "images: more than 8 bits": deep,
     "images: further pages or frames, which are not read": image_file(pages),
-    "images: longer than 100 times its width or height": extreme,
+    "images: one side over 100 times as long as the other": extreme,
     "categories: no id": entry("categories", drop=["id"]),
     "categories: no name": entry("categories", drop=["name"]),
     "categories: id that is neither number nor text": entry("categories", id=None),
-    "categories: id that another one has": add("categories"),
-    "categories: name that is no text": entry("categories", name=None),
+    "categories: duplicate id": add("categories"),
+    "categories: name that is not text": entry("categories", name=None),
     "categories: name that is a number": entry("categories", name=7),
-    "categories: name that another one has": entry("categories", name="b"),
-    "categories: ids that are no integers of 64 bits": add("categories", id="third", name="c"),
+    "categories: duplicate name": entry("categories", name="b"),
+    "categories: ids that are not 64-bit integers": add("categories", id="third", name="c"),
     "categories: no object, so neither trained on nor evaluated": add("categories", id=3, name="c"),
-    "categories: crowds alone (iscrowd 1), which are neither trained on nor evaluated": every(
-        "annotations", category_id=1
-    ),
+    "categories: only crowds (iscrowd 1), so neither trained on nor evaluated": every("annotations", category_id=1),
     "annotations: no image_id": entry("annotations", drop=["image_id"]),
     "annotations: no category_id": entry("annotations", drop=["category_id"]),
     "annotations: unknown category": entry("annotations", category_id=8),
@@ -147,10 +145,10 @@ KINDS = {
     "annotations: none": empty,
     "annotations: none can be used": every("annotations", iscrowd=1),
     "annotations: of a dropped image": image_file(Path.unlink),
-    "annotations: polygon with under 3 points": mask([[1, 1, 9, 9]]),
+    "annotations: polygon with fewer than 3 points": mask([[1, 1, 9, 9]]),
     "annotations: polygon with an odd number of coordinates": mask([[1, 1, 9, 1, 9, 9, 1]]),
-    "annotations: polygon of points that are no pairs": mask([[1, 1, 0], [9, 1, 0], [9, 9, 0]]),
-    "annotations: polygon with a coordinate that is no number": mask([[1, 1, 9, None, 9, 9]]),
+    "annotations: polygon whose points are not pairs": mask([[1, 1, 0], [9, 1, 0], [9, 9, 0]]),
+    "annotations: polygon with a coordinate that is not a number": mask([[1, 1, 9, None, 9, 9]]),
     "annotations: polygon with a coordinate beyond 100000": mask([[1, 1, 9, 1e7, 9, 9]]),
     "annotations: polygon outside the image": mask([polygon([WIDTH, 5, 9, 9])]),
     "annotations: polygon without area": mask([[5, 5, 9, 5, 15, 5]]),
@@ -158,21 +156,21 @@ KINDS = {
     "annotations: mask that is neither polygon nor RLE": mask("5 5 5"),
     "annotations: RLE of another size than the image": mask(rle(0, WIDTH * HEIGHT, size=SIZE)),
     "annotations: broken RLE": mask(rle(5, 5)),
-    "annotations: RLE without a pixel": mask(rle(WIDTH * HEIGHT)),
+    "annotations: empty RLE": mask(rle(WIDTH * HEIGHT)),
     "annotations: annotation without a mask": mask([]),
     "annotations: annotation with neither box nor mask": boxes_alone(bbox=[]),
     "annotations: box that is not 4 numbers": boxes_alone(bbox=[1, 2, 3, 4, 5]),
     "annotations: box without area": boxes_alone(bbox=[5, 5, 0, 9]),
     "annotations: box outside the image": boxes_alone(bbox=[5, HEIGHT, 9, 9]),
     "annotations: crowd flag that is neither 0 nor 1": entry("annotations", iscrowd="perhaps"),
-    "annotations: id written in another way than in its list": entry("annotations", image_id="1"),
+    "annotations: id written differently than in its list": entry("annotations", image_id="1"),
     "annotations: mask or box in another notation": mask([{"x": x, "y": y} for x, y in np.reshape(square, (-1, 2))]),
-    "annotations: mask with parts of under 3 points": mask([*square, [1, 1]]),
+    "annotations: mask with parts of fewer than 3 points": mask([*square, [1, 1]]),
     "annotations: no usable area, box or crowd flag": entry("annotations", drop=["area"]),
     "annotations: ids missing, repeated or below 1": entry("annotations", id=0),
-    "annotations: area that the mask does not have": entry("annotations", area=1e5),
+    "annotations: area that disagrees with the mask": entry("annotations", area=1e5),
     "annotations: area larger than the box": boxes_alone(area=1e5),
-    "annotations: box that the mask does not have": entry("annotations", bbox=[0, 0, WIDTH, HEIGHT]),
+    "annotations: box that disagrees with the mask": entry("annotations", bbox=[0, 0, WIDTH, HEIGHT]),
     "annotations: box partly outside the image": boxes_alone(bbox=[60, 40, 90, 90]),
     "annotations: object annotated twice": add("annotations", id=99),
     "annotations: polygon partly outside the image": mask([polygon([60, 40, 90, 20])], bbox=[60, 40, 36, 20]),
@@ -182,8 +180,8 @@ PICTURES = {
     name
     for name in FAULTS
     if name.startswith("images: ") and any(x in name for x in ("file", "pages", "bits", "values far", "picture"))
-} - {"images: file listed twice", "images: ids that are no integers of 64 bits", "images: no file_name"}
-PICTURES -= {"images: file_name that is no text", "images: no width and height, and no file to ask"}
+} - {"images: file listed twice", "images: ids that are not 64-bit integers", "images: no file_name"}
+PICTURES -= {"images: file_name that is not text", "images: no width and height, and no readable file"}
 
 
 def test_the_list_is_complete():
@@ -194,7 +192,7 @@ def spoiled(folder, name):
     def change(content):
         if KINDS[name] is not None:
             KINDS[name](content, folder / "images")
-        if "crowds alone" in name:
+        if "only crowds" in name:
             content["annotations"].append({**content["annotations"][0], "id": 99, "category_id": 2, "iscrowd": 1})
 
     path, images = write_set(folder, BOXES, change)
@@ -208,7 +206,7 @@ def test_training_and_check_data_say_the_same(registered, tmp_path, caplog, caps
     files = spoiled(tmp_path, name)
     severity, remedy = FAULTS[name]
     thorough, training = ({row.what: row for row in examine(*files, clean=clean).findings} for clean in (True, False))
-    if name != "images: no width and height, and no file to ask":  # missing, to check_data
+    if name != "images: no width and height, and no readable file":  # missing, to check_data
         assert (thorough[name].severity, thorough[name].remedy) == (severity, remedy)
     if name in PICTURES:
         assert name not in training

@@ -160,13 +160,11 @@ def test_heic_without_its_package_says_what_is_missing(tmp_path):
 
 
 def test_unreadable_images(tmp_path, rgb):
-    with pytest.raises(ImageError, match=r"none\.png: there is no such image file"):
+    with pytest.raises(ImageError, match=r"none\.png: no such image file"):
         read_image(str(tmp_path / "none.png"))
     text = tmp_path / "text.jpg"
     text.write_text("no image")
-    with pytest.raises(
-        ImageError, match=r"text\.jpg cannot be read as an image \(no format that Pillow or OpenCV knows"
-    ):
+    with pytest.raises(ImageError, match=r"text\.jpg cannot be read as an image \(unknown to the installed Pillow"):
         read_image(str(text))
     text.write_bytes(b"")
     with pytest.raises(ImageError, match=r"text\.jpg cannot be read as an image \(it is empty\)"):

@@ -208,13 +208,13 @@ def test_batch_must_divide(train_cfg, monkeypatch):
 
 def test_without_a_training_set(train_cfg):
     train_cfg.DATASETS.TRAIN = ()
-    with pytest.raises(DatasetError, match=r"DATASETS\.TRAIN names no data set"):
+    with pytest.raises(DatasetError, match=r"DATASETS\.TRAIN is empty"):
         build_train_loader(train_cfg)
 
 
 def test_data_sets_that_cannot_be_used(train_cfg, registered, coco_files):
     train_cfg.DATASETS.TRAIN = ("tiny_shape",)
-    with pytest.raises(DatasetError, match=r"no data set named tiny_shape \(near: tiny_shapes"):
+    with pytest.raises(DatasetError, match=r"no data set named tiny_shape \(similar: tiny_shapes"):
         build_train_loader(train_cfg)
     with pytest.raises(DatasetError, match="no data set named nothing_like_it"):
         build_test_loader(train_cfg, "nothing_like_it")
@@ -267,7 +267,7 @@ def test_too_many_broken_images_stop_the_training(train_cfg, damaged, workers, c
     with pytest.raises(DatasetError) as caught:
         take(build_train_loader(train_cfg), 30)
     message = str(caught.value)
-    assert message.startswith("training stops: 2 images cannot be used and at most 1 (1 %) may")
+    assert message.startswith("training stops: 2 images are unusable, more than the 1 (1 %) allowed")
     assert "cannot be read as an image" in message
     assert "\n" not in message
 
@@ -293,7 +293,7 @@ def test_about_one_percent_of_all_images_is_tolerated(monkeypatch, world_size, s
     monkeypatch.setattr("instseg_d2.data.loader._drawn", lambda _: batches)
     if stops:
         with pytest.raises(
-            DatasetError, match=r"images cannot be used and at most \d+ \((1 %|about 1 %, in one process)\) may"
+            DatasetError, match=r"images are unusable, more than the \d+ \((1 %|about 1 %, in one process)\) allowed"
         ):
             take(loader, size // world_size)
     else:
@@ -308,7 +308,7 @@ def test_a_faulty_mask_stops_the_training_with_its_message(train_cfg, shapes, mo
             annotation.pop("segmentation")
     monkeypatch.setitem(DatasetCatalog.data, shapes, lambda: dicts)
     train_cfg.DATALOADER.NUM_WORKERS = workers
-    with pytest.raises(DatasetError, match=r"^training stops: .*an annotation has no mask, which .* needs\.$"):
+    with pytest.raises(DatasetError, match=r"^training stops: .*an annotation has no mask, but .* needs one\.$"):
         take(build_train_loader(train_cfg), 1)
 
 

@@ -356,8 +356,8 @@ def test_order_and_switches_of_the_augmentations(cfg):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ({"mask_format": "rle"}, "mask_format is polygon or bitmask, not 'rle'"),
-        ({"image_format": "L"}, "image_format is BGR or RGB, not 'L'"),
+        ({"mask_format": "rle"}, "mask_format must be polygon or bitmask; got 'rle'"),
+        ({"image_format": "L"}, "image_format must be BGR or RGB; got 'L'"),
     ],
 )
 def test_arguments_that_do_not_fit(argument, message):
@@ -369,11 +369,11 @@ def test_samples_that_do_not_fit(record, plain):
     mapper = InstanceDatasetMapper(plain, True)
     with pytest.raises(ImageError, match=r"image\.png has 60 x 40 pixels .* but its annotation says 60 x 41"):
         mapper(record([], height=41))
-    with pytest.raises(ImageError, match=r"none\.png: there is no such image file"):
+    with pytest.raises(ImageError, match=r"none\.png: no such image file"):
         mapper(record([], file_name="none.png"))
     without = annotation()
     without.pop("segmentation")
-    with pytest.raises(DatasetError, match=r"image\.png: an annotation has no mask, which MODEL.MASK_ON"):
+    with pytest.raises(DatasetError, match=r"image\.png: an annotation has no mask, but MODEL.MASK_ON"):
         mapper(record([without]))
     with pytest.raises(DatasetError, match=r"image\.png: a mask is neither .* 40 x 60 pixels"):
         mapper(record([annotation(rle(60, 40, np.s_[:5, :5]))]))
@@ -429,7 +429,7 @@ def test_images_too_thin_to_be_resized(cfg, tmp_path, training, size, becomes):
     record = {"file_name": str(tmp_path / "thin.png"), "image_id": 1, "width": size[0], "height": size[1]}
     mapper = InstanceDatasetMapper(cfg, training)
     if becomes:
-        message = rf"thin\.png is too thin to be resized: its {size[0]} x {size[1]} pixels become {becomes}\."
+        message = rf"thin\.png is too thin to resize: its {size[0]} x {size[1]} pixels become {becomes}\."
         with pytest.raises(ImageError, match=message):
             mapper(record)
     else:

@@ -86,8 +86,8 @@ def test_what_is_said(registered, tmp_path, capsys, training):
     with pytest.raises(DatasetError) as caught:
         check_images(name, training=training)
     assert str(caught.value) == (
-        f"6 of 7 images of missing are missing in {files[1]}, the first is train\\0.png; 4 would be there with / "
-        "instead of \\ (train\\0.png -> train/0.png); 1 would be there with another suffix (5.JPG -> 5.png)."
+        f"6 of 7 images of missing are missing in {files[1]}, the first is train\\0.png; 4 would be found with / "
+        "instead of \\ (train\\0.png -> train/0.png); 1 would be found with another suffix (5.JPG -> 5.png)."
     )
     assert main(list(files)) == 1
     text = capsys.readouterr().out
@@ -113,9 +113,9 @@ def no_masks(content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (nothing, "the training set useless has no object to learn from: there are no annotations"),
+        (nothing, "the training set useless has no object to train on: there are no annotations"),
         (crowds, r"ann\.json: annotations: none can be used \(3 crowds, 0 dropped\)"),
-        (no_masks, r"none can be used \(0 crowds, 3 dropped\), 3 x polygon with under 3 points"),
+        (no_masks, r"none can be used \(0 crowds, 3 dropped\), 3 x polygon with fewer than 3 points"),
     ],
 )
 def test_training_needs_an_object(registered, tmp_path, change, message):
@@ -129,7 +129,7 @@ def test_a_set_of_others_with_crowds_alone(tmp_path):
     records = [{"file_name": str(tmp_path / "a.png"), "annotations": [{"iscrowd": 1}, {"iscrowd": 1}]}]
     DatasetCatalog.register("toy_crowds", lambda: records)
     try:
-        with pytest.raises(DatasetError, match=r"toy_crowds has no object to learn from: all 2 are crowds"):
+        with pytest.raises(DatasetError, match=r"toy_crowds has no object to train on: all 2 are crowds"):
             check_images("toy_crowds", training=True)
         check_images("toy_crowds", training=False)
     finally:

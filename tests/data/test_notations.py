@@ -94,15 +94,15 @@ def test_polygons_stay_polygons(mask):
 @pytest.mark.parametrize(
     ("mask", "fault"),
     [
-        ([8, 6, 32, 26], "polygon with under 3 points"),
-        ([[8, 6], [32, 26]], "polygon with under 3 points"),
-        ([[[]]], "polygon with under 3 points"),
-        ([[8, 6, 1], [32, 6, 1], [32, 26, 1]], "polygon of points that are no pairs"),  # with visibilities
-        ([[8, 6, 0, 1], [32, 6, 0, 1], [32, 26, 0, 1]], "polygon of points that are no pairs"),
+        ([8, 6, 32, 26], "polygon with fewer than 3 points"),
+        ([[8, 6], [32, 26]], "polygon with fewer than 3 points"),
+        ([[[]]], "polygon with fewer than 3 points"),
+        ([[8, 6, 1], [32, 6, 1], [32, 26, 1]], "polygon whose points are not pairs"),  # with visibilities
+        ([[8, 6, 0, 1], [32, 6, 0, 1], [32, 26, 0, 1]], "polygon whose points are not pairs"),
         ([FLAT[:-1]], "polygon with an odd number of coordinates"),
-        ([[*FLAT[:-1], "26"]], "polygon with a coordinate that is no number"),
-        ([[8, None], [32, 6], [32, 26]], "polygon with a coordinate that is no number"),
-        ([{"x": 8, "y": None}, *POINTS], "polygon with a coordinate that is no number"),
+        ([[*FLAT[:-1], "26"]], "polygon with a coordinate that is not a number"),
+        ([[8, None], [32, 6], [32, 26]], "polygon with a coordinate that is not a number"),
+        ([{"x": 8, "y": None}, *POINTS], "polygon with a coordinate that is not a number"),
         ([{"x": 8}, {"x": 9}, {"x": 10}], "mask that is neither polygon nor RLE"),
         ({"points": PAIRS}, "mask that is neither polygon nor RLE"),
         ({"size": [HEIGHT, WIDTH]}, "mask that is neither polygon nor RLE"),

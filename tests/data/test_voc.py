@@ -134,14 +134,14 @@ def test_written_sets_load(trees, tmp_path):
 @pytest.mark.parametrize(
     ("missing", "match"),
     [
-        ("VOC2012/JPEGImages", "JPEGImages: there is no such folder; --voc must name"),
-        ("VOC2012/SegmentationObject", "SegmentationObject: there is no such folder; --voc must name"),
-        ("VOC2012/ImageSets/Segmentation/val.txt", r"val\.txt: there is no such file; VOC 2012 is incomplete"),
-        ("VOC2012/JPEGImages/d.jpg", r"d\.jpg: there is no such file; VOC 2012 is incomplete"),
-        ("VOC2012/SegmentationClass/c.png", r"c\.png: there is no such file; VOC 2012 is incomplete"),
-        ("dataset/inst", "inst: there is no such folder; --sbd must name"),
-        ("dataset/val.txt", r"val\.txt: there is no such file; --sbd must name"),
-        ("dataset/inst/e.mat", r"e\.mat: there is no such file; SBD is incomplete"),
+        ("VOC2012/JPEGImages", "JPEGImages: no such folder; --voc must name"),
+        ("VOC2012/SegmentationObject", "SegmentationObject: no such folder; --voc must name"),
+        ("VOC2012/ImageSets/Segmentation/val.txt", r"val\.txt: no such file; VOC 2012 is incomplete"),
+        ("VOC2012/JPEGImages/d.jpg", r"d\.jpg: no such file; VOC 2012 is incomplete"),
+        ("VOC2012/SegmentationClass/c.png", r"c\.png: no such file; VOC 2012 is incomplete"),
+        ("dataset/inst", "inst: no such folder; --sbd must name"),
+        ("dataset/val.txt", r"val\.txt: no such file; --sbd must name"),
+        ("dataset/inst/e.mat", r"e\.mat: no such file; SBD is incomplete"),
     ],
 )
 def test_what_is_missing_is_named(trees, tmp_path, missing, match):
@@ -154,10 +154,10 @@ def test_what_is_missing_is_named(trees, tmp_path, missing, match):
 def test_broken_files_are_named(trees, tmp_path):
     voc, sbd = trees
     savemat(sbd / "inst" / "d.mat", {"GTcls": 1})
-    with pytest.raises(DatasetError, match=r"d\.mat is no instance file of SBD"):
+    with pytest.raises(DatasetError, match=r"d\.mat is not an SBD instance file"):
         read_sbd_objects(sbd, "d")
     write_sbd(sbd, "d", np.full(SIZE, 2), [3])
-    with pytest.raises(DatasetError, match=r"d\.mat gives some of its objects no class"):
+    with pytest.raises(DatasetError, match=r"d\.mat has objects without one of the"):
         read_sbd_objects(sbd, "d")
     write_png(voc / "SegmentationClass" / "a.png", np.zeros((3, 3)))
     with pytest.raises(DatasetError, match="a: SegmentationObject and SegmentationClass"):
@@ -183,4 +183,4 @@ def test_script(trees, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as done:
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert done.value.code == 2
-    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: nowhere/inst: there is no such folder")
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: nowhere/inst: no such folder")

@@ -74,7 +74,7 @@ class Mapper:
         (without_sockets, r"a data loader worker died \(exited unexpectedly\)"),
         (
             no_shared_memory,
-            r"^/dev/shm \(\d+ MiB, \d+ MiB free\) has no room for a batch of 0 MiB: make it larger \(do",
+            r"^/dev/shm \(\d+ MiB, \d+ MiB free\) has no room for a batch of 0 MiB: enlarge it \(do",
         ),
         (failed, "Unable to allocate 9 GiB"),
     ],
@@ -89,7 +89,7 @@ def test_the_run_ends_with_the_cause(cfg, shapes, capfd, fault, message, trainin
     assert is_user_error(caught.value) or fault is failed
     assert re.search(message, sentence(caught.value))
     if fault is without_sockets:
-        assert "error: a worker of the data loader cannot send a batch: " in capfd.readouterr().err
+        assert "error: a data loader worker cannot send a batch: " in capfd.readouterr().err
 
 
 def test_a_full_shared_memory_is_measured(monkeypatch, tmp_path):

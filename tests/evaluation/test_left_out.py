@@ -78,14 +78,14 @@ def test_one_image_costs_that_image_alone(files, tmp_path, caplog, kind):
         check_images("toy_left_val", training=False, leave_out=leaves_out("toy_left_val"))
         before = [record.getMessage() for record in caplog.records]
         results = run(tmp_path / "out")
-    told = [message for message in before if "1 of 6 images of toy_left_val cannot be read" in message]
+    told = [message for message in before if "1 of 6 images of toy_left_val are unusable" in message]
     assert len(told) == (kind != "truncated")
     assert all("2.png" in message for message in told)
     for task in ("bbox", "segm"):  # were it counted as empty, its object would be missed
         assert {k: results[task][k] for k in ("AP", "AP-a", "AP-b")} == pytest.approx(
             {"AP": 100, "AP-a": 100, "AP-b": 100}
         )
-    assert "left out of the evaluation: " in caplog.text
+    assert "excluded from the evaluation: " in caplog.text
     assert "1 of 6 images were left out (1 objects)" in caplog.text
 
 
@@ -114,7 +114,7 @@ def test_recall_leaves_it_out_as_well(files, tmp_path):
 def test_nothing_that_can_be_read(files, tmp_path):
     for path in Path(files[1]).iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DatasetError, match="6 of 6 images of toy_left_val cannot be read"):
+    with pytest.raises(DatasetError, match="6 of 6 images of toy_left_val are unusable"):
         check_images("toy_left_val", training=False, leave_out=True)
 
 
@@ -127,7 +127,7 @@ def test_evaluators_that_want_all_images(files, tmp_path, monkeypatch, kind):
     metadata.evaluator_type = kind
     (Path(files[1]) / "2.png").write_bytes(b"")
     assert not leaves_out("toy_left_val")
-    with pytest.raises(DatasetError, match=r"1 of 6 images .* cannot be read, the first: .*2\.png"):
+    with pytest.raises(DatasetError, match=r"1 of 6 images .* are unusable, the first: .*2\.png"):
         check_images("toy_left_val", training=False, leave_out=leaves_out("toy_left_val"))
     with pytest.raises(ImageError, match=r"2\.png"):
         run(tmp_path, ProposalRecallEvaluator("toy_left_val", None))

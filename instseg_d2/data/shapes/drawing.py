@@ -13,7 +13,7 @@ CLASSES = ("circle", "square", "triangle", "star", "ring", "cross")
 _SUPERSAMPLING = 4
 _MIN_VISIBLE_PIXELS = 48
 _MIN_VISIBLE_SHARE = 0.35
-# Square root of the object's area in pixels: small, medium and large in COCO's sense, and their shares.
+# Ranges of the square root of an object's area in pixels: small, medium and large as in COCO, and their shares.
 _SIDES = ((13, 31), (33, 94), (99, 135))
 _SIDE_SHARES = (0.3, 0.4, 0.3)
 
@@ -21,8 +21,8 @@ _SIDE_SHARES = (0.3, 0.4, 0.3)
 @dataclass
 class Scene:
     """
-    An image (H, W, 3, BGR uint8), the number of the visible object at each pixel (0: none), the classes of the
-    objects, and, if there are any, the labels (H, W) of the ground below the objects.
+    An image (H, W, 3) uint8 BGR, the number of the visible object at each pixel (0: none), the classes of the objects,
+    and the labels (H, W) of the ground below the objects, if any.
     """
 
     image: np.ndarray
@@ -65,7 +65,7 @@ def _colour(rng, saturation=(0.25, 0.95), value=(0.25, 1.0)) -> np.ndarray:
 
 
 def _texture(rng, height: int, width: int, colour: np.ndarray, period: float, contrast: float) -> np.ndarray:
-    """A pattern of ``colour`` and a mix of it with a random colour, by ``contrast`` (0..1): float32 (H, W, 3)."""
+    """A pattern of ``colour`` and of its mix with a random colour, by ``contrast`` (0..1): float32 (H, W, 3)."""
     second = colour + contrast * (_colour(rng) - colour)
     pattern = _pattern(rng, height, width, period)[..., None]
     grain = 0.9 + 0.2 * noise(rng, height, width, 2.5)[..., None]
@@ -86,7 +86,7 @@ def _circle(radius: float) -> np.ndarray:
 
 
 def _outlines(rng, label: str) -> list:
-    """The outline of a shape around the origin and, for the ring, its hole: arrays (points, 2) in any unit."""
+    """The outline of a shape around the origin and, for the ring, its hole: arrays (points, 2) at any scale."""
     if label == "circle":
         return [_circle(1) * (1, rng.uniform(0.82, 1))]
     if label == "square":
@@ -110,7 +110,7 @@ def _outlines(rng, label: str) -> list:
 
 
 def _coverage(outlines: list) -> tuple:
-    """The share of each pixel that the outlines (in pixels) cover, float32 (H, W), and its top left corner (x, y)."""
+    """The share of each pixel inside the outlines (in pixels), float32 (H, W), and the top left corner (x, y)."""
     points = np.concatenate(outlines)
     start = np.floor(points.min(0)).astype(int) - 1
     width, height = np.ceil(points.max(0)).astype(int) + 1 - start
@@ -122,7 +122,7 @@ def _coverage(outlines: list) -> tuple:
 
 
 def _window(coverage: np.ndarray, start, shape):
-    """Slices of the image that a coverage at ``start`` overlaps, and the part of the coverage there."""
+    """The slices of the image under a coverage at ``start``, and the part of the coverage inside the image."""
     x0, y0 = np.maximum(start, 0)
     x1 = min(start[0] + coverage.shape[1], shape[1])
     y1 = min(start[1] + coverage.shape[0], shape[0])
@@ -131,10 +131,10 @@ def _window(coverage: np.ndarray, start, shape):
 
 def _place(rng, label: str, owner: np.ndarray, areas: list):
     """
-    Find a place for a new object where enough of it and of every object below remains visible.
+    Find a place for a new object where enough of it and of every object below stays visible.
 
     Returns:
-        (tuple, ndarray) or None: window of the image and the coverage in it.
+        (tuple, ndarray) or None: the window of the image and the coverage in it.
     """
     height, width = owner.shape
     side = rng.uniform(*_SIDES[rng.choice(3, p=_SIDE_SHARES)])

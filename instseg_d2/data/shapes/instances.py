@@ -1,8 +1,8 @@
 """
 A small synthetic data set for instance segmentation, drawn on demand: ``shapes_train`` and ``shapes_val``.
 
-Six classes of rotated, textured shapes, from under 32^2 to over 96^2 pixels, overlap on textured backgrounds; a mask
-is the visible part of an object. The seed determines everything.
+Rotated, textured shapes of six classes, from under 32^2 to over 96^2 pixels, overlap on textured backgrounds. A mask is
+the visible part of an object. The seed determines everything.
 """
 
 import functools
@@ -119,8 +119,8 @@ def make_shapes(folder, split: str, num_images: int, seed: int) -> str:
     """
     Draw a split of the data set unless it exists: ``<folder>/<split>.json`` and ``<folder>/images/``.
 
-    The same seed gives the same files; a longer split starts with the images of a shorter one. Complete images are
-    moved into place before the annotations, so that a split with a JSON file is complete.
+    The same seed gives the same files; a longer split starts with the images of a shorter one. The JSON file is written
+    last, so a split that has one is complete.
 
     Args:
         folder: where to write; created if missing. Several splits can share it.
@@ -132,7 +132,7 @@ def make_shapes(folder, split: str, num_images: int, seed: int) -> str:
         str: path of the JSON file.
 
     Raises:
-        DatasetError: the folder cannot be written.
+        DatasetError: the folder is not writable or full.
     """
     info = {"description": "instseg_d2 shapes", "version": VERSION, "seed": seed, "num_images": num_images}
     return make_split(folder, split, info, lambda drawing: write_images(drawing, split, num_images, seed))
@@ -144,7 +144,7 @@ def make_split(folder, split: str, info: dict, write) -> str:
 
     Args:
         info: distinguishes this split from others of the same name; it is stored in the JSON file.
-        write: called with an empty folder, which it fills with the files; returns the content of the JSON file.
+        write: called with an empty folder; fills it with the files and returns the content of the JSON file.
     """
     folder = Path(folder)
     json_file = folder / f"{split}.json"
@@ -153,7 +153,7 @@ def make_split(folder, split: str, info: dict, write) -> str:
             return str(json_file)
         (folder / "images").mkdir(parents=True, exist_ok=True)
         with file_lock(str(json_file)):
-            if _has_info(json_file, info):  # another process has drawn it in the meantime
+            if _has_info(json_file, info):  # another process has drawn it meanwhile
                 return str(json_file)
             json_file.unlink(missing_ok=True)
             drawing = Path(tempfile.mkdtemp(dir=folder, prefix=f".{split}-"))

@@ -2,9 +2,9 @@
 The shapes data set with a labelled ground, drawn on demand: ``shapes_panoptic_train`` and ``shapes_panoptic_val``.
 
 Things are the six shapes. Stuff is the ground below them: sky, grass, water and bricks in one to three regions per
-image, and now and then a region without a label. Files and metadata are those of COCO's panoptic sets as Detectron2
-registers them (``coco_2017_train_panoptic_separated``): instances with masks, a separate semantic map that is 0 on all
-things, and COCO-panoptic PNGs for the evaluation. H x W pixels.
+image, sometimes with an unlabelled region. Files and metadata are those of COCO's panoptic sets as Detectron2 registers
+them (``coco_2017_train_panoptic_separated``): instances with masks, a separate semantic map that is 0 on all things,
+and COCO-panoptic PNGs for the evaluation. H x W pixels.
 """
 
 import functools
@@ -25,7 +25,7 @@ VERSION = 1
 STUFF_CLASSES = ("sky", "grass", "water", "bricks")  # semantic labels 1 to 4; 0: things
 STUFF_CATEGORY_IDS = (21, 34, 55, 89)
 IGNORE_LABEL = 255
-_UNLABELLED = len(STUFF_CLASSES)  # one more kind of ground
+_UNLABELLED = len(STUFF_CLASSES)  # a further kind of ground
 _KIND_SHARES = (0.23, 0.23, 0.23, 0.23, 0.08)
 _COLOURS = ((225, 175, 120), (60, 145, 75), (150, 105, 55), (60, 75, 165), (125, 125, 125))  # BGR of each kind
 _SEGMENT_ID = 1000  # the id of a segment: category * 1000 + number of the object
@@ -56,7 +56,7 @@ def _texture(rng, kind: int, height: int, width: int) -> np.ndarray:
 
 def paint_stuff(rng, height: int, width: int):
     """
-    A ground of one to three regions with a wavy border.
+    A ground of one to three regions with wavy borders.
 
     Returns:
         (H, W, 3) float32 BGR, and (H, W) uint8 labels: 1 to 4, or IGNORE_LABEL.
@@ -78,7 +78,7 @@ def paint_stuff(rng, height: int, width: int):
 
 
 def _segments(scene, annotations: list):
-    """The segment ids (H, W) of things and stuff, 0 without a label, and their ``segments_info``."""
+    """The segment ids (H, W) of things and stuff (0: unlabelled), and their ``segments_info``."""
     categories = [*(annotation["category_id"] for annotation in annotations), *STUFF_CATEGORY_IDS]
     masks = [scene.owner == number for number in range(1, len(annotations) + 1)]
     masks += [(scene.owner == 0) & (scene.ground == label) for label in range(1, len(STUFF_CLASSES) + 1)]
@@ -131,14 +131,14 @@ def _write(folder: Path, split: str, num_images: int, seed: int) -> dict:
 
 def make_shapes_panoptic(folder, split: str, num_images: int, seed: int) -> str:
     """
-    Draw a split unless it exists, like :func:`instseg_d2.data.make_shapes`, and add ``stuff_<split>/`` (semantic maps,
+    Draw a split unless it exists, like :func:`instseg_d2.data.make_shapes`, with ``stuff_<split>/`` (semantic maps,
     PNG), ``panoptic_<split>/`` and ``panoptic_<split>.json`` (COCO-panoptic).
 
     Returns:
         str: path of the JSON file of the instances.
 
     Raises:
-        DatasetError: the folder cannot be written.
+        DatasetError: the folder is not writable or full.
     """
     info = {"description": "instseg_d2 panoptic shapes", "version": VERSION, "seed": seed, "num_images": num_images}
     return make_split(folder, split, info, lambda drawing: _write(drawing, split, num_images, seed))
@@ -159,7 +159,7 @@ class _PanopticSource(CocoSource):
 
 
 def register_split(name: str, folder: Path, split: str, num_images: int, seed: int) -> None:
-    """Register a split below ``folder``, drawn when it is first used, with the metadata of a COCO panoptic set."""
+    """Register a split below ``folder``, drawn on first use, with the metadata of a COCO panoptic set."""
     json_file, images, stuff = folder / f"{split}.json", folder / "images", folder / f"stuff_{split}"
     draw = functools.partial(make_shapes_panoptic, folder, split, num_images, seed)
     DatasetCatalog.register(name, _PanopticSource(name, json_file, images, draw, sem_seg_root=stuff))
