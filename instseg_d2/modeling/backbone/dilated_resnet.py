@@ -9,9 +9,7 @@ from .resnet import build_resnet
 
 def _dilate(stage: nn.Module, dilation: int) -> int:
     """
-    Replace the strides of a stage of residual blocks by dilation, in place (the hole algorithm).
-
-    The stage then computes at every position what it computed at every second one.
+    Replace the strides of a stage of residual blocks by dilation, in place.
 
     Args:
         dilation: dilation of the stage's input.
@@ -37,8 +35,8 @@ def _dilate(stage: nn.Module, dilation: int) -> int:
 @BACKBONE_REGISTRY.register()
 def build_dilated_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
     """
-    Detectron2's ResNet of any depth, with the same parameter names. No stage has a stride above
-    MODEL.RESNETS.OUTPUT_STRIDE; later stages are dilated instead.
+    Detectron2's ResNet, whose stride is at most MODEL.RESNETS.OUTPUT_STRIDE; later stages are dilated instead.
+    Parameter names do not change.
     """
     limit = cfg.MODEL.RESNETS.OUTPUT_STRIDE
     plain = build_resnet(cfg, input_shape)
@@ -46,6 +44,6 @@ def build_dilated_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
     for number, stage in enumerate(plain.stages):
         if 4 * 2**number > limit:
             dilation = _dilate(stage, dilation)
-    # A new network of the same parts recomputes its strides.
+    # A new ResNet of the same parts, because it computes its strides when it is made.
     stages = [list(stage) for stage in plain.stages]
     return ResNet(plain.stem, stages, out_features=cfg.MODEL.RESNETS.OUT_FEATURES)

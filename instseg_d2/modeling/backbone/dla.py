@@ -11,10 +11,10 @@ from .timm import TimmBackbone, strides_of
 @BACKBONE_REGISTRY.register()
 def build_fcos_dla_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """
-    DLA-34 (Yu et al., arXiv 1707.06484) from MODEL.DLA with P6 and P7 from P5 (AdelaiDet's builder name); the maps of
-    levels 2 to 5 are level2 to level5 or stage2 to stage5, strides 4 to 32.
+    DLA-34 (Yu et al., arXiv 1707.06484) from MODEL.DLA, with P6 and P7 from P5 (AdelaiDet's name of the builder). The
+    maps of levels 2 to 5 are level2 to level5 or stage2 to stage5, strides 4 to 32.
 
-    timm's network is the authors', without the outer projections of levels 3 and 4, which the authors never use.
+    timm's network is the authors', without the outer projections of levels 3 and 4, which the authors do not use.
     """
     node = cfg.MODEL.DLA
     synchronised = node.NORM == "SyncBN"

@@ -1,5 +1,5 @@
 """
-FPN with the extra levels of FCOS: P6 and P7 from P5, or the levels above another last level.
+FPN with the extra levels of FCOS: P6 and P7 from P5, or the next levels above another last level.
 
 N images, C channels, h x w cells of a map, H x W pixels.
 """
@@ -18,10 +18,10 @@ from .resnet import build_resnet
 
 class HalvingConv(nn.Conv2d):
     """
-    3x3 convolution of stride 2 and padding 1.
+    3x3 convolution with stride 2 and padding 1.
 
-    On a map with one column only the middle column of the kernel has an effect, so only that is computed: oneDNN
-    (3.10) leaves the bfloat16 gradient of the other two uninitialised.
+    On a map with a single column, only the middle column of the kernel is used: oneDNN (3.10) leaves the bfloat16
+    gradient of the other two uninitialised.
     """
 
     def __init__(self, channels: int):
@@ -36,7 +36,7 @@ class HalvingConv(nn.Conv2d):
 
 
 class LastLevelP6(nn.Module):
-    """Computes the level above P5, or above another last level ``in_feature``, with one convolution."""
+    """The level above P5, or above another last level ``in_feature``, from one convolution."""
 
     num_levels = 1
 
@@ -51,7 +51,7 @@ class LastLevelP6(nn.Module):
 
 
 class LastLevelP6P7(LastLevelP6):
-    """The two levels above P5 or another last level ``in_feature``."""
+    """The two levels above P5, or above another last level ``in_feature``."""
 
     num_levels = 2
 
@@ -66,7 +66,7 @@ class LastLevelP6P7(LastLevelP6):
 
 
 class PaddedFPN(FPN):
-    """Detectron2's FPN; images are also padded to the size that its bottom-up network needs."""
+    """Detectron2's FPN, which also respects the size divisibility of its bottom-up network."""
 
     @property
     def size_divisibility(self) -> int:
@@ -74,7 +74,7 @@ class PaddedFPN(FPN):
 
 
 class FPNWithBottomUp(PaddedFPN):
-    """Detectron2's FPN that also returns the maps of its bottom-up network under their own names (res3, ...)."""
+    """Detectron2's FPN, which also returns the maps of its bottom-up network (res3, ...)."""
 
     def forward(self, x: torch.Tensor) -> dict:
         """x (N, 3, H, W) -> name -> (N, C, H / stride, W / stride)."""
@@ -91,7 +91,7 @@ class FPNWithBottomUp(PaddedFPN):
 
 
 def build_fcos_fpn(cfg, bottom_up) -> FPN:
-    """The FPN over a bottom-up network, with MODEL.FCOS.TOP_LEVELS levels above its last one, such as P5."""
+    """Build an FPN on a bottom-up network, with MODEL.FCOS.TOP_LEVELS levels above its last one, such as P5."""
     channels = cfg.MODEL.FPN.OUT_CHANNELS
     top_levels = cfg.MODEL.FCOS.TOP_LEVELS
     shapes = bottom_up.output_shape()
@@ -113,11 +113,11 @@ def build_fcos_fpn(cfg, bottom_up) -> FPN:
 
 def freeze_unread_levels(backbone: nn.Module, names: Iterable[str]) -> None:
     """
-    Freeze the parts of an FPN that only serve unread levels, because distributed training needs a gradient for every
-    trained parameter. Other backbones are not changed.
+    Freeze the parts of an FPN that only unread levels need, because DDP needs a gradient for every trained parameter.
+    Other backbones are not changed.
 
     Args:
-        names: names of the maps that are read. Names that are not levels of the pyramid (res3) are ignored.
+        names: names of the maps that are read; those that are no pyramid levels (res3) are ignored.
     """
     read = sorted(int(name[1:]) for name in names if name.startswith("p"))
     if not isinstance(backbone, FPN) or not read:
@@ -135,5 +135,5 @@ def freeze_unread_levels(backbone: nn.Module, names: Iterable[str]) -> None:
 
 @BACKBONE_REGISTRY.register()
 def build_fcos_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """ResNet-FPN with P6 and P7 from P5 (AdelaiDet's builder name)."""
+    """ResNet-FPN with P6 and P7 from P5 (AdelaiDet's name of the builder)."""
     return build_fcos_fpn(cfg, build_resnet(cfg, input_shape))

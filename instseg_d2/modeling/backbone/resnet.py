@@ -1,4 +1,4 @@
-"""Detectron2's ResNet with deformable convolutions that work without a compiled Detectron2."""
+"""Detectron2's ResNet, with deformable convolutions that need no compiled Detectron2."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,13 +11,13 @@ from ...layers import make_block_deformable
 
 def build_resnet(cfg, input_shape: ShapeSpec) -> ResNet:
     """
-    Detectron2's ResNet from MODEL.RESNETS. In the stages of DEFORM_ON_PER_STAGE the blocks whose index is a multiple of
-    DEFORM_INTERVAL are deformable.
+    Build Detectron2's ResNet from MODEL.RESNETS. In the stages of DEFORM_ON_PER_STAGE, every DEFORM_INTERVAL-th block,
+    starting with the first, is deformable.
     """
     deform = cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE
     if any(deform) and cfg.MODEL.RESNETS.NUM_GROUPS != 1:
         raise ValueError(
-            f"MODEL.RESNETS.NUM_GROUPS is {cfg.MODEL.RESNETS.NUM_GROUPS}; with DEFORM_ON_PER_STAGE it is 1."
+            f"MODEL.RESNETS.NUM_GROUPS is {cfg.MODEL.RESNETS.NUM_GROUPS}; with DEFORM_ON_PER_STAGE it must be 1."
         )
     plain = cfg.clone()
     plain.defrost()
@@ -35,7 +35,7 @@ def build_resnet(cfg, input_shape: ShapeSpec) -> ResNet:
 
 def require_maps(key: str, names: Sequence[str], maps: Mapping) -> None:
     """
-    Check that a backbone has the maps that a config key names.
+    Check that a backbone has the feature maps that a config key names.
 
     Raises:
         ValueError: a map is missing.
@@ -47,8 +47,8 @@ def require_maps(key: str, names: Sequence[str], maps: Mapping) -> None:
 
 def build_backbone(cfg) -> Backbone:
     """
-    The backbone MODEL.BACKBONE.NAME; Detectron2's own ResNet by `build_resnet`, so that its deformable convolutions
-    need no compiled Detectron2.
+    Build MODEL.BACKBONE.NAME. Detectron2's ResNet comes from `build_resnet`, so that its deformable convolutions need
+    no compiled Detectron2.
     """
     if cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":
         return build_resnet(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))

@@ -1,4 +1,4 @@
-"""timm's Swin Transformers as backbones of detectors. N images, C channels of a map, H x W pixels."""
+"""timm's Swin Transformers as backbones. N images, C channels of a map, H x W pixels."""
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -11,12 +11,12 @@ from .timm import TimmBackbone, strides_of
 
 class SwinBackbone(TimmBackbone):
     """
-    A Swin Transformer (Liu et al., arXiv 2103.14030) for images of any size, with a LayerNorm after every stage whose
-    map is used, as in its authors' detectors.
+    A Swin Transformer (Liu et al., arXiv 2103.14030) for images of any size, with a LayerNorm on every map, as in its
+    authors' detectors.
 
     Args:
-        strides: feature name -> stride in input pixels.
-        freeze_at: 2 freezes the patch embedding and the first stage, 3 the second, ...; below 2: nothing.
+        strides: feature name -> stride in pixels.
+        freeze_at: 2 freezes the patch embedding and the first stage, 3 also the second, ...; below 2 freezes nothing.
         arguments: passed to timm's SwinTransformer, such as embed_dim, depths, num_heads, window_size.
     """
 
@@ -40,7 +40,7 @@ class SwinBackbone(TimmBackbone):
 
 @BACKBONE_REGISTRY.register()
 def build_swint_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """An FPN over the Swin Transformer of MODEL.SWINT, whose maps stage2 to stage5 have strides 4 to 32."""
+    """An FPN on the Swin Transformer of MODEL.SWINT, whose maps stage2 to stage5 have strides 4 to 32."""
     node = cfg.MODEL.SWINT
     bottom_up = SwinBackbone(
         strides_of(node.OUT_FEATURES, ("stage",), 0, "MODEL.SWINT.OUT_FEATURES"),

@@ -1,4 +1,4 @@
-"""Any network of timm as a backbone. N images, C channels of a map, H x W pixels."""
+"""Any timm network as a backbone. N images, C channels of a map, H x W pixels."""
 
 import difflib
 import re
@@ -19,7 +19,7 @@ NORMS = ("FrozenBN", "BN", "")
 
 def strides_of(names: Sequence[str], prefixes: Sequence[str], shift: int, key: str) -> dict[str, int]:
     """
-    Map feature names to strides: a name is a prefix and a level, with stride 2 ** (level + shift).
+    Map feature names to strides. A name is a prefix and a level; its stride is 2 ** (level + shift).
 
     Raises:
         ValueError: a name has another form; the message names the config key ``key``.
@@ -34,20 +34,20 @@ def strides_of(names: Sequence[str], prefixes: Sequence[str], shift: int, key: s
 
 class TimmBackbone(Backbone):
     """
-    The maps of a timm network, under names that the caller gives.
+    The feature maps of a timm network, under the caller's names.
 
-    Parameters have the names of timm's ``features_only`` model with the prefix ``net.``.
+    Parameters have the names of timm's ``features_only`` model, with the prefix ``net.``.
 
     Args:
         name: timm's name of the network.
-        strides: feature name -> stride in input pixels. If several maps have this stride, the last one is used.
-        norm: FrozenBN; BN or empty to keep the network's. Only batch norms are changed.
-        pretrained: use timm's weights, which timm downloads.
-        freeze_at: freeze the layers up to the last map of stride 2 ** freeze_at; 0: train all.
+        strides: feature name -> stride in pixels. If several maps have this stride, the last one is used.
+        norm: FrozenBN to freeze batch norms; BN or empty to keep the network's norms.
+        pretrained: download and use timm's weights.
+        freeze_at: freeze the layers up to the last map of stride 2 ** freeze_at; 0 trains all.
         arguments: passed to timm's ``create_model``.
 
     Raises:
-        ImportError: timm is missing.
+        ImportError: timm is not installed.
         ValueError: there is no such network, map or norm, or the network only takes images of one size.
     """
 
@@ -67,7 +67,7 @@ class TimmBackbone(Backbone):
             near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0)
             raise ValueError(f"timm has no network {name!r}; did you mean {near[0]}?")
         if norm not in NORMS:
-            raise ValueError(f"the norm of a network of timm is FrozenBN, BN or empty, not {norm!r}.")
+            raise ValueError(f"the norm of a timm network must be FrozenBN, BN or empty, not {norm!r}.")
         strides = dict(sorted(strides.items(), key=lambda item: item[1]))
         found = probe(name, arguments)
         last = {m.stride: m for m in found.maps if m.stride}
@@ -89,7 +89,7 @@ class TimmBackbone(Backbone):
         self._size_divisibility = found.size_divisibility
         if norm == "FrozenBN":
             for layer in self.net.modules():
-                # A residual branch that starts at zero would remain zero.
+                # timm starts some residual branches at zero, where a frozen norm would keep them.
                 if isinstance(layer, BATCH_NORMS) and not pretrained:
                     nn.init.ones_(layer.weight)
             self.net = freeze_norms(self.net)
@@ -97,14 +97,14 @@ class TimmBackbone(Backbone):
         self._choose_trained(found, maps, freeze_at)
 
     def _choose_trained(self, found: Probe, maps: Sequence[Map], freeze_at: int) -> None:
-        """Freeze the layers of the first maps, and those that no map needs, which would get no gradient."""
+        """Freeze the layers of the first maps, and unused layers, which would get no gradient."""
         used = frozenset().union(*(m.parameters for m in maps))
         early = [m for m in found.maps if m.stride and m.stride <= 2**freeze_at]
         frozen = early[-1].parameters if freeze_at > 0 and early else frozenset()
         if any(m.stride > 2**freeze_at and not frozen <= m.parameters for m in maps):
             raise ValueError(
-                f"this network of timm cannot be frozen in part, for not all layers of its map of stride "
-                f"{early[-1].stride} come before those of the next: set MODEL.BACKBONE.FREEZE_AT to 0."
+                f"this timm network cannot be frozen up to stride {early[-1].stride}, because not all of these layers "
+                "come before the next map; set MODEL.BACKBONE.FREEZE_AT to 0."
             )
         for owner_name, owner in list(self.net.named_modules()):
             for key, child in list(owner.named_children()):
@@ -115,7 +115,7 @@ class TimmBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """The sides of an image must be multiples of this; 0: any."""
+        """Height and width of the input must be multiples of this; 0 for any size."""
         return self._size_divisibility
 
     def fold(self) -> None:
@@ -130,8 +130,8 @@ class TimmBackbone(Backbone):
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
     """
-    The timm network MODEL.TIMM.NAME. Its maps with strides 4, 8, ... are called res2, res3, ... or p2, p3, ..., so it
-    can replace a ResNet, with or without an FPN.
+    Build the timm network MODEL.TIMM.NAME. Its maps of strides 4, 8, ... are called res2, res3, ... or p2, p3, ..., so
+    it can replace a ResNet, with or without an FPN.
     """
     node = cfg.MODEL.TIMM
     return TimmBackbone(
@@ -147,16 +147,16 @@ def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
 @BACKBONE_REGISTRY.register()
 def build_fcos_timm_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """
-    The timm network MODEL.TIMM.NAME under the FPN of FCOS, with MODEL.FCOS.TOP_LEVELS levels above it.
+    Build the FPN of FCOS, with MODEL.FCOS.TOP_LEVELS extra levels, on the timm network MODEL.TIMM.NAME.
     MODEL.FPN.IN_FEATURES must be among MODEL.TIMM.OUT_FEATURES, called res2, res3, ...
 
     Raises:
-        ValueError: see :class:`TimmBackbone`; or a map has the name of one of the FPN's maps.
+        ValueError: see `TimmBackbone`; or a map has the name of a map of the FPN.
     """
     names = cfg.MODEL.TIMM.OUT_FEATURES
     if any(name.startswith("p") for name in names):
         raise ValueError(
-            f"MODEL.TIMM.OUT_FEATURES is {list(names)}, but p3 is a map of the FPN: call the network's own res3 and so "
-            "on, there and in MODEL.FPN.IN_FEATURES."
+            f"MODEL.TIMM.OUT_FEATURES is {list(names)}, but p2, p3, ... are maps of the FPN; use res2, res3, ... here "
+            "and in MODEL.FPN.IN_FEATURES."
         )
     return build_fcos_fpn(cfg, build_timm_backbone(cfg, input_shape))

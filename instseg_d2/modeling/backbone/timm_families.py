@@ -13,8 +13,8 @@ def build_resnet_vd_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
     ResNet-D (He et al., arXiv 1812.01187) from MODEL.RESNETS: DEPTH, NORM, OUT_FEATURES and the DEFORM_* keys.
 
     timm's resnet50d and its variants are this network: three 3x3 convolutions in the stem, stride in the 3x3, average
-    pooling before the shortcut's 1x1. This function adds deformable 3x3 convolutions in the stages that
-    DEFORM_ON_PER_STAGE names, in the blocks whose index is a multiple of DEFORM_INTERVAL.
+    pooling before the shortcut's 1x1. In the stages of DEFORM_ON_PER_STAGE, every DEFORM_INTERVAL-th block, starting
+    with the first, gets a deformable 3x3 convolution.
     """
     node = cfg.MODEL.RESNETS
     backbone = TimmBackbone(
@@ -42,8 +42,8 @@ def build_cspnet_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
     """
     CSPDarkNet-53 or DarkNet-53 from MODEL.CSPNET; the maps of stages 0 to 4 are csp0 to csp4, strides 2 to 32.
 
-    timm's networks equal the authors': the halves of a stage and their order, LeakyReLU with slope 0.01, no activation
-    after a block's sum.
+    timm's networks equal the authors': the same split of a stage, LeakyReLU with slope 0.01, no activation after a
+    block's sum.
     """
     node = cfg.MODEL.CSPNET
     return TimmBackbone(
@@ -60,8 +60,8 @@ def build_pyramid_vision_transformer(cfg, input_shape: ShapeSpec) -> TimmBackbon
     """
     PVTv2 (Wang et al., arXiv 2106.13797) from MODEL.PVT; the maps of stages 1 to 4 are p1 to p4, strides 4 to 32.
 
-    timm's networks equal the authors'. Drop path rises to 0.1; timm's default is 0. LINEAR selects b2 with linear
-    attention, whatever NAME says.
+    timm's networks equal the authors'. The drop path rate rises to 0.1, as in the authors' code. LINEAR selects b2 with
+    linear attention, whatever NAME is.
     """
     node = cfg.MODEL.PVT
     variant = node.NAME[len("pvt_v2_") :] if node.NAME.startswith("pvt_v2_") else node.NAME

@@ -12,7 +12,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class FrozenBatchNorm1d(FrozenBatchNorm2d):
-    """A frozen batch norm for vectors."""
+    """A frozen batch norm for vectors and sequences."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C) or (N, C, L) -> the same shape and dtype."""
@@ -20,7 +20,7 @@ class FrozenBatchNorm1d(FrozenBatchNorm2d):
 
 
 class FrozenBatchNormAct2d(FrozenBatchNorm2d):
-    """A frozen version of timm's batch norms that end in an activation."""
+    """A frozen version of timm's batch norms with an activation."""
 
     def __init__(self, norm: nn.BatchNorm2d):
         super().__init__(norm.num_features, norm.eps)
@@ -28,12 +28,12 @@ class FrozenBatchNormAct2d(FrozenBatchNorm2d):
         self.act = norm.act
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, h, w) -> (N, C, h, w) of the same type."""
+        """(N, C, h, w) -> the same shape and dtype."""
         return self.act(self.drop(super().forward(x)))
 
 
 def freeze_norms(module: nn.Module) -> nn.Module:
-    """Replace batch norms by Detectron2's frozen norms, which keep the input's dtype; mostly in place."""
+    """Replace batch norms by frozen ones, which keep the input's dtype; in place, unless the module is a norm."""
     if isinstance(module, BATCH_NORMS):
         if hasattr(module, "act"):
             frozen = FrozenBatchNormAct2d(module)
@@ -49,14 +49,14 @@ def freeze_norms(module: nn.Module) -> nn.Module:
 
 
 def _pairs(net: nn.Module):
-    """(convolution, owner of the norm, norm's name) wherever timm's names or order show that they are consecutive."""
+    """Yield (convolution, owner of the norm, name of the norm) of pairs that follow each other by name or order."""
     for module in net.modules():
         children = dict(module.named_children())
         if isinstance(module, nn.Sequential):
             names = list(children)
             pairs = [(children[a], b) for a, b in zip(names, names[1:])]
         else:
-            # Modules are registered in the order in which they run: DPN's norms precede their convolutions.
+            # Modules are registered in the order in which they run. DPN's norms run before their convolutions.
             pairs = [
                 (children[a], b)
                 for a, b in itertools.combinations(children, 2)
@@ -69,7 +69,7 @@ def _pairs(net: nn.Module):
 
 
 def fold_timm_norms(net: nn.Module) -> None:
-    """Fold frozen or evaluated batch norms of ResNets, CSPNets and similar networks into convolutions, in place."""
+    """Fold the batch norms of ResNets, CSPNets and similar networks into convolutions, in place; for inference only."""
     for conv, owner, name in list(_pairs(net)):
         norm = getattr(owner, name)
         if fold_norm(conv, norm):

@@ -1,6 +1,6 @@
 """
-Finds the maps of a timm network and the parameters that each depends on. The network is run on tensors without values,
-because timm's own description is not correct for all networks. N images, C channels, H x W pixels.
+Finds the feature maps of a timm network and the parameters that each depends on, by running the network on meta
+tensors: timm's own description is not correct for all networks. N images, C channels, H x W pixels.
 """
 
 import functools
@@ -10,14 +10,19 @@ from typing import Callable, NamedTuple, Optional
 
 import torch
 
-# Test sizes (H, W): multiples of 64, multiples of 32, and any.
+# Test sizes (H, W): multiples of 64, multiples of 32, and odd numbers.
 _SIZE, _OTHER_SIZE, _ODD_SIZE = (128, 192), (224, 352), (135, 201)
 
 
 class Map(NamedTuple):
     """
-    One map: its index in timm, C, stride in pixels (None: its size is not the image's divided by a stride) and the
-    names of the parameters that it depends on.
+    A feature map.
+
+    Attributes:
+        index: its index in timm.
+        channels: C.
+        stride: in pixels; None if its size is not the image's divided by a stride.
+        parameters: names of the parameters that it depends on.
     """
 
     index: int
@@ -27,7 +32,14 @@ class Map(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """All maps of a network; the number that must divide an image's sides (0: any); arguments for any size."""
+    """
+    What is known about a network.
+
+    Attributes:
+        maps: its feature maps.
+        size_divisibility: height and width of the input must be multiples of this; 0 for any size.
+        arguments: arguments of ``create_model`` that make it accept images of any size.
+    """
 
     maps: tuple[Map, ...]
     size_divisibility: int
@@ -36,32 +48,34 @@ class Probe(NamedTuple):
 
 def import_timm():
     """
-    The timm package.
+    Import timm.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: timm is not installed.
     """
     try:
         import timm
     except ImportError as error:
-        raise ImportError("MODEL.BACKBONE.NAME asks for a network of timm: pip install timm") from error
+        raise ImportError("MODEL.BACKBONE.NAME needs timm: pip install timm") from error
     return timm
 
 
 def probe(name: str, arguments: dict) -> Probe:
     """
+    Probe a network.
+
     Args:
         name: timm's name of the network.
         arguments: passed to timm's ``create_model``.
 
     Raises:
-        ValueError: the network has no maps, or does not run on images of any size.
+        ValueError: the network has no feature maps, or does not run on images of any size.
     """
     return _probe(name, tuple(sorted(arguments.items())))
 
 
 def maps_of(net, x: torch.Tensor) -> list[torch.Tensor]:
-    """x (N, 3, H, W) -> the maps of timm's ``features_only`` network, each (N, C, H', W')."""
+    """Run timm's ``features_only`` network: x (N, 3, H, W) -> maps (N, C, H', W')."""
     maps = net(x)
     if getattr(net, "output_fmt", None) == "NHWC":
         return [m.permute(0, 3, 1, 2).contiguous() for m in maps]
@@ -73,15 +87,15 @@ def _probe(name: str, arguments: tuple) -> Probe:
     try:
         return _measure(name, dict(arguments), "meta")
     except Exception as error:  # timm's networks raise errors of all kinds
-        if "meta" in str(error):  # it reads values
+        if "meta" in str(error):  # the network reads tensor values, which meta tensors lack
             try:
                 return _measure(name, dict(arguments), "cpu")
             except Exception as second:
                 error = second
         reason = (str(error) or type(error).__name__).splitlines()[0][:100]
         raise ValueError(
-            f"{name} of timm cannot be a backbone, which gives maps of images of any size ({reason}); most "
-            "convolutional networks do."
+            f"{name} of timm cannot be a backbone, because it has no maps for images of any size ({reason}); most "
+            "convolutional networks have."
         ) from error
 
 
@@ -106,7 +120,7 @@ def _measure(name: str, arguments: dict, device: str) -> Probe:
 
 
 def _create(name: str, arguments: dict):
-    """(network, arguments), with timm's option for images of any size if the network has it."""
+    """(network, arguments), with timm's option for images of any size if the network supports it."""
     timm = import_timm()
     try:
         given = {"dynamic_img_size": True, **arguments}
@@ -116,7 +130,7 @@ def _create(name: str, arguments: dict):
 
 
 def _stride(m: torch.Tensor, other: torch.Tensor) -> Optional[int]:
-    """The stride by which the sides of two images are divided, rounding up, to give the sides of their maps."""
+    """The stride of a map, if the map sizes of both images are the image sizes divided by it, rounded up."""
     stride = _SIZE[0] // m.shape[2] if m.dim() == 4 else 0
     return stride if stride and _is_part(m, _SIZE, stride) and _is_part(other, _OTHER_SIZE, stride) else None
 

@@ -285,7 +285,7 @@ def test_freezing():
     assert all(isinstance(m, nn.BatchNorm2d) for m in batch_norms(backbone.net["layer2"]))
     vit = TimmBackbone("test_vit", {"p4": 16}, freeze_at=4)  # all its maps have stride 16
     assert not any(parameter.requires_grad for parameter in vit.parameters())
-    with pytest.raises(ValueError, match=r"map of stride 4 come before .*FREEZE_AT to 0"):
+    with pytest.raises(ValueError, match=r"frozen up to stride 4, .*FREEZE_AT to 0"):
         TimmBackbone("hrnet_w18_small", {"p2": 4, "p5": 32}, freeze_at=2)
 
 

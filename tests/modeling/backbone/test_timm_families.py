@@ -61,7 +61,9 @@ def test_family(family):
     name, known = FAMILIES[family]
     if not known[0].isdigit():
         message = (
-            "cannot be a backbone, which gives maps of images of any size" if known == "refused" else "has no map of"
+            "cannot be a backbone, because it has no maps for images of any size"
+            if known == "refused"
+            else "has no map of"
         )
         for builder in ("build_timm_backbone", "build_fcos_timm_fpn_backbone"):
             with pytest.raises(ValueError, match=rf"^{name} of timm {message}"):
@@ -157,7 +159,7 @@ def test_maps_of_the_network_and_of_the_fpn_have_names_of_their_own():
     cfg = config("build_fcos_timm_fpn_backbone", "test_resnet", [8, 16])
     cfg.MODEL.TIMM.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["p3", "p4"]
     with pytest.raises(
-        ValueError, match=r"MODEL.TIMM.OUT_FEATURES is \['p3', 'p4'\], but p3 is a map of the FPN: call"
+        ValueError, match=r"MODEL.TIMM.OUT_FEATURES is \['p3', 'p4'\], but p2, p3, ... are maps of the FPN; use"
     ):
         build_backbone(cfg)
 
@@ -165,7 +167,7 @@ def test_maps_of_the_network_and_of_the_fpn_have_names_of_their_own():
 def test_a_model_that_cannot_be_built_says_why():
     cfg = config("build_timm_backbone", "pit_ti_224", [8, 16, 32])
     cfg.MODEL.META_ARCHITECTURE = "SparseInst"
-    with pytest.raises(ConfigError, match="pit_ti_224 of timm cannot be a backbone, which gives maps of images of any"):
+    with pytest.raises(ConfigError, match="pit_ti_224 of timm cannot be a backbone, because it has no maps"):
         build(cfg)
 
 
