@@ -1,4 +1,4 @@
-"""Training, evaluation and inference: set-up, processes, solver, trainer, predictor."""
+"""Training: set-up, processes, optimiser, trainer and hooks; also exports the predictor."""
 
 from ..inference.predictor import Predictor
 from .launch import launch

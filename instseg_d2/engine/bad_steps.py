@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: undone, named in the log, and their images kept."""
+"""Handles steps whose loss or gradient is not finite: undoes them, logs them and keeps their images."""
 
 import logging
 import math
@@ -18,7 +18,7 @@ MAX_IN_A_ROW = 10
 
 
 class BadSteps:
-    """Undoes what a bad step did to the model's buffers, and ends training after ten bad steps in a row."""
+    """Undoes the effect of a bad step on the model's buffers, and ends training after ten bad steps in a row."""
 
     def __init__(self, model: torch.nn.Module, output_dir: str):
         self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -31,16 +31,16 @@ class BadSteps:
             kept.copy_(buffer)
 
     def good(self) -> None:
-        """The step was good: count bad steps from 0 again."""
+        """Reset the count of bad steps in a row."""
         self._in_a_row = 0
 
     def skip(self, iteration: int, values: dict, losses: dict, batch: list) -> None:
         """
-        Undo a bad step and keep its batch in OUTPUT_DIR. All processes call it.
+        Undo a bad step and keep its batch in OUTPUT_DIR. Call it in all processes.
 
         Args:
             values: the losses and the gradient norm, averaged over the processes; not all are finite.
-            losses: those of this process.
+            losses: the losses of this process.
             batch: the inputs of this process.
 
         Raises:
@@ -63,13 +63,13 @@ class BadSteps:
             logger.warning("%s: the step is skipped (%d in a row).", fault, self._in_a_row)
             return
         raise FloatingPointError(
-            f"{fault}, and was not in the {MAX_IN_A_ROW - 1} iterations before: look at their annotations, lower "
-            "SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS.ENABLED True."
+            f"{fault}, and in the {MAX_IN_A_ROW - 1} iterations before: check their annotations, lower "
+            "SOLVER.BASE_LR, raise SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS.ENABLED True."
         )
 
 
 def keep_batch(folder: str, iteration: int, losses: dict, batch: list) -> None:
-    """Write images, boxes, classes and masks of a batch to ``folder/bad_batch.pth`` as plain tensors and numbers."""
+    """Save images, boxes, classes and masks of a batch to ``folder/bad_batch.pth`` as plain tensors and numbers."""
     images = []
     for sample in batch:
         fields = sample["instances"].get_fields() if "instances" in sample else {}

@@ -10,8 +10,8 @@ __all__ = ["share_buffers", "sync_batchnorm_on_cpu"]
 
 def share_buffers(model: nn.Module) -> None:
     """
-    Copy the first process's buffers, such as the running statistics of plain batch norms, to all processes, so that
-    all of them evaluate the model that is saved. Call it in all processes.
+    Copy the first process's buffers, such as running statistics of batch norms, to all processes, so that all of them
+    evaluate the model that is saved. Call it in all processes.
     """
     if comm.get_world_size() > 1:
         for buffer in model.buffers():
@@ -20,9 +20,8 @@ def share_buffers(model: nn.Module) -> None:
 
 def sync_batchnorm_on_cpu(model: nn.Module) -> nn.Module:
     """
-    Replace every ``torch.nn.SyncBatchNorm``, which needs a GPU, by Detectron2's, which runs on any device.
-
-    Works in place; parameters, buffers and their names stay the same.
+    Replace every ``torch.nn.SyncBatchNorm``, which needs a GPU, by Detectron2's, which runs on any device; in place.
+    Parameters, buffers and their names stay the same.
     """
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):

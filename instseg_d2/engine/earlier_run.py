@@ -1,4 +1,4 @@
-"""The results of an earlier run in OUTPUT_DIR: checked when it is resumed, moved aside for a new run."""
+"""Handles the results of an earlier run in OUTPUT_DIR: checks them before resuming, moves them aside for a new run."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ __all__ = ["require_same_run", "set_aside", "truncate_metrics"]
 
 logger = logging.getLogger(__name__)
 
-# What a run writes. The checkpoint to resume from is moved first, so that a half-moved run is never resumed.
+# What a run writes. The checkpoint to resume from is moved first, so a half-moved run is never resumed.
 _RESULTS = (
     r"last_checkpoint",
     r"model_(\d{7}|final|best)\.pth",
@@ -31,17 +31,17 @@ _RESULTS = (
 
 def require_same_run(checkpoint: Mapping, cfg: CfgNode, classes: Mapping) -> None:
     """
-    Check that a checkpoint can be resumed, and log which values of the config have changed since.
+    Check that a run can be resumed, and log which config values have changed.
 
     Args:
-        checkpoint: what the file to resume from holds beside weights.
+        checkpoint: the content of the checkpoint to resume from; its weights are not needed.
         classes: ``class_names`` of the training data and, if it has semantic labels, ``stuff_names``.
 
     Raises:
-        DatasetError: the checkpoint was trained on other classes or on the same classes in another order.
-        ConfigError: the checkpoint belongs to another meta-architecture.
+        DatasetError: the checkpoint was trained on other classes, or in another order of them.
+        ConfigError: the checkpoint is of another meta-architecture.
     """
-    remedy = "resume with its data and its config.yaml, or start afresh in another OUTPUT_DIR"
+    remedy = "resume with its data and its config.yaml, or start a new run in another OUTPUT_DIR"
     for key in ("class_names", "stuff_names"):
         if key in checkpoint and key in classes:
             difference = class_difference(checkpoint[key], classes[key], "that run", cfg.DATASETS.TRAIN[0])
@@ -52,19 +52,19 @@ def require_same_run(checkpoint: Mapping, cfg: CfgNode, classes: Mapping) -> Non
     before, now = (dict(items(CfgNode.load_cfg(text))) for text in (checkpoint["cfg"], cfg.dump()))
     key = "MODEL.META_ARCHITECTURE"
     if before.get(key) != now[key]:
-        raise ConfigError(f"the run in {cfg.OUTPUT_DIR} is one of {before.get(key)}, not of {now[key]}: {remedy}.")
+        raise ConfigError(f"the run in {cfg.OUTPUT_DIR} trained {before.get(key)}, not {now[key]}: {remedy}.")
     changes = [
         f"{key} {before[key]} -> {value}"
         for key, value in now.items()
         if not isinstance(value, CfgNode) and before.get(key, value) != value
     ]
     if changes:
-        logger.info("Other values than before: %s.", ", ".join(changes))
+        logger.info("Config values that have changed: %s.", ", ".join(changes))
 
 
 def set_aside(folder: str) -> str:
     """
-    Move the results of an earlier run to the subfolder ``earlier`` (``earlier_2`` if that exists, and so on).
+    Move the results of an earlier run to the subfolder ``earlier`` (or ``earlier_2`` etc. if that exists).
 
     Returns:
         The new folder; empty if there was nothing to move.
@@ -88,8 +88,8 @@ def set_aside(folder: str) -> str:
 
 def truncate_metrics(path: str, iteration: int) -> None:
     """
-    Remove the lines of this and later iterations from ``metrics.json``, and half-written lines. Lines may be out of
-    order: Detectron2 writes those of an evaluation after later ones.
+    Remove the lines of this and later iterations from ``metrics.json``, and incomplete lines. Lines may be out of
+    order: Detectron2 writes evaluations late.
     """
     if not os.path.isfile(path):
         return

@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 class FreezeNorms(HookBase):
     """
-    From a given iteration on, batch norms use their running statistics, as at test time, so that the weights adapt to
-    them: the statistics of a small batch differ much from those of all images. Register it on all processes.
+    From a given iteration on, batch norms use their running statistics, as at test time. The weights then adapt to
+    these, which differ much from the statistics of a small batch. Register it on all processes.
     """
 
     def __init__(self, iteration: int):
@@ -41,7 +41,7 @@ class FreezeNorms(HookBase):
             return
         if self.trainer.iter == self._iteration:
             share_buffers(self.trainer.model)
-            logger.info("From iteration %d on batch norms use their running statistics.", self._iteration)
+            logger.info("From iteration %d on, batch norms use their running statistics.", self._iteration)
         for module in self.trainer.model.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
@@ -49,9 +49,8 @@ class FreezeNorms(HookBase):
 
 class PeriodicCheckpoint(hooks.PeriodicCheckpointer):
     """
-    Detectron2's hook; each file also holds the state of the random number generators of every process. Writes
-    ``model_<iteration>.pth`` every ``period`` iterations (0: never) and ``model_final.pth`` after the last one.
-    Register it on all processes.
+    Detectron2's hook; each file also stores the random states of all processes. Writes ``model_<iteration>.pth`` every
+    ``period`` iterations (0: never) and ``model_final.pth`` after the last one. Register it on all processes.
     """
 
     def __init__(self, checkpointer: InstSegCheckpointer, period: int):
@@ -66,19 +65,19 @@ class PeriodicCheckpoint(hooks.PeriodicCheckpointer):
 
 class EvaluationHook(hooks.EvalHook):
     """
-    Detectron2's hook, without an effect on the random numbers of training. It also keeps ``model_best.pth``, the
-    weights with the highest ``metric`` so far, also over resumed runs. Register it on all processes.
+    Detectron2's hook, without an effect on the random numbers of training. It also saves ``model_best.pth``, the
+    weights with the highest ``metric`` so far, including resumed runs. Register it on all processes.
 
-    Detectron2's BestCheckpointer forgets the best result when a run is resumed, makes its file the one to resume
-    from, and accepts only one name for the metric.
+    Detectron2's BestCheckpointer forgets the best result when a run is resumed, makes its file the checkpoint to
+    resume from, and accepts only one name for the metric.
     """
 
     def __init__(self, evaluate: Callable, period: int, metric: str, checkpointer: InstSegCheckpointer):
         """
         Args:
-            evaluate: returns the results as a nested dict (on the main process).
+            evaluate: returns the results, a nested dict (on the main process).
             period: evaluate every ``period`` iterations (0: never) and after the last one.
-            metric: "task/name", e.g. "segm/AP"; if there are no masks, "bbox/AP" replaces "segm/AP".
+            metric: "task/name", e.g. "segm/AP"; without masks, "bbox/AP" replaces "segm/AP".
         """
         super().__init__(period, self._evaluate_and_keep_best)
         self._evaluate = evaluate
@@ -99,7 +98,7 @@ class EvaluationHook(hooks.EvalHook):
                     self._best = best["value"]
 
     def after_train(self):
-        if self.trainer.iter == self.trainer.max_iter:  # otherwise training has failed or was stopped
+        if self.trainer.iter == self.trainer.max_iter:  # otherwise training failed or was stopped
             super().after_train()
 
     def _evaluate_and_keep_best(self) -> dict:
@@ -110,13 +109,13 @@ class EvaluationHook(hooks.EvalHook):
         return results
 
     def _value(self, results: dict):
-        """The metric on the first data set that was evaluated; None if it is not among the results."""
+        """(name, value) of the metric on the first evaluated data set; None if it is not among the results."""
         for wanted in (self._metric, self._metric.replace("segm/", "bbox/")):
             for name, value in results.items():
                 if name == wanted or name.endswith(f"/{wanted}"):
                     return name, float(value)
         logger.warning(
-            "TEST.BEST_METRIC %s is not among the results, so no best checkpoint is kept; there are: %s.",
+            "TEST.BEST_METRIC %s is not among the results, so no best checkpoint is saved; the results are: %s.",
             self._metric,
             ", ".join(sorted(results)),
         )
@@ -140,7 +139,7 @@ def _losses(storage) -> dict:
 
 
 class ProgressBar(HookBase):
-    """A bar with losses, speed and the time left, shown only on a terminal."""
+    """A bar with losses, speed and remaining time; only on a terminal."""
 
     def before_train(self):
         start, total = self.trainer.start_iter, self.trainer.max_iter
@@ -157,7 +156,7 @@ class ProgressBar(HookBase):
 
 
 class ProgressLines(EventWriter):
-    """Each call logs one plain line: iteration, losses, learning rate, speed and the time left."""
+    """Each call logs one line: iteration, losses, learning rate, speed and remaining time."""
 
     def __init__(self, max_iter: int):
         self._max_iter = max_iter
@@ -183,8 +182,8 @@ class ProgressLines(EventWriter):
 
 class Writers(hooks.PeriodicWriter):
     """
-    Writes progress lines, ``metrics.json`` and TensorBoard files (if it is installed) every 20 iterations. The files
-    are opened when training starts, because until then they may be those of an earlier run.
+    Writes progress lines, ``metrics.json`` and TensorBoard files (if installed) every 20 iterations. The files are
+    opened only when training starts, because before that they may be those of an earlier run.
     """
 
     def __init__(self, folder: str):

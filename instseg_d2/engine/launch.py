@@ -1,4 +1,4 @@
-"""Starts one or many processes, on CPUs or GPUs, directly or under torchrun or Slurm."""
+"""Starts one or more processes, on CPUs or GPUs, directly or under torchrun or Slurm."""
 
 import datetime
 import os
@@ -24,7 +24,7 @@ _TIMEOUT = datetime.timedelta(minutes=30)
 
 def slurm_environment(env: Mapping[str, str]) -> dict[str, str]:
     """
-    The variables that torchrun would set for this task of srun; none if srun started no task or only one.
+    The variables that torchrun would set for this srun task; empty if srun started at most one task.
 
     Raises:
         ConfigError: Slurm started a different number of tasks on each node.
@@ -34,7 +34,9 @@ def slurm_environment(env: Mapping[str, str]) -> dict[str, str]:
         return {}
     local_size = env.get("SLURM_STEP_TASKS_PER_NODE", size)
     if "," in local_size:
-        raise ConfigError(f"Slurm must start equally many tasks on each node (--ntasks-per-node); got {local_size}.")
+        raise ConfigError(
+            f"Slurm must start the same number of tasks on each node (--ntasks-per-node); got {local_size}."
+        )
     first_host = re.match(r"(?:[^,\[]|\[[^\]]*\])+", env["SLURM_STEP_NODELIST"]).group()  # n[03-05,9],m1: n[03-05,9]
     return {
         "RANK": env["SLURM_PROCID"],
@@ -47,7 +49,7 @@ def slurm_environment(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def _join(main: Callable, args, url: str = "env://") -> None:
-    """Call ``main(args)`` in the process group at ``url``; torchrun's variables hold the process's rank."""
+    """Call ``main(args)`` in the process group at ``url``; torchrun's variables give the rank."""
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     use_gpu = torch.cuda.is_available() and args.num_gpus > 0
@@ -59,36 +61,36 @@ def _join(main: Callable, args, url: str = "env://") -> None:
     comm.create_local_process_group(local_size)
     main(args)
     dist.destroy_process_group()
-    # gloo's threads release Python's tensors just after the last collective has returned. If the interpreter has
-    # already shut down by then, they abort the process.
+    # gloo's threads release Python's tensors shortly after the last collective. If the interpreter has shut down by
+    # then, they abort the process.
     time.sleep(0.2)
 
 
 def _spawned(local_rank: int, main: Callable, args, variables: dict, url: str, errors) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
-    # Data loader workers start as in a single process or under torchrun: forked where that is possible.
+    # Data loader workers start as in a single process or under torchrun: forked if possible.
     mp.set_start_method(mp.get_all_start_methods()[0], force=True)
     keep_console()
     os.environ.update(variables, RANK=str(int(variables["RANK"]) + local_rank), LOCAL_RANK=str(local_rank))
     try:
         _join(main, args, url)
     except Exception as error:
-        time.sleep(1)  # a process that fails because another one has ended reports after that one
+        time.sleep(1)  # a process that fails because another ended must report after it
         if not is_user_error(error):
             raise
-        errors.put(WorkerError(sentence(error)) if isinstance(error, RuntimeError) else error)  # loses its cause
+        errors.put(WorkerError(sentence(error)) if isinstance(error, RuntimeError) else error)  # pickling drops causes
         raise SystemExit(2) from None
 
 
 def _spawn(main: Callable, args, count: int, url: str) -> None:
-    """Start ``count`` processes on this machine and wait for them. The first that fails ends the others."""
+    """Start ``count`` processes on this machine and wait for them; the first to fail ends the others."""
     variables = {
         "RANK": str(args.machine_rank * count),
         "WORLD_SIZE": str(count * args.num_machines),
         "LOCAL_WORLD_SIZE": str(count),
     }
     errors = mp.get_context("spawn").SimpleQueue()
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited, so that Ctrl-C does not interrupt their imports
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C must not interrupt their imports
     try:
         arguments = (main, args, variables, url, errors)
         context = mp.start_processes(_spawned, arguments, count, join=False, start_method="spawn")
@@ -101,7 +103,7 @@ def _spawn(main: Callable, args, count: int, url: str) -> None:
         if not errors.empty():
             raise errors.get() from None
         end = f"was killed by {error.signal_name}" if error.signal_name else f"ended with exit status {error.exit_code}"
-        hint = ", most likely because the memory was full" if error.signal_name == "SIGKILL" else ""
+        hint = ", probably for lack of memory" if error.signal_name == "SIGKILL" else ""
         raise WorkerError(f"process {error.error_index + 1} of {count} on this machine {end}{hint}.") from error
     finally:
         for process in context.processes:
@@ -116,11 +118,11 @@ def _local_processes(args) -> int:
     if available == 0 or args.num_gpus == 0:
         if args.num_gpus > 1:
             raise ConfigError(
-                f"--num-gpus {args.num_gpus}: no GPU was found here; --num-gpus 0 --num-processes N runs on the CPU."
+                f"--num-gpus {args.num_gpus}: this machine has no GPU; --num-gpus 0 --num-processes N runs on the CPU."
             )
         return args.num_processes
     if args.num_gpus > available:
-        raise ConfigError(f"--num-gpus {args.num_gpus}: this machine has {available}.")
+        raise ConfigError(f"--num-gpus {args.num_gpus}: this machine has only {available}.")
     return args.num_gpus
 
 
@@ -138,15 +140,15 @@ def launch(main: Callable, args) -> None:
     one for each of ``args.num_gpus`` GPUs (NCCL), or ``args.num_processes`` on the CPU (gloo).
 
     Args:
-        main: a function of a module, since new processes import it.
+        main: a module-level function, since new processes import it.
         args: has num_gpus and num_processes (per machine), num_machines, machine_rank and dist_url ("auto": a free
             port of this machine).
 
     Raises:
-        ConfigError: there are fewer GPUs than requested; there are several machines but no address; or torchrun or
-            srun has started a different number of processes than requested.
+        ConfigError: there are fewer GPUs than requested; several machines have no common address; or torchrun or srun
+            started another number of processes than requested.
         WorkerError: a process was killed.
-        Exception: what ``main`` raised in any process.
+        Exception: whatever ``main`` raises in any process.
     """
     if "RANK" not in os.environ:
         os.environ.update(slurm_environment(os.environ))
@@ -155,8 +157,8 @@ def launch(main: Callable, args) -> None:
         for option, asked in (("--num-gpus", args.num_gpus), ("--num-processes", args.num_processes)):
             if 1 < asked != started:
                 raise ConfigError(
-                    f"{option} {asked}: torchrun or srun has started {started} on this machine; ask it for "
-                    f"{asked} (--nproc-per-node of torchrun, --ntasks-per-node of srun) or leave {option} out."
+                    f"{option} is {asked}, but torchrun or srun started {started} processes on this machine: start "
+                    f"{asked} (torchrun --nproc-per-node, srun --ntasks-per-node) or omit {option}."
                 )
         _join(main, args)
         return

@@ -10,11 +10,11 @@ from ..console import is_terminal
 
 __all__ = ["PROGRESS_LOGGER", "setup_logging"]
 
-# Progress lines go to the file, and to the console only if no progress bar is drawn.
+# Progress lines go to the file, and to the console only without a progress bar.
 PROGRESS_LOGGER = "instseg_d2.progress"
 
 _OURS = ("instseg_d2", "detectron2", "fvcore")
-# What the bar shows on a terminal: progress lines, and Detectron2's inference speed.
+# Replaced by the bar on a terminal: progress lines, and Detectron2's inference speed.
 _BAR_SHOWS = (PROGRESS_LOGGER, "detectron2.evaluation.evaluator")
 # Detectron2's notes on memory layout, and its warning about gaps in category ids, which are common.
 _FILE_ONLY = {"detectron2.data.common": "", "detectron2.data.datasets.coco": "Category ids in annotations"}
@@ -28,8 +28,8 @@ def _for_console(record: logging.LogRecord) -> bool:
 
 class _ConsoleHandler(logging.Handler):
     """
-    Writes lines above the progress bar, if there is one. tqdm's ``logging_redirect_tqdm`` would have to be called
-    wherever a bar is drawn, and the handler that it installs has no level.
+    Writes lines above the progress bar, if there is one. tqdm's ``logging_redirect_tqdm`` would be needed around every
+    bar, and the handler that it installs has no level.
     """
 
     def __init__(self):
@@ -42,7 +42,7 @@ class _ConsoleHandler(logging.Handler):
             text = self.format(record)
             tqdm.write(f"{record.levelname}: {text}" if record.levelno >= logging.WARNING else text, file=sys.stdout)
             sys.stdout.flush()
-        except (OSError, ValueError, AttributeError):  # as in every handler: a failed write stops nothing
+        except (OSError, ValueError, AttributeError):  # a failed write must not stop the run
             self.handleError(record)
 
 
@@ -52,8 +52,8 @@ def _from_known_package(record: logging.LogRecord) -> bool:
 
 def setup_logging(output_dir: str = "", rank: int = 0) -> None:
     """
-    Send the messages of this package, Detectron2 and fvcore, and warnings of all others, to the console (INFO, rank 0)
-    and to ``output_dir/log.txt`` (DEBUG; ``log.txt.rankN`` for the other ranks). A second call replaces the first.
+    Send the messages of this package, Detectron2 and fvcore, and all warnings, to the console (INFO, rank 0) and to
+    ``output_dir/log.txt`` (DEBUG; ``log.txt.rankN`` for other ranks). A second call replaces the first.
     """
     root = logging.getLogger()
     for handler in [h for h in root.handlers if getattr(h, "of_instseg_d2", False)]:

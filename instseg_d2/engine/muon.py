@@ -1,4 +1,4 @@
-"""Muon: the updates of weight matrices are orthogonalised; all other parameters are updated by AdamW."""
+"""Muon: orthogonalises the updates of weight matrices; AdamW updates all other parameters."""
 
 import math
 
@@ -10,7 +10,7 @@ __all__ = ["Muon", "is_matrix", "orthogonalize"]
 
 # Coefficients by Jordan et al. for a X + b (X X^T) X + c (X X^T)^2 X: singular values end up between 0.68 and 1.21.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-MIN_SIDE = 8  # a smaller matrix is treated as vectors
+MIN_SIDE = 8  # smaller matrices are left to AdamW
 LOWEST = {"lr": 0, "num_steps": 1, "block_rows": 1, "eps": 0, "weight_decay": 0}
 
 
@@ -18,7 +18,7 @@ def is_matrix(parameter: torch.Tensor) -> bool:
     """
     True for a parameter of two or more dimensions with at least 8 rows (its first dimension) and 8 columns (the rest).
 
-    So the predictor of a few classes is not a matrix, but that of 80 classes is.
+    So the classifier of a few classes is not a matrix, but that of 80 classes is.
     """
     rows = len(parameter) if parameter.dim() >= 2 else 0
     return rows >= MIN_SIDE and parameter.numel() // rows >= MIN_SIDE
@@ -26,16 +26,16 @@ def is_matrix(parameter: torch.Tensor) -> bool:
 
 def orthogonalize(matrices: torch.Tensor, num_steps: int = 5) -> torch.Tensor:
     """
-    Bring all singular values near 1 and keep the singular vectors, by Newton-Schulz iteration.
+    Bring all singular values close to 1 and keep the singular vectors, by Newton-Schulz iteration.
 
-    The polynomials are evaluated on the Gram matrix of the shorter side, so that only the first and the last product
-    involve the longer side. Rounding must not make an eigenvalue of the Gram matrix negative, because its powers would
-    grow without bound: half types are therefore computed in float32, whatever the autocast.
+    The polynomials are evaluated on the Gram matrix of the shorter side, so only the first and the last product involve
+    the longer side. Rounding must not make an eigenvalue of the Gram matrix negative, since its powers would diverge:
+    half types are therefore computed in float32, even under autocast.
 
     Args:
         matrices: (n, rows, columns), any floating dtype.
-        num_steps: steps of the iteration. Each makes small singular values 3.4 times larger; five steps bring those
-            above a hundredth of the Frobenius norm near 1.
+        num_steps: steps of the iteration. Each multiplies small singular values by 3.4; five steps bring those above
+            a hundredth of the Frobenius norm close to 1.
 
     Returns:
         A tensor of the same shape and dtype.
@@ -66,25 +66,24 @@ class Muon(torch.optim.Optimizer):
     Parameters that are not matrices (see :func:`is_matrix`) and groups with ``matrices=False`` are updated by AdamW at
     the same learning rate.
 
-    A matrix of more than ``block_rows`` rows is cut into blocks of about that many rows, each treated as its own
-    matrix, so that the work grows with the rows, not with their square. projects/benchmarks.md measures the effect on
-    training.
+    A matrix of more than ``block_rows`` rows is split into blocks of about that many rows, each its own matrix, so the
+    cost grows linearly with the rows, not quadratically. projects/benchmarks.md measures the effect on training.
 
-    Source: Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024; the length of steps: Liu et
-    al., Muon is scalable for LLM training, arXiv 2502.16982, equation 4.
+    Source: Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024; step length: Liu et al., Muon
+    is scalable for LLM training, arXiv 2502.16982, equation 4.
 
     Args:
-        params: parameters or groups; a group may say ``matrices=False``.
+        params: parameters or groups; a group may set ``matrices=False``.
         lr: learning rate.
         momentum: decay of the running mean of a matrix's gradients.
         nesterov: use Nesterov momentum.
         num_steps: steps of the Newton-Schulz iteration, at least 1.
-        block_rows: maximum rows of a block.
-        betas, eps: AdamW's.
+        block_rows: maximum number of rows of a block.
+        betas, eps: for AdamW.
         weight_decay: decoupled, times the learning rate.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -104,23 +103,23 @@ class Muon(torch.optim.Optimizer):
             "block_rows": block_rows, "betas": betas, "eps": eps, "weight_decay": weight_decay, "matrices": True,
             "fused": True,
         }  # fmt: skip
-        # "fused" is for load_state_dict, which then keeps the step counters on the parameters' device.
+        # "fused" makes load_state_dict keep the step counters on the parameters' device.
         for name, lowest in LOWEST.items():
             if not defaults[name] >= lowest:
-                raise ValueError(f"Muon's {name} must be at least {lowest}, not {defaults[name]}.")
+                raise ValueError(f"Muon's {name} must be at least {lowest}; got {defaults[name]}.")
         for name, memory in (("momentum", momentum), ("betas", betas[0]), ("betas", betas[1])):
             if not 0 <= memory < 1:
-                raise ValueError(f"Muon's {name} must be at least 0 and below 1, not {memory}.")
+                raise ValueError(f"Muon's {name} must be at least 0 and below 1; got {memory}.")
         super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        by_shape = {}  # blocks of one shape in all groups are orthogonalised together
+        by_shape = {}  # equally shaped blocks of all groups are orthogonalised together
         for group in self.param_groups:
             others = []
             for parameter in group["params"]:

@@ -1,4 +1,4 @@
-"""The state of every random number generator as plain data, to save and to restore."""
+"""Saves and restores the state of all random number generators as plain data."""
 
 import contextlib
 import random
@@ -10,7 +10,7 @@ __all__ = ["get_rng_state", "preserve_rng_state", "set_rng_state"]
 
 
 def get_rng_state() -> dict:
-    """State of Python's, NumPy's and PyTorch's generators (CPU and current GPU); only tensors and builtin types."""
+    """State of Python's, NumPy's and PyTorch's generators (CPU and current GPU), as tensors and builtin types."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -33,7 +33,7 @@ def set_rng_state(state: dict) -> None:
 
 @contextlib.contextmanager
 def preserve_rng_state():
-    """Restore the generators after the block, whatever it draws."""
+    """Restore the generators after the block."""
     state = get_rng_state()
     try:
         yield

@@ -44,7 +44,7 @@ def argument_parser(description: str = "") -> argparse.ArgumentParser:
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs per machine; 0: CPU")
     parser.add_argument("--num-processes", type=int, default=1, help="CPU processes per machine, with --num-gpus 0")
     parser.add_argument("--num-machines", type=int, default=1)
-    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
+    parser.add_argument("--machine-rank", type=int, default=0, help="index of this machine, from 0")
     parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of config keys")
     return parser
@@ -85,7 +85,7 @@ def _fit_classes(cfg: CfgNode, names: list[str], source: str) -> None:
 
 
 def _check_test_sets(cfg: CfgNode) -> None:
-    """Find now what would stop the evaluation after the training; set INPUT.VALUE_RANGE if it is empty."""
+    """Find faults now that would stop the evaluation after training; set INPUT.VALUE_RANGE if it is empty."""
     for name in cfg.DATASETS.TEST:
         require_registered(name)
         files = check_images(name, training=False, leave_out=leaves_out(name))
@@ -94,7 +94,7 @@ def _check_test_sets(cfg: CfgNode) -> None:
 
 def _fit_to_training_data(cfg: CfgNode) -> None:
     if not cfg.DATASETS.TRAIN:
-        raise ConfigError("DATASETS.TRAIN is empty: name a data set there or give --train-json and --train-images.")
+        raise ConfigError("DATASETS.TRAIN is empty: set it to a data set, or give --train-json and --train-images.")
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     files = [check_images(name, training=True, filter_empty=filter_empty) for name in cfg.DATASETS.TRAIN]
     title = ", ".join(cfg.DATASETS.TRAIN)
@@ -112,12 +112,12 @@ def _shown(names: list[str]) -> str:
 
 
 def _fit_to_checkpoint(cfg: CfgNode) -> None:
-    """For evaluation: use the checkpoint's classes, which must be those of the test sets, or else the test sets'."""
+    """For evaluation: use the test sets' classes, which must be those of the checkpoint, if it has any."""
     if not cfg.DATASETS.TEST:
-        raise ConfigError("DATASETS.TEST is empty: name a data set there or give --val-json and --val-images.")
+        raise ConfigError("DATASETS.TEST is empty: set it to a data set, or give --val-json and --val-images.")
     weights = cfg.MODEL.WEIGHTS
     if not weights:
-        raise CheckpointError("--eval-only needs weights: give MODEL.WEIGHTS FILE at the end of the command.")
+        raise CheckpointError("--eval-only needs weights: add MODEL.WEIGHTS FILE at the end of the command.")
     config, trained = None, None
     if os.path.isfile(split_query(weights)[0]):
         config, trained = read_checkpoint_info(weights)
@@ -144,16 +144,16 @@ def _fit_device(cfg: CfgNode, num_gpus: int) -> None:
     if num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
     elif not torch.cuda.is_available():
-        logger.info("No GPU was found: MODEL.DEVICE is cpu.")
+        logger.info("No GPU found: MODEL.DEVICE is set to cpu.")
         cfg.MODEL.DEVICE = "cpu"
     elif device.index is not None and device.index >= torch.cuda.device_count():
-        raise ConfigError(f"MODEL.DEVICE is {device}; the GPUs here end at cuda:{torch.cuda.device_count() - 1}.")
+        raise ConfigError(f"MODEL.DEVICE is {device}; the last GPU here is cuda:{torch.cuda.device_count() - 1}.")
 
 
 def _check_solver(cfg: CfgNode) -> None:
     """
-    Check now what would fail only after the model is built: the batch must divide among the processes, and the
-    schedule must be valid, which a trial on a dummy parameter shows.
+    Check what would otherwise fail only after the model is built: the batch must divide among the processes, and the
+    schedule must be valid (tried on a dummy parameter).
     """
     processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % processes:
@@ -161,26 +161,28 @@ def _check_solver(cfg: CfgNode) -> None:
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; it must be a multiple of the {processes} processes."
         )
     cfg = cfg.clone()
-    cfg.SOLVER.STEPS = [step for step in cfg.SOLVER.STEPS if step <= cfg.SOLVER.MAX_ITER]  # Detectron2 warns of others
+    cfg.SOLVER.STEPS = [
+        step for step in cfg.SOLVER.STEPS if step <= cfg.SOLVER.MAX_ITER
+    ]  # Detectron2 warns about others
     try:
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], cfg.SOLVER.BASE_LR)
         build_lr_scheduler(cfg, optimizer)
     except (AssertionError, ValueError, ArithmeticError) as error:
         raise ConfigError(
-            f"SOLVER.LR_SCHEDULER_NAME {cfg.SOLVER.LR_SCHEDULER_NAME} cannot be used with these SOLVER values: {error}."
+            f"SOLVER.LR_SCHEDULER_NAME {cfg.SOLVER.LR_SCHEDULER_NAME} does not work with these SOLVER values: {error}."
         ) from error
 
 
 def setup(args) -> CfgNode:
     """
-    The config of a run from file, overrides, own data, number of classes and device; also sets up logging and seeds.
+    The frozen config of a run, fitted to overrides, data, number of classes and device; also sets up logging and seeds.
     The config of an evaluation is written to ``OUTPUT_DIR/inference/config.yaml``; the trainer writes its own.
 
     Args:
-        args: what :func:`argument_parser` parses.
+        args: from :func:`argument_parser`.
 
     Raises:
-        ConfigError, DatasetError, CheckpointError: one sentence that says what to change.
+        ConfigError, DatasetError, CheckpointError: see `errors`.
     """
     cfg = load_config(args.config_file, args.opts)
     check_config(cfg)
@@ -190,7 +192,7 @@ def setup(args) -> CfgNode:
     try:
         setup_logging(cfg.OUTPUT_DIR, rank)
     except OSError as error:
-        raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written: {error.strerror}.") from error
+        raise ConfigError(f"OUTPUT_DIR {cfg.OUTPUT_DIR} is not writable: {error.strerror}.") from error
     logger.debug("Environment:\n%s", doctor.table(doctor.diagnose()))
     logger.debug("Arguments: %s", args)
 

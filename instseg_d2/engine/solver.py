@@ -1,4 +1,4 @@
-"""Optimiser and gradient clipping from the config."""
+"""Builds the optimiser, with gradient clipping, from the config."""
 
 import torch
 from detectron2.config import CfgNode
@@ -18,7 +18,7 @@ OPTIMIZERS = {
 
 
 def _split(groups: list, chosen: set, **values) -> list:
-    """Split each group in two: the parameters not in ``chosen``, and the others with the given values."""
+    """Split each group in two: the parameters not in ``chosen``, and those in it, with the given values."""
     split = []
     for group in groups:
         split.append({**group, "params": [p for p in group["params"] if p not in chosen]})
@@ -69,21 +69,21 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     """
     SGD, AdamW or Muon over the trainable parameters.
 
-    ``SOLVER.OPTIMIZER``: "SGD", "ADAMW", "MUON" (see :class:`.muon.Muon`; embeddings are left to its AdamW), or empty
+    ``SOLVER.OPTIMIZER``: "SGD", "ADAMW", "MUON" (see :class:`.muon.Muon`; embeddings use its AdamW), or empty
     for the method's default. Learning rate: ``BASE_LR``, times ``BACKBONE_MULTIPLIER`` for names that contain
     "backbone", times ``BIAS_LR_FACTOR`` for biases. ``MOMENTUM``, ``NESTEROV``: for SGD and Muon. Weight decay:
     ``WEIGHT_DECAY``, but ``WEIGHT_DECAY_NORM`` in normalisation layers and ``WEIGHT_DECAY_BIAS``, if set, for biases;
-    a method may choose the parameters with ``WEIGHT_DECAY_NORM`` by name instead (``Method.undecayed_names``).
-    ``CLIP_GRADIENTS``: clip each parameter by value or norm, or the norm over the full model.
+    a method may select the parameters with ``WEIGHT_DECAY_NORM`` by name instead (``Method.undecayed_names``).
+    ``CLIP_GRADIENTS``: clips each parameter by value or norm, or the norm of the full model.
 
     Raises:
-        ValueError: a value is out of its range, or there is nothing to train.
+        ValueError: a value is out of range, or there is nothing to train.
     """
     solver = cfg.SOLVER
     name = (solver.OPTIMIZER or method_of(cfg).optimizer).upper()
     groups = _parameter_groups(cfg, model)
     if not groups:
-        raise ValueError(f"{cfg.MODEL.META_ARCHITECTURE} has no trainable parameter, see MODEL.BACKBONE.FREEZE_AT")
+        raise ValueError(f"{cfg.MODEL.META_ARCHITECTURE} has no trainable parameters; lower MODEL.BACKBONE.FREEZE_AT")
     if name == "MUON":
         embeddings = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
         groups = _split(groups, embeddings, matrices=False)

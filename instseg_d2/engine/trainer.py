@@ -44,7 +44,7 @@ GRADIENT_NORM = "gradient_norm"  # over the full model, before clipping
 
 
 def _kind(param_groups: list) -> set:
-    """The keys that tell the states of SGD, AdamW and Muon apart."""
+    """The keys that distinguish the states of SGD, AdamW and Muon."""
     return {"betas", "momentum", "matrices"} & param_groups[0].keys()
 
 
@@ -56,11 +56,11 @@ class Trainer(TrainerBase):
     to change a part. Files in ``cfg.OUTPUT_DIR``: model_<iteration>.pth, model_final.pth, model_best.pth,
     last_checkpoint, config.yaml, metrics.json, TensorBoard events, inference/.
 
-    A resumed run continues with the same iteration, optimiser, schedule, gradient scaler, random numbers and images
-    as if it had not been interrupted, except that TEST.PRECISE_BN draws new images for its statistics.
+    A resumed run continues exactly: iteration, optimiser, schedule, gradient scaler, random numbers and images are as
+    if it had not been interrupted, except that TEST.PRECISE_BN draws new images.
 
-    A step whose loss or gradient is not finite changes nothing: it is skipped and logged, and its batch is kept in
-    bad_batch.pth (bad_batch_<process>.pth with several processes). Ten such steps in a row end the training.
+    A step whose loss or gradient is not finite is skipped and logged, and its batch is saved to bad_batch.pth
+    (bad_batch_<process>.pth with several processes). Ten such steps in a row end the training.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -68,7 +68,7 @@ class Trainer(TrainerBase):
         cfg = DefaultTrainer.auto_scale_workers(home_expanded(cfg), comm.get_world_size())
         self.cfg = cfg
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
-        # It determines the order and augmentation of the images, and is stored in the checkpoint.
+        # Determines the order and augmentation of the images; stored in the checkpoint.
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
 
         model = self.build_model(cfg).to(memory_format=torch.channels_last)
@@ -92,7 +92,7 @@ class Trainer(TrainerBase):
         )
         self.results = None  # of the last evaluation
         self._bad_steps = BadSteps(model, cfg.OUTPUT_DIR)
-        self._rng_states = ()  # of all processes, to be restored when training starts
+        self._rng_states = ()  # of all processes, restored when training starts
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -110,7 +110,7 @@ class Trainer(TrainerBase):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iteration: int = 0, seed: Optional[int] = None):
-        """Endless batches from ``start_iteration`` on; ``seed`` replaces ``cfg.SEED``."""
+        """Endless batches, starting at ``start_iteration``; ``seed`` replaces ``cfg.SEED``."""
         return build_train_loader(cfg, start_iteration=start_iteration, seed=seed)
 
     @classmethod
@@ -120,7 +120,7 @@ class Trainer(TrainerBase):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_dir: str):
-        """The evaluator that the data set's metadata asks for."""
+        """The evaluator for the data set's metadata."""
         return build_evaluator(cfg, dataset_name, output_dir)
 
     def build_hooks(self) -> list:
@@ -147,7 +147,7 @@ class Trainer(TrainerBase):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """
-        Continue the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` and start from iteration 0. A fresh run moves the
+        Continue the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` and start from iteration 0. A new run moves the
         results of an earlier one to ``OUTPUT_DIR/earlier``.
 
         Raises:
@@ -169,11 +169,11 @@ class Trainer(TrainerBase):
                 truncate_metrics(os.path.join(folder, "metrics.json"), self.start_iter)
             logger.info("Resuming %s after %d iterations.", folder, self.start_iter)
         else:
-            start = "Nothing to resume in %s: starting fresh." if resume else "Starting fresh in %s."
+            start = "Nothing to resume in %s: starting a new run." if resume else "Starting a new run in %s."
             logger.info(start, folder)
             earlier = set_aside(folder) if is_main else ""
             if earlier:
-                logger.info("The results of the earlier run there are in %s now.", earlier)
+                logger.info("The results of the earlier run were moved to %s.", earlier)
         if is_main:
             write_bytes(os.path.join(folder, "config.yaml"), self.cfg.dump().encode())
 
@@ -182,11 +182,11 @@ class Trainer(TrainerBase):
         Train to ``SOLVER.MAX_ITER``.
 
         Raises:
-            FloatingPointError: the loss was not finite ten times in a row.
+            FloatingPointError: a loss or gradient was not finite ten times in a row.
         """
         if self.start_iter >= self.max_iter:
             logger.info(
-                "All %d iterations are done: raise SOLVER.MAX_ITER to train on. Evaluating the final model.",
+                "All %d iterations are done; to train longer, raise SOLVER.MAX_ITER. Evaluating the final model.",
                 self.max_iter,
             )
         else:
@@ -235,7 +235,7 @@ class Trainer(TrainerBase):
         self.grad_scaler.update()
 
     def _watched(self, losses: dict) -> dict:
-        """The losses and, if no gradient scaler checks the gradients, their norm."""
+        """The losses and, unless a gradient scaler checks the gradients, their norm."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         if self.grad_scaler.is_enabled() or not gradients:
             return losses
@@ -244,7 +244,7 @@ class Trainer(TrainerBase):
 
     @staticmethod
     def _mean_over_processes(scalars: dict) -> dict[str, float]:
-        """Averages the scalars with one copy from the device per step."""
+        """Average the scalars, with a single copy from the device."""
         names = sorted(scalars, key=lambda name: (name == GRADIENT_NORM, name))
         mean = torch.stack([scalars[name].detach().float() for name in names])
         if comm.get_world_size() > 1:
@@ -253,7 +253,7 @@ class Trainer(TrainerBase):
         return dict(zip(names, mean.tolist()))
 
     def evaluate(self) -> dict:
-        """Evaluate the current model on ``DATASETS.TEST``; all processes take part."""
+        """Evaluate the current model on ``DATASETS.TEST``. Call it in all processes."""
         share_buffers(self.model)
         self.results = self.test(self.cfg, self.model)
         return self.results
@@ -261,11 +261,11 @@ class Trainer(TrainerBase):
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module) -> dict:
         """
-        Evaluate a model on each data set of ``DATASETS.TEST``, on all processes.
+        Evaluate a model on each data set of ``DATASETS.TEST``. Call it in all processes.
 
         Returns:
             {task: {metric: value}} for one data set, {data set: {task: ...}} for several; empty on processes other
-            than the main one. The main process also writes the results to ``OUTPUT_DIR/inference/results.json``.
+            than the main one, which also writes the results to ``OUTPUT_DIR/inference/results.json``.
         """
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")
         several = len(cfg.DATASETS.TEST) > 1
@@ -297,8 +297,8 @@ class Trainer(TrainerBase):
         own = type(self.optimizer).__name__
         if _kind(state_dict["optimizer"]["param_groups"]) != _kind(self.optimizer.param_groups):
             raise ConfigError(
-                f"{self.cfg.OUTPUT_DIR} was trained with another SOLVER.OPTIMIZER than {own}: resume with the "
-                "config.yaml there, or start afresh in another OUTPUT_DIR."
+                f"the run in {self.cfg.OUTPUT_DIR} used another SOLVER.OPTIMIZER than {own}: resume with its "
+                "config.yaml, or start a new run in another OUTPUT_DIR."
             )
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self.seed = state_dict["seed"]

@@ -1,4 +1,4 @@
-"""Evaluation: each data set's evaluator, and what its numbers mean."""
+"""Evaluation: the evaluators of data sets, and explanations of their numbers."""
 
 from .evaluators import build_evaluator, check_evaluator, leaves_out
 from .panoptic_quality import PanopticQualityEvaluator, count_matches

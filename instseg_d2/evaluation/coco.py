@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 def encoded_masks(instances: Instances) -> RunLengthMasks:
-    """The pred_masks of the instances as run lengths; they may be (D, H, W) bool or run lengths already."""
+    """The instances' pred_masks, (D, H, W) bool or run lengths, as run lengths."""
     masks = instances.pred_masks
     return masks if isinstance(masks, RunLengthMasks) else RunLengthMasks.encode(masks.bool())
 
 
 def coco_results(instances: Instances, image_id) -> list[dict]:
-    """The same as Detectron2's ``instances_to_coco_json``, several times faster for instances with masks."""
+    """Like Detectron2's ``instances_to_coco_json``, but several times faster with masks."""
     if not instances.has("pred_masks"):
         return instances_to_coco_json(instances, image_id)
     codes = encoded_masks(instances).codes
@@ -41,7 +41,7 @@ def coco_results(instances: Instances, image_id) -> list[dict]:
 
 
 def _prediction(sample: dict, output: dict) -> dict:
-    """What Detectron2's evaluators keep for an image."""
+    """What Detectron2's evaluators store for an image."""
     prediction = {"image_id": sample["image_id"]}
     if "instances" in output:
         prediction["instances"] = coco_results(output["instances"].to("cpu"), sample["image_id"])
@@ -52,8 +52,8 @@ def _prediction(sample: dict, output: dict) -> dict:
 
 class CocoEvaluator(COCOEvaluator):
     """
-    Detectron2's evaluator; instances may also have `RunLengthMasks` as pred_masks. Images that were not processed
-    are left out together with their objects. The files it writes use the ids of the annotation file.
+    Detectron2's evaluator; pred_masks may also be `RunLengthMasks`. Images that were not processed are excluded,
+    together with their objects. The files it writes use the ids of the annotation file.
     """
 
     reads_run_lengths = True
@@ -84,7 +84,7 @@ class CocoEvaluator(COCOEvaluator):
             return None
         objects = sum(len(self._coco_api.imgToAnns[i]) for i in left_out)
         logger.warning(
-            "%s: %d of %d images were left out (%d objects), the first is %s: the results are for the others.",
+            "%s: %d of %d images are excluded (%d objects), the first is %s: the results are for the others.",
             self._name,
             len(left_out),
             len(self._coco_api.imgs),
@@ -94,7 +94,7 @@ class CocoEvaluator(COCOEvaluator):
         return sorted(ids)
 
     def _restore_ids(self, folder: Path):
-        """Restores the ids of the annotation file in the prediction files."""
+        """Restore the ids of the annotation file in the prediction files."""
         images, categories = (self._original_ids.get(key, {}) for key in ("images", "categories"))
 
         def restored(entry: dict) -> dict:
@@ -117,7 +117,7 @@ class CocoEvaluator(COCOEvaluator):
 
 
 class LvisEvaluator(LVISEvaluator):
-    """Detectron2's evaluator; instances may also have `RunLengthMasks` as pred_masks."""
+    """Detectron2's evaluator; pred_masks may also be `RunLengthMasks`."""
 
     reads_run_lengths = True
 

@@ -49,7 +49,7 @@ def _cityscapes(cfg: CfgNode, name: str, output_dir: str) -> CityscapesInstanceE
 
 
 def _read_labels(file: str, dtype) -> np.ndarray:
-    """Reads a semantic map; Detectron2's own reader fails with NumPy 2."""
+    """Read a semantic map; Detectron2's own reader fails with NumPy 2."""
     return np.asarray(Image.open(file)).astype(dtype)
 
 
@@ -64,8 +64,8 @@ def _panoptic(cfg: CfgNode, name: str, output_dir: str) -> DatasetEvaluator:
     if importlib.util.find_spec("panopticapi") is not None:
         return DatasetEvaluators([*parts, COCOPanopticEvaluator(name, output_dir)])
     logger.info(
-        "panopticapi is not installed: instseg_d2 computes the panoptic quality of %s itself, by the same definition "
-        "(the COCO authors' package: pip install git+https://github.com/cocodataset/panopticapi.git).",
+        "panopticapi is not installed (pip install git+https://github.com/cocodataset/panopticapi.git): instseg_d2 "
+        "computes the panoptic quality of %s itself, by the same definition.",
         name,
     )
     return DatasetEvaluators([*parts, PanopticQualityEvaluator(name)])
@@ -83,7 +83,7 @@ _EVALUATORS = {
     "pascal_voc": _pascal_voc,
     "sem_seg": _sem_seg,
 }
-_PACKAGES = {"cityscapes_instance": "cityscapesscripts", "lvis": "lvis"}  # packages that they import
+_PACKAGES = {"cityscapes_instance": "cityscapesscripts", "lvis": "lvis"}  # that they need
 
 
 def check_evaluator(dataset_name: str) -> str:
@@ -91,12 +91,13 @@ def check_evaluator(dataset_name: str) -> str:
     The ``evaluator_type`` in a data set's metadata.
 
     Raises:
-        DatasetError: evaluator_type is missing or unknown, or a package that the evaluator needs is missing.
+        DatasetError: evaluator_type is missing or unknown, or the evaluator needs a package that is not installed.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind not in _EVALUATORS:
         raise DatasetError(
-            f"the data set {dataset_name} has evaluator_type {kind}; known are {', '.join(sorted(_EVALUATORS))}."
+            f"the data set {dataset_name} has evaluator_type {kind}; it must be one of "
+            f"{', '.join(sorted(_EVALUATORS))}."
         )
     package = _PACKAGES.get(kind)
     if package and importlib.util.find_spec(package) is None:
@@ -105,7 +106,7 @@ def check_evaluator(dataset_name: str) -> str:
 
 
 def leaves_out(dataset_name: str) -> bool:
-    """True if the data set's evaluator leaves out images that were not processed, and their objects."""
+    """True if the data set's evaluator excludes images that were not processed, and their objects."""
     kind = check_evaluator(dataset_name)
     return kind in ("coco", "sem_seg") or (kind == "coco_panoptic_seg" and not importlib.util.find_spec("panopticapi"))
 
@@ -113,16 +114,16 @@ def leaves_out(dataset_name: str) -> bool:
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
     """
     The evaluator for the ``evaluator_type`` in the data set's metadata: coco, lvis, cityscapes_instance,
-    coco_panoptic_seg, pascal_voc or sem_seg. COCO's and LVIS's AP count up to ``TEST.DETECTIONS_PER_IMAGE`` detections
-    per image. Class-agnostic proposals are measured by their recall.
+    coco_panoptic_seg, pascal_voc or sem_seg. The APs of COCO and LVIS count up to ``TEST.DETECTIONS_PER_IMAGE``
+    detections per image. Class-agnostic proposals are measured by their recall.
 
     Args:
-        output_dir: where the evaluator writes the predictions.
+        output_dir: folder for the predictions.
 
     Raises:
         DatasetError: see :func:`check_evaluator`.
     """
     kind = check_evaluator(dataset_name)
     if dataset_name in DatasetCatalog and not MetadataCatalog.get(dataset_name).get("thing_classes"):
-        DatasetCatalog.get(dataset_name)  # loading it tells which file the evaluator has to read
+        DatasetCatalog.get(dataset_name)  # sets the file that the evaluator must read
     return _EVALUATORS[kind](cfg, dataset_name, output_dir)

@@ -24,11 +24,11 @@ TP, FP, FN, IOU = range(4)  # columns of the counts
 
 def count_matches(truth: np.ndarray, true_segments: list, found: np.ndarray, found_segments: list) -> dict:
     """
-    Match the segments of an image: two match if they have the same category and an IoU over 0.5. Matches are unique
-    (section 4.1).
+    Match the segments of an image: two match if they have the same category and an IoU over 0.5, which makes matches
+    unique (section 4.1).
 
-    Void pixels of the ground truth are not part of a union. An unmatched prediction is not a false positive if more
-    than half of it lies on void or on crowds of its category; crowds are neither matched nor missed.
+    Void pixels of the ground truth do not count towards a union. An unmatched prediction is not a false positive if
+    more than half of it lies on void or on crowds of its category; crowds are neither matched nor missed.
 
     Args:
         truth, found: (H, W) segment ids.
@@ -74,7 +74,7 @@ def count_matches(truth: np.ndarray, true_segments: list, found: np.ndarray, fou
 
 
 def _mean_quality(counts: list) -> dict:
-    """PQ, SQ and RQ in percent, averaged over the categories that occur; nan if none occurs."""
+    """PQ, SQ and RQ in percent, averaged over the categories that occur; nan if there are none."""
     counts = np.array([x for x in counts if x[:IOU].any()]).reshape(-1, 4)
     if not len(counts):
         return dict.fromkeys(("PQ", "SQ", "RQ"), float("nan"))
@@ -85,7 +85,7 @@ def _mean_quality(counts: list) -> dict:
 
 
 class PanopticQualityEvaluator(DatasetEvaluator):
-    """Gives the results of Detectron2's ``COCOPanopticEvaluator`` without panopticapi; it keeps only counts."""
+    """The results of Detectron2's ``COCOPanopticEvaluator`` without panopticapi; keeps only counts in memory."""
 
     def __init__(self, dataset_name: str):
         """

@@ -28,7 +28,7 @@ __all__ = ["ProposalRecallEvaluator", "match_greedily"]
 logger = logging.getLogger(__name__)
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
-# Ranges of areas in pixels, both ends included, as in COCO.
+# Ranges of areas in pixels, inclusive, as in COCO.
 AREAS = {"": (0, 1e10), "s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
 CLASS_LIMIT = 100  # proposals counted for the recall per class
 UNMATCHED = np.iinfo(np.int64).max
@@ -36,14 +36,14 @@ UNMATCHED = np.iinfo(np.int64).max
 
 def match_greedily(ious: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """
-    COCO's matching: each proposal, best first, takes the free object with the largest IoU if that reaches the
-    threshold; of equal ones it takes the last.
+    COCO's matching: each proposal, best first, takes the unmatched object with the largest IoU if that reaches the
+    threshold; among equal IoUs, the last object.
 
     Args:
         ious: (D, G); thresholds: (T,).
 
     Returns:
-        (T, G) int64, the proposal matched to each object, or UNMATCHED.
+        (T, G) int64, the index of the proposal matched to each object, or UNMATCHED.
     """
     num_objects = ious.shape[1]
     ranks = np.full((len(thresholds), num_objects), UNMATCHED)
@@ -59,10 +59,10 @@ def match_greedily(ious: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
 
 class ProposalRecallEvaluator(DatasetEvaluator):
     """
-    Average recall (AR) of masks over IoU 0.5:0.05:0.95 for the best 10, 100 and 1000 proposals per image, whatever
-    their classes: as by COCOeval with ``useCats = 0``, over the images that were processed. Crowds are left out.
+    Average recall (AR) of masks over IoU 0.5:0.05:0.95 for the best 10, 100 and 1000 proposals per image, regardless of
+    their classes: as by COCOeval with ``useCats = 0``, over the processed images. Crowds are excluded.
 
-    Images are matched as they come, and only counts are kept.
+    Images are matched as they come; only counts are kept in memory.
     """
 
     reads_run_lengths = True
@@ -108,7 +108,9 @@ class ProposalRecallEvaluator(DatasetEvaluator):
                 continue
             annotations.sort(key=lambda x: x["category_id"])  # COCOeval's order
             if not all("segmentation" in x for x in annotations):
-                raise DatasetError(f"{self._name} has objects without masks: the recall of masks cannot be measured.")
+                raise DatasetError(
+                    f"{self._name} has objects without masks, so the recall of masks cannot be measured."
+                )
             proposals = self._encode(output["instances"])
             objects = [self._coco.annToRLE(x) for x in annotations]
             ious = np.zeros((0, len(objects)))
@@ -123,7 +125,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
     def _encode(self, instances) -> list:
         """The best masks as run lengths, best first."""
         if not instances.has("pred_masks"):
-            raise ValueError("the recall of segment proposals needs a model that gives pred_masks.")
+            raise ValueError("the recall of segment proposals needs a model that predicts masks (pred_masks).")
         order = np.argsort(-instances.scores.cpu().numpy(), kind="stable")[: self._limits[-1]]
         return encoded_masks(instances[order.tolist()]).codes
 
@@ -134,7 +136,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             found = ranks[:, :, None] < self._limits  # (T, G, L)
             self._hits[number] += found.sum(axis=1)
             self._objects[number] += inside.sum()
-            if number == 0:  # every object is inside
+            if number == 0:  # all objects
                 np.add.at(self._class_hits, classes, found.swapaxes(0, 1))
                 np.add.at(self._class_objects, classes, 1)
 
@@ -182,7 +184,7 @@ class ProposalRecallEvaluator(DatasetEvaluator):
             logger.info("Recall of each class:\n%s", table)
 
     def _draw(self, recall, path: Path):
-        """Plots the recall (T, L) against IoU, one line per limit."""
+        """Plot the recall (T, L) against IoU, one line per limit."""
         figure = Figure(figsize=(5, 4), dpi=120)
         axes = figure.add_subplot(xlabel="IoU", ylabel="recall, %", ylim=(0, 100), title=self._name)
         for limit, values in zip(self._limits, recall.T):

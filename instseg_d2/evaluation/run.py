@@ -1,4 +1,4 @@
-"""Runs an evaluation: progress, results, and an explanation of missing numbers."""
+"""Runs an evaluation, with a progress bar and explanations of missing numbers."""
 
 import functools
 import json
@@ -30,7 +30,7 @@ _CLASS_METRIC = re.compile(r"(?:A[PR](?:@\d+)?|IoU)-(.+)")  # AP-person, AR@100-
 
 
 class _DetectionCounter(DatasetEvaluator):
-    """Warns if the model has found nothing in a whole data set."""
+    """Warns if the model detects nothing in a whole data set."""
 
     def __init__(self, dataset_name: str):
         self._name = dataset_name
@@ -51,9 +51,9 @@ class _DetectionCounter(DatasetEvaluator):
         images, detections = (sum(column) for column in zip(*counts))
         if images and not detections:
             logger.warning(
-                "Nothing was detected in the %d images of %s: the model is not trained (enough), its weights are not "
-                "the right ones (see the load report), its score threshold is too high, or the images differ from the "
-                "training images in channel order (INPUT.FORMAT), scale or normalisation.",
+                "Nothing was detected in the %d images of %s: the model is not trained enough, its weights are wrong "
+                "(see the log of loading), its score threshold is too high, or the images differ from the training "
+                "images in channel order (INPUT.FORMAT), scale or normalisation.",
                 images,
                 self._name,
             )
@@ -62,7 +62,7 @@ class _DetectionCounter(DatasetEvaluator):
 
 
 class _WithProgress:
-    """A data loader with a progress bar, shown only by the main process and only on a terminal."""
+    """A data loader with a progress bar, only on the main process and on a terminal."""
 
     def __init__(self, loader, title: str):
         self._loader, self._title = loader, title
@@ -76,12 +76,12 @@ class _WithProgress:
 
 
 def _explain_missing(task: str, metrics: dict, dataset_name: str) -> None:
-    """Logs one line that says why metrics of a task are nan."""
+    """Log in one line why metrics of a task are nan."""
     absent = [name for name, value in metrics.items() if isinstance(value, float) and math.isnan(value)]
     if not absent:
         return
     if math.isnan(metrics.get("AP", 0.0)):
-        logger.info("%s: AP is nan because there are no predictions or no annotations in %s.", task, dataset_name)
+        logger.info("%s: AP is nan because there are no predictions or annotations in %s.", task, dataset_name)
         return
     sizes, classes = (
         [(m.string, m[1]) for m in map(kind.fullmatch, absent) if m] for kind in (_SIZE_METRIC, _CLASS_METRIC)
@@ -91,7 +91,7 @@ def _explain_missing(task: str, metrics: dict, dataset_name: str) -> None:
     if classes:
         shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
         reasons.append(f"{len(classes)} classes without annotations ({shown})")
-    logger.info("%s: nan means that %s has nothing to measure: %s.", task, dataset_name, "; ".join(reasons))
+    logger.info("%s: nan where %s has nothing to measure: %s.", task, dataset_name, "; ".join(reasons))
 
 
 def _reads_run_lengths(evaluator: DatasetEvaluator) -> bool:
@@ -102,7 +102,7 @@ def _reads_run_lengths(evaluator: DatasetEvaluator) -> bool:
 def evaluate(model, loader, evaluator: DatasetEvaluator, dataset_name: str) -> dict:
     """
     Run a model over a data set with Detectron2's ``inference_on_dataset``, with a progress bar on a terminal.
-    If the evaluator allows it, images that cannot be read are left out with a warning.
+    If the evaluator allows it, unreadable images are excluded with a warning.
 
     Returns:
         {task: {metric: value}}; empty on processes other than the main one.
@@ -122,7 +122,7 @@ def evaluate(model, loader, evaluator: DatasetEvaluator, dataset_name: str) -> d
 
 
 def _plain(value):
-    """Nested results for JSON: floats, and null for metrics that do not exist."""
+    """Nested results for JSON: floats, or null for nan and infinity."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return float(value) if math.isfinite(value) else None

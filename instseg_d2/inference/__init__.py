@@ -1,4 +1,4 @@
-"""Trained models on images: the predictor, the fast form of a model, number formats, settings of the CPU."""
+"""Runs trained models on images: the predictor, the optimised form of a model, mixed precision, CPU settings."""
 
 from .cpu import tune_cpu
 from .image_predictor import ImagePredictor

@@ -21,16 +21,16 @@ ImageLike = Union[str, os.PathLike, Image.Image, np.ndarray]
 
 def to_rgb(image: ImageLike, channel_order: str = "BGR", value_range=()) -> np.ndarray:
     """
-    Any image as (H, W, 3) uint8 RGB.
+    Convert any image to (H, W, 3) uint8 RGB.
 
     Args:
         image: path, PIL image, or array of real numbers (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), the last with alpha.
-        channel_order: "BGR" (OpenCV's) or "RGB": the order of an array's channels; paths and PIL images know theirs.
-        value_range: (low, high) that become 0 and 255 where the image is not of uint8; empty: decided from it.
+        channel_order: order of an array's channels, "BGR" (as in OpenCV) or "RGB"; ignored for paths and PIL images.
+        value_range: (low, high) that become 0 and 255 in images other than uint8; empty: estimated from the image.
 
     Raises:
-        ImageError: a path that cannot be read; it names the file.
-        ValueError: an array or PIL image of another type or shape.
+        ImageError: the file is missing or not a readable image.
+        ValueError: an array has another shape or type.
     """
     if channel_order not in ("BGR", "RGB"):
         raise ValueError(f'channel_order must be "BGR" or "RGB"; got {channel_order!r}')
@@ -43,22 +43,21 @@ def to_rgb(image: ImageLike, channel_order: str = "BGR", value_range=()) -> np.n
     fits = isinstance(image, np.ndarray) and image.dtype.kind in "buif" and image.size > 0
     if not fits or not (image.ndim == 2 or (image.ndim == 3 and shape[2] in (1, 3, 4))):
         kind = type(image).__name__ if shape is None else f"{type(image).__name__} {tuple(shape)} {image.dtype}"
-        raise ValueError(f"an image is a path, a PIL image or an array of numbers (H, W[, 1, 3 or 4]); got {kind}")
+        raise ValueError(f"image must be a path, a PIL image or an array of numbers (H, W[, 1, 3 or 4]); got {kind}")
     pixels = three_channels(image, value_range)
     return np.ascontiguousarray(pixels if channel_order == "RGB" else pixels[:, :, ::-1])
 
 
 class ImagePredictor:
     """
-    Base of the predictors. A subclass sets the attributes and writes ``outputs``.
+    Base class of the predictors. A subclass sets the attributes and implements ``outputs``.
 
     Attributes:
-        class_names: list or None; stuff_names: of the semantic labels of a panoptic model, or None.
-        category_ids: {contiguous class index: id of the data set}, for the classes that have one.
-        input_format: "BGR" or "RGB", the channels that ``outputs`` wants.
-        resize: Detectron2's augmentation of test time.
-        value_range: (low, high) of the values that become 0 and 255 in images of more than eight bits; (): decided
-            from each image.
+        class_names: list or None; stuff_names: those of a panoptic model's semantic labels, or None.
+        category_ids: {contiguous class index: id in the data set}, for the classes that have one.
+        input_format: "BGR" or "RGB", the channel order of the inputs of ``outputs``.
+        resize: Detectron2's augmentation at test time.
+        value_range: (low, high) that become 0 and 255 in images of more than eight bits; (): estimated per image.
     """
 
     class_names: Optional[list] = None
@@ -73,11 +72,11 @@ class ImagePredictor:
         return class_name(self.class_names, index)
 
     def category_id(self, index: int) -> int:
-        """The data set's own id of a contiguous class index; the index itself where no data set is known."""
+        """The data set's id of a contiguous class index; the index itself if unknown."""
         return self.category_ids.get(index, index)
 
     def preprocess(self, image: ImageLike, channel_order: str = "BGR") -> dict:
-        """Detectron2's input record of an image: resized as at test time, channels as `outputs` wants them."""
+        """Detectron2's input record of an image, resized as at test time, with channels in the order of `outputs`."""
         rgb = to_rgb(image, channel_order, self.value_range)
         resized = self.resize.get_transform(rgb).apply_image(rgb)
         if self.input_format == "BGR":
@@ -87,19 +86,19 @@ class ImagePredictor:
 
     def outputs(self, inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[dict]:
         """
-        What the model finds in preprocessed images, at their original sizes, on the CPU.
+        The results for preprocessed images, at their original sizes, on the CPU.
 
         Args:
-            inputs: of :meth:`preprocess`.
-            score_threshold, masks: as of :meth:`InstanceSegmenter.detect`.
+            inputs: from :meth:`preprocess`.
+            score_threshold, masks: see :meth:`InstanceSegmenter.detect`.
 
         Returns:
-            {"instances": Instances} of each image; from a panoptic model also "panoptic_seg".
+            {"instances": Instances} for each image; a panoptic model adds "panoptic_seg".
         """
         raise NotImplementedError
 
     def predict(self, inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[Instances]:
-        """The instances alone, see :meth:`outputs`."""
+        """Only the instances, see :meth:`outputs`."""
         return [output["instances"] for output in self.outputs(inputs, score_threshold, masks)]
 
     def __call__(self, image: ImageLike, channel_order: str = "BGR") -> Instances:
@@ -107,11 +106,11 @@ class ImagePredictor:
         The instances of one image.
 
         Args:
-            image, channel_order: as in :func:`to_rgb`.
+            image, channel_order: see :func:`to_rgb`.
 
         Returns:
             Instances on the CPU with pred_boxes (pixels of the given image, XYXY), scores, pred_classes and, if the
-            model makes masks, pred_masks (D, H, W) bool.
+            model predicts masks, pred_masks (D, H, W) bool.
         """
         return self.batch([image], channel_order)[0]
 
@@ -122,10 +121,10 @@ class ImagePredictor:
 
     def explain(self, image: ImageLike, max_instances: int = 4, channel_order: str = "BGR") -> list:
         """
-        What the network sees, as (title, (H, W, 3) uint8 RGB picture) panels; [] from a model without such pictures.
+        What the network sees, as panels (title, (H, W, 3) uint8 RGB picture); [] if the model has none.
 
         Args:
-            image, channel_order: as in :func:`to_rgb`.
-            max_instances: how many of the best detections are explained.
+            image, channel_order: see :func:`to_rgb`.
+            max_instances: number of best detections to explain.
         """
         return []

@@ -1,4 +1,4 @@
-"""The fast path of inference: the same model, rewritten for speed once its weights no longer change."""
+"""The optimised form of a model for inference, when its weights no longer change."""
 
 import copy
 
@@ -11,10 +11,10 @@ from ..layers import fold_norm
 
 def optimize_for_inference(model: nn.Module) -> nn.Module:
     """
-    A copy of the model for inference alone: in evaluation mode, with channels_last weights and the batch norms of
+    A copy of the model only for inference: in evaluation mode, with channels_last weights, and with the batch norms of
     Detectron2's Conv2d folded; modules with a method ``fold`` simplify themselves.
 
-    Detections equal the plain model's up to rounding. The copy cannot be trained.
+    Its detections equal the original model's up to rounding. The copy cannot be trained.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""The number format of a training step."""
+"""Chooses the dtype of mixed precision."""
 
 import logging
 
@@ -10,14 +10,14 @@ logger = logging.getLogger(__name__)
 
 
 def _cpu_has_bfloat16() -> bool:
-    """True where the CPU multiplies bfloat16 itself; elsewhere PyTorch emulates it, slower than float32."""
+    """True if the CPU has bfloat16 arithmetic; otherwise PyTorch emulates it, slower than float32."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, bool)() for name in checks)
 
 
 def autocast_type(enabled: bool, device: torch.device):
     """
-    The type of mixed precision: float16 on a GPU, bfloat16 on a CPU that has it, None for plain float32.
+    The dtype of mixed precision: float16 on a GPU, bfloat16 on a CPU that supports it, None for plain float32.
 
     Args:
         enabled: SOLVER.AMP.ENABLED.

@@ -1,4 +1,4 @@
-"""A trained model as a predictor: its config, weights and class names in one place."""
+"""The predictor: a trained model with its config and class names."""
 
 import logging
 import os
@@ -31,17 +31,17 @@ class Predictor(ImagePredictor):
     A trained model that predicts the instances of images.
 
     Args:
-        cfg: Detectron2 config; its device falls back to the CPU where there is no GPU.
+        cfg: Detectron2 config; its device becomes the CPU if there is no GPU.
         weights: checkpoint; None: ``cfg.MODEL.WEIGHTS``; "": random weights (to measure speed).
-        class_names: name of every contiguous class; default: the checkpoint's, else those of the config's data
-            sets where they are known without loading them.
-        optimize: use the fast inference form of the model (same detections).
+        class_names: name of every contiguous class; None: the checkpoint's, else those of the config's data sets, if
+            known without loading them.
+        optimize: use the optimised form of the model (same detections).
 
     Attributes:
         model, cfg, and those of :class:`ImagePredictor`.
 
     Raises:
-        ConfigError, CheckpointError: what cannot be built or loaded, in one sentence.
+        ConfigError, CheckpointError: the model cannot be built or loaded.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Predictor(ImagePredictor):
         self.cfg = home_expanded(cfg).clone()
         self.cfg.defrost()
         if self.cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-            logger.info("No GPU here: running on the CPU.")
+            logger.info("No GPU found: running on the CPU.")
             self.cfg.MODEL.DEVICE = "cpu"
         self.input_format = self.cfg.INPUT.FORMAT
         weights = self.cfg.MODEL.WEIGHTS if weights is None else os.path.expanduser(weights)
@@ -71,7 +71,7 @@ class Predictor(ImagePredictor):
                 class_names, category_ids = information.get("class_names"), information.get("category_ids")
                 self.stuff_names = information.get("stuff_names")
         else:
-            logger.warning("No weights given: the model is random.")
+            logger.warning("No weights given: the model has random weights.")
         if method_of(self.cfg).class_agnostic(self.cfg):
             self.class_names, self.category_ids = ["object"], {}
         else:
@@ -92,18 +92,18 @@ class Predictor(ImagePredictor):
         The predictor of a checkpoint.
 
         Args:
-            path: checkpoint file, or a URL with a config file.
-            config_file: YAML file; empty: the config that the checkpoint carries.
-            opts: alternating config keys and values that go over either.
+            path: checkpoint file, or a URL if a config file is given.
+            config_file: YAML file; empty: the config in the checkpoint.
+            opts: alternating config keys and values that override either.
 
         Raises:
-            ConfigError: neither has a config, or it does not fit this version.
+            ConfigError: there is no config, or it does not fit this version.
         """
         path = os.path.expanduser(path)
         information = _checkpoint_info(path)
         text = information.get("cfg")
         if not config_file and text is None:
-            raise ConfigError(f"{path} carries no config: name the YAML file it was trained with (--config-file).")
+            raise ConfigError(f"{path} contains no config: give the YAML file it was trained with (--config-file).")
         if config_file:
             cfg = load_config(config_file, opts)
             cfg.INPUT.VALUE_RANGE = cfg.INPUT.VALUE_RANGE or trained_range(text)
@@ -140,12 +140,12 @@ class Predictor(ImagePredictor):
 
 
 def _checkpoint_info(path: str) -> dict:
-    """What a checkpoint holds beside its weights (cfg, class_names, category_ids); {} if it must be downloaded."""
+    """The content of a checkpoint without weights (cfg, class_names, category_ids); {} if it must be downloaded."""
     return {} if "://" in path else read_extra(path)
 
 
 def _known_classes(cfg: CfgNode, class_names: Optional[Sequence[str]]):
-    """Class names and {contiguous index: data set id}, from the first known data set of the config that fits."""
+    """Class names and {contiguous index: data set id}, from the config's first known data set that fits."""
     if class_names:
         counts = [len(class_names)]
     else:
@@ -160,7 +160,7 @@ def _known_classes(cfg: CfgNode, class_names: Optional[Sequence[str]]):
 
 
 def _known_stuff(cfg: CfgNode) -> Optional[list]:
-    """The names of the semantic classes, from the first known data set of the config that fits."""
+    """The names of the semantic classes, from the config's first known data set that fits."""
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         names = MetadataCatalog.get(name).get("stuff_classes", []) if name in MetadataCatalog else []
         if len(names) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:

@@ -1,4 +1,4 @@
-"""Draws detections and annotations on images, coloured maps, titled grids and a page of results."""
+"""Draws detections, annotations, coloured maps and titled grids, and writes a page of results."""
 
 from .annotations import draw_annotations
 from .html import write_index

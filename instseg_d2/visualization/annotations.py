@@ -1,4 +1,4 @@
-"""Draws the annotations of a data set on their image, so that you can inspect your data."""
+"""Draws the annotations of a data set on their images."""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -20,24 +20,24 @@ def draw_annotations(
     A copy of the image with the annotations of its record drawn like detections; crowds are marked.
 
     Args:
-        image_rgb: (H, W, 3) uint8, RGB, of the size that the annotations refer to.
+        image_rgb: (H, W, 3) uint8, RGB, of the annotated size.
         dataset_dict: a record in Detectron2's standard format; polygons, RLE and bitmasks may be mixed.
         class_names: name of every contiguous class index.
 
     Raises:
-        ValueError: the image has another size than the record says.
+        ValueError: the image does not have the size in the record.
     """
     size = image_rgb.shape[:2]
     expected = (dataset_dict.get("height", size[0]), dataset_dict.get("width", size[1]))
     if tuple(expected) != tuple(size):
         name = dataset_dict.get("file_name", "the image")
-        raise ValueError(f"{name}: the record says {expected[1]} x {expected[0]} pixels, it has {size[1]} x {size[0]}")
+        raise ValueError(f"{name} has {size[1]} x {size[0]} pixels, but its record says {expected[1]} x {expected[0]}")
     annotations = dataset_dict.get("annotations", [])
     tags = [
         class_name(class_names, annotation["category_id"]) + (" (crowd)" if annotation.get("iscrowd", 0) else "")
         for annotation in annotations
     ]
-    # Only what is drawn; an annotation with only a box gets no mask (an empty polygon).
+    # Only the fields that are drawn; an annotation with only a box gets an empty mask.
     records = [{"segmentation": [], **{key: a[key] for key in KEYS if key in a}} for a in annotations]
     instances = annotations_to_instances(records, size, mask_format="bitmask")
     masks = list(instances.gt_masks.tensor.numpy().astype(bool)) if annotations else None

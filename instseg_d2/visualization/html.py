@@ -1,4 +1,4 @@
-"""A static page that shows the pictures of a run: one file, without scripts or network access."""
+"""Writes a static page with the pictures of a run: one file, without scripts or network access."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -46,20 +46,20 @@ small { color: #666 }
 
 
 def _most(counts: Mapping) -> list:
-    """(name, number), the largest number first."""
+    """(name, count), largest count first."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def write_index(folder: str, entries: Sequence[Mapping], title: str, results: Optional[str] = "results.json") -> str:
     """
-    Write ``index.html`` into the folder of the pictures.
+    Write ``index.html`` to the folder of the pictures.
 
     Args:
         folder: an existing folder; all names below are relative to it.
         entries: one mapping per picture: ``name`` (shown), ``picture`` (file), and optionally ``counts``
             (class name -> number of objects), ``explain`` (file) and ``video`` (True: the file is a video).
         title: heading of the page.
-        results: the JSON file to link; None: no link.
+        results: JSON file to link to; None: no link.
 
     Returns:
         The path of the page.

@@ -15,10 +15,10 @@ from detectron2.structures import BitMasks, Instances
 
 __all__ = ["class_name", "draw_instances", "draw_panoptic", "instance_color"]
 
-GOLDEN_ANGLE = 137.508  # degrees; keeps successive hues far apart for any number of instances
+GOLDEN_ANGLE = 137.508  # degrees; keeps successive hues far apart, for any number of instances
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-FIRST_STUFF_COLOR = 1000  # keeps the colours of stuff classes apart from those of the first instances
-CROWDED = 15  # with more instances than this, tags much wider than their object are left out
+FIRST_STUFF_COLOR = 1000  # far from the colours of the first instances
+CROWDED = 15  # with more instances than this, tags much wider than their object are omitted
 
 
 def class_name(class_names: Optional[Sequence[str]], index: int) -> str:
@@ -54,12 +54,12 @@ def draw_instances(
         instances: any of ``pred_masks`` ((M, H, W) bool or BitMasks), ``pred_boxes`` (pixels, XYXY), ``scores`` and
             ``pred_classes``, on any device; missing fields are not drawn.
         class_names: name of every contiguous class index.
-        score_threshold: instances with a lower score are left out.
+        score_threshold: instances that score lower are not drawn.
         alpha: opacity of the masks, 0 to 1.
-        boxes, labels: draw the box, the tag.
+        boxes, labels: whether to draw boxes, tags.
 
     Raises:
-        ValueError: the image is not (H, W, 3) uint8, or the masks are not of its size.
+        ValueError: the image is not (H, W, 3) uint8, or the masks do not have its size.
     """
     kept = list(range(len(instances)))
     if instances.has("scores"):
@@ -71,7 +71,7 @@ def draw_instances(
         tags = [f"{tag} {score:.0%}".strip() for tag, score in zip(tags, instances.scores.tolist())]
     masks = _mask_array(instances.pred_masks) if instances.has("pred_masks") else None
     xyxy = instances.pred_boxes.tensor.detach().cpu().numpy()[kept] if instances.has("pred_boxes") else None
-    # The masks are selected as views: indexing all at once would copy them.
+    # Views of the masks: indexing all at once would copy them.
     kept_masks = None if masks is None else [masks[index] for index in kept]
     return draw_layers(image_rgb, kept_masks, xyxy, [tags[index] for index in kept], alpha=alpha, boxes=boxes)
 
@@ -94,7 +94,7 @@ def draw_panoptic(
         segment_ids: (H, W), 0 where there is no segment.
         segments: dicts with id, category_id (contiguous), isthing and, for things, score.
         class_names, stuff_names: name of every contiguous class index of things and of stuff.
-        score_threshold: things with a lower score are left out.
+        score_threshold: things that score lower are not drawn.
     """
     ids = np.asarray(segment_ids)
     things = [x for x in segments if x["isthing"] and x["score"] >= score_threshold]
@@ -109,7 +109,7 @@ def draw_panoptic(
 
 
 def _inner_line(mask: np.ndarray) -> tuple:
-    """The line x0, y, x1, y + 1 across the largest disc inside a mask, where the tag of a large segment goes."""
+    """The line x0, y, x1, y + 1 across the largest disc inside a mask, where a segment's tag goes."""
     distance = cv2.distanceTransform(np.pad(mask.view(np.uint8), 1), cv2.DIST_L2, 3)
     y, x = np.unravel_index(distance.argmax(), distance.shape)
     radius = distance[y, x]
@@ -123,10 +123,10 @@ def draw_layers(
     :func:`draw_instances` for plain arrays.
 
     Args:
-        masks: M arrays (H, W), bool or uint8 0 and 1, or None.
-        xyxy: (M, 4) boxes in pixels, or None: the boxes of the masks.
-        tags: M texts; an empty one is not drawn.
-        colors: M RGB triples; default: ``instance_color``.
+        masks: M arrays (H, W), bool or uint8 of 0 and 1, or None.
+        xyxy: (M, 4) boxes in pixels; None: the boxes of the masks.
+        tags: M texts; empty ones are not drawn.
+        colors: M RGB triples; None: ``instance_color``.
     """
     image = np.array(image_rgb, order="C")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
@@ -157,13 +157,13 @@ def draw_layers(
 
 
 def _mask_array(masks) -> np.ndarray:
-    """(M, H, W) bool array of a tensor or BitMasks, without a copy if they are in host memory."""
+    """Tensor or BitMasks as a bool array (M, H, W), not copied if in host memory."""
     masks = masks.tensor if isinstance(masks, BitMasks) else torch.as_tensor(masks)
     return masks.detach().cpu().numpy().astype(bool, copy=False)
 
 
 def _rectangles(xyxy, extents, size) -> list[Optional[tuple[int, int, int, int]]]:
-    """Integer boxes x0, y0, x1, y1 (ends excluded) inside the image: the given ones, else the masks' (empty: None)."""
+    """Integer boxes x0, y0, x1, y1 (exclusive) inside the image: the given ones, else the masks' (None if empty)."""
     if xyxy is None:
         return [(x, y, x + w, y + h) if w else None for x, y, w, h in extents]
     height, width = size
@@ -174,7 +174,7 @@ def _rectangles(xyxy, extents, size) -> list[Optional[tuple[int, int, int, int]]
 
 
 def _blend_mask(image, mask, extent, color, alpha: float, width: int) -> None:
-    """Tint the mask and draw its outline, touching only the mask's own box."""
+    """Tint the mask and draw its outline, working only on the mask's box."""
     x, y, w, h = extent
     region, inside = image[y : y + h, x : x + w], mask[y : y + h, x : x + w]
     ramp = np.arange(256, dtype=np.float32)[:, None] * (1 - alpha) + alpha * np.float32(color)
@@ -185,9 +185,9 @@ def _blend_mask(image, mask, extent, color, alpha: float, width: int) -> None:
 
 
 def _draw_tags(image, rects, tags, colors) -> None:
-    """Draw the tags, best score first, where they cover no earlier tag; dark text on bright tags, light on dark."""
+    """Draw the tags, best score first, where they cover no earlier tag; dark text on bright tags, white on dark."""
     height, width = image.shape[:2]
-    text_height = min(max(min(height, width) / 42, 8.0), 40.0)  # pixels, of a capital letter with margin
+    text_height = min(max(min(height, width) / 42, 8.0), 40.0)  # pixels: a capital letter with margin
     scale = text_height / 21
     pad = max(2, round(text_height / 5))
     taken = np.zeros((height, width), dtype=bool)
@@ -210,7 +210,7 @@ def _draw_tags(image, rects, tags, colors) -> None:
 
 
 def _free_place(rect, w: int, h: int, taken: np.ndarray) -> Optional[tuple[int, int]]:
-    """Top left corner of a w x h tag above, below or inside the box, inside first in a tall one; None: no room."""
+    """Top left corner of a w x h tag above, below or inside the box (inside first if it is tall); None: no room."""
     height, width = taken.shape
     if w > width or h > height:
         return None

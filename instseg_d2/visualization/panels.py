@@ -1,4 +1,4 @@
-"""Pictures of what a network sees: coloured maps, heat maps over the image, titled grids. H x W pixels, h x w cells."""
+"""Pictures of what a network sees: coloured maps, heat maps over images, titled grids. H x W pixels, h x w cells."""
 
 from collections.abc import Sequence
 from typing import Optional
@@ -16,11 +16,11 @@ def colorize(
     map2d: np.ndarray, vmin: Optional[float] = None, vmax: Optional[float] = None, colormap: int = cv2.COLORMAP_VIRIDIS
 ) -> np.ndarray:
     """
-    Show a map of numbers in colours.
+    Convert a map of numbers to colours.
 
     Args:
         map2d: (H, W) numbers or booleans; NaN becomes grey.
-        vmin, vmax: the values with the lowest and the highest colour; default: the map's finite extremes.
+        vmin, vmax: values of the lowest and the highest colour; None: the map's finite extremes.
         colormap: one of OpenCV's ``COLORMAP_*``.
 
     Returns:
@@ -31,7 +31,7 @@ def colorize(
     """
     values = np.asarray(map2d)
     if values.ndim != 2:
-        raise ValueError(f"map2d must have two dimensions (H, W); got the shape {values.shape}")
+        raise ValueError(f"map2d must have two dimensions (H, W); got {values.shape}")
     if values.size == 0:
         return np.zeros((*values.shape, 3), np.uint8)
     values = values.astype(np.float32)
@@ -71,7 +71,7 @@ def overlay_heatmap(
 
 
 def _fit(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """The image scaled to fit width x height; small maps keep their cells visible."""
+    """The image scaled to fit width x height; the cells of small maps stay visible."""
     factor = min(width / image.shape[1], height / image.shape[0])
     size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
     enlarge = cv2.INTER_NEAREST if factor >= 3 else cv2.INTER_LINEAR
@@ -80,7 +80,7 @@ def _fit(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _shorten(text: str, scale: float, width: int) -> str:
-    """The text, shortened with "..." if it is wider than ``width`` pixels."""
+    """Shorten the text with "..." if it is wider than ``width`` pixels."""
     shown = text
     while text and cv2.getTextSize(shown, FONT, scale, 1)[0][0] > width:
         text = text[:-1]
@@ -95,22 +95,22 @@ def titled_grid(
     Arrange pictures in a grid on white, each below its title.
 
     Args:
-        panels: (title, (h, w, 3) uint8 RGB picture); sizes and shapes may differ: each picture is scaled to the
-            cell's width, very tall ones to one and a half times that in height.
-        columns: pictures per row; default: up to four, as square as the count allows.
+        panels: (title, (h, w, 3) uint8 RGB picture). Pictures may differ in size; each is scaled to the cell's width,
+            but to at most one and a half times that in height.
+        columns: pictures per row; None: up to four, as square as possible.
         cell_width: pixels.
 
     Returns:
         (H, W, 3) uint8, RGB.
 
     Raises:
-        ValueError: no panel, or a picture that is not (h, w, 3) uint8.
+        ValueError: there is no panel, or a picture is not (h, w, 3) uint8.
     """
     if not panels:
         raise ValueError("titled_grid needs at least one panel")
     for title, picture in panels:
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or picture.size == 0:
-            raise ValueError(f"panel {title!r}: (h, w, 3) uint8 expected; got {picture.shape} {picture.dtype}")
+            raise ValueError(f"panel {title!r} must be (h, w, 3) uint8; got {picture.shape} {picture.dtype}")
     columns = min(len(panels), columns or min(4, int(np.ceil(np.sqrt(len(panels))))))
     margin = max(4, cell_width // 32)
     scale = max(cell_width / 320, 0.6) * 0.5

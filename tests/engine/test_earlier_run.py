@@ -30,7 +30,10 @@ def contents(folder):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("square", "disc"), "by order of category ids, number 1 is 'disc' in that run and 'square' in toy_trainer_im"),
+        (
+            ("square", "disc"),
+            "in the order of category ids, class 1 is 'disc' in that run and 'square' in toy_trainer_im",
+        ),
         (("disc", "ring"), "only that run has 'square'; only toy_trainer_images has 'ring'"),
         (("disc",), "only that run has 'square'"),
         (("disc", "square", "ring"), "only toy_trainer_images has 'ring'"),
@@ -59,12 +62,12 @@ def test_other_semantic_classes(tmp_path):
 @pytest.mark.parametrize(
     ("section", "key", "value", "message"),
     [
-        ("SOLVER", "OPTIMIZER", "ADAMW", "another SOLVER.OPTIMIZER than AdamW: resume with the config.yaml there"),
+        ("SOLVER", "OPTIMIZER", "ADAMW", "another SOLVER.OPTIMIZER than AdamW: resume with its config.yaml"),
         (
             "MODEL",
             "META_ARCHITECTURE",
             "OtherToyNet",
-            "is one of ToyTrainerNet, not of OtherToyNet: resume with",
+            "trained ToyTrainerNet, not OtherToyNet: resume with",
         ),
     ],
 )
@@ -84,7 +87,7 @@ def test_values_that_change_are_told(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     train(toy_cfg(tmp_path), stop_at=3)
     train(toy_cfg(tmp_path, BASE_LR=0.01, max_iter=7), resume=True)
-    assert "Other values than before: SOLVER.BASE_LR 0.05 -> 0.01, SOLVER.MAX_ITER 6 -> 7." in caplog.text
+    assert "Config values that have changed: SOLVER.BASE_LR 0.05 -> 0.01, SOLVER.MAX_ITER 6 -> 7." in caplog.text
     assert "MAX_ITER: 7" in (tmp_path / "config.yaml").read_text()
 
 
@@ -109,7 +112,7 @@ def test_a_fresh_run_sets_all_results_aside(tmp_path, caplog):
 
     with_classes("other")
     train(toy_cfg(tmp_path, max_iter=2))  # without validation
-    assert f"The results of the earlier run there are in {tmp_path}/earlier now." in caplog.text
+    assert f"The results of the earlier run were moved to {tmp_path}/earlier." in caplog.text
     assert contents(tmp_path / "earlier") == first
     now = {path.name for path in tmp_path.iterdir() if not path.name.startswith("events.out")}
     files = {"model_0000001.pth", "model_final.pth", "last_checkpoint", "metrics.json", "config.yaml"}

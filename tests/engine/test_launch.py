@@ -77,7 +77,7 @@ def test_first_host(nodes, first):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
 def test_impossible_requests_are_named():
-    with pytest.raises(ConfigError, match=r"--num-gpus 8: no GPU was found here; --num-gpus 0 --num-processes N"):
+    with pytest.raises(ConfigError, match=r"--num-gpus 8: this machine has no GPU; --num-gpus 0 --num-processes N"):
         launch(print, arguments(num_gpus=8))
     with pytest.raises(ConfigError, match="--dist-url tcp://HOST:PORT"):
         launch(print, arguments(num_machines=2))
@@ -88,7 +88,9 @@ def test_a_count_that_srun_or_torchrun_has_not_started(monkeypatch, asked):
     for key, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(key, value)
     monkeypatch.setitem(launch.__globals__, "_join", lambda main, args: main(int(os.environ["LOCAL_WORLD_SIZE"])))
-    with pytest.raises(ConfigError, match=rf"--num-\w+ {max(asked.values())}: torchrun or srun has started 1 on this"):
+    with pytest.raises(
+        ConfigError, match=rf"--num-\w+ is {max(asked.values())}, but torchrun or srun started 1 process"
+    ):
         launch(print, arguments(**asked))
     seen = []
     launch(seen.append, arguments(num_gpus=1))
@@ -161,7 +163,7 @@ def dying_main(args):
 @pytest.mark.parametrize(
     ("death", "error", "message"),
     [
-        ("killed", WorkerError, "process 2 of 2 on this machine was killed by SIGKILL, most likely because the memory"),
+        ("killed", WorkerError, "process 2 of 2 on this machine was killed by SIGKILL, probably for lack of memory"),
         ("defect", mp.ProcessRaisedException, "(?s)Process 1 terminated.*in dying_main.*KeyError: 'a defect'"),
     ],
 )

@@ -148,7 +148,7 @@ def test_missing_images_are_counted_before_anything_is_built(tmp_path, data):
 @pytest.mark.parametrize("name", ["coco_2017_train", "cityscapes_fine_instance_seg_train", "voc_2007_trainval"])
 def test_missing_builtin_data(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    hint = r"datasets/.*: No such file or directory; Detectron2 looks for its builtin .* DETECTRON2_DATASETS"
+    hint = r"datasets/.*: No such file or directory; Detectron2 looks for its built-in .* DETECTRON2_DATASETS"
     with pytest.raises(DatasetError, match=rf"^{name} cannot be loaded: {hint}"):
         setup(parse(tmp_path, [], "DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", "()"))
 
@@ -158,7 +158,7 @@ def test_an_evaluation_that_cannot_be_is_refused_before_training(tmp_path, data)
     MetadataCatalog.get("toy_poses").set(evaluator_type="poses", thing_classes=["cup", "fork", "spoon"])
     DatasetCatalog.register("toy_poses", lambda: [{"file_name": str(tmp_path / "val" / "0.png")}])
     opts = ["DATASETS.TRAIN", "('custom_train',)", "DATASETS.TEST", "('toy_poses',)"]
-    with pytest.raises(DatasetError, match="toy_poses has evaluator_type poses; known are"):
+    with pytest.raises(DatasetError, match="toy_poses has evaluator_type poses; it must be one of"):
         setup(parse(tmp_path, [], *opts))
     DatasetCatalog.remove("toy_poses")
     MetadataCatalog.pop("toy_poses")
@@ -168,7 +168,7 @@ def test_an_evaluation_that_cannot_be_is_refused_before_training(tmp_path, data)
 def test_device_falls_back(tmp_path, data):
     cfg = setup(parse(tmp_path, data))
     assert cfg.MODEL.DEVICE == "cpu"
-    assert "No GPU was found: MODEL.DEVICE is cpu." in (tmp_path / "out" / "log.txt").read_text()
+    assert "No GPU found: MODEL.DEVICE is set to cpu." in (tmp_path / "out" / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("seed", [-1, 7])
@@ -188,7 +188,7 @@ def test_seed(tmp_path, data, seed):
         (["--train-json", "a.json"], [], ConfigError, "--train-json needs --train-images"),
         (["--val-images", "d"], [], ConfigError, "--val-images needs --val-json"),
         (["--val-json", "a.json", "--val-images", "d"], [], ConfigError, "--val-json without --train-json"),
-        (["--train-json", "none.json", "--train-images", "."], [], DatasetError, "none.json: there is no such"),
+        (["--train-json", "none.json", "--train-images", "."], [], DatasetError, "none.json: no such"),
         (["--config-file", "none.yaml"], [], ConfigError, "none.yaml"),
         ([], ["SOLVER.BASE_RL", "1"], ConfigError, "SOLVER.BASE_RL.*SOLVER.BASE_LR"),
         (["--eval-only"], ["DATASETS.TEST", "('shapes_val',)"], CheckpointError, "MODEL.WEIGHTS FILE"),
@@ -206,7 +206,7 @@ def test_sentences(tmp_path, arguments, opts, error, message):
     [
         (["MODEL.DEVICE", "gpu"], r"MODEL\.DEVICE is 'gpu'; it must be cuda, cuda:N or cpu\."),
         (["SOLVER.LR_SCHEDULER_NAME", "WarmupCosine"], r"LR_SCHEDULER_NAME is 'WarmupCosine'; .* or Warm"),
-        (["SOLVER.STEPS", "(9, 5)", "SOLVER.MAX_ITER", "20"], r"LR_SCHEDULER_NAME WarmupMultiStepLR cannot be used"),
+        (["SOLVER.STEPS", "(9, 5)", "SOLVER.MAX_ITER", "20"], r"LR_SCHEDULER_NAME WarmupMultiStepLR does not work"),
         (["SOLVER.WARMUP_METHOD", "cubic"], r"WARMUP_METHOD is 'cubic'; it must be linear or constant"),
     ],
 )
@@ -241,7 +241,7 @@ def test_models_that_cannot_be_built(opts, message):
 
 def test_output_folder_that_cannot_be_made(tmp_path, data):
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(ConfigError, match=r"OUTPUT_DIR .*out cannot be written"):
+    with pytest.raises(ConfigError, match=r"OUTPUT_DIR .*out is not writable"):
         setup(parse(tmp_path, data))
 
 
@@ -355,7 +355,7 @@ def test_a_user_trains_resumes_and_evaluates(tmp_path, data, capsys):
     done = subprocess.run([*command, "OUTPUT_DIR", str(out)], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "RetinaNet on 2 x CPU" in done.stdout
-    assert f"Starting fresh in {out}." in done.stdout
+    assert f"Starting a new run in {out}." in done.stdout
 
     main = train_net().main
     assert run_script(launch, main, parse(tmp_path, [*data, "--resume"], *opts, "SOLVER.MAX_ITER", "3")) == 0

@@ -169,7 +169,7 @@ def test_no_clipping_by_default():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match=r"Muon's momentum .* not 1.5"):
+    with pytest.raises(ValueError, match=r"Muon's momentum .* got 1.5"):
         build_optimizer(solver_cfg(OPTIMIZER="MUON", MOMENTUM=1.5), Toy())
     with pytest.raises(ConfigError, match=r"^SOLVER: .* no trainable parameter"):
         Trainer.build_optimizer(solver_cfg(), Toy().requires_grad_(False))

@@ -144,13 +144,13 @@ def test_it_says_how_it_starts(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     cfg = toy_cfg(tmp_path, max_iter=2)
     train(cfg, resume=True)
-    assert f"Nothing to resume in {tmp_path}: starting fresh." in caplog.text
+    assert f"Nothing to resume in {tmp_path}: starting a new run." in caplog.text
     train(cfg, resume=True)
     assert "after 2 iterations" in caplog.text
-    assert "All 2 iterations are done: raise SOLVER.MAX_ITER" in caplog.text
+    assert "All 2 iterations are done; to train longer, raise SOLVER.MAX_ITER" in caplog.text
     train(cfg)
-    assert f"Starting fresh in {tmp_path}." in caplog.text
-    assert f"The results of the earlier run there are in {tmp_path}/earlier now." in caplog.text
+    assert f"Starting a new run in {tmp_path}." in caplog.text
+    assert f"The results of the earlier run were moved to {tmp_path}/earlier." in caplog.text
 
 
 def test_progress_lines(tmp_path, caplog):

@@ -110,7 +110,7 @@ def test_missing_numbers_are_explained(dataset, tmp_path, caplog):
     lines = [r.getMessage() for r in caplog.records if r.name == "instseg_d2.evaluation.run"]
     assert lines[0] == f"150 detections in 1 images of {dataset}."
     assert lines[2] == (
-        f"segm: nan means that {dataset} has nothing to measure: APm: no medium objects (32 x 32 to 96 x 96 pixels); "
+        f"segm: nan where {dataset} has nothing to measure: APm: no medium objects (32 x 32 to 96 x 96 pixels); "
         "APl: no large objects (over 96 x 96 pixels); 1 classes without annotations (disc)."
     )
 

@@ -86,7 +86,7 @@ def test_one_image_costs_that_image_alone(files, tmp_path, caplog, kind):
             {"AP": 100, "AP-a": 100, "AP-b": 100}
         )
     assert "excluded from the evaluation: " in caplog.text
-    assert "1 of 6 images were left out (1 objects)" in caplog.text
+    assert "1 of 6 images are excluded (1 objects)" in caplog.text
 
 
 def test_an_image_that_vanishes_after_the_check(files, tmp_path):

@@ -270,7 +270,7 @@ def test_config_file_overrides_and_class_count(tmp_path, checkpoint):
 
 def test_errors_name_what_is_wrong(tmp_path, checkpoint):
     bare = save_checkpoint(tmp_path / "bare.pth")
-    with pytest.raises(ConfigError, match=r"bare\.pth carries no config.*--config-file"):
+    with pytest.raises(ConfigError, match=r"bare\.pth contains no config.*--config-file"):
         Predictor.from_checkpoint(bare)
     with pytest.raises(CheckpointError, match="absent"):
         Predictor.from_checkpoint(str(tmp_path / "absent.pth"))

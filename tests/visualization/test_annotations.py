@@ -38,7 +38,7 @@ def test_polygon_rle_and_bare_box_together():
 def test_no_annotations_and_another_size():
     image = np.full((12, 16, 3), 100, np.uint8)
     assert (draw_annotations(image, {}) == image).all()
-    with pytest.raises(ValueError, match=r"a\.jpg: the record says 20 x 10 pixels, it has 16 x 12"):
+    with pytest.raises(ValueError, match=r"a\.jpg has 16 x 12 pixels, but its record says 20 x 10"):
         draw_annotations(image, {"file_name": "a.jpg", "height": 10, "width": 20, "annotations": []})
 
 
