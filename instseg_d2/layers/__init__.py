@@ -1,6 +1,6 @@
-"""Small modules that do not depend on a method."""
+"""Small layers shared by the methods."""
 
-from .adaptive_average import adaptive_average, exportable_pools
+from .adaptive_average import adaptive_average, make_pools_exportable
 from .arguments import check_choice
 from .assemble_boxes import assemble_boxes, crop_boxes, crop_nearest, join_boxes
 from .convolved_linear import ConvolvedLinear
@@ -25,11 +25,11 @@ __all__ = [
     "conv_stack",
     "crop_boxes",
     "crop_nearest",
-    "exportable_pools",
     "flatten_levels",
     "fold_norm",
     "get_norm",
     "init_normal",
     "join_boxes",
     "make_block_deformable",
+    "make_pools_exportable",
 ]

@@ -1,5 +1,5 @@
 """
-Adaptive average pooling that can be exported with free heights and widths.
+Adaptive average pooling that can be exported with dynamic heights and widths.
 
 N images, C channels, h x w cells of a map.
 """
@@ -13,8 +13,8 @@ def adaptive_average(x: torch.Tensor, size: int) -> torch.Tensor:
     """
     `adaptive_avg_pool2d` to (size, size): (N, C, h, w) -> (N, C, size, size).
 
-    While a graph is traced, two matrix products compute the same result, because ONNX has no such pooling for heights
-    and widths that are only known at run time.
+    During an export, two matrix products compute the same result, because ONNX has no adaptive pooling for dynamic
+    heights and widths.
     """
     if not torch.compiler.is_compiling():
         return F.adaptive_avg_pool2d(x, size)
@@ -31,7 +31,7 @@ def _cell_weights(length: int, size: int, like: torch.Tensor) -> torch.Tensor:
 
 
 class AdaptiveAverage(nn.Module):
-    """`adaptive_average` to (size, size) as a module that replaces `nn.AdaptiveAvgPool2d`."""
+    """`adaptive_average` as a module."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -42,8 +42,8 @@ class AdaptiveAverage(nn.Module):
         return adaptive_average(x, self.size)
 
 
-def exportable_pools(module: nn.Module) -> None:
-    """Replace every square `nn.AdaptiveAvgPool2d` by an `AdaptiveAverage`, in place, except pooling to 1 x 1."""
+def make_pools_exportable(module: nn.Module) -> None:
+    """Replace every `nn.AdaptiveAvgPool2d` to a square of more than 1 x 1 by an `AdaptiveAverage`, in place."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d):

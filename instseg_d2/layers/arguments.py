@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 def check_choice(argument: str, value: str, allowed: Sequence[str]) -> None:
     """
+    Check an argument that has a few allowed values.
+
     Raises:
         ValueError: the value is not allowed; the message names the argument.
     """

@@ -1,5 +1,5 @@
 """
-Crops maps to boxes, and assembles position-sensitive masks in boxes of any size.
+Crops feature maps to boxes, and assembles position-sensitive masks inside boxes of any size.
 
 N images, D boxes, C channels, k grid, R resolution, h x w cells of a map. Boxes are x1, y1, x2, y2 in input pixels.
 """
@@ -15,14 +15,14 @@ __all__ = ["assemble_boxes", "crop_boxes", "crop_nearest", "join_boxes"]
 
 
 def join_boxes(boxes: Sequence[Boxes]) -> tuple[Tensor, Tensor]:
-    """The boxes (D, 4) of N images, and the image index of each, (D,) int64."""
+    """Concatenate the boxes of N images: boxes (D, 4) and the image index of each, (D,) int64."""
     tensor = torch.cat([x.tensor for x in boxes])
     counts = torch.tensor([len(x) for x in boxes])
     return tensor, torch.repeat_interleave(counts).to(tensor.device, non_blocking=True)
 
 
 def crop_nearest(maps: Tensor, boxes: Tensor, batch_index: Tensor, resolution: int, spatial_scale: float) -> Tensor:
-    """Divide each box into R x R parts and read the map's cell at each part's centre, 0 outside: (D, C, R, R)."""
+    """Divide each box into R x R parts and read the cell at each part's centre, or 0 outside: (D, C, R, R)."""
     height, width = maps.shape[-2:]
     cells = (torch.arange(resolution, device=boxes.device) + 0.5) / resolution
     scaled = boxes * spatial_scale
@@ -54,7 +54,7 @@ def crop_boxes(
         batch_index: (D,) int64, the image of each box.
         resolution: R.
         spatial_scale: cells of the maps per input pixel.
-        sampling_ratio, aligned: as in RoIAlign.
+        sampling_ratio, aligned: see RoIAlign.
         interpolation: "bilinear" (RoIAlign, in float32) or "nearest" (see `crop_nearest`).
 
     Returns:
@@ -62,7 +62,7 @@ def crop_boxes(
     """
     if interpolation == "nearest":
         return crop_nearest(maps, boxes, batch_index, resolution, spatial_scale)
-    # Coordinates in half precision would be off by pixels.
+    # In half precision coordinates would be off by pixels.
     rois = torch.cat([batch_index[:, None].float(), boxes.float()], dim=1)
     return roi_align(maps.float(), rois, resolution, spatial_scale, sampling_ratio=sampling_ratio, aligned=aligned)
 
@@ -80,19 +80,19 @@ def assemble_boxes(
     interpolation: str = "bilinear",
 ) -> Tensor:
     """
-    Position-sensitive masks of boxes, as FCIS merges them (arXiv 1611.07709) and InstanceFCN assembles its windows:
-    cell (i, j) of R x R lies in part (floor(i k / R), floor(j k / R)) and reads the map of that part, at the points
-    where RoIAlign of the whole box would sample the cell.
+    Assemble position-sensitive masks inside boxes, as in FCIS (arXiv 1611.07709) and InstanceFCN: cell (i, j) of R x R
+    lies in part (floor(i k / R), floor(j k / R)) and reads the map of that part, at the points where RoIAlign of the
+    whole box would sample the cell.
 
-    Each part is cropped only from its own map, so D x R x R x C cells are sampled instead of k * k times as many.
+    Each part is cropped only from its own map, which samples k * k times fewer cells than cropping all maps.
 
     Args:
         score_maps: (N, k * k * C, h, w), channel (row * k + column) * C + c.
         boxes, batch_index, spatial_scale, aligned, interpolation: as in `crop_boxes`.
         grid: k.
         resolution: R; need not be a multiple of k.
-        sampling_ratio: as in RoIAlign. With 0, a cell whose width is a whole number of map cells may get one sample
-            more than in RoIAlign of the whole box.
+        sampling_ratio: see RoIAlign. With 0, a cell as wide as a whole number of map cells may get one sample more than
+            in RoIAlign of the whole box.
 
     Returns:
         (D, C, R, R).
@@ -107,7 +107,7 @@ def assemble_boxes(
         low, high = (boxes + 0.5 / spatial_scale).split(2, dim=1)
         boxes, aligned = torch.cat([low, torch.maximum(high, low + 1 / spatial_scale)], dim=1), True
 
-    # Parts differ by a cell if R is not a multiple of k, so all are cropped at the size of the largest.
+    # If R is not a multiple of k, parts differ by a cell. Crop all at the size of the largest.
     size = -(-resolution // grid)
     steps = torch.arange(grid, device=boxes.device)
     first = -(-steps * resolution // grid)  # the first cell of each part

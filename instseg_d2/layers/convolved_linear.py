@@ -1,4 +1,4 @@
-"""A large linear layer computed as a convolution. X rows."""
+"""A large linear layer, computed as a convolution. X rows."""
 
 import torch
 import torch.nn.functional as F
@@ -7,10 +7,10 @@ from torch import nn
 
 class ConvolvedLinear(nn.Module):
     """
-    A linear layer as a 1x1 convolution over the rows, for inference on a CPU.
+    A linear layer, computed as a 1x1 convolution over the rows, for inference on a CPU.
 
-    PyTorch computes convolutions with oneDNN and float32 matrix products with the BLAS. If the BLAS is not tuned for
-    the processor, a large product takes twice as long.
+    PyTorch uses oneDNN for convolutions and the BLAS for float32 matrix products. With a BLAS that is not tuned for the
+    processor, a large product takes twice as long.
     """
 
     def __init__(self, layer: nn.Linear):

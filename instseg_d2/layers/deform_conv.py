@@ -13,15 +13,15 @@ from torchvision.ops import deform_conv2d
 
 class DeformConv(nn.Module):
     """
-    3x3 convolution whose taps move by predicted offsets (Deformable ConvNets v1, v2).
+    Deformable 3x3 convolution (Deformable ConvNets v1, v2).
 
-    The first 2*9*groups channels of ``offset_mask`` are (dy, dx) pairs in input pixels; with ``modulated`` the
-    remaining 9*groups pass through a sigmoid and weigh the taps.
+    The first 2 * 9 * groups channels of ``offset_mask`` are offsets (dy, dx) in input pixels. With ``modulated``, the
+    other 9 * groups are logits of the modulation.
 
     Args:
-        weight: (C_out, C_in / conv_groups, 3, 3) parameter to use.
-        bias: (C_out,) parameter or None.
-        norm: applied to the output; None for none.
+        weight: (C_out, C_in / conv_groups, 3, 3) parameter.
+        bias: (C_out,) parameter, or None.
+        norm: applied to the output, or None.
     """
 
     def __init__(self, weight, bias=None, *, stride=1, dilation=1, modulated=True, norm=None):
@@ -39,14 +39,14 @@ class DeformConv(nn.Module):
         if self.modulated:
             split = offset_mask.shape[1] // 3 * 2
             offset_mask, mask = offset_mask[:, :split], offset_mask[:, split:].sigmoid()
-        # torchvision needs a single dtype, and autocast on the CPU does not ensure it: use the weight's, float32.
+        # torchvision needs a single dtype, which autocast does not ensure on the CPU: use the weight's, float32.
         x, offset, mask = (None if t is None else t.to(self.weight.dtype) for t in (x, offset_mask, mask))
         x = deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.dilation, self.dilation, mask=mask)
         return x if self.norm is None else self.norm(x)
 
 
 def offset_conv(conv: nn.Conv2d, modulated: bool, groups: int) -> nn.Module:
-    """The 3x3 convolution that predicts the ``offset_mask`` of a deformable ``conv``; initialised with zeros."""
+    """The zero-initialised 3x3 convolution that predicts the ``offset_mask`` of a deformable ``conv``."""
     offset = Conv2d(
         conv.in_channels,
         (27 if modulated else 18) * groups,
@@ -62,11 +62,11 @@ def offset_conv(conv: nn.Conv2d, modulated: bool, groups: int) -> nn.Module:
 
 class SelfOffsetDeformConv(DeformConv):
     """
-    A deformable version of a 3x3 convolution that predicts its own offsets.
+    A 3x3 convolution made deformable, which predicts its own offsets.
 
     Args:
-        conv: the convolution; its weight, bias, stride and dilation are used.
-        groups: groups of offsets.
+        conv: the convolution whose weight, bias, stride and dilation are used.
+        groups: number of offset groups.
     """
 
     def __init__(self, conv: nn.Conv2d, *, modulated: bool, groups: int = 1):
@@ -87,7 +87,7 @@ class _DeformBottleneckBlock(CNNBlockBase):
         self.conv1 = block.conv1
         conv = block.conv2
         if conv.groups != 1:
-            raise ValueError(f"a deformable block has 1 group of channels, not {conv.groups}")
+            raise ValueError(f"the 3x3 convolution has {conv.groups} groups; a deformable block needs 1 group")
         self.conv2_offset = offset_conv(conv, modulated, groups)
         self.conv2 = DeformConv(
             conv.weight, stride=conv.stride, dilation=conv.dilation, modulated=modulated, norm=conv.norm

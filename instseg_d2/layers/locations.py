@@ -1,8 +1,8 @@
 """
 Numbers all locations of a feature pyramid as rows of one matrix.
 
-The levels' maps (N, C, h_l, w_l) become one matrix (X, C) whose rows run over level, image, y, x. Every selection of
-locations (positives, candidates, detections) is an index vector into these rows.
+The maps (N, C, h_l, w_l) of all levels become one matrix (X, C) whose rows run over level, image, y, x. A selection of
+locations (positives, candidates, detections) is an index vector of rows.
 
 N images, C channels, X rows of all levels and images, P selected rows, O output channels.
 """
@@ -38,7 +38,7 @@ class LocationGrid:
         return sum(self.rows_per_level)
 
     def locate(self, rows: torch.Tensor):
-        """rows (P,) -> level, image, y and x, each (P,) int64; y and x count cells of the level."""
+        """rows (P,) -> level, image, y and x, (P,) int64 each; y and x in cells of the level."""
         level = torch.searchsorted(self.starts, rows, right=True) - 1
         height, width = self.heights[level], self.widths[level]
         rest = rows - self.starts[level]
@@ -48,7 +48,7 @@ class LocationGrid:
         return level, image, y, rest - y * width
 
     def row(self, level, image, y, x) -> torch.Tensor:
-        """The row of cell (y, x) of a level of an image; the int64 arguments broadcast."""
+        """The row of cell (y, x) in a level of an image; the int64 arguments broadcast."""
         return self.starts[level] + (image * self.heights[level] + y) * self.widths[level] + x
 
     def pixels(self, level, y, x) -> torch.Tensor:
@@ -59,7 +59,7 @@ class LocationGrid:
 
 def conv_at_rows(features, grid: LocationGrid, rows: torch.Tensor, weight, bias=None) -> torch.Tensor:
     """
-    A 3x3 convolution (padding 1, stride 1) evaluated only at selected locations.
+    A 3x3 convolution (padding 1, stride 1), computed only at selected locations.
 
     Args:
         features: (X, C) rows of the input maps (see `flatten_levels`).

@@ -1,4 +1,4 @@
-"""Builds normalisation layers by their names in configs, and folds them into convolutions."""
+"""Builds normalisation layers by name, and folds them into convolutions."""
 
 from typing import Optional
 
@@ -13,11 +13,11 @@ _NONE = ("", "none")
 
 def get_norm(name: Optional[str], channels: int) -> Optional[nn.Module]:
     """
-    The normalisation layer called ``name`` in a config.
+    Build the normalisation layer that a config calls ``name``.
 
     Args:
-        name: one of Detectron2's names (BN, SyncBN, FrozenBN, GN, LN, naiveSyncBN), NaiveGN (AdelaiDet's name of
-            the same formula as GN), or "", "none", None for no layer.
+        name: one of Detectron2's names (BN, SyncBN, FrozenBN, GN, LN, naiveSyncBN), NaiveGN (AdelaiDet's name of GN),
+            or "", "none" or None for no layer.
         channels: C of the input (N, C, h, w).
 
     Raises:
@@ -38,10 +38,10 @@ def get_norm(name: Optional[str], channels: int) -> Optional[nn.Module]:
 @torch.no_grad()
 def fold_norm(conv: nn.Module, norm: Optional[nn.Module]) -> bool:
     """
-    Fold a frozen or evaluated batch norm into the weight and bias of the convolution before it, in place.
+    Fold a batch norm, frozen or in eval mode, into the convolution before it, in place.
 
     Returns:
-        whether it was folded; other kinds of layers are not changed.
+        whether it was folded; other norms are not changed.
     """
     if not isinstance(norm, (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)):
         return False

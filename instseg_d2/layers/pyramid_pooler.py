@@ -1,5 +1,5 @@
 """
-RoIAlign over a feature pyramid in one gather. N images, Q boxes per image, D = N * Q boxes, R x R cells, C channels.
+RoIAlign on a feature pyramid in one gather. N images, Q boxes per image, D = N * Q boxes, R x R cells, C channels.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,14 @@ def axis_samples(low, high, limit: torch.Tensor, resolution: int, ratio: int):
     The cells of a map that RoIAlign (aligned) reads along one axis, and their weights.
 
     Args:
-        low, high: (D,) ends of the boxes in cells of the map.
+        low, high: (D,) ends of the boxes, in cells of the map.
         limit: (D,) number of cells of the map.
+        resolution: R.
         ratio: samples per bin.
 
     Returns:
-        index (D, R, 2 * ratio) int64 inside the map; weights of the same shape, 0 for samples beyond its border.
+        index: (D, R, 2 * ratio) int64, inside the map.
+        weights: of the same shape; 0 for samples outside the map.
     """
     steps = (torch.arange(resolution * ratio, device=low.device) + 0.5) / (resolution * ratio)
     points = (low - 0.5)[:, None] + steps * (high - low)[:, None]
@@ -37,14 +39,14 @@ def axis_samples(low, high, limit: torch.Tensor, resolution: int, ratio: int):
 
 class PyramidPooler(nn.Module):
     """
-    RoIAlign (aligned, so "ROIAlignV2") of each box on the pyramid level of its size (FPN, eq. 1): level
+    RoIAlign ("ROIAlignV2") of each box at the pyramid level of its size (FPN, eq. 1): level
     floor(4 + log2(sqrt(area) / 224 + 1e-8)), clamped.
 
-    Every output cell is a weighted sum of cells of one level. So a single `embedding_bag` over the rows of all maps
-    computes all levels and boxes, without a loop over levels or a host read. The channels come last.
+    Each output cell is a weighted sum of cells of one level, so a single `embedding_bag` over the rows of all maps
+    computes all levels and boxes, without a loop over levels or a host read. Channels come last.
 
     Args:
-        strides: strides of the maps in pixels, each twice the one before.
+        strides: strides of the maps, pixels; each is twice the one before.
         resolution: R.
         sampling_ratio: samples per bin and axis.
     """
@@ -66,8 +68,8 @@ class PyramidPooler(nn.Module):
         """
         Args:
             maps: (N, C, h_l, w_l), finest first.
-            boxes: (N, Q, 4) x1, y1, x2, y2 in input pixels; they get no gradient.
-            rows: `self.rows(maps)`, if several calls share it.
+            boxes: (N, Q, 4) x1, y1, x2, y2 in input pixels, without gradient.
+            rows: ``self.rows(maps)``, to share it among several calls.
 
         Returns:
             (D, R * R, C) float32, or the dtype of ``rows``.

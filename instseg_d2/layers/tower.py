@@ -11,14 +11,14 @@ from .norm import get_norm
 
 
 def init_normal(*layers: nn.Module) -> None:
-    """Initialise predictors like the methods' authors: weights with standard deviation 0.01, biases 0."""
+    """Initialise weights with standard deviation 0.01 and biases with 0, as the methods' authors do in predictors."""
     for layer in layers:
         nn.init.normal_(layer.weight, std=0.01)
         nn.init.zeros_(layer.bias)
 
 
 class TowerBlock(nn.Module):
-    """3x3 convolution, norm, ReLU. All levels share the convolution; BN and SyncBN have one norm per level."""
+    """3x3 convolution, norm, ReLU. All levels share the convolution; BN and SyncBN have one layer per level."""
 
     def __init__(self, channels: int, norm: str, num_levels: int, deformable: bool = False):
         super().__init__()
@@ -47,11 +47,11 @@ class TowerBlock(nn.Module):
 
 class ConvTower(nn.Module):
     """
-    ``num_convs`` blocks of 3x3 convolution, norm and ReLU for all levels of a pyramid, with a constant channel count.
+    ``num_convs`` blocks of 3x3 convolution, norm and ReLU, shared by all levels of a pyramid.
 
     Args:
-        norm: GN, NaiveGN, BN, SyncBN (the last two with one norm per level) or none.
-        deformable: the last convolution is a modulated deformable one.
+        norm: GN, NaiveGN, BN, SyncBN (the last two with one layer per level) or none.
+        deformable: whether the last convolution is a modulated deformable one.
     """
 
     def __init__(self, channels: int, num_convs: int, norm: str, num_levels: int, deformable: bool = False):
@@ -68,7 +68,7 @@ class ConvTower(nn.Module):
 
 
 def conv_stack(in_channels: int, channels: int, num_convs: int, norm: str = "") -> nn.Sequential:
-    """``num_convs`` times 3x3 convolution, norm, ReLU, with a bias if there is no norm; MSRA initialisation."""
+    """``num_convs`` times a 3x3 convolution (with bias if there is no norm; MSRA initialisation), norm and ReLU."""
     layers = []
     for i in range(num_convs):
         layer_norm = get_norm(norm, channels)

@@ -53,7 +53,7 @@ def blend_masks(
     nearest = reference.is_nearest(top_interp)
     dtype = torch.promote_types(bases.dtype, attention.dtype)
     bases, attention, boxes = bases.to(dtype), attention.to(dtype), boxes.detach()
-    if _takes_kernel(bases, attention):
+    if _uses_kernel(bases, attention):
         return torch.ops.instseg_d2.blend_masks(
             bases, boxes, batch_index, attention, box_index, resolution, spatial_scale, nearest
         )
@@ -69,7 +69,7 @@ def blend_masks(
     )
 
 
-def _takes_kernel(bases: Tensor, attention: Tensor) -> bool:
+def _uses_kernel(bases: Tensor, attention: Tensor) -> bool:
     if not extension.serves(bases.device.type):
         return False
     differentiated = torch.is_grad_enabled() and (bases.requires_grad or attention.requires_grad)

@@ -17,8 +17,8 @@ def _load() -> Optional[str]:
         return None
     except ImportError as error:
         logger.warning(
-            "The compiled operators do not fit this PyTorch (%s): slower ones are used. "
-            "Rebuild them with `pip install --no-build-isolation` and the folder of instseg_d2.",
+            "The compiled operators do not fit this PyTorch (%s), so slower ones are used; "
+            "rebuild them with `pip install --no-build-isolation .` in the folder of instseg_d2.",
             error,
         )
         return None

@@ -22,14 +22,15 @@ class OpRow(NamedTuple):
 
 
 def op_table(repeats: int = 20, device: str = "cpu") -> list[OpRow]:
-    """Times every operator in one run, kernel and reference taking turns so that both meet the same machine.
+    """Times every operator; kernel and reference take turns in one run. Returns one row per case and direction.
 
-    The cases of ``blend_masks`` (K = 4, R = 56, A = 14, bases of 200 x 272 cells): inference with 100 boxes from
-    10 to 700 pixels on an image of 800 x 1088, and training with 300 positive locations of 20 boxes on two such
-    images. That of ``mask_prob`` (D = 16, a map of 200 x 336 cells): 100 boxes from 16 to 300 pixels at stride 4;
-    its reference is the fastest plain formulation, over the whole map (see ``mask_prob_products``). That of
-    ``assemble_instances`` (k = 5): 2000 windows of 21 x 21 on a map of 75 x 100 cells. Returns one row per case and
-    direction; without the extension (see ``has_extension``) the kernel's side is plain PyTorch too.
+    ``blend_masks`` (K = 4, R = 56, A = 14, bases of 200 x 272 cells): inference with 100 boxes of 10 to 700 pixels on
+    an image of 800 x 1088, and training with 300 positive locations of 20 boxes on two such images.
+    ``mask_prob`` (D = 16, a map of 200 x 336 cells): 100 boxes of 16 to 300 pixels at stride 4. The reference is the
+    fastest plain formulation, over the whole map (see ``mask_prob_products``).
+    ``assemble_instances`` (k = 5): 2000 windows of 21 x 21 on a map of 75 x 100 cells.
+
+    Without the extension (see ``has_extension``) the kernel is plain PyTorch, too.
     """
     rows = []
     for case, images, boxes, masks in (("100 boxes", 1, 100, 100), ("300 positives of 20 boxes", 2, 20, 300)):
@@ -87,7 +88,7 @@ def mask_prob_inputs(device: str = "cpu") -> dict[str, Tensor]:
 def mask_prob_products(
     pixel_embeddings: Tensor, proposal_embeddings: Tensor, margins: Tensor, windows: Tensor, image_index: Tensor
 ) -> Tensor:
-    """(M, H * W) of one image, over its whole map: the square expanded, its sums as one matrix product."""
+    """Log-probabilities (M, H * W) over the whole map of one image: the square is expanded into a matrix product."""
     planes = pixel_embeddings[0].flatten(1)
     weighted = margins * proposal_embeddings
     constant = -(weighted * proposal_embeddings).sum(dim=1, keepdim=True)
@@ -113,7 +114,7 @@ def format_table(rows: list[OpRow]) -> str:
 
 
 def _call(op: Callable[..., Tensor], inputs: dict, leaves: Sequence[str]) -> Callable[[], object]:
-    """The forward pass, and where ``leaves`` names arguments the backward pass to them."""
+    """A function that runs the forward pass and, if there are ``leaves``, the backward pass to these arguments."""
     if not leaves:
         return lambda: op(**inputs)
     arguments = {**inputs, **{name: inputs[name].clone().requires_grad_() for name in leaves}}

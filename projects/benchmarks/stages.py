@@ -1,4 +1,4 @@
-"""Where the time goes: plain and optimised models take turns in one run, because machines are noisy."""
+"""Times the stages of inference and training; plain and optimised models take turns, because machines are noisy."""
 
 import contextlib
 import copy
@@ -38,19 +38,19 @@ def _synchronize(device: torch.device) -> None:
 
 def plain_module(model):
     """
-    The module of a method's plain version.
+    The module with the plain version of a method.
 
     Raises:
         ConfigError: there is none.
     """
     name = type(model).__name__
     if name not in PLAIN:
-        raise ConfigError(f"{name} has no plain version to be compared with; there is one of {', '.join(PLAIN)}.")
+        raise ConfigError(f"{name} has no plain version to compare with; these have one: {', '.join(PLAIN)}.")
     return PLAIN[name]
 
 
 def plain_model(model):
-    """The same model with the `plain_infer` of its `plain_module` and, where there is one, its `plain_postprocess`."""
+    """A copy of the model with `plain_infer` and, if there is one, `plain_postprocess` of its `plain_module`."""
     module, twin = plain_module(model), copy.copy(model)
     twin.infer = lambda images: [{"instances": x} for x in module.plain_infer(model, images)]
     if hasattr(module, "plain_postprocess"):
@@ -60,12 +60,12 @@ def plain_model(model):
 
 class StageTimer:
     """
-    Runs one model on one sample and keeps the seconds of each stage.
+    Runs a model on images and records the seconds of each stage.
 
     Args:
-        model: in evaluation mode.
+        model: in eval mode.
         keep_memory: see `keep_freed_memory`.
-        autocast: type of mixed precision of the network, or None.
+        autocast: autocast dtype of the network, or None.
     """
 
     def __init__(self, model, keep_memory: bool = True, autocast=None):
@@ -77,7 +77,7 @@ class StageTimer:
         self.seconds = {stage: [] for stage in STAGES}
 
     def _infer(self, images):
-        """The model's own, with the time before and after it."""
+        """The model's `infer`, with time stamps before and after it."""
         precision = torch.autocast(images.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
         self.marks.append(self._now())
         with precision:
@@ -87,7 +87,7 @@ class StageTimer:
 
     @torch.inference_mode()
     def run(self, path: str, size: tuple) -> None:
-        """Read an image, resize it to (H, W), detect, draw; append the time of each stage."""
+        """Read an image, resize it to (H, W), detect, draw, and record the time of each stage."""
         keep_freed_memory(self.keep_memory)
         self.marks = [self._now()]
         image_rgb = read_image(path, "RGB")
@@ -108,24 +108,24 @@ class StageTimer:
         return time.perf_counter()
 
     def medians(self) -> list[float]:
-        """Median milliseconds of each stage, and of the sum."""
+        """Median milliseconds of each stage and of their sum."""
         rows = [[t * 1000 for t in self.seconds[stage]] for stage in STAGES]
         return [statistics.median(row) for row in rows] + [statistics.median(map(sum, zip(*rows)))]
 
 
 def stage_rows(model, path: str, size: tuple = (800, 1088), repeats: int = 5) -> tuple[list[str], list[list]]:
     """
-    Milliseconds of every stage on one image: plain, optimised and, where the device computes in bfloat16 or float16,
-    optimised under autocast.
+    Median milliseconds of each stage on one image: plain, optimised and, if the device supports it, optimised under
+    autocast.
 
     Args:
-        model: a method of this package in evaluation mode.
-        path: of an image file.
+        model: a method of this package in eval mode.
+        path: path of an image.
         size: (H, W) of the network's input before padding, pixels.
-        repeats: runs of each, after one warm-up.
+        repeats: number of runs after one warm-up.
 
     Returns:
-        the headers, and rows of the same length, the last of which is the sum. A ratio is plain over the column before.
+        the headers, and one row per stage and for their sum. A ratio is the plain time over that in the column before.
     """
     fast = optimize_for_inference(model)
     timers = [StageTimer(plain_model(model), keep_memory=False), StageTimer(fast)]
@@ -147,7 +147,7 @@ def stage_rows(model, path: str, size: tuple = (800, 1088), repeats: int = 5) ->
 
 
 def training_samples(cfg, folder: str, count: int) -> list:
-    """The first `count` images of generated shapes with objects, as the config's mapper gives them, with bitmasks."""
+    """The first ``count`` generated images with objects, as training samples with bitmasks."""
     name = "benchmark_shapes"
     if name not in DatasetCatalog.list():
         register_coco(name, make_shapes(folder, "train", 4 * count, 0), os.path.join(folder, "images"))
@@ -159,11 +159,11 @@ def training_samples(cfg, folder: str, count: int) -> list:
 
 def training_row(model, samples: list, repeats: int = 5) -> list:
     """
-    Milliseconds of a forward and backward pass over a batch, medians: [plain, as trained, ratio].
+    Median milliseconds of a forward and backward pass: [plain, as trained, ratio].
 
     Args:
         model: a method of this package whose `plain_module` has `plain_losses(model, images, gt_instances)`.
-        samples: of a training mapper, masks as bitmasks.
+        samples: a batch of a training mapper, with bitmasks.
     """
     model.train()
 
@@ -184,7 +184,7 @@ def training_row(model, samples: list, repeats: int = 5) -> list:
 
 @torch.no_grad()
 def some_detections(model, count: int, size: tuple = (96, 128)) -> Instances:
-    """``count`` detections of an image of noise (H, W), repeated if there are fewer; empty boxes are left out."""
+    """``count`` detections in an image of noise (H, W), without empty boxes, repeated if there are fewer."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator)
     result = model.infer(model.preprocess([{"image": image}]))[0]["instances"]
@@ -198,7 +198,7 @@ def some_detections(model, count: int, size: tuple = (96, 128)) -> Instances:
 @torch.no_grad()
 def large_image_row(model, count: int = 300, size: tuple = (3000, 4000)) -> list:
     """
-    From the network's detections to run lengths on an image of size (H, W): [number, most bytes that exist at a time,
+    Cost of postprocessing detections to run lengths on an image of size (H, W): [number of detections, peak bytes,
     seconds].
     """
     result, outputs = some_detections(model, count), []
@@ -215,7 +215,7 @@ def large_image_row(model, count: int = 300, size: tuple = (3000, 4000)) -> list
 
 
 def _ellipses(count: int, height: int, width: int, seed: int) -> torch.Tensor:
-    """Masks (count, height, width) bool about as large as COCO's objects: the median side is a seventh of the image."""
+    """Masks (count, height, width) bool of about the size of COCO's objects: the median side is 1/7 of the image."""
     generator = np.random.default_rng(seed)
     masks = np.zeros((count, height, width), np.uint8)
     for mask in masks:
@@ -227,7 +227,7 @@ def _ellipses(count: int, height: int, width: int, seed: int) -> torch.Tensor:
 
 def conversion_row(images: int = 20, masks: int = 100, size: tuple = (480, 640)) -> list:
     """
-    Milliseconds of turning the detections of an image into COCO's results: [Detectron2, here, ratio], medians.
+    Median milliseconds of converting an image's detections to COCO's results: [Detectron2, this package, ratio].
 
     Args:
         size: (H, W) of the images, pixels.

@@ -21,7 +21,7 @@ from PIL import Image
 from instseg_d2.engine import Predictor
 from instseg_d2.errors import ConfigError
 from instseg_d2.export import ExportedPredictor, Parity, ParityError, compare, export, export_verified
-from instseg_d2.layers import adaptive_average, exportable_pools
+from instseg_d2.layers import adaptive_average, make_pools_exportable
 from tests.tiny import tiny_config
 
 PROJECTS = Path(__file__).resolve().parents[2] / "projects"
@@ -253,7 +253,7 @@ def test_pools_inside_a_backbone_keep_their_sizes_free():
     """As in PVTv2's linear attention: traced at one size, run at another."""
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(7))).eval()
     plain = copy.deepcopy(net)
-    exportable_pools(net)
+    make_pools_exportable(net)
     free = {2: torch.export.Dim("height", min=8, max=512), 3: torch.export.Dim("width", min=8, max=512)}
     program = torch.export.export(net, (torch.rand(1, 3, 20, 33),), dynamic_shapes=(free,))
     assert not any("adaptive" in str(node.target) for node in program.graph.nodes)

@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN, Backbone
 from torch import nn
 
-from ...layers import exportable_pools
+from ...layers import make_pools_exportable
 from .fcos_fpn import build_fcos_fpn
 from .timm_norms import BATCH_NORMS, fold_timm_norms, freeze_norms
 from .timm_probe import Map, Probe, import_timm, maps_of, probe
@@ -93,7 +93,7 @@ class TimmBackbone(Backbone):
                 if isinstance(layer, BATCH_NORMS) and not pretrained:
                     nn.init.ones_(layer.weight)
             self.net = freeze_norms(self.net)
-        exportable_pools(self.net)
+        make_pools_exportable(self.net)
         self._choose_trained(found, maps, freeze_at)
 
     def _choose_trained(self, found: Probe, maps: Sequence[Map], freeze_at: int) -> None:

@@ -1,8 +1,8 @@
-"""Every method written the plain way, and which module is whose."""
+"""Plain implementations of all methods."""
 
 from . import blendmask, embedmask, fcos, instancefcn, istr, sparseinst
 
-PLAIN = {  # meta-architecture -> module with plain_infer and, where it has them, plain_postprocess and plain_losses
+PLAIN = {  # meta-architecture -> module with plain_infer and, for some, plain_postprocess and plain_losses
     "BlendMask": blendmask,
     "EmbedMask": embedmask,
     "FCOSDetector": fcos,

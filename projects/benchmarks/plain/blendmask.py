@@ -1,6 +1,6 @@
 """
-BlendMask's inference written the plain way, as the paper and its public code do it: the top layer on every location,
-loops over images and levels, RoIAlign, interpolation, softmax and sum one by one.
+Plain inference of BlendMask, as in the paper and its public code: the top layer at every location, loops over images
+and levels, then RoIAlign, interpolation, softmax and sum one by one.
 """
 
 import torch
@@ -14,7 +14,7 @@ from projects.benchmarks.plain.fcos import plain_detections, plain_levels
 
 @torch.no_grad()
 def plain_infer(model: BlendMask, images: ImageList) -> list[Instances]:
-    """The detections of ``model.infer(images)``, for the blender with RoIAlign (aligned)."""
+    """The detections of ``model.infer(images)``, for a blender with ROIAlignV2."""
     features = model.backbone(images.tensor)
     fcos, blender = model.proposal_generator, model.blender
     bases = model.basis_module(features)

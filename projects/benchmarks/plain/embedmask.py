@@ -1,6 +1,6 @@
 """
-EmbedMask written the plain way, as the paper and its public code do it: embeddings and margins at every location, loops
-over images and objects, one tensor of (objects, height, width, dimensions) numbers, whole maps resized.
+Plain inference and losses of EmbedMask, as in the paper and its public code: embeddings and margins at every location,
+loops over images and objects, a tensor (objects, height, width, dimensions), whole maps resized.
 """
 
 import math
@@ -18,7 +18,7 @@ from projects.benchmarks.plain.fcos import plain_candidates, plain_locations
 
 
 def _with_position(model, embedding, stride: int):
-    """position_scale * (x, y) / 100 added to the first two channels of a map (N, E, h, w), in v2 and v3."""
+    """Add position_scale * (x, y) / 100 to the first two channels of a map (N, E, h, w), in v2 and v3."""
     if model.position_scale is None:
         return embedding
     position = torch.stack(list(plain_locations(*embedding.shape[-2:], stride, embedding))) * model.position_scale / 100
@@ -26,7 +26,7 @@ def _with_position(model, embedding, stride: int):
 
 
 def _dense_proposals(model, tower, distances, level: int, canvas):
-    """Embedding and margin at every location of a level, as one map."""
+    """Embeddings and margins at every location of a level, in one map."""
     head, stride = model.proposal_head, model.proposal_generator.head.strides[level]
     embedding = _with_position(model, head.embedding(tower / head.divisor), stride)
     if head.box_margin is not None:
@@ -44,7 +44,7 @@ def _dense_proposals(model, tower, distances, level: int, canvas):
 
 
 def _dense_outputs(model, images: ImageList):
-    """For each level (class logits, distances in strides, quality, embedding and margin, tower); pixel embeddings."""
+    """(Class logits, distances in strides, quality, embedding and margin, tower) per level, and pixel embeddings."""
     features = model.backbone(images.tensor)
     fcos, head = model.proposal_generator, model.proposal_generator.head
     levels = []
@@ -101,7 +101,7 @@ def plain_infer(model: EmbedMask, images: ImageList) -> list[Instances]:
 
 
 def plain_postprocess(model: EmbedMask, result: Instances, size: tuple) -> Instances:
-    """The whole maps of `plain_infer` resized, compared and cropped."""
+    """Resize, threshold and crop the whole maps of `plain_infer`."""
     (in_height, in_width), (rows, columns) = result.image_size, result.pred_masks.shape[-2:]
     height, width = size
     boxes = result.pred_boxes.tensor * torch.tensor([width / in_width, height / in_height] * 2).to(result.scores)
@@ -120,7 +120,7 @@ def plain_postprocess(model: EmbedMask, result: Instances, size: tuple) -> Insta
 
 
 def _iou(a, b, end: int):
-    """IoU of two boxes; with ``end`` 1 x2, y2 are their last pixels."""
+    """IoU of two boxes, which include pixels x2 and y2 if ``end`` is 1."""
     width = min(a[2], b[2]) - max(a[0], b[0]) + end
     height = min(a[3], b[3]) - max(a[1], b[1]) + end
     common = max(width, 0) * max(height, 0)
@@ -163,8 +163,10 @@ def plain_mask_losses(model: EmbedMask, pixels, proposals, outputs, positives, m
     The losses of the embeddings alone.
 
     Args:
-        pixels: (N, E, h, w) pixel embeddings; proposals: (X, C) embedding and margin of every row.
-        outputs, positives: of FCOS; masks: one (H, W) bool an object on the padded batch.
+        pixels: (N, E, h, w) pixel embeddings.
+        proposals: (X, C) embedding and margin of every row.
+        outputs, positives: of FCOS.
+        masks: one (H, W) bool per object, padded to the batch.
     """
     criterion, dim, (h, w) = model.criterion, pixels.shape[1], pixels.shape[-2:]
     mask_sum, smooth_sum, index = pixels.sum() * 0, pixels.sum() * 0, 0
@@ -205,10 +207,10 @@ def plain_mask_losses(model: EmbedMask, pixels, proposals, outputs, positives, m
 
 def plain_losses(model: EmbedMask, images: ImageList, gt_instances: Sequence[Instances]) -> dict:
     """
-    What ``model.losses`` returns, with the assignment and the losses of FCOS as they are.
+    The losses of ``model.losses``; assignment and losses of FCOS are the model's own.
 
     Args:
-        gt_instances: of ``model.gt_instances(batched_inputs)``.
+        gt_instances: result of ``model.gt_instances(batched_inputs)``.
     """
     levels, pixels = _dense_outputs(model, images)
     fcos = model.proposal_generator

@@ -1,6 +1,5 @@
 """
-FCOS's inference written the plain way: loops over images and levels, a convolution for every output, all candidates
-decoded.
+Plain inference of FCOS: loops over images and levels, one convolution per output, all candidates decoded.
 
 N images, K classes, Q candidates, D detections, C channels, h x w cells of a level.
 """
@@ -25,7 +24,10 @@ def plain_candidates(logits, distances, quality, top, stride: int, limits):
     The best candidates of one image and level.
 
     Args:
-        logits: (K, h, w); distances: (4, h, w) in strides; quality: (1, h, w); top: (C, h, w) of the top layers.
+        logits: (K, h, w).
+        distances: (4, h, w), in strides.
+        quality: (1, h, w) logits.
+        top: (C, h, w) of the top layers.
 
     Returns:
         boxes (Q, 4), class * quality (Q,), classes (Q,), top (Q, C).
@@ -47,8 +49,8 @@ def plain_candidates(logits, distances, quality, top, stride: int, limits):
 
 def plain_levels(fcos: FCOS, features: dict, top_layer=None) -> list[tuple]:
     """
-    For each level (N, C, h, w) maps: class logits, distances in strides, quality logits, and what a layer on top of the
-    box tower gives; without one the quality once more.
+    For each level, maps (N, C, h, w): class logits, distances in strides, quality logits, and the output of the top
+    layer on the box tower (or the quality logits again).
     """
     head, levels = fcos.head, []
     for level, name in enumerate(fcos.in_features):
@@ -63,7 +65,7 @@ def plain_levels(fcos: FCOS, features: dict, top_layer=None) -> list[tuple]:
 
 
 def plain_detections(fcos: FCOS, levels: list, image: int, size: tuple):
-    """The detections of one image of (H, W) pixels, boxes unclipped, and their values (D, C) of the top layer."""
+    """The detections of one image of size (H, W), with unclipped boxes, and the top layer's values (D, C)."""
     limits = fcos.limits_test
     found = [
         plain_candidates(*(maps[image] for maps in level), stride, limits)

@@ -1,6 +1,6 @@
 """
-InstanceFCN's inference written the plain way, as the paper describes it: every window of every scale is assembled, map
-by map, before anything is chosen.
+Plain inference of InstanceFCN, as in the paper: every window of every scale is assembled, cell by cell, before the best
+are selected.
 """
 
 import torch
@@ -14,7 +14,7 @@ OUTSIDE = -10.0
 
 
 def assemble_densely(score_maps: torch.Tensor, mask_size: int, grid: int) -> torch.Tensor:
-    """Score maps (k * k, H, W) of one image -> the masks of all windows (H * W, m, m): cell by cell a shifted map."""
+    """Score maps (k * k, H, W) of one image -> the masks of all windows (H * W, m, m), each cell from a shifted map."""
     height, width = score_maps.shape[-2:]
     before = mask_size // 2
     after = mask_size - 1 - before
@@ -28,7 +28,7 @@ def assemble_densely(score_maps: torch.Tensor, mask_size: int, grid: int) -> tor
 
 
 def _tight(hits: torch.Tensor):
-    """First and one beyond the last True of each row (n, m); (0, 0) without."""
+    """Index of the first True in each row (n, m), and one beyond the last; (0, 0) if there is none."""
     size = hits.shape[1]
     first = hits.float().argmax(1)
     last = size - hits.flip(1).float().argmax(1)
@@ -36,7 +36,7 @@ def _tight(hits: torch.Tensor):
 
 
 def _segments(score_maps, objectness, scaled: tuple, size: tuple, generator) -> dict[str, torch.Tensor]:
-    """All windows with a mask of one image at one scale, in the pixels of the image of ``size``."""
+    """All windows of one image and scale with a mask, in pixels of the image at ``size``."""
     stride, mask_size = generator.stride, generator.mask_size
     height, width = objectness.shape
     logits = assemble_densely(score_maps, mask_size, generator.grid)
@@ -77,7 +77,7 @@ def _segments(score_maps, objectness, scaled: tuple, size: tuple, generator) -> 
 
 @torch.no_grad()
 def plain_infer(model: InstanceFCN, images: ImageList) -> list[Instances]:
-    """The detections of ``model.infer(images)`` without ROI heads when TOP_WINDOWS spares every window that matters."""
+    """The detections of ``model.infer(images)`` without ROI heads, if TOP_WINDOWS drops no window of interest."""
     generator = model.proposal_generator
     found = [[] for _ in images.image_sizes]
     for scale in model.scales:

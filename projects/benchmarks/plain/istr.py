@@ -1,8 +1,8 @@
 """
-ISTR's inference and training loss written the plain way, as the paper and its public code do it: Detectron2's pooler,
-every branch of every head, loops over heads and images, masks rasterised anew for each.
+Plain inference and losses of ISTR, as in the paper and its public code: Detectron2's pooler, every branch of every
+head, loops over heads and images, masks rasterised for each of them.
 
-N images, Q queries an image, M_i objects of image i, L numbers of a mask code, S the side of a mask.
+N images, Q queries per image, M_i objects in image i, L length of a mask code, S side of a mask.
 """
 
 import math
@@ -19,7 +19,7 @@ from instseg_d2.modeling.istr.istr import ISTR
 
 
 def _self_attention(layer, x):
-    """Multi-head attention of (N, C) to itself, head by head."""
+    """Multi-head self-attention of queries (Q, C), head by head."""
     q, k, v = F.linear(x, layer.in_proj_weight, layer.in_proj_bias).chunk(3, dim=1)
     heads = []
     for i in range(layer.num_heads):
@@ -45,7 +45,7 @@ def _roi_attention(layer, queries, rois):
 
 
 def _apply_deltas(boxes, deltas):
-    """Faster R-CNN's regression with weights (2, 2, 1, 1) on (M, 4) boxes."""
+    """Faster R-CNN's box regression with weights (2, 2, 1, 1) for boxes (N * Q, 4)."""
     size = boxes[:, 2:] - boxes[:, :2]
     centre = boxes[:, :2] + size / 2 + deltas[:, :2] / 2 * size
     size = size * deltas[:, 2:].clamp(max=math.log(100000 / 16)).exp()
@@ -116,7 +116,7 @@ def plain_infer(model: ISTR, images: ImageList) -> list[Instances]:
 
 
 def _crops(instances: Instances, boxes, size: int) -> torch.Tensor:
-    """Each object's mask inside a box: (M, S, S)."""
+    """Crop each object's mask to a box: (M_i, S, S)."""
     masks = instances.gt_masks
     if isinstance(masks, PolygonMasks):
         masks = masks.to(boxes.device)
@@ -125,7 +125,7 @@ def _crops(instances: Instances, boxes, size: int) -> torch.Tensor:
 
 @torch.no_grad()
 def _match(model: ISTR, logits, boxes, codes, instances: Instances):
-    """The pairs (query, object) of one head and image; cosine cost."""
+    """Match the queries and objects of one head and image with the cosine cost."""
     weights = model.criterion.weights
     p, classes = logits.sigmoid(), instances.gt_classes
     alpha, gamma = model.criterion.alpha, model.criterion.gamma
@@ -145,7 +145,7 @@ def _match(model: ISTR, logits, boxes, codes, instances: Instances):
 
 
 def plain_losses(model: ISTR, images: ImageList, gt_instances: list[Instances]) -> dict:
-    """What ``model.losses`` returns on one worker, with both mask losses and the cosine cost."""
+    """The losses of ``model.losses`` on one worker, with both mask losses and the cosine cost."""
     criterion, embedding = model.criterion, model.mask_embedding
     count = max(sum(len(x) for x in gt_instances), 1)
     outputs = plain_heads(model, images, all_masks=True)

@@ -1,8 +1,8 @@
 """
-SparseInst written the plain way, as the paper and its public code do it: every concatenation, resize and product one
-by one, all full-size float masks at once, the cost of every pair of the batch in training.
+Plain inference and losses of SparseInst, as in the paper and its public code: every concatenation, resize and product
+one by one, all full-size float masks at once, the cost of every pair of the batch in training.
 
-N images, Q slots an image, M objects of the batch, K classes, h x w cells of a map.
+N images, Q slots per image, M objects, K classes, h x w cells of a map.
 """
 
 import torch
@@ -80,7 +80,7 @@ def plain_infer(model: SparseInst, images: ImageList) -> list[Instances]:
 
 
 def plain_postprocess(model: SparseInst, result: Instances, size: tuple) -> Instances:
-    """What ``model.postprocess(result, size)`` returns, by two full-size resizes of all masks at once."""
+    """The result of ``model.postprocess(result, size)``, from two full-size resizes of all masks at once."""
     height, width = result.image_size
     masks = result.pred_masks[None]
     masks = _resize(masks, tuple(round(side * model.mask_stride) for side in masks.shape[-2:]))
@@ -94,7 +94,7 @@ def plain_postprocess(model: SparseInst, result: Instances, size: tuple) -> Inst
 
 
 def plain_losses(model: SparseInst, images: ImageList, gt_instances) -> dict:
-    """What ``model.losses`` returns for images with bitmasks and objects, all pairs of the batch scored."""
+    """The losses of ``model.losses`` for images with objects and bitmasks; all pairs of the batch are scored."""
     criterion = model.criterion
     predictions = plain_decoder(model.decoder, plain_encoder(model.encoder, model.backbone(images.tensor)))
     classes, objectness, masks = predictions
