@@ -28,7 +28,7 @@ class InstanceSegmenter(nn.Module):
         mask_threshold: minimum probability of a pixel of a pasted mask.
     """
 
-    makes_masks = True
+    predicts_masks = True
 
     def __init__(
         self, *, backbone: nn.Module, pixel_mean, pixel_std, input_format: str = "BGR", mask_threshold: float = 0.5
@@ -101,7 +101,7 @@ class InstanceSegmenter(nn.Module):
                     "without objects needs empty ones."
                 )
         instances = [x["instances"].to(self.device) for x in batched_inputs]
-        return ensure_masks(instances, self) if self.makes_masks else instances
+        return ensure_masks(instances, self) if self.predicts_masks else instances
 
     def forward(self, batched_inputs: Sequence[dict]):
         """

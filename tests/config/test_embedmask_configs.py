@@ -78,7 +78,7 @@ def test_the_published_recipes(name):
     assert (limits.score_threshold, limits.nms_threshold, limits.pre_nms_topk, limits.post_nms_topk) == (
         0.05, 0.6, 1000, 100,
     )  # fmt: skip
-    assert (limits.rooted, limits.clip, limits.threshold_with_quality) == (False, True, False)
+    assert (limits.sqrt_scores, limits.clip, limits.threshold_with_quality) == (False, True, False)
 
 
 def test_biases_learn_twice_as_fast_and_do_not_decay():

@@ -111,25 +111,25 @@ def build_fcos_fpn(cfg, bottom_up) -> FPN:
     )
 
 
-def freeze_unread_levels(backbone: nn.Module, names: Iterable[str]) -> None:
+def freeze_unused_levels(backbone: nn.Module, names: Iterable[str]) -> None:
     """
-    Freeze the parts of an FPN that only unread levels need, because DDP needs a gradient for every trained parameter.
+    Freeze the parts of an FPN that only unused levels need, because DDP needs a gradient for every trained parameter.
     Other backbones are not changed.
 
     Args:
-        names: names of the maps that are read; those that are no pyramid levels (res3) are ignored.
+        names: names of the maps in use; those that are no pyramid levels (res3) are ignored.
     """
-    read = sorted(int(name[1:]) for name in names if name.startswith("p"))
-    if not isinstance(backbone, FPN) or not read:
+    used = sorted(int(name[1:]) for name in names if name.startswith("p"))
+    if not isinstance(backbone, FPN) or not used:
         return
     levels = sorted(int(name[1:]) for name in backbone.output_shape() if name.startswith("p"))
     for level in levels:
-        unread = [f"fpn_output{level}"] * (level not in read) + [f"fpn_lateral{level}"] * (level < read[0])
-        for part in unread:
+        unused = [f"fpn_output{level}"] * (level not in used) + [f"fpn_lateral{level}"] * (level < used[0])
+        for part in unused:
             getattr(backbone, part, nn.Identity()).requires_grad_(False)
     if backbone.top_block is not None:  # its layers are always called p6 and p7
         for level, layer in zip(levels[-backbone.top_block.num_levels :], backbone.top_block.children()):
-            if level > read[-1]:
+            if level > used[-1]:
                 layer.requires_grad_(False)
 
 

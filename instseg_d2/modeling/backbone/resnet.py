@@ -23,8 +23,8 @@ def build_resnet(cfg, input_shape: ShapeSpec) -> ResNet:
     plain.defrost()
     plain.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * 4
     backbone = build_resnet_backbone(plain, input_shape)
-    for stage, wanted in zip(backbone.stages, deform):
-        for i in range(0, len(stage) if wanted else 0, cfg.MODEL.RESNETS.DEFORM_INTERVAL):
+    for stage, deformable in zip(backbone.stages, deform):
+        for i in range(0, len(stage) if deformable else 0, cfg.MODEL.RESNETS.DEFORM_INTERVAL):
             stage[i] = make_block_deformable(
                 stage[i],
                 modulated=cfg.MODEL.RESNETS.DEFORM_MODULATED,
@@ -33,7 +33,7 @@ def build_resnet(cfg, input_shape: ShapeSpec) -> ResNet:
     return backbone
 
 
-def require_maps(key: str, names: Sequence[str], maps: Mapping) -> None:
+def check_in_features(key: str, names: Sequence[str], maps: Mapping) -> None:
     """
     Check that a backbone has the feature maps that a config key names.
 

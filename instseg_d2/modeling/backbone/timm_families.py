@@ -24,9 +24,9 @@ def build_resnet_vd_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         in_chans=input_shape.channels,
     )
-    for i, wanted in enumerate(node.DEFORM_ON_PER_STAGE):
+    for i, deformable in enumerate(node.DEFORM_ON_PER_STAGE):
         stage = f"layer{i + 1}"
-        if not wanted or stage not in backbone.net:
+        if not deformable or stage not in backbone.net:
             continue
         for block in backbone.net[stage][:: node.DEFORM_INTERVAL]:
             if not hasattr(block, "conv3"):

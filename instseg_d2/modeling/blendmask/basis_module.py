@@ -13,7 +13,7 @@ from detectron2.utils.registry import Registry
 from torch import nn
 
 from ...layers import get_norm
-from ..backbone import require_maps
+from ..backbone import check_in_features
 
 BASIS_MODULE_REGISTRY = Registry("BASIS_MODULE")
 BASIS_MODULE_REGISTRY.__doc__ = """
@@ -64,7 +64,7 @@ class BasisModule(nn.Module):
     @staticmethod
     def shared_arguments(cfg, input_shape: dict[str, ShapeSpec]) -> dict:
         node = cfg.MODEL.BASIS_MODULE
-        require_maps("MODEL.BASIS_MODULE.IN_FEATURES", node.IN_FEATURES, input_shape)
+        check_in_features("MODEL.BASIS_MODULE.IN_FEATURES", node.IN_FEATURES, input_shape)
         stride = input_shape[node.IN_FEATURES[0]].stride
         if any(scale * stride != 2 for scale in cfg.MODEL.BLENDMASK.POOLER_SCALES):  # bases are twice as fine
             raise ValueError(

@@ -15,7 +15,7 @@ from detectron2.structures import ImageList
 from torch import nn
 
 from ...layers import init_normal, join_boxes
-from ..backbone import freeze_unread_levels
+from ..backbone import freeze_unused_levels
 from ..ground_truth import box_masks
 from ..meta_arch import InstanceSegmenter
 from ..postprocessing import filter_detections
@@ -78,7 +78,7 @@ class BlendMask(InstanceSegmenter):
         proposal_generator = build_proposal_generator(cfg, shapes)
         basis_module, sem_seg_head = build_basis_module(cfg, shapes), build_semantic_head(cfg, shapes)
         semantic = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES if sem_seg_head is not None else []
-        freeze_unread_levels(backbone, [*proposal_generator.in_features, *basis_module.in_features, *semantic])
+        freeze_unused_levels(backbone, [*proposal_generator.in_features, *basis_module.in_features, *semantic])
         return {
             "backbone": backbone,
             "proposal_generator": proposal_generator,

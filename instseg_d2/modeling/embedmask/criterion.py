@@ -76,13 +76,13 @@ def split_objects(cells: Sequence[int], limit: int) -> list[tuple[int, int]]:
 
     Without objects there is one empty chunk, so that all parameters still get a gradient.
     """
-    parts, room = [], 0
+    parts, remaining = [], 0
     for index, count in enumerate(cells):
-        if count > room or not parts:
+        if count > remaining or not parts:
             parts.append((index, index))
-            room = limit
+            remaining = limit
         parts[-1] = (parts[-1][0], index + 1)
-        room -= count
+        remaining -= count
     return parts or [(0, 0)]
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from ... import ops
 from ...config.embedmask import embedmask_value, mask_stride
 from ...layers import join_boxes
-from ..backbone import freeze_unread_levels
+from ..backbone import freeze_unused_levels
 from ..meta_arch import InstanceSegmenter
 from ..postprocessing import filter_detections
 from ..proposal_generator import FCOS
@@ -76,7 +76,7 @@ class EmbedMask(InstanceSegmenter):
         version, stride = version_of(cfg), mask_stride(cfg)
         backbone = build_backbone(cfg)
         detector = fcos_arguments(cfg, backbone.output_shape())
-        freeze_unread_levels(backbone, detector["in_features"])
+        freeze_unused_levels(backbone, detector["in_features"])
         channels = backbone.output_shape()[detector["in_features"][0]].channels
         criterion = MaskCriterion(
             averaged=version.averaged,

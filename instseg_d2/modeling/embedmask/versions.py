@@ -65,7 +65,7 @@ def fcos_arguments(cfg, input_shape) -> dict:
         pre_nms_topk=node.PRE_NMS_TOP_N,
         post_nms_topk=cfg.TEST.DETECTIONS_PER_IMAGE,
         nms_threshold=node.NMS_TH,
-        rooted=False,
+        sqrt_scores=False,
         clip=True,
         inclusive=node.INCLUSIVE_BOXES,
     )

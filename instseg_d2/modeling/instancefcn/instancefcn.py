@@ -15,7 +15,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_proposal_generator, bu
 from detectron2.structures import ImageList, Instances
 from torch import nn
 
-from ..backbone import build_backbone, freeze_unread_levels
+from ..backbone import build_backbone, freeze_unused_levels
 from ..meta_arch import InstanceSegmenter
 from ..postprocessing import filter_detections
 from .explain import explain_image
@@ -70,7 +70,7 @@ class InstanceFCN(InstanceSegmenter):
         node = cfg.MODEL.INSTANCE_FCN
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
-        freeze_unread_levels(backbone, {node.IN_FEATURE, *(cfg.MODEL.ROI_HEADS.IN_FEATURES * node.CLASSIFY)})
+        freeze_unused_levels(backbone, {node.IN_FEATURE, *(cfg.MODEL.ROI_HEADS.IN_FEATURES * node.CLASSIFY)})
         return {
             "backbone": backbone,
             "proposal_generator": build_proposal_generator(cfg, shapes),

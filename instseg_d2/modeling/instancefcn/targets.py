@@ -137,13 +137,13 @@ def sample_windows(labels: torch.Tensor, objects: torch.Tensor, rules: WindowRul
         labels, objects: (N, h * w), see `label_windows`.
     """
     total = min(rules.windows_per_image, labels.shape[1])
-    wanted = min(round(rules.windows_per_image * rules.positive_fraction), labels.shape[1])
+    max_positives = min(round(rules.windows_per_image * rules.positive_fraction), labels.shape[1])
     order = torch.rand(labels.shape, device=labels.device)
-    rank, positives = torch.where(labels == 1, order, -1.0).topk(wanted, dim=1)
+    rank, positives = torch.where(labels == 1, order, -1.0).topk(max_positives, dim=1)
     positives_used = rank >= 0
     rank, negatives = torch.where(labels == 0, order, -1.0).topk(total, dim=1)
-    room = rules.windows_per_image - positives_used.sum(1, keepdim=True)
-    negatives_used = (rank >= 0) & (torch.arange(total, device=labels.device) < room)
+    remaining = rules.windows_per_image - positives_used.sum(1, keepdim=True)
+    negatives_used = (rank >= 0) & (torch.arange(total, device=labels.device) < remaining)
     return SampledWindows(positives, positives_used, negatives, negatives_used, objects.gather(1, positives))
 
 

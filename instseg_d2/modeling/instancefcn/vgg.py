@@ -80,7 +80,7 @@ class VGG16(Backbone):
 @BACKBONE_REGISTRY.register()
 def build_vgg16_backbone(cfg, input_shape: ShapeSpec) -> VGG16:
     """VGG-16 up to MODEL.INSTANCE_FCN.IN_FEATURE; MODEL.BACKBONE.FREEZE_AT counts its stages conv1, conv2, ..."""
-    wanted = {cfg.MODEL.INSTANCE_FCN.IN_FEATURE}
+    out_features = {cfg.MODEL.INSTANCE_FCN.IN_FEATURE}
     if cfg.MODEL.INSTANCE_FCN.CLASSIFY:
-        wanted |= set(cfg.MODEL.ROI_HEADS.IN_FEATURES)
-    return VGG16(sorted(wanted), cfg.MODEL.BACKBONE.FREEZE_AT, input_shape.channels)
+        out_features |= set(cfg.MODEL.ROI_HEADS.IN_FEATURES)
+    return VGG16(sorted(out_features), cfg.MODEL.BACKBONE.FREEZE_AT, input_shape.channels)

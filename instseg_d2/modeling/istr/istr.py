@@ -78,7 +78,7 @@ class ISTR(InstanceSegmenter):
         """32, the stride of the coarsest map (the authors' value)."""
         return 32
 
-    def start(self, images: ImageList):
+    def initial_state(self, images: ImageList):
         """The pyramid (name -> (N, C, h_l, w_l)), and the boxes and queries of `initial_queries`."""
         features = self.backbone(images.tensor)
         maps = self.roi_heads.maps(features)
@@ -87,10 +87,10 @@ class ISTR(InstanceSegmenter):
     def losses(self, images: ImageList, batched_inputs: Sequence[dict]) -> dict:
         """loss_ce, loss_bbox, loss_giou, loss_feat and loss_dice of each head."""
         gt_instances = self.gt_instances(batched_inputs)
-        return self.criterion(self.roi_heads(*self.start(images)), gt_instances, self.mask_embedding)
+        return self.criterion(self.roi_heads(*self.initial_state(images)), gt_instances, self.mask_embedding)
 
     def _detect(self, images: ImageList) -> Detections:
-        return detect(self.roi_heads, *self.start(images), self.mask_embedding, self.max_detections)
+        return detect(self.roi_heads, *self.initial_state(images), self.mask_embedding, self.max_detections)
 
     @torch.no_grad()
     def infer(self, images: ImageList) -> list[dict]:

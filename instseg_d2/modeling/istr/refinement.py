@@ -16,7 +16,7 @@ from torch import nn
 
 from ...config.istr import istr_version
 from ...layers import PyramidPooler
-from ..backbone import require_maps
+from ..backbone import check_in_features
 from .embedding import MaskEmbedding
 from .head import (
     MASK_ROI_SIZE,
@@ -95,7 +95,7 @@ class RefinementHeads(nn.Module):
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec], embedding: MaskEmbedding):
         node = cfg.MODEL.ISTR
         names = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        require_maps("MODEL.ROI_HEADS.IN_FEATURES", names, input_shape)
+        check_in_features("MODEL.ROI_HEADS.IN_FEATURES", names, input_shape)
         if {input_shape[name].channels for name in names} != {node.HIDDEN_DIM}:
             raise ValueError(
                 f"MODEL.ISTR.HIDDEN_DIM is {node.HIDDEN_DIM}; it must be the number of channels of "

@@ -70,19 +70,19 @@ class ISTRHeads(ProposalFreeROIHeads, RefinementHeads):
             "mask_threshold": paste_threshold(cfg),
         }
 
-    def _start(self, images: ImageList, features):
+    def _initial_state(self, images: ImageList, features):
         return initial_queries(self.maps(features), images.image_sizes, self.initial_boxes, self.query_embedding)
 
     def losses(self, images: ImageList, features: dict[str, torch.Tensor], targets: Sequence[Instances]) -> dict:
         """loss_ce, loss_bbox, loss_giou, loss_feat and loss_dice of each head."""
         require_fitted(self.mask_embedding)
-        predictions = RefinementHeads.forward(self, features, *self._start(images, features))
+        predictions = RefinementHeads.forward(self, features, *self._initial_state(images, features))
         return self.criterion(predictions, targets, self.mask_embedding)
 
     @torch.no_grad()
     def infer(self, images: ImageList, features: dict[str, torch.Tensor]) -> list[Instances]:
         """Detections, best first, with pred_masks (D, 1, S, S) inside the unclipped boxes."""
-        found = detect(self, features, *self._start(images, features), self.mask_embedding, self.max_detections)
+        found = detect(self, features, *self._initial_state(images, features), self.mask_embedding, self.max_detections)
         results = to_instances(found, images.image_sizes)
         for x in results:
             x.pred_masks = rescale_threshold(x.pred_masks, self.mask_threshold)

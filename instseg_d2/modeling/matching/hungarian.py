@@ -20,8 +20,8 @@ def match_by_score(scores: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, t
         (prediction, object) for each image: int64 index vectors of length min(Q, M_i) on the scores' device, sorted by
         prediction.
     """
-    most = max((x.shape[1] for x in scores), default=0)
-    padded = torch.stack([F.pad(x.detach().float(), (0, most - x.shape[1])) for x in scores])
+    max_objects = max((x.shape[1] for x in scores), default=0)
+    padded = torch.stack([F.pad(x.detach().float(), (0, max_objects - x.shape[1])) for x in scores])
     on_host = torch.nan_to_num(padded, nan=-1e6, posinf=1e6, neginf=-1e6).cpu().numpy()
     matches = []
     for matrix, x in zip(on_host, scores):

@@ -17,7 +17,7 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import nn
 
 from ...layers import check_choice, conv_at_rows, flatten_levels, join_boxes
-from ..backbone import require_maps
+from ..backbone import check_in_features
 from ..losses import LTRB_LOSSES, ltrb_iou_loss, ltrb_ious, mean_over_workers
 from .fcos_head import FCOSHead, HeadOutputs
 from .fcos_inference import DetectionLimits, detect
@@ -107,7 +107,7 @@ class FCOS(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         node = cfg.MODEL.FCOS
-        require_maps("MODEL.FCOS.IN_FEATURES", node.IN_FEATURES, input_shape)
+        check_in_features("MODEL.FCOS.IN_FEATURES", node.IN_FEATURES, input_shape)
         limits = {
             mode: DetectionLimits(
                 score_threshold=node[f"INFERENCE_TH_{mode}"],

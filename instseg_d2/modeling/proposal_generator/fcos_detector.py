@@ -6,7 +6,7 @@ from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_proposal_generator
 from detectron2.structures import ImageList
 
-from ..backbone import freeze_unread_levels
+from ..backbone import freeze_unused_levels
 from ..meta_arch import InstanceSegmenter
 
 
@@ -14,14 +14,14 @@ from ..meta_arch import InstanceSegmenter
 class FCOSDetector(InstanceSegmenter):
     """Backbone and FCOS head: boxes, scores and classes."""
 
-    makes_masks = False
+    predicts_masks = False
 
     @configurable
     def __init__(self, *, proposal_generator, **kwargs):
         """
         Args:
             proposal_generator: an `FCOS`.
-            kwargs: of `InstanceSegmenter`.
+            kwargs: see `InstanceSegmenter`.
         """
         super().__init__(**kwargs)
         self.proposal_generator = proposal_generator
@@ -30,7 +30,7 @@ class FCOSDetector(InstanceSegmenter):
     def from_config(cls, cfg):
         backbone = build_backbone(cfg)
         proposal_generator = build_proposal_generator(cfg, backbone.output_shape())
-        freeze_unread_levels(backbone, proposal_generator.in_features)
+        freeze_unused_levels(backbone, proposal_generator.in_features)
         return {
             "backbone": backbone,
             "proposal_generator": proposal_generator,

@@ -26,7 +26,7 @@ class DetectionLimits:
         pre_nms_topk: number of candidates kept per level and image.
         post_nms_topk: number of detections kept per image; 0 or less keeps all.
         nms_threshold: IoU threshold of the NMS within a class; 0 or less means no NMS.
-        rooted: whether scores are sqrt(class * quality) or class * quality.
+        sqrt_scores: whether scores are sqrt(class * quality) or class * quality.
         clip: clip boxes to the unpadded image before NMS.
         inclusive: boxes include pixels x2 and y2: their sides are one longer and are clipped to the last pixel.
     """
@@ -36,7 +36,7 @@ class DetectionLimits:
     pre_nms_topk: int = 1000
     post_nms_topk: int = 100
     nms_threshold: float = 0.6
-    rooted: bool = True
+    sqrt_scores: bool = True
     clip: bool = False
     inclusive: bool = False
 
@@ -103,7 +103,7 @@ def detect(outputs: HeadOutputs, image_sizes: Sequence[tuple], limits: Detection
         # A score of -1 is below the threshold.
         valid = (scores[image] >= 0).nonzero()[:, 0]
         score, row, label = scores[image][valid], rows[image][valid], classes[image][valid]
-        score = score.sqrt() if limits.rooted else score
+        score = score.sqrt() if limits.sqrt_scores else score
         boxes = decode(outputs, row)
         if limits.clip:
             clipped = Boxes(boxes)

@@ -13,7 +13,7 @@ from detectron2.utils.registry import Registry
 from torch import nn
 
 from ...layers import adaptive_average
-from ..backbone import require_maps
+from ..backbone import check_in_features
 
 SPARSE_INST_ENCODER_REGISTRY = Registry("SPARSE_INST_ENCODER")
 SPARSE_INST_ENCODER_REGISTRY.__doc__ = """
@@ -71,7 +71,7 @@ class InstanceContextEncoder(nn.Module):
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         node = cfg.MODEL.SPARSE_INST.ENCODER
-        require_maps("MODEL.SPARSE_INST.ENCODER.IN_FEATURES", node.IN_FEATURES, input_shape)
+        check_in_features("MODEL.SPARSE_INST.ENCODER.IN_FEATURES", node.IN_FEATURES, input_shape)
         strides = [input_shape[name].stride for name in node.IN_FEATURES]
         if not strides or strides != sorted(set(strides)):
             raise ValueError(

@@ -72,7 +72,7 @@ def plain_detections(fcos: FCOS, levels: list, image: int, size: tuple):
         for level, stride in zip(levels, fcos.head.strides)
     ]
     boxes, scores, classes, top = (torch.cat(parts) for parts in zip(*found))
-    scores = scores.sqrt() if limits.rooted else scores
+    scores = scores.sqrt() if limits.sqrt_scores else scores
     keep = batched_nms(boxes, scores, classes, limits.nms_threshold)[: limits.post_nms_topk]
     result = Instances(size, pred_boxes=Boxes(boxes[keep]), scores=scores[keep], pred_classes=classes[keep])
     return result, top[keep]

@@ -133,8 +133,8 @@ def _match(model: ISTR, logits, boxes, codes, instances: Instances):
     height, width = instances.image_size
     scale = boxes.new_tensor([width, height, width, height])
     gt_boxes = instances.gt_boxes.tensor
-    wanted = model.mask_embedding.encode(_crops(instances, gt_boxes, model.mask_embedding.size))
-    cosine = F.normalize(codes, eps=1e-12) @ F.normalize(wanted, eps=1e-12).T
+    target_codes = model.mask_embedding.encode(_crops(instances, gt_boxes, model.mask_embedding.size))
+    cosine = F.normalize(codes, eps=1e-12) @ F.normalize(target_codes, eps=1e-12).T
     cost = (
         weights["class"] * cost[:, classes]
         + weights["l1"] * ((boxes / scale)[:, None] - gt_boxes / scale).abs().sum(-1)
@@ -162,13 +162,13 @@ def plain_losses(model: ISTR, images: ImageList, gt_instances: list[Instances]) 
             labels[image, rows, instances.gt_classes[columns]] = 1
             height, width = instances.image_size
             scale = boxes.new_tensor([width, height, width, height])
-            found, wanted = boxes[image][rows], instances.gt_boxes.tensor[columns]
-            sums["bbox"] += (found / scale - wanted / scale).abs().sum()
-            sums["giou"] += (1 - generalized_box_iou(found, wanted).diag()).sum()
+            found, matched_boxes = boxes[image][rows], instances.gt_boxes.tensor[columns]
+            sums["bbox"] += (found / scale - matched_boxes / scale).abs().sum()
+            sums["giou"] += (1 - generalized_box_iou(found, matched_boxes).diag()).sum()
             matched = Instances(instances.image_size, gt_masks=instances.gt_masks[columns])
             if criterion.version == 2:
-                wanted = torch.minimum(found.detach().clamp(min=0), scale)
-            crops.append(_crops(matched, wanted, embedding.size))
+                matched_boxes = torch.minimum(found.detach().clamp(min=0), scale)
+            crops.append(_crops(matched, matched_boxes, embedding.size))
             pair_codes.append(codes[image][rows])
             if features is not None:
                 pair_features.append(features[image * boxes.shape[1] + rows])

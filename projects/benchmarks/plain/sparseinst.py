@@ -124,16 +124,16 @@ def plain_losses(model: SparseInst, images: ImageList, gt_instances) -> dict:
     count = max(sum(counts), 1)
     onehot = torch.zeros_like(classes).flatten(0, 1)
     onehot[rows, labels[columns]] = 1
-    logits, wanted = masks.flatten(0, 1).flatten(1)[rows], target[columns]
+    logits, truth = masks.flatten(0, 1).flatten(1)[rows], target[columns]
     p = logits.sigmoid()
-    dice = 1 - 2 * (p * wanted).sum(1) / ((p**2).sum(1) + (wanted**2).sum(1) + 1e-4)
+    dice = 1 - 2 * (p * truth).sum(1) / ((p**2).sum(1) + (truth**2).sum(1) + 1e-4)
     with torch.no_grad():
-        inside, truth = (p >= criterion.binarise).float(), (wanted > 0.5).float()
-        both = (inside * truth).sum(1)
-        iou = both / (inside.sum(1) + truth.sum(1) - both + 1e-6)
+        inside, labelled = (p >= criterion.binarise).float(), (truth > 0.5).float()
+        both = (inside * labelled).sum(1)
+        iou = both / (inside.sum(1) + labelled.sum(1) - both + 1e-6)
     losses = {
         "loss_ce": sigmoid_focal_loss(classes.flatten(0, 1), onehot, 0.25, 2.0, reduction="sum") / count,
-        "loss_mask": F.binary_cross_entropy_with_logits(logits, wanted),
+        "loss_mask": F.binary_cross_entropy_with_logits(logits, truth),
         "loss_dice": dice.sum() / count,
         "loss_objectness": F.binary_cross_entropy_with_logits(objectness.flatten()[rows], iou),
     }

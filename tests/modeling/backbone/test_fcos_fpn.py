@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from instseg_d2.modeling.backbone import build_backbone, freeze_unread_levels
+from instseg_d2.modeling.backbone import build_backbone, freeze_unused_levels
 from instseg_d2.modeling.backbone.fcos_fpn import HalvingConv
 from tests.tiny import tiny_config
 
@@ -57,21 +57,21 @@ def test_unread_levels_are_frozen():
     maps = ["res2", "res3", "res4", "res5"]
     options = ["MODEL.RESNETS.OUT_FEATURES", maps, "MODEL.FPN.IN_FEATURES", maps, "MODEL.BASIS_MODULE.IN_FEATURES", []]
     fpn = build_backbone(tiny_config("BlendMask", *options))
-    freeze_unread_levels(fpn, ["p3", "p5"])
+    freeze_unused_levels(fpn, ["p3", "p5"])
     frozen = {name.rsplit(".", 1)[0] for name, p in fpn.named_parameters() if not p.requires_grad}
     top = {"top_block.p6", "top_block.p7"}
     assert frozen - {"bottom_up"} == {"fpn_lateral2", "fpn_output2", "fpn_output4", *top}
     fpn = build_backbone(tiny_config("BlendMask", *options))
-    freeze_unread_levels(fpn, ["p2", "p3", "p4", "p5", "p6"])
+    freeze_unused_levels(fpn, ["p2", "p3", "p4", "p5", "p6"])
     assert {n.rsplit(".", 1)[0] for n, p in fpn.named_parameters() if not p.requires_grad} == {"top_block.p7"}
     fpn = build_backbone(tiny_config("BlendMask", *options))
-    freeze_unread_levels(fpn, ["p2", "p3", "p4", "p5", "p7"])
+    freeze_unused_levels(fpn, ["p2", "p3", "p4", "p5", "p7"])
     assert {n.rsplit(".", 1)[0] for n, p in fpn.named_parameters() if not p.requires_grad} == set()
 
 
 def test_unread_levels_of_detectron2s_retinanet_fpn():
     """Whose top block reads res5."""
     fpn = build_backbone(tiny_config("BlendMask", "MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"))
-    freeze_unread_levels(fpn, ["p3", "p4", "p5", "p6"])
+    freeze_unused_levels(fpn, ["p3", "p4", "p5", "p6"])
     frozen = {name.rsplit(".", 1)[0] for name, p in fpn.named_parameters() if not p.requires_grad}
     assert frozen == {"top_block.p7"}

@@ -82,7 +82,7 @@ def test_best_of_one_flat_list(method):
     model = tiny_model("ISTR", METHOD, method, "TEST.DETECTIONS_PER_IMAGE", 7).eval()
     images = model.preprocess(random_batch([0]))
     with torch.no_grad():
-        predictions = model.roi_heads(*model.start(images))
+        predictions = model.roi_heads(*model.initial_state(images))
     logits = predictions.class_logits[2:, 0].mean(0) if method else predictions.class_logits[-1, 0]
     ranked = sorted(((float(logits[n, k]), n, k) for n in range(10) for k in range(3)), reverse=True)[:7]
     result = model.infer(images)[0]["instances"]

@@ -17,7 +17,7 @@ def test_start_of_the_refinement():
     batch = random_batch([0], 70, 100) + random_batch([0], 96, 64)
     images = model.preprocess(batch)
     assert images.tensor.shape[-2:] == (96, 128)
-    features, boxes, queries = model.start(images)
+    features, boxes, queries = model.initial_state(images)
     for image, (height, width) in enumerate([(70, 100), (96, 64)]):
         for n, (x, y, w, h) in enumerate(model.initial_boxes.weight.tolist()):
             wanted = [(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height]
@@ -30,7 +30,7 @@ def test_start_of_the_refinement():
 def test_boxes_start_as_the_whole_image():
     model = build_model(tiny_config("ISTR"))
     images = model.preprocess(random_batch([0], 70, 100))
-    _, boxes, _ = model.start(images)
+    _, boxes, _ = model.initial_state(images)
     assert boxes.tolist() == [[[0.0, 0.0, 100.0, 70.0]] * 10]
 
 
@@ -38,7 +38,7 @@ def test_boxes_through_the_heads():
     """Weights 2, 2, 1, 1 and the clamp by hand; a gradient between heads for the queries, none for the boxes."""
     model = tiny_model("ISTR", "MODEL.ISTR.NUM_HEADS", 2)
     images = model.preprocess(random_batch([0]))
-    features, boxes, queries = model.start(images)
+    features, boxes, queries = model.initial_state(images)
     maps = model.roi_heads.maps(features)
     rows = model.roi_heads.pooler.rows(maps)
     for head, bias in zip(model.roi_heads.heads, ([0.4, -0.2, 0.0, 20.0], [0.0, 0.0, math.log(2), -math.log(2)])):
