@@ -1,4 +1,4 @@
-# Every target sets up what it needs by itself; PYTHON and VENV may be set on the command line.
+# Every target sets up what it needs; PYTHON and VENV can be set on the command line.
 PYTHON ?= python3
 VENV ?= .venv
 OUTPUT ?= output/blendmask_shapes
@@ -18,14 +18,14 @@ $(READY): $(SOURCES)
 	@touch $@
 	@echo "Ready: $(BIN)/python -m instseg_d2.doctor shows what is installed."
 
-# The main job: generate data, train a small BlendMask from scratch, evaluate it, draw pictures.
+# Generate data, train a small BlendMask from scratch, evaluate it and draw pictures.
 demo: setup
 	$(BIN)/python projects/train_net.py --config-file configs/quick/blendmask_shapes.yaml OUTPUT_DIR $(OUTPUT)
 	$(BIN)/python projects/demo.py --weights $(OUTPUT)/model_final.pth --input shapes_val \
 		--output $(OUTPUT)/pictures --max-images 24 --explain
 	@echo "Results: $(OUTPUT)/metrics.json. Pictures: $(OUTPUT)/pictures/index.html"
 
-# On all cores, one test each.
+# On all cores, up to 8.
 test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
@@ -36,7 +36,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The operators' tests with kernels that AddressSanitizer watches; for a GPU NVIDIA's compute-sanitizer.
+# The operators' tests under AddressSanitizer; on a GPU, under NVIDIA's compute-sanitizer.
 sanitize: setup
 	rm -rf build/sanitize
 	mkdir -p build/sanitize

@@ -1,9 +1,9 @@
-"""Builds and installs instseg_d2; what decides about the compiled operators is in `extension_modules`.
+"""Builds and installs instseg_d2; `extension_modules` decides whether the operators are compiled.
 
-PyTorch and Detectron2 are deliberately no requirements: PyTorch must be the build that fits the user's machine
-and that the operators are compiled against, and Detectron2 is on no package index (projects/get_detectron2.py
-gets it). Environment: INSTSEG_NO_EXT=1 skips the operators, FORCE_CUDA=1 builds them for CUDA without a GPU,
-CXX names the compiler.
+PyTorch and Detectron2 are deliberately not among the requirements: PyTorch must be the build that fits the machine and
+that the operators are compiled against, and Detectron2 is on no package index (projects/get_detectron2.py installs it).
+Environment: INSTSEG_NO_EXT=1 skips the operators, FORCE_CUDA=1 builds them for CUDA without a GPU, CXX names the
+compiler.
 """
 
 import os
@@ -28,7 +28,7 @@ def version() -> str:
 
 
 def compiler():
-    """The command of the C++ compiler that PyTorch's build will call, or None when it is not on the PATH."""
+    """The command of the C++ compiler that PyTorch's build will call, or None if it is not on the PATH."""
     command = shlex.split(os.environ.get("CXX", "cl" if sys.platform == "win32" else "c++"))
     return command if shutil.which(command[0]) else None
 
@@ -37,8 +37,8 @@ def compile_arguments(cxx: list) -> list:
     if sys.platform == "win32":
         return ["/O2"]
     arguments = ["-O3", "-fno-math-errno", "-fno-trapping-math"]
-    # PyTorch's parallel loops are OpenMP's. GCC's calls are answered by the OpenMP library PyTorch has loaded,
-    # so nothing more is linked; clang's would need another library: such a build runs on one thread.
+    # PyTorch's parallel loops use OpenMP. GCC's calls go to the OpenMP library that PyTorch has loaded, so nothing more
+    # is linked; clang would need another library, so its build runs on one thread.
     reported = subprocess.run([*cxx, "--version"], stdout=subprocess.PIPE, text=True, check=False).stdout
     if "clang" not in reported.lower():
         arguments.append("-fopenmp")
@@ -46,7 +46,7 @@ def compile_arguments(cxx: list) -> list:
 
 
 def extension_modules() -> dict:
-    """The setup() arguments that add the operators, or none of them with a notice that says why."""
+    """The arguments of setup() that build the operators; empty, with a notice, if they cannot be built."""
     if os.environ.get("INSTSEG_NO_EXT", "0") not in ("", "0"):
         notice("INSTSEG_NO_EXT is set")
         return {}
@@ -54,7 +54,7 @@ def extension_modules() -> dict:
         import torch
         from torch.utils import cpp_extension
     except ImportError:
-        notice("no PyTorch here (build with pip install --no-build-isolation in an environment that has it)")
+        notice("PyTorch is not installed (use pip install --no-build-isolation in an environment that has it)")
         return {}
     cxx = compiler()
     if cxx is None:

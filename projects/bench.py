@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time every stage of inference and every compiled operator, plain against optimised in one run."""
+"""Time every stage of inference and every compiled operator, plain against optimised, in one run."""
 
 import argparse
 import os
@@ -43,20 +43,22 @@ BATCH = 2  # images of the timed training step
 
 def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", nargs="+", default=CONFIGS, help="configs; their weights are drawn at random")
+    parser.add_argument("--config-file", nargs="+", default=CONFIGS, help="configs to time, with random weights")
     parser.add_argument("--image", type=os.path.expanduser, help="an image file; default: a generated one")
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), help="network input; default: the config's test size, 3 : 4"
     )
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--images", type=int, default=20, help="of masks to turn into results (default %(default)s)")
-    parser.add_argument("--large-image", action="store_true", help="also 300 detections on 12 megapixels (CPU memory)")
+    parser.add_argument("--images", type=int, default=20, help="to convert to COCO results (default %(default)s)")
+    parser.add_argument(
+        "--large-image", action="store_true", help="also memory of 300 detections on 12 megapixels, CPU"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(arguments)
 
 
 def random_model(config_file: str, device: str):
-    """The config and its model, whose random weights find as many objects as are allowed."""
+    """The config and its model, with random weights that detect as many objects as allowed."""
     torch.manual_seed(0)
     cfg = load_config(config_file, ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device, "MODEL.BASIS_MODULE.NORM", "BN"])
     model = build(cfg).eval()
@@ -67,7 +69,7 @@ def random_model(config_file: str, device: str):
 
 
 def test_size(cfg) -> tuple:
-    """(H, W) of a 3 : 4 image resized as at test time; 375 pixels high, as VOC's are, where nothing is resized."""
+    """(H, W) of a 3 : 4 image resized as at test time; 375 pixels high, as in VOC, if the config does not resize."""
     height = cfg.INPUT.MIN_SIZE_TEST or 375
     return height, min(cfg.INPUT.MAX_SIZE_TEST, round(height * 4 / 3))
 
@@ -95,7 +97,7 @@ def main(args) -> None:
             if args.large_image:
                 found, peak, seconds = large_image_row(model)
                 print(
-                    f"{found} detections on 3000 x 4000 pixels to run lengths: at most {peak / 2**20:.0f} MiB, "
+                    f"{found} detections on 3000 x 4000 pixels to run lengths: peak {peak / 2**20:.0f} MiB, "
                     f"{seconds:.1f} s"
                 )
             if hasattr(plain_module(model), "plain_losses"):
@@ -106,7 +108,7 @@ def main(args) -> None:
     plain_ms, own_ms, ratio = conversion_row(args.images)
     print(
         f"\n{args.images} images of 480 x 640 with 100 masks each to COCO results: "
-        f"Detectron2 {plain_ms:.1f} ms an image, here {own_ms:.1f} ms, {ratio:.1f}x\n"
+        f"Detectron2 {plain_ms:.1f} ms per image, instseg_d2 {own_ms:.1f} ms, {ratio:.1f}x\n"
     )
     print(format_table(op_table(repeats=args.repeats * 3, device=args.device)))
 

@@ -18,16 +18,18 @@ def parse(arguments=None):
     parser.add_argument("--data", required=True, help="NAME of the data sets NAME_train and NAME_val, or a test set")
     models = parser.add_mutually_exclusive_group()
     models.add_argument("--weights", nargs="+", metavar="FILE", help="trained checkpoints, one for each config")
-    models.add_argument("--train", action="store_true", help="train every model, all on as many images (default)")
-    parser.add_argument("--iterations", type=int, help="of the first config's training (default: its own number)")
-    parser.add_argument("--resume", action="store_true", help="go on with the trainings in the output folder")
+    models.add_argument(
+        "--train", action="store_true", help="train every model, on the same number of images (default)"
+    )
+    parser.add_argument("--iterations", type=int, help="iterations of the first config (default: SOLVER.MAX_ITER)")
+    parser.add_argument("--resume", action="store_true", help="continue the runs in the output folder")
     parser.add_argument(
         "--output", type=os.path.expanduser, default="output/comparison", help="folder (default %(default)s)"
     )
-    parser.add_argument("--images", type=int, default=6, help="in the pictures (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=20, help="measurements of latency (default %(default)s)")
+    parser.add_argument("--images", type=int, default=6, help="images to draw (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=20, help="latency measurements (default %(default)s)")
     parser.add_argument(
-        "--score-threshold", type=float, default=0.5, help="of objects in the pictures (default %(default)s)"
+        "--score-threshold", type=float, default=0.5, help="draw objects from this score on (default %(default)s)"
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides KEY VALUE ... for every model")
     return parser.parse_args(arguments)
@@ -40,13 +42,13 @@ def main(args) -> None:
     from instseg_d2.errors import ConfigError
 
     if args.weights and len(args.weights) != len(args.configs):
-        raise ConfigError(f"--weights names {len(args.weights)} files for {len(args.configs)} configs")
+        raise ConfigError(f"--weights needs one file per config; got {len(args.weights)} for {len(args.configs)}")
     if args.images < 1 or args.repeats < 1 or (args.iterations is not None and args.iterations < 1):
         raise ConfigError("--images, --repeats and --iterations must be at least 1")
     data = find_data(args.data)
     names = contender_names(args.configs)
     configs = [load_config(file, args.opts) for file in args.configs]
-    for cfg in configs:  # mistakes show before hours of training
+    for cfg in configs:  # find mistakes before hours of training
         check_config(cfg)
     images = (args.iterations or configs[0].SOLVER.MAX_ITER) * configs[0].SOLVER.IMS_PER_BATCH
     contenders = [
@@ -75,7 +77,9 @@ def main(args) -> None:
 
 if __name__ == "__main__":
     args = parse()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until run_script listens: Ctrl-C ends imports without a traceback
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # until run_script handles it: Ctrl-C during imports prints no traceback
     from instseg_d2.console import run_script
 
     sys.exit(run_script(main, args))

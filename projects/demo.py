@@ -15,10 +15,10 @@ def parse(arguments=None):
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--weights", help="checkpoint to run")
     model.add_argument(
-        "--model", type=os.path.expanduser, help="exported model to run instead: .onnx or .pt2 of projects/export.py"
+        "--model", type=os.path.expanduser, help="exported model to run instead: .onnx or .pt2 from projects/export.py"
     )
-    parser.add_argument("--trust", action="store_true", help="load a .pt2 file, which could run code of its source")
-    parser.add_argument("--config-file", default="", help="YAML config; not needed where the checkpoint carries it")
+    parser.add_argument("--trust", action="store_true", help="load a .pt2 file, which may run any code it contains")
+    parser.add_argument("--config-file", default="", help="YAML config; default: the config in the checkpoint")
     parser.add_argument(
         "--input", nargs="+", required=True, help="images, folders, globs, data sets, or one video file"
     )
@@ -27,9 +27,9 @@ def parse(arguments=None):
         "--score-threshold",
         type=float,
         default=0.5,
-        help="leave out objects with a lower score (default %(default)s); the config's own limit comes before it",
+        help="drop objects that score lower (default %(default)s); the config's own threshold applies first",
     )
-    parser.add_argument("--max-images", type=int, help="stop after so many images or video frames")
+    parser.add_argument("--max-images", type=int, help="stop after this many images or video frames")
     parser.add_argument("--explain", action="store_true", help="also write what the network sees in every image")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides KEY VALUE ..., e.g. MODEL.DEVICE cpu")
     return parser.parse_args(arguments)
@@ -46,9 +46,9 @@ def main(args) -> int:
 
     setup_logging()
     tune_cpu()
-    files = find_inputs(args.input)  # a wrong path is told before the model is loaded
+    files = find_inputs(args.input)  # before the model is loaded, to report a wrong path at once
     if args.model and (args.config_file or args.opts):
-        raise ConfigError("an exported model cannot be changed by a config: leave out --config-file and KEY VALUE")
+        raise ConfigError("--model takes no config, since an exported model is fixed: omit --config-file and KEY VALUE")
     if args.model:
         predictor = ExportedPredictor(args.model, args.trust)
     else:
@@ -65,7 +65,7 @@ def main(args) -> int:
 
 
 def run(arguments=None) -> int:
-    """Exit status: 0 if at least one image was processed, 1 if none could be, 2 after an error of the user's input."""
+    """Exit status: 0 if at least one image was processed, 1 if none, 2 after a user error."""
     args = parse(arguments)
     from instseg_d2.console import run_script
 
@@ -73,5 +73,7 @@ def run(arguments=None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until run_script listens: Ctrl-C ends imports without a traceback
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # until run_script handles it: Ctrl-C during imports prints no traceback
     sys.exit(run())

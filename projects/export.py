@@ -12,8 +12,8 @@ def parse(arguments=None):
         description=__doc__,
         epilog="Example: %(prog)s --weights model_best.pth --format onnx --output x.onnx --dynamic --images photos/",
     )
-    parser.add_argument("--weights", default="", help="checkpoint; without one the weights are random")
-    parser.add_argument("--config-file", default="", help="YAML config; not needed where the checkpoint carries it")
+    parser.add_argument("--weights", default="", help="checkpoint; default: random weights")
+    parser.add_argument("--config-file", default="", help="YAML config; default: the config in the checkpoint")
     parser.add_argument("--format", required=True, choices=("onnx", "pt2"))
     parser.add_argument(
         "--output", type=os.path.expanduser, required=True, help="file to write (.onnx or .pt2); FILE.json describes it"
@@ -21,13 +21,13 @@ def parse(arguments=None):
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), help="network input (default: the config's test size)"
     )
-    parser.add_argument("--batch", type=int, default=1, help="images at a time (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=1, help="batch size (default %(default)s)")
     parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width free")
     parser.add_argument("--float", action="store_true", help="images as float32 instead of uint8")
     parser.add_argument(
-        "--images", nargs="+", help="images, folders, globs or data sets to check with (default: the test data set)"
+        "--images", nargs="+", help="images, folders, globs or data sets to check on (default: the test data set)"
     )
-    parser.add_argument("--max-images", type=int, default=4, help="check with so many (default %(default)s)")
+    parser.add_argument("--max-images", type=int, default=4, help="check on at most this many (default %(default)s)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides KEY VALUE ...")
     return parser.parse_args(arguments)
 
@@ -46,12 +46,12 @@ def main(args) -> int:
     setup_logging()
     tune_cpu()
     if not args.output.endswith(f".{args.format}"):
-        raise ConfigError(f"{args.output}: name a file that ends in .{args.format}")
+        raise ConfigError(f"--output {args.output} must end in .{args.format}")
     if args.dynamic and (args.size or args.batch != 1):
-        raise ConfigError("--dynamic leaves batch and size free: it goes without --batch and --size")
+        raise ConfigError("--dynamic leaves batch and size free: omit --batch and --size")
     if args.max_images < 1:
         raise ConfigError(f"--max-images must be at least 1; got {args.max_images}")
-    files = find_inputs(args.images) if args.images else []  # a wrong path is told before the model is loaded
+    files = find_inputs(args.images) if args.images else []  # before the model, to report a wrong path at once
     opts = [*args.opts, "MODEL.DEVICE", "cpu"]
     if args.weights:
         predictor = Predictor.from_checkpoint(args.weights, args.config_file, opts)
@@ -60,9 +60,9 @@ def main(args) -> int:
     try:
         files = files or find_inputs(predictor.cfg.DATASETS.TEST)
     except FileNotFoundError as error:
-        raise ConfigError(f"name images to check the file with (--images): {error}") from error
+        raise ConfigError(f"give images to check the file on (--images): {error}") from error
     if not files:
-        raise ConfigError("name images to check the file with (--images): the config has no test data set")
+        raise ConfigError("give images to check the file on (--images): the config has no test data set")
     try:
         export_verified(
             predictor,
@@ -81,7 +81,7 @@ def main(args) -> int:
 
 
 def run(arguments=None) -> int:
-    """Exit status: 0 if the file was written, 1 if it is not what PyTorch computes, 2 after an error of the user's."""
+    """Exit status: 0 if the file was written, 1 if its results differ from PyTorch's, 2 after a user error."""
     args = parse(arguments)
     from instseg_d2.console import run_script
 
@@ -89,5 +89,7 @@ def run(arguments=None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until run_script listens: Ctrl-C ends imports without a traceback
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # until run_script handles it: Ctrl-C during imports prints no traceback
     sys.exit(run())

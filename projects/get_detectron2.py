@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Install Detectron2 0.6 where none can be imported. Needs the standard library and pip only.
+"""Install Detectron2 0.6 unless one can be imported. Needs only the standard library and pip.
 
-Detectron2 is on no package index under its own name. The PyPI package LabGym 3.1.2 carries its unmodified
-Python source (Apache-2.0, git master of 2023) as ``LabGym/detectron2`` with the absolute imports renamed.
-This script takes that folder alone, restores the import name and installs it as the wheel
-``detectron2 0.6+pypi`` with Detectron2's own requirements. Whoever prefers another Detectron2 (its master,
-or one with the compiled operators) installs that one first: this script then changes nothing.
+Detectron2 is on no package index under its own name. The PyPI package LabGym 3.1.2 contains its Python source
+(Apache-2.0, git master of 2023) as ``LabGym/detectron2``, unmodified except for renamed absolute imports. This script
+extracts that folder, restores the import name and installs it as the wheel ``detectron2 0.6+pypi`` with Detectron2's
+own requirements. If you prefer another Detectron2 (its master, or one with the compiled operators), install it first:
+this script then changes nothing.
 """
 
 import base64
@@ -47,7 +47,7 @@ def pip(*args):
 
 
 def download(folder: Path) -> bytes:
-    """The source wheel's bytes, checked against the pinned SHA-256."""
+    """Download the source wheel and check its SHA-256; returns its bytes."""
     pip("download", "-q", "--no-deps", "--ignore-requires-python", "--only-binary=:all:", "-d", str(folder), SOURCE)
     (wheel,) = folder.glob("*.whl")
     data = wheel.read_bytes()
@@ -58,7 +58,7 @@ def download(folder: Path) -> bytes:
 
 
 def repack(data: bytes, target: Path) -> None:
-    """Write ``target``, a wheel of Detectron2 made from the bytes of the source wheel."""
+    """Write a wheel of Detectron2 to ``target``, from the bytes of the source wheel."""
     info = f"{NAME}-{VERSION}.dist-info"
     files = {}
     with zipfile.ZipFile(io.BytesIO(data)) as source:
@@ -69,7 +69,7 @@ def repack(data: bytes, target: Path) -> None:
                     content = re.sub(rb"\bLabGym\.detectron2\b", b"detectron2", content)
                 files[f"{NAME}/{entry[len(PREFIX) :]}"] = content
     if f"{NAME}/__init__.py" not in files:
-        raise SystemExit(f"{SOURCE} holds no {PREFIX}__init__.py; nothing was installed.")
+        raise SystemExit(f"{SOURCE} has no {PREFIX}__init__.py; nothing was installed.")
     files[f"{info}/METADATA"] = METADATA.encode()
     files[f"{info}/NOTICE"] = NOTICE.encode()
     files[f"{info}/WHEEL"] = (

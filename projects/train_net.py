@@ -6,7 +6,7 @@ Train or evaluate any method of instseg_d2.
     python projects/train_net.py --config-file FILE --eval-only MODEL.WEIGHTS output/model_final.pth
     python projects/train_net.py --config-file FILE --num-gpus 0 --num-processes 4 SOLVER.MAX_ITER 1000
 
-torchrun and Slurm's srun are recognised. INSTSEG_DEBUG=1 shows the traceback of an error.
+Also runs under torchrun and Slurm's srun. INSTSEG_DEBUG=1 shows the traceback of an error.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 
 
 def main(args: argparse.Namespace) -> None:
-    """Train, or evaluate with --eval-only, in one process of the job."""
+    """Train, or evaluate with --eval-only; runs in every process of the job."""
     from instseg_d2.checkpoint import InstSegCheckpointer
     from instseg_d2.engine import Trainer, setup
 
@@ -31,7 +31,9 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until run_script listens: Ctrl-C ends imports without a traceback
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # until run_script handles it: Ctrl-C during imports prints no traceback
     from instseg_d2.console import run_script
     from instseg_d2.engine import argument_parser, launch
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """
-Fit ISTR's mask embedding to a COCO-format training set, and measure and draw what its codes remember.
+Fit ISTR's mask embedding to a COCO-format training set, and measure and draw how well its codes represent masks.
 
     python projects/ISTR/fit_mask_embedding.py --json train.json --images images/ --method pca --output masks.npz
     python projects/ISTR/fit_mask_embedding.py --dataset coco_2017_train --method ae --output masks.pth
     python projects/ISTR/fit_mask_embedding.py --dataset NAME --method pca --table 20 40 60 80 100
 
-The file goes into MODEL.ISTR.PATH_COMPONENTS. Without it, training fits an embedding by itself.
+Set MODEL.ISTR.PATH_COMPONENTS to the file. Without it, training fits an embedding when it starts.
 """
 
 import argparse
@@ -31,14 +31,14 @@ from instseg_d2.modeling.istr import AE, DCT, PCA, fit_embedding, held_out_split
 def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", help="a registered data set")
-    parser.add_argument("--json", type=os.path.expanduser, help="or COCO annotations")
-    parser.add_argument("--images", type=os.path.expanduser, help="and the folder of their images")
-    parser.add_argument("--val-dataset", help="data set to measure on; default: every tenth image, left out of the fit")
-    parser.add_argument("--method", choices=("pca", "ae", "dct"), default="pca", help="dct: nothing to fit, measure it")
+    parser.add_argument("--json", type=os.path.expanduser, help="instead: COCO annotations")
+    parser.add_argument("--images", type=os.path.expanduser, help="folder of their images")
+    parser.add_argument("--val-dataset", help="data set to measure on; default: every tenth image, not used in the fit")
+    parser.add_argument("--method", choices=("pca", "ae", "dct"), default="pca", help="dct needs no fit, only measures")
     parser.add_argument("--size", type=int, help="side of the masks; default: 28 for pca, else 112")
-    parser.add_argument("--dim", type=int, help="numbers of a code; default: 60 for masks of 28 x 28, else 256")
-    parser.add_argument("--max-masks", type=int, default=0, help="fit to so many masks, drawn at random; default: all")
-    parser.add_argument("--epochs", type=int, default=30, help="ae: default %(default)s")
+    parser.add_argument("--dim", type=int, help="length of a code; default: 60 for masks of 28 x 28, else 256")
+    parser.add_argument("--max-masks", type=int, default=0, help="fit to this many random masks; default: all")
+    parser.add_argument("--epochs", type=int, default=30, help="for ae (default %(default)s)")
     parser.add_argument("--table", type=int, nargs="+", default=[], metavar="N", help="mean IoU with N components")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -48,7 +48,7 @@ def parse(arguments=None):
 
 
 def load(args):
-    """Records to fit to, and to measure on."""
+    """The records to fit to, and those to measure on."""
     if bool(args.dataset) == bool(args.json) or bool(args.json) != bool(args.images):
         raise ConfigError("give either --dataset NAME, or --json FILE and --images DIR.")
     if args.json:
@@ -64,7 +64,7 @@ def main(args) -> None:
     dim = max([args.dim or (60 if size == 28 else 256), *args.table])
     path = args.output or f"output/mask_embedding_{args.method}_{size}.{'pth' if args.method == 'ae' else 'npz'}"
     if args.method == "ae" and args.table:
-        raise ConfigError("--table cuts codes short, which only pca and dct allow.")
+        raise ConfigError("--table shortens codes, which only --method pca and dct allow.")
     train, held_out = load(args)
     embedding = {"pca": PCA, "dct": DCT, "ae": AE}[args.method](dim=dim, size=size).to(args.device)
     if args.method != "dct":

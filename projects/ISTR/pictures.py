@@ -1,4 +1,4 @@
-"""Pictures of a mask embedding: masks beside their decoded codes, and quality against the length of a code."""
+"""Pictures of a mask embedding: masks beside their decoded codes, and mean IoU against the length of a code."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ SIDE = 112  # pixels of a drawn mask
 @torch.no_grad()
 def draw_reconstructions(embedding: MaskEmbedding, masks: torch.Tensor, columns: int = 8) -> np.ndarray:
     """
-    Rows of masks in pairs: originals above, decoded codes below.
+    Pairs of rows of masks: originals above, decoded codes below.
 
     Args:
         masks: (M, S, S) of 0 and 1.
@@ -40,13 +40,13 @@ def draw_reconstructions(embedding: MaskEmbedding, masks: torch.Tensor, columns:
 
 
 def save_picture(path, picture: np.ndarray) -> None:
-    """Write a picture, grey or RGB uint8, in the format of the path's suffix."""
+    """Write a grey or RGB uint8 picture in the format of the path's suffix."""
     suffix = "." + str(path).rsplit(".", 1)[-1]
     write_bytes(path, cv2.imencode(suffix, picture[..., ::-1] if picture.ndim == 3 else picture)[1].tobytes())
 
 
 def plot_components(path, components: Sequence[int], curves: dict) -> None:
-    """Write a line plot of mean IoU against numbers of components; ``curves``: title -> one value each."""
+    """Write a line plot of mean IoU against the number of components; ``curves``: title -> a value for each number."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.add_subplot(xlabel="components", ylabel="mean IoU of decoded masks", xticks=list(components))
     for title, values in curves.items():

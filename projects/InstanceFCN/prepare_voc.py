@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-Turn PASCAL VOC 2012 and SBD into the data sets voc_2012_train (10,582 images) and voc_2012_val (1,449 images).
+Convert PASCAL VOC 2012 and SBD to the data sets voc_2012_train (10,582 images) and voc_2012_val (1,449 images).
 
     python projects/InstanceFCN/prepare_voc.py --voc VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset
     export INSTSEG_DATASETS=datasets

@@ -1,1 +1,1 @@
-"""Slow, plain versions of the methods and the timings against them; nothing in the package imports this."""
+"""Slow, plain versions of the methods, and timings against them; nothing in the package imports this."""

@@ -94,7 +94,7 @@ def test_the_budget_keeps_the_schedule():
 
 def test_mistakes(script, data, tmp_path):
     arguments = ["--configs", *CONFIGS, "--data", data, "--output", str(tmp_path)]
-    with pytest.raises(ConfigError, match="--weights names 1 files for 2 configs"):
+    with pytest.raises(ConfigError, match="--weights needs one file per config; got 1 for 2"):
         script.main(script.parse([*arguments, "--weights", "a.pth"]))
     with pytest.raises(ConfigError, match="must be at least 1"):
         script.main(script.parse([*arguments, "--train", "--images", "0"]))

@@ -320,10 +320,10 @@ def test_errors_are_one_sentence(tmp_path, predictor, weights, folder, monkeypat
             ExportedPredictor(str(tmp_path / name), trust=True)
     common = ["--weights", weights, "--output", str(tmp_path / "c.onnx"), "--format"]
     for words, message in (
-        ([*common, "pt2", "--images", str(folder)], "name a file that ends in .pt2"),
+        ([*common, "pt2", "--images", str(folder)], "must end in .pt2"),
         ([*common, "onnx", "--images", "absent/*.jpg"], "absent/*.jpg: no such file"),
         ([*common, "onnx", "--images", str(folder), "--dynamic", "--batch", "2"], "--dynamic leaves batch"),
-        ([*common, "onnx"], "name images to check the file with (--images)"),
+        ([*common, "onnx"], "give images to check the file on (--images)"),
         ([*common, "onnx", "--images", str(folder), "--max-images", "0"], "--max-images"),
     ):
         assert script("export").run(words) == 2
@@ -331,7 +331,7 @@ def test_errors_are_one_sentence(tmp_path, predictor, weights, folder, monkeypat
         assert message in line
     words = ["--model", str(tmp_path / "a.pt2"), "--input", str(folder), "--output", str(tmp_path / "out")]
     assert script("demo").run([*words, "MODEL.DEVICE", "cpu"]) == 2
-    assert "cannot be changed by a config" in capsys.readouterr().err
+    assert "--model takes no config" in capsys.readouterr().err
 
 
 class MakesFolder:

@@ -55,7 +55,7 @@ def test_metadata_needs_no_torch(sources):
     assert done.returncode == 0
     assert done.stdout.split() == ["instseg_d2", VERSION]
     assert len(notices(done)) == 1
-    assert "no PyTorch here" in notices(done)[0]
+    assert "PyTorch is not installed" in notices(done)[0]
 
 
 @pytest.mark.parametrize(
