@@ -59,7 +59,8 @@ def _explain(cfg: CfgNode, error: Exception):
         )
     if isinstance(error, ImportError):
         return None
-    return f"the model of this config cannot be built: {text or place.line} ({_place(place)})."
+    line = f"{os.path.basename(place.filename)}, line {place.lineno}"
+    return f"the model of this config cannot be built: {text or place.line} ({line})."
 
 
 def _registered(error: KeyError) -> list[str]:
@@ -68,7 +69,3 @@ def _registered(error: KeyError) -> list[str]:
     while trace.tb_next is not None:
         trace = trace.tb_next
     return sorted(name for name, _ in trace.tb_frame.f_locals["self"])
-
-
-def _place(frame: traceback.FrameSummary) -> str:
-    return f"{os.path.basename(frame.filename)}, line {frame.lineno}"

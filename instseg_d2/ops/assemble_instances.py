@@ -17,12 +17,11 @@ def assemble_instances(
 
     Args:
         score_maps: (N, k * k, H, W) logits, part (row, column) at row * k + column; float16, bfloat16, float32 or
-            float64, any memory layout, below 2**30 values an image.
+            float64, any memory layout, below 2**30 values per image.
         windows: (M, 3) int64: image, top and left, in cells. They may reach beyond the maps or lie outside.
         mask_size: m, in cells, from 1 to 4096.
         grid: k, from 1 to 1024.
-        outside: the value of cells outside the maps; the default, a logit, says that no object is there. It gets no
-            gradient.
+        outside: the value of cells outside the maps, without gradient; the default is a logit for no object.
 
     Returns:
         (M, m, m) in the dtype of the maps. Differentiable once, with respect to the maps; half types are summed in

@@ -28,13 +28,12 @@ def blend_masks(
     the CPU the masks of one box share its crop.
 
     Args:
-        bases: (N, K, H, W), float16, bfloat16, float32 or float64, any memory layout, below 2**31 values an image.
+        bases: (N, K, H, W), float16, bfloat16, float32 or float64, any memory layout, below 2**31 values per image.
         boxes: (M, 4), x1, y1, x2, y2 in pixels of the input image. They may reach beyond the image: what lies
-            more than one cell outside the bases reads 0, whatever the bases hold. A box with a NaN or infinite corner
-            reads 0 throughout.
+            more than one cell outside the bases reads 0. A box with a NaN or infinite corner reads 0 throughout.
         batch_index: (M,) int64, the image of each box.
-        attention: (P, K, A, A), before the softmax; A is at most 4096. A base of -inf gets the weight 0; where all
-            have -inf, or one is NaN, the mask is NaN. With K = 1 the values do not matter.
+        attention: (P, K, A, A), before the softmax; A is at most 4096. -inf gives a basis the weight 0; where all
+            bases have -inf, or one has NaN, the mask is NaN. With K = 1 the values do not matter.
         box_index: (P,) int64, the box of each mask; None: mask p belongs to box p, and P = M.
         resolution: R, in cells, from 1 to 4096.
         spatial_scale: cells of the bases per input pixel: 0.25 at stride 4.

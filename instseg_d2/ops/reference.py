@@ -44,7 +44,7 @@ def blend_masks(
     logits = _Taps(*(t[:, None] for t in taps)).mix(logits.index_select(2, taps.low), logits.index_select(2, taps.high))
     logits = taps.mix(logits.index_select(3, taps.low), logits.index_select(3, taps.high))
     if bases.shape[1] == 1:
-        logits = logits.nan_to_num()  # a base alone has all the weight, whatever its logit
+        logits = logits.nan_to_num()  # a single basis has weight 1, whatever its logit
     return (crops * logits.softmax(dim=1)).sum(dim=1).to(dtype)
 
 

@@ -69,7 +69,7 @@ class BasisModule(nn.Module):
         if any(scale * stride != 2 for scale in cfg.MODEL.BLENDMASK.POOLER_SCALES):  # bases are twice as fine
             raise ValueError(
                 f"MODEL.BLENDMASK.POOLER_SCALES is {cfg.MODEL.BLENDMASK.POOLER_SCALES}; bases from "
-                f"{node.IN_FEATURES[0]} of stride {stride} have scale {2 / stride:g}."
+                f"{node.IN_FEATURES[0]} of stride {stride} need scale {2 / stride:g}."
             )
         if node.LOSS_ON and node.COMMON_STRIDE != stride:  # that of the semantic logits
             raise ValueError(

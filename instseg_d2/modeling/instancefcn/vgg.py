@@ -31,11 +31,13 @@ class VGG16(Backbone):
         Args:
             out_features: some of conv1 (stride 1), conv2 (2), conv3 (4), conv4 (8) and conv5 (8).
             freeze_at: number of frozen stages, 0 to 5.
+
+        Raises:
+            ValueError: ``out_features`` is empty or has other names.
         """
         super().__init__()
-        unknown = [name for name in out_features if name not in [f"conv{i}" for i in range(1, len(STAGES) + 1)]]
-        if unknown or not out_features:
-            raise ValueError(f"VGG-16 has no map {', '.join(unknown) or '(none named)'}; use conv1 to conv5.")
+        if not out_features or not set(out_features) <= {f"conv{i}" for i in range(1, len(STAGES) + 1)}:
+            raise ValueError(f"out_features is {list(out_features)}; VGG-16 only has the maps conv1 to conv5.")
         self._out_features = list(out_features)
         self._out_feature_strides = {}
         self._out_feature_channels = {}

@@ -148,7 +148,7 @@ class AE(MaskEmbedding):
         """
         masks = PackedMasks(mask_batches, self.size)
         if not len(masks):
-            raise DatasetError("the AE mask embedding needs masks to be fitted to; the training set has none.")
+            raise DatasetError("the AE mask embedding is fitted to masks, but the training set has none.")
         epochs = self.fit_epochs if epochs is None else epochs
         batch_size = min(batch_size, max(32, len(masks) // 100))
         check = masks[:1000] if held_out is None else held_out

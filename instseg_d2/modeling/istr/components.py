@@ -174,7 +174,7 @@ class PCA(MaskEmbedding):
             with np.errstate(invalid="ignore"):  # equal masks have no variance
                 pca.partial_fit(self._logits(masks).numpy())
         if pca is None:
-            raise DatasetError("the PCA mask embedding needs masks to be fitted to; the training set has none.")
+            raise DatasetError("the PCA mask embedding is fitted to masks, but the training set has none.")
         self._set(pca.components_, pca.mean_, pca.explained_variance_, pca.explained_variance_ratio_)
 
     def _set(self, components, mean, variance, ratio) -> None:

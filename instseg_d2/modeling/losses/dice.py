@@ -1,4 +1,4 @@
-"""The dice coefficient of soft masks. P pairs, Q predictions, M targets, X pixels."""
+"""The dice coefficient of soft masks. P pairs, Q predictions, M objects, X pixels."""
 
 import torch
 

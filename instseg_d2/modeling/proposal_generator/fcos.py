@@ -71,6 +71,9 @@ class FCOS(nn.Module):
             inclusive: ground-truth boxes include pixels x2 and y2 (see also `DetectionLimits`).
             hull_epsilon: see `ltrb_ious`.
             min_quality_sum: lower bound of the box loss's normalizer, the summed centerness averaged over workers.
+
+        Raises:
+            ValueError: unknown value, or the numbers of maps, strides and bounds do not fit.
         """
         super().__init__()
         check_choice("class_normalizer", class_normalizer, ("fg", "moving_fg", "all"))

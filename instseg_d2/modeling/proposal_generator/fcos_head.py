@@ -86,7 +86,7 @@ class FCOSHead(nn.Module):
         channels = {shape.channels for shape in input_shape}
         if len(channels) != 1:
             raise ValueError(
-                f"MODEL.FCOS.IN_FEATURES have {sorted(channels)} channels; all must have the same number of channels."
+                f"the maps of MODEL.FCOS.IN_FEATURES have {sorted(channels)} channels; all need the same number."
             )
         return {
             "channels": channels.pop(),

@@ -48,7 +48,7 @@ class SparseInstCriterion:
     def __init__(self, *, alpha: float, beta: float, weights: dict[str, float], items: Sequence[str], binarise=0.4):
         unknown = set(items) - set(LOSS_ITEMS)
         if unknown:
-            raise ValueError(f"items holds {', '.join(sorted(unknown))}; use {' and '.join(LOSS_ITEMS)}")
+            raise ValueError(f"items contains {', '.join(sorted(unknown))}; use {' and '.join(LOSS_ITEMS)}")
         self.alpha = alpha
         self.beta = beta
         self.weights = weights

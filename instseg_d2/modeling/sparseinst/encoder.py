@@ -30,7 +30,7 @@ def build_sparse_inst_encoder(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Modu
 
 
 class PyramidPooling(nn.Module):
-    """Pyramid pooling: the input is concatenated with its averages over 1, 2, 3 and 6 cells per side, and projected."""
+    """Concatenates the input with its averages over 1, 2, 3 and 6 cells per side, and projects the result."""
 
     def __init__(self, channels: int, branch_channels: int, sizes: Sequence[int] = (1, 2, 3, 6)):
         super().__init__()

@@ -59,7 +59,7 @@ def test_frozen_stages_and_names():
     trained = {name.split(".")[1] for name, p in vgg.named_parameters() if p.requires_grad}
     assert trained == {"10", "12", "14"}
     for names in (["conv6"], []):
-        with pytest.raises(ValueError, match="VGG-16 has no map"):
+        with pytest.raises(ValueError, match="VGG-16 only has the maps"):
             VGG16(names)
 
 
