@@ -31,7 +31,7 @@ class LocationGrid:
         self.rows_per_level = counts
         starts = [sum(counts[:level]) for level in range(len(counts))]
         columns = list(zip(*((h, w, s, start) for (h, w), s, start in zip(self.sizes, strides, starts))))
-        self.heights, self.widths, self.strides, self.starts = torch.tensor(columns, device=device)
+        self.heights, self.widths, self.strides, self.starts = torch.tensor(columns).to(device, non_blocking=True)
 
     @property
     def num_rows(self) -> int:

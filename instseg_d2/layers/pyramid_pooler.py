@@ -84,8 +84,7 @@ class PyramidPooler(nn.Module):
         table = torch.tensor(
             [(*size, start, 1 / stride) for size, start, stride in zip(sizes, starts, self.strides)],
             dtype=torch.float64,  # exact row numbers
-            device=flat.device,
-        )[level]
+        ).to(flat.device, non_blocking=True)[level]
         height, width, start = table[:, :3].long().unbind(1)
         left, top, right, bottom = (flat * table[:, 3:].float()).unbind(1)
         y, y_weight = axis_samples(top, bottom, height, self.resolution, self.sampling_ratio)

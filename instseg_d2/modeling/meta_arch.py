@@ -4,14 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import ImageList, Instances, ROIMasks
 from torch import nn
 
 from ..checkpoint.authors import convert_state_dict
 from ..errors import DatasetError
 from .ground_truth import ensure_masks
-from .postprocessing import check_mask_format, filter_detections, postprocess_in_chunks, set_mask_format
+from .postprocessing import check_mask_format, filter_detections, place_boxes, postprocess_in_chunks, set_mask_format
 
 
 class InstanceSegmenter(nn.Module):
@@ -151,7 +150,7 @@ class InstanceSegmenter(nn.Module):
 
     def postprocess(self, result: Instances, size: tuple, masks: bool = True) -> Instances:
         """
-        Rescale detections from input pixels to an output of ``size`` (H, W). The default is Detectron2's
+        Rescale detections from input pixels to an output of ``size`` (H, W). By default as Detectron2's
         ``detector_postprocess``: scale and clip boxes, drop empty ones, paste masks (D, 1, R, R) into the boxes.
 
         Args:
@@ -159,9 +158,10 @@ class InstanceSegmenter(nn.Module):
         """
         if not masks and result.has("pred_masks"):
             result.remove("pred_masks")
-        result = detector_postprocess(result, *size, self.mask_threshold)
+        result = place_boxes(result, size)
         if result.has("pred_masks"):
-            result.pred_masks = result.pred_masks.bool()  # an empty result comes back as uint8
+            pasted = ROIMasks(result.pred_masks[:, 0]).to_bitmasks(result.pred_boxes, *size, self.mask_threshold)
+            result.pred_masks = pasted.tensor.bool()  # an empty result comes back as uint8
         return result
 
     def output(self, found: dict, size: tuple, masks: str) -> dict:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
@@ -20,7 +19,7 @@ from ...config.embedmask import embedmask_value, mask_stride
 from ...layers import join_boxes
 from ..backbone import freeze_unused_levels
 from ..meta_arch import InstanceSegmenter
-from ..postprocessing import filter_detections
+from ..postprocessing import filter_detections, place_boxes
 from ..proposal_generator import FCOS
 from .criterion import MaskCriterion
 from .explain import explain_image
@@ -34,7 +33,7 @@ LOSS_NAMES = {"loss_fcos_cls": "loss_cls", "loss_fcos_loc": "loss_reg", "loss_fc
 
 def _last_pixel(boxes: torch.Tensor, size: tuple, of: tuple) -> torch.Tensor:
     """Offset (4,) from inclusive to exclusive boxes: one pixel of an image of size ``of``, resized to ``size``."""
-    return boxes.new_tensor([0.0, 0.0, size[1] / of[1], size[0] / of[0]])
+    return torch.tensor([0.0, 0.0, size[1] / of[1], size[0] / of[0]]).to(boxes, non_blocking=True)
 
 
 @META_ARCH_REGISTRY.register()
@@ -164,7 +163,7 @@ class EmbedMask(InstanceSegmenter):
 
     def postprocess(self, result: Instances, size: tuple, masks: bool = True) -> Instances:
         """Scale the boxes; resize the maps of the padded batch to the output scale, threshold and crop them."""
-        scaled = detector_postprocess(self._exclusive(result, size), *size)
+        scaled = place_boxes(self._exclusive(result, size), size)
         maps = scaled.masks
         scaled.remove("masks")
         if masks:

@@ -54,7 +54,7 @@ class GroundTruth:
 
 def box_ious(boxes: torch.Tensor, others: torch.Tensor, inclusive: bool) -> torch.Tensor:
     """IoU (P,) of paired boxes (P, 4), which include pixels x2 and y2 if ``inclusive``."""
-    end = boxes.new_tensor([0.0, 0.0, 1.0, 1.0]) if inclusive else 0.0
+    end = torch.arange(4, device=boxes.device) // 2 if inclusive else 0  # 0, 0, 1, 1
     return matched_pairwise_iou(Boxes(boxes + end), Boxes(others + end))
 
 

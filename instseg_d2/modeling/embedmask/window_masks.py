@@ -110,19 +110,23 @@ class WindowMasks:
         maps[window, y, x] = self.values[self.starts[window] + number]
         return maps
 
-    def _padded(self) -> "WindowMasks":
-        """The same maps, without values of others, in windows grown by one cell on each side inside the map."""
+    def _padded(self, reached: torch.Tensor):
+        """
+        The same maps, without values of others, in windows grown by one cell on each side inside the map; and the
+        number of ``reached`` pixels (D, 4), which comes to the host with the numbers of cells.
+        """
         height, width = self.size
-        grown = self.windows + self.windows.new_tensor([-1, -1, 1, 1])
-        grown = torch.minimum(grown.clamp(min=0), grown.new_tensor([width, height, width, height]))
-        counts, grown_counts = (window_sides(windows).prod(1) for windows in (self.windows, grown))
-        starts = grown_counts.cumsum(0) - grown_counts
-        total, grown_total = torch.stack([counts.sum(), grown_counts.sum()]).tolist()
+        low, high = self.windows[:, :2] - 1, self.windows[:, 2:] + 1
+        x, y = (torch.stack([low[:, i], high[:, i]], dim=1).clamp(0, end) for i, end in enumerate((width, height)))
+        grown = torch.stack([x, y], dim=2).flatten(1)
+        counts = torch.stack([window_sides(windows).prod(1) for windows in (self.windows, grown, reached)])
+        starts = counts[1].cumsum(0) - counts[1]
+        total, grown_total, num_reached = counts.sum(1).tolist()
         values = self.values.new_full((grown_total,), self.fill)
         window, number, y, x = window_cells(self.windows, 0, total)
         left, top, right, _ = grown[window].unbind(1)
         values[starts[window] + (y - top) * (right - left) + x - left] = self.values[self.starts[window] + number]
-        return WindowMasks(values, starts, grown, self.size, self.fill)
+        return WindowMasks(values, starts, grown, self.size, self.fill), num_reached
 
     def resize(self, size: tuple, crop: tuple, threshold: float, packed: Optional[bool] = None) -> torch.Tensor:
         """
@@ -171,11 +175,10 @@ class WindowMasks:
     def _resize_packed(self, masks: torch.Tensor, reached: torch.Tensor, axes, threshold: float) -> None:
         """Write the reached pixels (D, 4) of all masks together, in chunks."""
         (y0, y1, wy), (x0, x1, wx) = axes
-        bordered = self._padded()
+        bordered, total = self._padded(reached)
         row = bordered.windows[:, 2] - bordered.windows[:, 0]
         origin = bordered.starts - bordered.windows[:, 1] * row - bordered.windows[:, 0]
         values = bordered.values
-        total = int(window_sides(reached).prod(1).sum())
         for first in range(0, total, CHUNK_PIXELS):
             mask, _, y, x = window_cells(reached, first, min(first + CHUNK_PIXELS, total))
             upper, lower = (origin[mask] + cells[y] * row[mask] for cells in (y0, y1))

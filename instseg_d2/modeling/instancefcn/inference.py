@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Boxes, Instances
-from torchvision.ops import nms
+from torchvision.ops import clip_boxes_to_image, nms
 
 from ... import ops
 from ...layers import check_choice
-from ..postprocessing import masks_to_boxes, rescore
+from ..postprocessing import chosen, masks_to_boxes, rescore
 from .windows import inside_image, window_corners
 
 SCORES = ("objectness", "product")
@@ -47,7 +47,7 @@ def windows_to_segments(mask_logits: torch.Tensor, objectness: torch.Tensor, cor
     """
     Convert the windows of one image to segments. A mask is where the logit is above 0; its box is tight.
 
-    Windows with an empty mask, a mask outside the image or a NaN score are dropped.
+    Windows with an empty mask, a mask outside the image, a NaN score or an objectness of -inf are dropped.
 
     Args:
         mask_logits: (n, m, m) float32.
@@ -64,8 +64,7 @@ def windows_to_segments(mask_logits: torch.Tensor, objectness: torch.Tensor, cor
     size = mask_logits.shape[-1]
     corner = torch.stack([left, top, left, top], dim=1)
     cells = masks_to_boxes(mask_logits > 0)
-    boxes = Boxes((corner + cells) * stride)
-    boxes.clip(image_size)
+    boxes = Boxes(clip_boxes_to_image((corner + cells) * stride, tuple(image_size)))
     filled = (cells[:, 2] > cells[:, 0]) & boxes.nonempty()
     probabilities = mask_logits.sigmoid()
     scores = objectness.sigmoid()
@@ -74,9 +73,8 @@ def windows_to_segments(mask_logits: torch.Tensor, objectness: torch.Tensor, cor
     result.scores = rescore(scores, probabilities, 0.5) if score == "product" else scores
     result.objectness_logits = objectness
     result.pred_masks = probabilities
-    extent = torch.tensor([0, 0, size, size], device=corner.device)
-    result.windows = Boxes((corner + extent).float() * stride)
-    return result[filled & result.scores.isfinite()]
+    result.windows = Boxes(torch.stack([left, top, left + size, top + size], dim=1).float() * stride)
+    return chosen(result, filled & result.scores.isfinite() & (objectness > -torch.inf))
 
 
 def best_windows(objectness: torch.Tensor, image_sizes: Sequence[tuple], stride: int, mask_size: int, count: int):
@@ -115,8 +113,7 @@ def decode(
     logits = ops.assemble_instances(score_maps, windows.flatten(0, 1), mask_size, grid).float()
     results = []
     for value, rows, columns, masks, size in zip(values, top, left, logits.split(cells.shape[1]), image_sizes):
-        found = windows_to_segments(masks, value, (rows, columns), stride, size, limits.score)
-        results.append(found[found.objectness_logits > -torch.inf])
+        results.append(windows_to_segments(masks, value, (rows, columns), stride, size, limits.score))
     return results
 
 
@@ -166,5 +163,4 @@ def paste(segments: Instances, size: tuple) -> Instances:
     result.scores = segments.scores
     result.pred_classes = segments.pred_classes
     result.pred_masks = masks
-    found = boxes.nonempty()
-    return result if found.all() else result[found]  # indexing copies all full-size masks
+    return chosen(result, boxes.nonempty())

@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures import Instances
 from fvcore.nn import sigmoid_focal_loss
-from torchvision.ops import generalized_box_iou_loss
 
 from ...config.istr import istr_value, istr_version
 from ...layers import check_choice
-from ..losses import mean_over_workers
+from ..losses import mean_over_workers, paired_giou_loss
 from .embedding import MaskEmbedding, mask_dice_losses
 from .refinement import Predictions
 from .targets import Matcher, Targets
@@ -100,13 +99,13 @@ class ISTRCriterion:
         head = torch.arange(num_heads, device=rows.device)[:, None]
         image = targets.image[objects]
         logits, boxes = predictions.class_logits, predictions.boxes[head, image, rows]
-        count = mean_over_workers(boxes.new_tensor(float(sum(targets.counts)))).clamp(min=1)
+        count = mean_over_workers(boxes.new_full((), sum(targets.counts))).clamp(min=1)
 
         labels = torch.zeros_like(logits)
         labels[head, image, rows, targets.classes[objects]] = 1.0
         focal = sigmoid_focal_loss(logits, labels, self.alpha, self.gamma, reduction="none")
         gt_boxes, scale = targets.boxes[objects], targets.scale[image]
-        giou = generalized_box_iou_loss(boxes.flatten(0, 1), gt_boxes.flatten(0, 1), eps=0.0)
+        giou = paired_giou_loss(boxes.flatten(0, 1), gt_boxes.flatten(0, 1))
         sums = {
             "loss_ce": (self.weights["class"], focal.sum((1, 2, 3))),
             "loss_bbox": (self.weights["l1"], (boxes / scale - gt_boxes / scale).abs().sum((1, 2))),

@@ -58,7 +58,7 @@ def initial_queries(maps: Sequence[torch.Tensor], image_sizes, boxes: nn.Embeddi
         boxes: (N, Q, 4) x1, y1, x2, y2 in pixels of the unpadded images.
         queries: (N, Q, C), the embedding plus the sum of each level's mean over the padded image.
     """
-    scale = boxes.weight.new_tensor([[w, h, w, h] for h, w in image_sizes])
+    scale = torch.tensor([[w, h, w, h] for h, w in image_sizes]).to(boxes.weight, non_blocking=True)
     pixels = box_convert(boxes.weight * scale[:, None], "cxcywh", "xyxy")
     return pixels, sum(x.mean((2, 3)) for x in maps)[:, None] + queries.weight
 

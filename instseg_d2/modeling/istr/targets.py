@@ -48,7 +48,7 @@ class Targets:
         self.classes = torch.cat([x.gt_classes for x in gt_instances])
         device = self.boxes.device
         sizes = [x.image_size for x in gt_instances]
-        self.scale = torch.tensor([[w, h, w, h] for h, w in sizes], dtype=torch.float32, device=device)
+        self.scale = torch.tensor([[w, h, w, h] for h, w in sizes]).float().to(device, non_blocking=True)
         # Rasterise each polygon once: at full size if it is cropped again later, else inside its box.
         self.masks = [image_masks(x) for x in gt_instances] if refined else None
         if refined:
@@ -148,7 +148,8 @@ class Matcher:
         rows = torch.cat([rows for rows, _ in matches])
         objects = torch.cat([columns + starts[i % num_images] for i, (_, columns) in enumerate(matches)])
         pairs = [min(num_queries, count) for count in targets.counts]
-        rows, objects = torch.stack([rows, objects]).view(2, num_heads, sum(pairs)).to(predictions.boxes.device)
+        pairs_of_heads = torch.stack([rows, objects]).view(2, num_heads, sum(pairs))
+        rows, objects = pairs_of_heads.to(predictions.boxes.device, non_blocking=True)
         return rows, objects, pairs
 
     def _cost(self, predictions: Predictions, targets: Targets, image: int, own: slice, embedding) -> torch.Tensor:

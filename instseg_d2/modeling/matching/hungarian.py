@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
@@ -23,8 +24,8 @@ def match_by_score(scores: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, t
     max_objects = max((x.shape[1] for x in scores), default=0)
     padded = torch.stack([F.pad(x.detach().float(), (0, max_objects - x.shape[1])) for x in scores])
     on_host = torch.nan_to_num(padded, nan=-1e6, posinf=1e6, neginf=-1e6).cpu().numpy()
-    matches = []
-    for matrix, x in zip(on_host, scores):
-        rows, columns = linear_sum_assignment(matrix[:, : x.shape[1]], maximize=True)
-        matches.append(tuple(torch.as_tensor(index, dtype=torch.int64, device=x.device) for index in (rows, columns)))
-    return matches
+    matches = [
+        np.stack(linear_sum_assignment(matrix[:, : x.shape[1]], maximize=True)) for matrix, x in zip(on_host, scores)
+    ]
+    pairs = torch.from_numpy(np.concatenate(matches, axis=1)).to(padded.device, torch.int64, non_blocking=True)
+    return [tuple(part) for part in pairs.split([x.shape[1] for x in matches], dim=1)]

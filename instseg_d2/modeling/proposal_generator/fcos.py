@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from fvcore.nn import sigmoid_focal_loss
 from torch import nn
+from torchvision.ops import clip_boxes_to_image
 
 from ...layers import check_choice, conv_at_rows, flatten_levels, join_boxes
 from ..backbone import check_in_features
@@ -181,7 +182,7 @@ class FCOS(nn.Module):
         quality_logits = outputs.quality_logits[rows].float()
         by_centerness = self.box_quality == "ctrness"
         quality = positives.centerness if by_centerness else ltrb_ious(ltrb.detach(), positives.ltrb)[0]
-        counts = torch.stack([quality.new_tensor(float(len(rows))), quality.sum()])
+        counts = torch.stack([quality.new_full((), len(rows)), quality.sum()])
         num_positives, quality_sum = mean_over_workers(counts)
         num_positives = num_positives.clamp(min=1)
         weights = quality if by_centerness else torch.ones_like(quality)
@@ -198,7 +199,7 @@ class FCOS(nn.Module):
 
     def _class_normalizer(self, num_positives, class_logits) -> torch.Tensor:
         if self.class_normalizer == "all":
-            return mean_over_workers(num_positives.new_tensor(float(len(class_logits))))
+            return mean_over_workers(num_positives.new_full((), len(class_logits)))
         if self.class_normalizer == "moving_fg":
             self.moving_num_positives.lerp_(num_positives, 0.1)
             return self.moving_num_positives.clone()
@@ -243,9 +244,8 @@ class FCOS(nn.Module):
         proposals = []
         tower = flatten_levels(outputs.box_tower).detach() if self.yield_box_features else None
         for found in self.detect(outputs, images.image_sizes):
-            found.pred_boxes.clip(found.image_size)
             proposal = Instances(found.image_size)
-            proposal.proposal_boxes = found.pred_boxes
+            proposal.proposal_boxes = Boxes(clip_boxes_to_image(found.pred_boxes.tensor, found.image_size))
             proposal.objectness_logits = torch.logit(found.scores, eps=1e-6)
             if tower is not None:
                 proposal.box_features = tower[found.rows]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
+from torchvision.ops import clip_boxes_to_image
 
 from .fcos_head import HeadOutputs
 
@@ -106,9 +107,7 @@ def detect(outputs: HeadOutputs, image_sizes: Sequence[tuple], limits: Detection
         score = score.sqrt() if limits.sqrt_scores else score
         boxes = decode(outputs, row)
         if limits.clip:
-            clipped = Boxes(boxes)
-            clipped.clip([side - int(limits.inclusive) for side in size])
-            boxes = clipped.tensor
+            boxes = clip_boxes_to_image(boxes, [side - int(limits.inclusive) for side in size])
         if limits.nms_threshold > 0:
             spans = torch.cat([boxes[:, :2], boxes[:, 2:] + float(limits.inclusive)], dim=1)
             keep = batched_nms(spans, score, label, limits.nms_threshold)

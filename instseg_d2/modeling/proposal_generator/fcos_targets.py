@@ -34,13 +34,18 @@ class Assignment:
 
 def centerness(ltrb: torch.Tensor) -> torch.Tensor:
     """(P, 4) distances l, t, r, b inside a box -> (P,) centerness (FCOS, eq. 3)."""
-    horizontal, vertical = ltrb[:, [0, 2]], ltrb[:, [1, 3]]
+    horizontal, vertical = ltrb[:, 0::2], ltrb[:, 1::2]
     ratio = horizontal.amin(1) / horizontal.amax(1) * (vertical.amin(1) / vertical.amax(1))
     return ratio.sqrt()
 
 
 def _window_pairs(grid: LocationGrid, boxes, radius: float):
-    """(object, cell) pairs whose cell is within ``radius`` strides of the box centre: object, level, y, x (Q,)."""
+    """
+    The (object, cell) pairs around the box centres, at least those within ``radius`` strides, a fixed number an object.
+
+    Returns:
+        object, level, y, x (Q,), and whether the pair counts (Q,) bool: cells outside the map are moved to its border.
+    """
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     strides = grid.strides
     first = torch.floor((centers[:, None] - strides[:, None] // 2) / strides[:, None] - radius).long()  # (M, L, 2)
@@ -50,9 +55,12 @@ def _window_pairs(grid: LocationGrid, boxes, radius: float):
     num_objects, num_levels, size = xs.shape
     shape = (num_objects, num_levels, size, size)
     y, x = ys[..., :, None].expand(shape), xs[..., None, :].expand(shape)
-    inside = (y >= 0) & (y < grid.heights[:, None, None]) & (x >= 0) & (x < grid.widths[:, None, None])
-    pairs = inside.nonzero(as_tuple=True)
-    return pairs[0], pairs[1], y[pairs], x[pairs]
+    height, width = grid.heights[:, None, None], grid.widths[:, None, None]
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    y, x = torch.minimum(y.clamp(min=0), height - 1), torch.minimum(x.clamp(min=0), width - 1)
+    objects = torch.arange(num_objects, device=boxes.device)[:, None, None, None].expand(shape)
+    levels = torch.arange(num_levels, device=boxes.device)[:, None, None].expand(shape)
+    return tuple(values.flatten() for values in (objects, levels, y, x, inside))
 
 
 def _all_pairs(grid: LocationGrid, images):
@@ -90,7 +98,7 @@ def assign(
         inclusive: boxes include pixels x2 and y2, so their area is (w + 1)(h + 1).
     """
     if center_sample:
-        objects, level, y, x = _window_pairs(grid, boxes, radius)
+        objects, level, y, x, on_map = _window_pairs(grid, boxes, radius)
     else:
         objects, level, y, x = _all_pairs(grid, images)
     xy = grid.pixels(level, y, x)
@@ -101,7 +109,7 @@ def assign(
         reach = (grid.strides[level] * radius)[:, None]
         low = torch.maximum(center - reach, box[:, :2])
         high = torch.minimum(center + reach, box[:, 2:])
-        strictly_inside = ((xy > low) & (xy < high)).all(1)
+        strictly_inside = ((xy > low) & (xy < high)).all(1) & on_map
     else:
         strictly_inside = ltrb.amin(1) > 0
     longest = ltrb.amax(1)
@@ -109,10 +117,9 @@ def assign(
     keep = strictly_inside & in_range
     if allowed is not None:
         keep &= allowed(objects, xy)
-    keep = keep.nonzero()[:, 0]
-
-    objects, rows, sides = objects[keep], grid.row(level, images[objects], y, x)[keep], (box[:, 2:] - box[:, :2])[keep]
-    sides = sides + float(inclusive)
+    # The pairs that do not fit go to an extra row: dropping them would make the host wait for the device.
+    rows = torch.where(keep, grid.row(level, images[objects], y, x), grid.num_rows)
+    sides = box[:, 2:] - box[:, :2] + float(inclusive)
     area = sides[:, 0] * sides[:, 1]
     winners = _smallest_object(rows, objects, area, grid.num_rows, len(boxes))
     rows = (winners < len(boxes)).nonzero()[:, 0]
@@ -125,6 +132,6 @@ def assign(
 
 def _smallest_object(rows, objects, area, num_rows: int, num_objects: int):
     """The smallest object of each row, of equal ones the first: (X,) int64, ``num_objects`` for none."""
-    smallest = area.new_full((num_rows,), math.inf).scatter_reduce_(0, rows, area, "amin")
+    smallest = area.new_full((num_rows + 1,), math.inf).scatter_reduce_(0, rows, area, "amin")
     objects = torch.where(area == smallest[rows], objects, num_objects)
-    return objects.new_full((num_rows,), num_objects).scatter_reduce_(0, rows, objects, "amin")
+    return objects.new_full((num_rows + 1,), num_objects).scatter_reduce_(0, rows, objects, "amin")[:-1]

@@ -106,7 +106,8 @@ class SparseInstCriterion:
         matches = self.match(class_logits, mask_logits, gt_classes, targets)
         image = torch.cat([torch.full_like(rows, i) for i, (rows, _) in enumerate(matches)])
         rows = torch.cat([rows for rows, _ in matches])
-        counts = class_logits.new_tensor([float(sum(map(len, gt_instances))), float(len(rows))])
+        counts = torch.tensor([float(sum(map(len, gt_instances))), float(len(rows))])
+        counts = counts.to(class_logits.device, non_blocking=True)
         count, pairs = mean_over_workers(counts).clamp(min=1)
 
         losses = {}

@@ -83,7 +83,8 @@ class SparseInst(InstanceSegmenter):
     def losses(self, images: ImageList, batched_inputs: Sequence[dict]) -> dict:
         """loss_ce, loss_mask, loss_dice and loss_objectness (eq. 5)."""
         canvas = tuple(images.tensor.shape[-2:])
-        return self.criterion(self.outputs(images), self.gt_instances(batched_inputs), canvas)
+        gt_instances = self.gt_instances(batched_inputs)  # before the network: the host waits for these copies
+        return self.criterion(self.outputs(images), gt_instances, canvas)
 
     @torch.no_grad()
     def infer(self, images: ImageList) -> list[dict]:
