@@ -17,8 +17,8 @@ CLASS_NAMES = ["red spot", "blue spot"]
 @META_ARCH_REGISTRY.register()
 class BrightSpots(nn.Module):
     """
-    Class 0: spots whose red exceeds 60, class 1: blue; score: the brightest value / 255 times a trained weight.
-    Mixing up red and blue anywhere on the way exchanges the classes.
+    Class 0: spots whose red exceeds 60, class 1: blue. Score: the brightest value / 255 times a trained weight.
+    Swapping red and blue anywhere swaps the classes.
     """
 
     @configurable
@@ -62,7 +62,7 @@ class BrightSpots(nn.Module):
 
 
 def spots_config(input_format="BGR", explains=True):
-    """Config of :class:`BrightSpots` at the images' own sizes."""
+    """Config of :class:`BrightSpots`, without resizing."""
     cfg = get_cfg()
     cfg.MODEL.META_ARCHITECTURE = "BrightSpots"
     cfg.MODEL.MASK_ON = explains

@@ -1,4 +1,4 @@
-"""COCO files for tests of what is wrong with them: rectangles on grey images, and what files get wrong about them."""
+"""COCO files with faults, for tests: rectangles on grey images."""
 
 import json
 
@@ -9,7 +9,7 @@ SIZE = (96, 64)  # width, height
 
 
 def rectangles(number: int, size=SIZE, seed=0) -> np.ndarray:
-    """(number, 4) whole x, y, width, height inside the image, at random."""
+    """Random boxes inside the image: (number, 4) integers x, y, width, height."""
     rng = np.random.default_rng(seed)
     sides = np.array(size)
     extent = rng.integers(sides // 6, sides // 2, (number, 2))
@@ -24,8 +24,8 @@ def polygon(box) -> list:
 
 def write_set(folder, boxes, change=None, size=SIZE, masks=True, name="ann", per_image=1):
     """
-    Write a file with one object a box, ``per_image`` of them an image, of the classes "a" and "b" in turn;
-    ``change(content)`` may spoil it. Returns (path, folder of the images).
+    Write a file with one object per box, ``per_image`` objects per image, of the classes "a" and "b" in turn;
+    ``change(content)`` may add faults. Returns (path, folder of the images).
     """
     images = folder / "images"
     images.mkdir(exist_ok=True)

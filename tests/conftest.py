@@ -1,6 +1,6 @@
 """
-One thread a test: processes side by side do not wait for each other, and sums are the same. Slow tests come first, so
-that processes that share the tests (``pytest -n``) end together, and have all threads where they do not share.
+Tests use one thread, so that parallel processes do not wait for each other and sums are reproducible. Slow tests come
+first, so that parallel processes (``pytest -n``) end together; without ``-n`` they get all threads.
 """
 
 import os
@@ -27,7 +27,7 @@ def _threads(request):
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport():
-    """Captured text may hold file names that are no UTF-8, which pytest-xdist cannot send."""
+    """Captured text may contain file names that are not UTF-8, which pytest-xdist cannot send."""
     outcome = yield
     report = outcome.get_result()
     report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]

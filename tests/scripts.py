@@ -1,4 +1,4 @@
-"""The scripts of projects/ as modules, for tests that call them as a user does."""
+"""The scripts of projects/ as modules, for tests that call them like a user."""
 
 import importlib.util
 import logging
@@ -36,7 +36,7 @@ def registered_shapes(folder, **seeds):
 
 @pytest.fixture(autouse=True)
 def restore_logging():
-    """Scripts set up logging: the handlers of before come back."""
+    """Restore the log handlers after a script has set up logging."""
     root = logging.getLogger()
     before = list(root.handlers)
     yield

@@ -1,4 +1,4 @@
-"""``python -m instseg_d2.check_data``: every kind of fault is found, counted and mended; sound files pass."""
+"""``python -m instseg_d2.check_data``: every kind of fault is found, counted and repaired; valid files pass."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def faults_of(report):
 
 
 def training_content(json_file, images):
-    """What training reads; it must have nothing to say about the file but notes and warnings."""
+    """The content that training reads, for which it must log nothing but notes and warnings."""
     report = examine(json_file, images, clean=False)
     assert {row.severity for row in report.findings} <= {"note", "warning"}
     return report.content
@@ -53,7 +53,7 @@ def test_sound_file(tmp_path, capsys):
 
 
 def faulty(folder):
-    """A file with every fault once, and image 1 with two sound objects."""
+    """A file with every fault once, and image 1 with two valid objects."""
     images = folder / "images"
     listed = [{"id": i, **image(images, f"{i}.png", color=i)} for i in (1, 2, 3)]
     listed[1]["width"] = 60  # 2: another size
@@ -87,7 +87,7 @@ def faulty(folder):
     return {"images": listed, "annotations": objects, "categories": categories}
 
 
-def test_every_fault_is_found_and_mended(folder, capsys):
+def test_every_fault_is_found_and_repaired(folder, capsys):
     json_file, images = write(folder, faulty(folder))
     report = examine(json_file, images)
     assert faults_of(report) == {
@@ -143,7 +143,7 @@ NAN, INFINITY = float("nan"), float("inf")
 
 
 def with_object(folder, masks=True, categories=(), **values):
-    """A sound file, of one image, with an object whose values are changed: annotation 2."""
+    """A valid file of one image, except for an object with changed values: annotation 2."""
     square = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
     other = {**square, "bbox": [40, 20, 10, 5], "area": 50}
     if masks:
@@ -159,7 +159,7 @@ def with_object(folder, masks=True, categories=(), **values):
 
 
 def cleaned(json_file, images):
-    """Faults; the clean copy, in which nothing is left to mend."""
+    """The faults, and the clean copy, which must have none."""
     report = examine(json_file, images)
     assert main([json_file, images, "--fix"]) == int(any(row.severity != "note" for row in report.findings))
     clean = json_file.replace(".json", ".clean.json")
@@ -244,7 +244,7 @@ TWICE = [[40, 20, 50, 20, 50, 25, 40, 25]] * 2
          [0, 20, 20, 28], 560),
     ],
 )  # fmt: skip
-def test_objects_that_are_mended(folder, values, faults, box, area):
+def test_objects_that_are_repaired(folder, values, faults, box, area):
     found, content = cleaned(*with_object(folder, **values))
     found.pop("annotations: polygon partly outside the image", None)
     assert found == {f"annotations: {fault}": (1, "repaired") for fault in faults}
@@ -252,8 +252,8 @@ def test_objects_that_are_mended(folder, values, faults, box, area):
     assert (after["bbox"], after["area"], after["iscrowd"]) == (box, area, 0)
 
 
-def test_copies_that_mending_makes_equal(folder):
-    """Two boxes that end at different places outside are the same box in the clean copy."""
+def test_objects_that_repairs_make_equal(folder):
+    """Two boxes that end at different places outside the image are equal in the clean copy."""
     json_file, _ = with_object(folder, masks=False, bbox=[50, 20, 90, 5])
     content = json.loads(Path(json_file).read_text())
     content["annotations"].append({**content["annotations"][1], "id": 3, "bbox": [50, 20, 60, 5]})
@@ -262,7 +262,7 @@ def test_copies_that_mending_makes_equal(folder):
     assert len(content["annotations"]) == 2
 
 
-def test_names_that_are_no_text(folder):
+def test_names_that_are_not_text(folder):
     json_file, _ = with_object(folder, categories=[{"id": i, "name": x} for i, x in ((2, ["b"]), (3, None), (4, 7))])
     content = json.loads(Path(json_file).read_text())
     content["images"] += [{"id": 2, "file_name": 5}, {"id": 3, "file_name": None}, {"id": 4, "file_name": ["1.png"]}]

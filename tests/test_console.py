@@ -1,4 +1,4 @@
-"""Consoles that cannot encode, closed and broken ones, and users without a name or a home."""
+"""Consoles that cannot encode, are closed or broken, and users without a name or a home folder."""
 
 import ast
 import errno
@@ -15,7 +15,7 @@ from instseg_d2.console import is_terminal, keep_console, run_script
 from instseg_d2.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
-# The package's console alone, without PyTorch, which takes seconds to import.
+# Only the package's console, without PyTorch, which takes seconds to import.
 CONSOLE = f"""
 import sys, types
 package = types.ModuleType("instseg_d2")
@@ -39,7 +39,7 @@ def run(code, redirect="", **env):
      ("utf-8", b"na\xc3\xafve \xe6\x97\xa5\xe6\x9c\xac \\udce9")],
 )  # fmt: skip
 def test_what_a_console_cannot_show_is_escaped(encoding, shown):
-    """Also bytes of a file name that are no UTF-8, on both streams."""
+    """Also file names that are not UTF-8, on both streams."""
     code = r"""
 text = "na\xefve \u65e5\u672c \udce9"
 def main():
@@ -51,7 +51,7 @@ sys.exit(run_script(main))
 
 
 def test_a_closed_console(tmp_path):
-    """What is printed goes nowhere, above all not into a file that got the number of the closed stream."""
+    """Output is dropped, and never lands in a file that got the number of the closed stream."""
     code = f"""
 import os
 def main():
@@ -70,7 +70,7 @@ sys.exit(run_script(main))
 
 
 def test_a_pipe_that_nobody_reads(tmp_path):
-    """The run goes on to its end, without a word and with its own exit status."""
+    """The run completes silently, with its own exit status."""
     code = f"""
 def main():
     for _ in range(20000):
@@ -91,8 +91,8 @@ sys.exit(status)
     assert (tmp_path / "status").read_text() == "5"
 
 
-def test_other_faults_of_a_console_are_told():
-    """A full disk under ``> file`` is no console that nobody reads."""
+def test_other_console_errors_are_raised():
+    """A full disk under ``> file`` is an error, not a closed console."""
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full")
     code, _, errors = run("sys.exit(run_script(print, 'x', 'y'))", ">/dev/full")
@@ -129,7 +129,7 @@ def scripts():
 
 @pytest.mark.parametrize("path", scripts(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_goes_through_run_script(path):
-    """So that none of them stops because of its console."""
+    """So no command stops because of its console."""
     tree = ast.parse(path.read_text())
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     assert "run_script" in {call.func.id for call in calls}
@@ -139,7 +139,7 @@ def test_every_command_goes_through_run_script(path):
 
 
 def test_a_user_without_name_and_home(tmp_path):
-    """As of ``docker run --user``: the package is imported, a command works, and nothing is written to a folder ~."""
+    """As with ``docker run --user``: the package imports, a command works, and no folder named ~ is created."""
     code = """
 import os, pwd, runpy, sys
 def unknown(uid):
@@ -166,7 +166,7 @@ except SystemExit as end:
 
 @pytest.mark.parametrize("kind", ["missing", "forbidden", "writable", "writable cache", "named"])
 def test_where_the_cache_lies(tmp_path, monkeypatch, caplog, kind):
-    """Beside a home that cannot be written, as the / of a container's user, lies one for temporary files."""
+    """If home is not writable, like a container user's /, a temporary one is used."""
     files.temporary_home.cache_clear()
     monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
     monkeypatch.delenv("INSTSEG_CACHE", raising=False)

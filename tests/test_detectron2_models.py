@@ -1,4 +1,4 @@
-"""Detectron2's own models train, are evaluated and look at images through the scripts of this package."""
+"""Detectron2's own models train, are evaluated and predict through the scripts of this package."""
 
 import importlib.util
 import json
@@ -30,7 +30,7 @@ SMALL = [
     "DATASETS.TRAIN", f"('{DATA}',)",
     "DATASETS.TEST", f"('{DATA}',)",
 ]  # fmt: skip
-# Of Detectron2's projects/PointRend/configs/InstanceSegmentation, as a user's file would say it.
+# A user's version of a file in Detectron2's projects/PointRend/configs/InstanceSegmentation.
 POINT_REND = """
 MODEL:
   ROI_MASK_HEAD: {NAME: PointRendMaskHead, POOLER_TYPE: "", CONV_DIM: 32, FC_DIM: 32, NUM_FC: 1, POINT_HEAD_ON: True}
@@ -51,7 +51,7 @@ def point_rend(folder):
 
 
 def train_and_look(config, images, tmp_path):
-    """Train two steps, evaluate the file, run the demo with the file alone; the results of both."""
+    """Train two steps, evaluate the checkpoint, run the demo from the checkpoint alone; the results of both."""
     train_net, out = load_script("train_net"), tmp_path / "run"
     train_net.main(argument_parser().parse_args(["--config-file", config, *SMALL, "OUTPUT_DIR", str(out)]))
     trained = json.loads((out / "inference" / "results.json").read_text())
@@ -101,7 +101,7 @@ def test_point_rend_is_missing(tmp_path, monkeypatch):
 
 
 def test_deformable_convolutions():
-    """Detectron2's own need its compiled library; torchvision's do not."""
+    """Detectron2's need its compiled library; torchvision's do not."""
     opts = ["MODEL.DEVICE", "meta", "MODEL.WEIGHTS", "", "MODEL.RESNETS.DEPTH", 50]
     cfg = load_config("Misc/mask_rcnn_R_50_FPN_3x_dconv_c3-c5.yaml", opts)
     if importlib.util.find_spec("detectron2._C") is None:

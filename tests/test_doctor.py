@@ -1,4 +1,4 @@
-"""The doctor in a sound and in a bare environment."""
+"""The doctor in a complete and in a bare environment."""
 
 import os
 import subprocess
@@ -71,7 +71,7 @@ def test_data_sets(monkeypatch, tmp_path):
 
 
 def test_a_package_that_cannot_be_imported(tmp_path):
-    """Everything is installed, but SciPy is broken: the doctor says so, and that this package is unusable."""
+    """Everything is installed, but SciPy is broken: the doctor reports it, and that this package is unusable."""
     (tmp_path / "scipy").mkdir()
     (tmp_path / "scipy" / "__init__.py").write_text("raise ImportError('libopenblas.so: cannot open')")
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
@@ -83,7 +83,7 @@ def test_a_package_that_cannot_be_imported(tmp_path):
 
 
 def test_without_any_package(tmp_path):
-    """A bare Python: the doctor still runs, the package says in one sentence what it needs."""
+    """A bare Python: the doctor still runs, and importing the package says in one sentence what it needs."""
     venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
     python = tmp_path / "bare" / ("Scripts" if os.name == "nt" else "bin") / "python"
     env = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}

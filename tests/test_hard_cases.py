@@ -1,4 +1,4 @@
-"""Every method on every hard case: training gives finite losses and gradients, inference sound detections."""
+"""Every method on every hard case: training gives finite losses and gradients, inference valid detections."""
 
 import contextlib
 import copy
@@ -20,7 +20,7 @@ from tests.tiny import METHODS, random_batch, tiny_config, tiny_model
 
 
 def sample(masks: torch.Tensor, boxes=None, classes=None) -> dict:
-    """An image of noise with objects of these masks (M, H, W) and, if they are not the tight ones, boxes."""
+    """An image of noise with objects of these masks (M, H, W), and boxes unless they are tight."""
     generator = torch.Generator().manual_seed(len(masks))
     height, width = masks.shape[1:]
     instances = Instances((height, width))
@@ -45,7 +45,7 @@ def empty(height=96, width=128):
 
 
 def without_masks():
-    """What Detectron2's mapper gives for an image without objects."""
+    """Detectron2's sample for an image without objects."""
     record = empty()
     record["instances"].remove("gt_masks")
     return record
@@ -131,7 +131,7 @@ def test_training_in_float16(model, case):
 
 @contextlib.contextmanager
 def scaled(model, scale):
-    """Inside, the last weights are so many times as large; everything is as before after it."""
+    """Scale the last weights by this factor inside the block; restore them afterwards."""
     kept = copy.deepcopy(model.state_dict())
     with torch.no_grad():
         for parameter in [p for p in model.parameters() if p.dim() > 1][-6:]:
@@ -153,7 +153,7 @@ def test_training_on_extreme_values(model, scale):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scale", [1.0, 100.0, 1e4])
 def test_inference_in_half_precision(model, dtype, scale):
-    """What overflows inside the network is left out."""
+    """Detections that overflow inside the network are dropped."""
     with scaled(model, scale), torch.no_grad(), torch.autocast("cpu", dtype):
         (output,) = model.eval()([{"image": random_batch([2])[0]["image"]}])
     check_detections(output, (96, 128), at_least=1 if scale == 1.0 else 0)
@@ -239,7 +239,7 @@ GROUND_TRUTH = {
 
 @pytest.mark.parametrize("case", GROUND_TRUTH)
 def test_ground_truth_of_files(model, tmp_path, case):
-    """Annotations as they stand in files, through the mapper."""
+    """Annotations as in files, through the mapper."""
     Image.new("RGB", (90, 60), (200, 10, 50)).save(tmp_path / "x.png")
     annotations = []
     for i, (kind, crowd) in enumerate(GROUND_TRUTH[case]):
@@ -278,7 +278,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_image_files(model, tmp_path, kind):
-    """Looked at and, with an object, trained on."""
+    """Used for prediction and, with an object, for training."""
     mode, suffix, options = KINDS[kind]
     shape = options.get("size", (40, 70))
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""The records of the methods: complete, without contradictions, and the only place where shared code learns of them."""
+"""The records of the methods: complete, consistent, and the only way in which shared code knows about methods."""
 
 import ast
 import re
@@ -23,7 +23,7 @@ NAMED = re.compile(
     rf"|\b(?:{'|'.join(ROOMS)})\b"
     r"|\b(?:BLENDMASK|BASIS_MODULE|EMBED_MASK|INSTANCE_FCN|SPARSE_INST|BLEND_MASK_HEAD|ASSEMBLE_MASK_HEAD)\b"
 )
-# Files beyond a method's own that may name one.
+# Shared files that may name a method.
 MAY_NAME = {
     "modeling/__init__.py": "the one import of each room",
     "modeling/backbone/fcos_fpn.py": "gives the maps below the pyramid where MODEL.BASIS_MODULE.IN_FEATURES wants them",
@@ -42,12 +42,12 @@ def shared_files():
 
 
 def test_a_method_is_named_in_its_own_files():
-    """Whatever shared code must know of a method belongs into its record; a file that no longer names one goes out."""
+    """What shared code must know about a method belongs in its record; files that no longer name one leave the list."""
     assert {name for name, text in shared_files() if NAMED.search(text)} == set(MAY_NAME)
 
 
 def test_papers_are_cited_in_docstrings_alone():
-    """Where the reason is a citation, no code and no comment names a method."""
+    """If a file may only cite a paper, no code and no comment in it names a method."""
     for name, reason in MAY_NAME.items():
         if reason == "cites the paper":
             tree = ast.parse((PACKAGE / name).read_text(encoding="utf-8"))
@@ -100,7 +100,7 @@ def test_keys_and_schemes_exist():
     ],
 )
 def test_facts(name, facts):
-    """As the methods' papers and releases say, with all their options on."""
+    """As in the methods' papers and releases, with all options on."""
     cfg = get_cfg()
     cfg.MODEL.META_ARCHITECTURE = name
     cfg.MODEL.BASIS_MODULE.LOSS_ON = cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED = True

@@ -1,7 +1,7 @@
 """
-A detection whose score or box is no number is left out, and it alone, in whatever way results are asked for.
+A detection whose score or box is not a number is dropped, and no other, on every way to results.
 
-The oracle: what comes out when the network has not found that detection at all.
+The oracle is the output without that detection.
 """
 
 import copy
@@ -52,7 +52,7 @@ def records(predictor):
 
 
 def victim(instances):
-    """The third best detection whose box lies inside the image: it would be seen in the output."""
+    """The third best detection whose box lies inside the image, so that it shows in the output."""
     inside = torch.ones(len(instances), dtype=torch.bool)
     if instances.has("pred_boxes"):
         boxes = copy.deepcopy(instances.pred_boxes)
@@ -72,7 +72,7 @@ def spoil(instances, field, value):
 
 
 def outcomes(monkeypatch, model, field, value, way):
-    """What the way gives when the victim is spoilt, when the network has not found it, and when it is sound."""
+    """The output with the victim spoilt, without the victim, and with the intact victim."""
     infer, results = model.infer, []
     for change in (lambda x: spoil(x, field, value), without_victim, lambda x: x):
 
@@ -138,7 +138,7 @@ def dataset(tmp_path):
 
 @pytest.mark.parametrize("case", ["score nan", "box inf"])
 def test_evaluation_demo_and_comparison(predictor, dataset, tmp_path, monkeypatch, case):
-    """What they write."""
+    """The files they write."""
     model, (field, value) = predictor.model, SPOILT[case]
     inputs = [{**predictor.preprocess(picture(i)), "image_id": i} for i in (1, 2)]
     if field == "pred_boxes" and not model.infer(model.preprocess(inputs))[0]["instances"].has("pred_boxes"):

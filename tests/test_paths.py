@@ -1,4 +1,4 @@
-"""Wherever the public functions take a path, a pathlib.Path does what its text does."""
+"""Wherever a public function takes a path, a pathlib.Path works like a str."""
 
 import logging
 from pathlib import Path
@@ -104,7 +104,7 @@ def set_up(json_file, images, folder):
     return setup(args).OUTPUT_DIR, listing(folder)
 
 
-# What is called with p and out, which make a path of a name in the folder of files and in that of results.
+# Calls with p and out, which make paths in the folder of files and in the folder of results.
 CALLS = {
     "Predictor(weights)": lambda p, out: scores(Predictor(spots_config(), p("spots.pth")), spots_image()),
     "from_checkpoint": lambda p, out: scores(

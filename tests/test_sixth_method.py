@@ -1,6 +1,6 @@
 """
-A sixth method that is written in this file alone: the package trains, evaluates, draws, explains, compares and exports
-it and loads it again. N images, Q slots, K classes, D detections, h x w cells of stride 4.
+A sixth method, written only in this file: the package trains, evaluates, draws, explains, compares, exports and reloads
+it. N images, Q slots, K classes, D detections, h x w cells of stride 4.
 """
 
 import inspect
@@ -167,7 +167,7 @@ SEED: 1
 
 @pytest.fixture(scope="module", autouse=True)
 def registered(tmp_path_factory):
-    """The method is known in this module alone."""
+    """The method is registered only in this module."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods, "_METHODS", dict(methods._METHODS))
         register_method(RECORD)

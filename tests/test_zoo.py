@@ -1,4 +1,4 @@
-"""The table of recipes: complete, true to the files, the only place of the published numbers."""
+"""The table of recipes: complete, consistent with the files, and the only place with published numbers."""
 
 import re
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_values_are_of_known_columns():
 
 
 def test_the_pages_show_the_table():
-    """Every recipe of a method stands once on its page."""
+    """Every recipe of a method is once on its page."""
     shown = []
     for page, text in zoo.pages().items():
         assert page.read_text(encoding="utf-8") == text, f"{page} is stale: {STALE}"
@@ -39,7 +39,7 @@ def test_the_pages_show_the_table():
 
 
 def test_published_numbers_stand_nowhere_else():
-    """Neither in a comment of a recipe nor in the prose or a table by hand of a page."""
+    """Neither in comments of recipes nor in the prose or hand-written tables of pages."""
     for path in CONFIGS.rglob("*.yaml"):
         comments = "".join(re.findall(r"#.*", path.read_text(encoding="utf-8")))
         assert not re.search(r"\b(AP|PQ|AR)\b", comments), path
@@ -54,7 +54,7 @@ def test_published_numbers_stand_nowhere_else():
 
 
 def test_a_stale_page_is_written(tmp_path, monkeypatch, capsys):
-    """What stands between the marks is replaced, the rest of the page stays."""
+    """The text between the marks is replaced, the rest of the page stays."""
     page = tmp_path / "projects" / "FCOS" / "README.md"
     page.parent.mkdir(parents=True)
     page.write_text("before\n<!-- zoo: FCOS -->\nold\n<!-- /zoo -->\nafter ü\n", encoding="utf-8")

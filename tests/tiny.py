@@ -1,4 +1,4 @@
-"""Every method small enough for tests, and random samples for them."""
+"""Every method, small enough for tests, and random samples."""
 
 import torch
 from detectron2 import model_zoo
@@ -130,7 +130,7 @@ TINY = {
         "TEST.DETECTIONS_PER_IMAGE", 10,
     ],
 }  # fmt: skip
-# What makes an untrained model find many objects.
+# Overrides that make an untrained model find many objects.
 FINDING = {
     "FCOSDetector": ["MODEL.FCOS.INFERENCE_TH_TEST", 0.0],
     "BlendMask": ["MODEL.FCOS.INFERENCE_TH_TEST", 0.0],
@@ -141,7 +141,7 @@ FINDING = {
         "MODEL.INSTANCE_FCN.GRID", 3,
     ],
     "ISTR": [
-        "MODEL.ISTR.NUM_HEADS", 1,  # six untrained ones push all boxes out of the image
+        "MODEL.ISTR.NUM_HEADS", 1,  # six untrained heads push all boxes out of the image
         "MODEL.ISTR.NUM_PROPOSALS", 50,
     ],
     "SparseInst": ["MODEL.SPARSE_INST.CLS_THRESHOLD", 0.0, "MODEL.SPARSE_INST.DECODER.NUM_MASKS", 40],
@@ -151,8 +151,8 @@ FINDING = {
 def tiny_config(method, *opts, num_classes=3, finding=False):
     """
     Args:
-        method: a name of TINY; opts: overrides.
-        finding: thresholds let everything pass, see FINDING.
+        method: a key of TINY; opts: overrides.
+        finding: thresholds accept everything, see FINDING.
     """
     cfg = load_config(MASK_RCNN if method == "MaskRCNN" else "", TINY[method])
     set_num_classes(cfg, num_classes)
@@ -162,8 +162,8 @@ def tiny_config(method, *opts, num_classes=3, finding=False):
 
 def tiny_model(method, *opts, num_classes=3, seed=0, finding=False):
     """
-    The model of `tiny_config` with random weights. If ``finding``, FCOS's boxes are some cells large. ISTR's boxes
-    differ from query to query; its principal components, if it has some, are random and orthonormal.
+    The model of `tiny_config` with random weights. With ``finding``, FCOS's boxes are a few cells large. ISTR's boxes
+    differ between queries; its principal components, if any, are random and orthonormal.
     """
     torch.manual_seed(seed)
     model = build(tiny_config(method, *opts, num_classes=num_classes, finding=finding))
@@ -184,11 +184,11 @@ def _spread_queries(model):
         embedding.explained_variances.copy_(torch.linspace(20, 2, embedding.dim))
     for head in model.roi_heads.heads:
         torch.nn.init.normal_(head.class_logits.weight, std=0.3)
-        head.box_deltas.weight.data *= 0.2  # boxes of usual sizes, so that rounding stays small through the heads
+        head.box_deltas.weight.data *= 0.2  # moderate box sizes keep rounding small through the heads
 
 
 def random_instances(num_objects, height, width, num_classes, generator):
-    """Objects with random boxes inside the image and ellipses in them as masks."""
+    """Objects with random boxes inside the image, and ellipses in them as masks."""
     size = torch.tensor([width, height])
     corner = torch.rand(num_objects, 2, generator=generator) * size * 0.6
     extent = 8 + torch.rand(num_objects, 2, generator=generator) * (size - corner - 8)

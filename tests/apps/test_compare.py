@@ -1,4 +1,4 @@
-"""The comparison as a user calls it: two methods on a few drawn shapes, trained, and once more from their files."""
+"""The comparison as a user calls it: two methods trained on a few shapes, then compared again from their weights."""
 
 import json
 

@@ -55,7 +55,7 @@ def test_a_deformable_convolution(sample):
 
 
 def test_memory(sample):
-    """The stacked input, its double and their sum live at once; later there are fewer."""
+    """The stacked input, its double and their sum exist at the same time; later there are fewer tensors."""
 
     class Sum(nn.Module):
         def __init__(self):
@@ -73,7 +73,7 @@ def test_memory(sample):
 
 @pytest.mark.parametrize("name", ["blendmask", "embedmask", "sparseinst", "istr", "instancefcn", "maskrcnn"])
 def test_every_method_can_be_counted(name):
-    """The convolutions alone, counted by hooks, are most of it."""
+    """The convolutions, counted by hooks, are most of the total."""
     opts = ["MODEL.DEVICE", "cpu", "MODEL.INSTANCE_FCN.SCALES_TEST", (48, 96), "MODEL.INSTANCE_FCN.TOP_WINDOWS", 50]
     cfg = load_config(str(ROOT / f"configs/quick/{name}_shapes.yaml"), opts)
     torch.manual_seed(0)
@@ -90,7 +90,7 @@ def test_every_method_can_be_counted(name):
     for hook in hooks:
         hook.remove()
     counted = gflops(model, sample)
-    # What the results of an untrained model do not depend on is left out.
+    # Results that do not depend on training are skipped.
     assert 0.5 * counted < sum(convolutions) / 1e9 < 1.05 * counted
     assert 1e6 < peak_memory(model, sample) < 1e9
 

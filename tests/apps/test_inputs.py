@@ -1,4 +1,4 @@
-"""Which files are looked at, and what is said of the others."""
+"""Which input files are found, and what is logged about the others."""
 
 import contextlib
 import logging

@@ -47,7 +47,7 @@ def test_segments_have_their_colours():
 
 
 def test_tags_lie_on_their_segments():
-    """An L-shaped ground around another: the middle of its box is not its own."""
+    """L-shaped stuff around another segment: the centre of its box lies in the other one."""
     ids = torch.full((200, 300), 1, dtype=torch.int32)
     ids[:150, 60:] = 2
     segments = [{"id": i, "isthing": False, "category_id": i} for i in (1, 2)]
@@ -112,7 +112,7 @@ def test_the_demo_draws_things_and_stuff(weights, tmp_path):
     assert np.abs(drawn[inside].mean(0) - expected).max() < 25
 
 
-def test_stuff_names_travel_in_checkpoints(tmp_path):
+def test_stuff_names_are_stored_in_checkpoints(tmp_path):
     name = "tiny_panoptic_names"
     shapes_panoptic.register_split(name, tmp_path, "val", 1, 8)
     try:

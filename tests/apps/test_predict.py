@@ -255,7 +255,7 @@ def test_debug_variable_shows_the_traceback(demo, folder, weights, tmp_path, mon
 
 
 def test_as_a_process_with_a_blendmask(folder, tmp_path):
-    """The one test that starts Python: a random BlendMask whose checkpoint carries config and class names."""
+    """The only test that starts Python: a random BlendMask whose checkpoint contains config and class names."""
     from detectron2.modeling import build_model
 
     cfg = tiny_config("BlendMask", "MODEL.FCOS.INFERENCE_TH_TEST", 0.0, "INPUT.MIN_SIZE_TEST", 160)

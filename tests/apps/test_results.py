@@ -1,4 +1,4 @@
-"""Results as they come, and the names of the pictures; runs that are stopped, killed, or cannot write."""
+"""Results written as they come, names of pictures, and runs that are stopped, killed or cannot write."""
 
 import errno
 import json
@@ -106,7 +106,7 @@ def refuse(monkeypatch, error, wanted):
 
 
 @pytest.mark.parametrize("error", [errno.ENAMETOOLONG, errno.ENOSPC, errno.EACCES, errno.EIO, errno.EROFS])
-def test_a_picture_that_cannot_be_written_costs_itself_alone(tmp_path, predictor, monkeypatch, caplog, error):
+def test_a_picture_that_cannot_be_written_is_skipped(tmp_path, predictor, monkeypatch, caplog, error):
     folder, out = write(tmp_path / "in", "a.png", "b.png", "c.png"), tmp_path / "out"
     refuse(monkeypatch, error, lambda name: name.startswith("b"))
     with caplog.at_level("INFO"):
@@ -197,7 +197,7 @@ def test_a_killed_run_keeps_its_results(tmp_path, weights):
     assert not (out / "results.json").exists()
 
 
-def test_pages_and_frames_that_are_not_looked_at_are_counted(tmp_path, predictor, caplog):
+def test_skipped_pages_and_frames_are_counted(tmp_path, predictor, caplog):
     folder = write(tmp_path / "in", "a.png", "b.png")
     frames = [Image.fromarray(np.roll(spots_image(), i, 0)) for i in range(4)]
     frames[0].save(folder / "c.gif", save_all=True, append_images=frames[1:])

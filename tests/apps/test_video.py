@@ -1,4 +1,4 @@
-"""Videos: sound, broken anywhere, with headers that are wrong; each frame is known by its grey."""
+"""Videos: intact, broken anywhere, with wrong headers; frames are identified by their grey value."""
 
 import json
 import logging
@@ -65,7 +65,7 @@ def with_broken(data, broken):
 
 
 def with_count(data, count):
-    """The file whose two headers say that it has so many frames."""
+    """The file with this frame count in both headers."""
     data = bytearray(data)
     data[48:52] = struct.pack("<I", count)
     stream = data.index(b"strh") + 8
@@ -164,7 +164,7 @@ def test_results_name_the_place_in_the_video(tmp_path, predictor):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="its names are Unicode")
-def test_names_that_are_no_utf8(sound, tmp_path, predictor):
+def test_names_that_are_not_utf8(sound, tmp_path, predictor):
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/in\xff"))
     folder.mkdir()
     path = os.fsdecode(os.fsencode(folder) + b"/a\xe9.avi")

@@ -39,7 +39,7 @@ LISTS = {
 
 
 def read_list(path):
-    """name -> tensor of that shape, of random numbers between 0.5 and 1.5."""
+    """name -> tensor of the listed shape with random numbers between 0.5 and 1.5."""
     parameters, generator = {}, torch.Generator().manual_seed(0)
     for line in path.read_text().splitlines():
         name, shape = re.fullmatch(r"(\S+) \((.*)\)", line).groups()

@@ -17,7 +17,7 @@ from tests.checkpoint.converting import convert
 
 
 def toy(classes=3, width=4):
-    """Ten tensors, one of them a count of batches that no report mentions."""
+    """Ten tensors; one is a batch counter, which reports ignore."""
     return nn.ModuleDict(
         {
             "backbone": nn.Sequential(nn.Conv2d(3, width, 1), nn.BatchNorm2d(width)),
@@ -145,7 +145,7 @@ def test_code_is_refused(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", ["pkl", "pth"])
 def test_trust_is_the_only_way_around(tmp_path, capsys, suffix):
-    """What a trusted file runs, it runs once: its weights are data from then on."""
+    """A trusted file runs its code once; after conversion its weights are only data."""
     path, trace, clean = tmp_path / f"w.{suffix}", tmp_path / "trace", tmp_path / "clean.pth"
     data = {"__author__": Evil(trace), "model": weights(toy())}
     if suffix == "pkl":
@@ -188,12 +188,12 @@ def test_eval_is_refused_in_pickles(tmp_path):
         load(toy(), tmp_path / "w.pkl")
 
 
-def test_missing_file_says_how_to_go_on(tmp_path):
+def test_a_missing_file_names_the_remedy(tmp_path):
     with pytest.raises(CheckpointError, match=r"none\.pth: no such weight file\..*from scratch.*FREEZE_AT 0"):
         load(toy(), tmp_path / "none.pth")
 
 
-def test_failed_download_says_how_to_go_on(monkeypatch):
+def test_a_failed_download_names_the_remedy(monkeypatch):
     checkpointer = InstSegCheckpointer(toy())
 
     def no_network(path):
@@ -310,7 +310,7 @@ def test_a_checkpointer_survives_a_failed_load(tmp_path):
 
 
 class FullDisk:
-    """A file that takes some bytes and then has no space left."""
+    """A file that accepts some bytes and then reports a full disk."""
 
     def __init__(self, file, room):
         self._file, self._room = file, room

@@ -1,4 +1,4 @@
-"""Every list of the authors is looked at; FCOS of AdelaiDet, plain Detectron2; safetensors in and out."""
+"""All parameter lists of the authors are covered; files of AdelaiDet and Detectron2; converting to safetensors."""
 
 import os
 import pickle
@@ -45,7 +45,7 @@ def test_every_list_is_covered():
 
 
 def test_a_whole_file_is_loaded(tmp_path, caplog):
-    """From a file with random weights of a list's shapes to the values in the model."""
+    """A file with random weights of a list's shapes: its values arrive in the model."""
     caplog.set_level("INFO")
     official = random_values(read_list(lists_folder() / "sparseinst_pvt_b1.txt"))
     torch.save({"model": official}, tmp_path / "pvt_b1.pth")
@@ -83,7 +83,7 @@ def test_backbone_of_detectron2(tmp_path):
 
 
 def test_mask_rcnn_of_detectron2(tmp_path):
-    """The zoo's trained models load by their own names, as the file of a test needs it."""
+    """The zoo's trained models load by their own names."""
     opts = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.FPN.OUT_CHANNELS", 32]
     opts += ["MODEL.ROI_BOX_HEAD.FC_DIM", 32, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
     model = build_model(load_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml", opts))

@@ -1,4 +1,4 @@
-"""A file that cannot be loaded is called what it is, by whoever reads it and whatever its name."""
+"""The error for an unusable file says what it is, for every reader and any file name."""
 
 import gzip
 import io
@@ -42,7 +42,7 @@ WRITERS = {"zip": new_torch, "old": old_torch, "pickle": pickled, "safetensors":
 
 
 def messages(path, tmp_path, capsys):
-    """What the readers of the commands say: the config's, the weights', the checkpointer's and the converter's."""
+    """The errors of all readers: of the config, the weights, the checkpointer and the converter."""
     readers = [read_extra, read_weights, InstSegCheckpointer(nn.Linear(2, 2)).load]
     for reader in readers:
         with pytest.raises(CheckpointError) as error:
@@ -66,8 +66,8 @@ def test_the_content_counts_not_the_name(tmp_path, write, suffix):
 
 @pytest.mark.parametrize("suffix", ["pth", "pkl", "safetensors"])
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
-def test_half_a_file_is_damaged(tmp_path, capsys, write, suffix):
-    """Whatever part of it is missing at its end."""
+def test_a_truncated_file_is_damaged(tmp_path, capsys, write, suffix):
+    """Truncated anywhere."""
     path = tmp_path / f"w.{suffix}"
     write(path)
     whole = path.read_bytes()
@@ -79,7 +79,7 @@ def test_half_a_file_is_damaged(tmp_path, capsys, write, suffix):
 
 
 def test_a_changed_value_is_noticed(tmp_path):
-    """PyTorch itself does not compare check sums."""
+    """PyTorch itself does not verify checksums."""
     path = tmp_path / "w.pth"
     new_torch(path)
     with zipfile.ZipFile(path) as file:
@@ -104,7 +104,7 @@ def test_files_without_check_sums_are_loaded(tmp_path):
 
 @pytest.mark.parametrize("start", [b"{", b"[", b"<", b"\n{", b"\x1f\x8b", b"PK", b"\x80\x02"])
 def test_a_length_is_no_mark(tmp_path, start):
-    """safetensors files begin with the length of their header, any number."""
+    """safetensors files begin with the length of their header, which may look like any other format."""
     header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
     length = int.from_bytes(start, "little")
     length += 256 ** len(start) * (length < len(header))
@@ -175,7 +175,7 @@ def test_other_files_are_named(tmp_path, capsys, content, expected, suffix):
         assert "\n" not in message
 
 
-def test_what_is_no_file(tmp_path, capsys):
+def test_what_is_not_a_file(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     cases = [(tmp_path / "run", "is a folder: give a weight file (it contains none)")]
     (tmp_path / "full").mkdir()
@@ -192,7 +192,7 @@ def test_what_is_no_file(tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.load")
-def test_a_script_of_torch_is_no_state_dict(tmp_path, capsys):
+def test_a_torchscript_model_is_not_a_state_dict(tmp_path, capsys):
     path = tmp_path / "w.pt"
     torch.jit.script(nn.Linear(2, 2)).save(path)
     for message in messages(path, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Weights are found wherever training codes keep them, under whatever wrapping modules put before their names."""
+"""Weights are found under all usual keys and prefixes of training codes."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ def under(prefix, state):
     return {prefix + name: value for name, value in state.items()}
 
 
-# what a file holds of the weights `s`
+# name -> content of a file with the weights `s`
 LAYOUTS = {
     "bare": lambda s: s,
     "model": lambda s: {"model": s, "optimizer": OPTIMISER, "iteration": 5},
@@ -66,7 +66,7 @@ def test_prefixes(tmp_path, prefix):
 
 
 def test_prefixes_on_some_names(tmp_path):
-    """Parts of a model that were wrapped by themselves, as torch.compile and DataParallel do."""
+    """Only parts of the model were wrapped by torch.compile or DataParallel."""
     source, target = toy(), toy()
     state = weights(source)
     renamed = {
@@ -87,7 +87,7 @@ def test_names_that_the_model_has_stay(tmp_path):
 
 
 def test_a_compiled_model_is_its_own(tmp_path):
-    """It is neither saved nor loaded under other names."""
+    """It is saved and loaded under its own names."""
     source, target = toy(), toy()
     InstSegCheckpointer(torch.compile(source), str(tmp_path)).save("w")
     assert read_weights(tmp_path / "w.pth")["model"].keys() == weights(source).keys()
@@ -119,7 +119,7 @@ def test_a_compiled_model_is_its_own(tmp_path):
         ({"model": {}}, "contains no weights"),
     ],
 )
-def test_what_holds_no_weights_says_what_it_holds(tmp_path, capsys, data, message):
+def test_files_without_weights_say_what_they_contain(tmp_path, capsys, data, message):
     torch.save(data, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=rf"w\.pth {message}"):
         load(toy(), tmp_path / "w.pth")
@@ -137,7 +137,7 @@ def test_what_holds_no_weights_says_what_it_holds(tmp_path, capsys, data, messag
         ("Lightning", None),
     ],
 )
-def test_which_weights_were_taken_is_told(tmp_path, caplog, layout, note):
+def test_which_weights_are_used_is_logged(tmp_path, caplog, layout, note):
     caplog.set_level(logging.INFO)
     torch.save(LAYOUTS[layout](weights(toy())), tmp_path / "w.pth")
     load(toy(), tmp_path / "w.pth")
@@ -155,7 +155,7 @@ def test_the_converter_finds_them_too(tmp_path):
 
 @pytest.mark.parametrize("kind", ["same", "dots", "symlink", "hard link"])
 def test_a_file_is_not_converted_into_itself(tmp_path, capsys, kind):
-    """Its optimiser would be lost."""
+    """That would lose its optimiser."""
     path, target = tmp_path / "a.pth", tmp_path / "b.pth"
     model = toy()
     InstSegCheckpointer(model, str(tmp_path), optimizer=torch.optim.Adam(model.parameters())).save("a")
@@ -194,7 +194,7 @@ def run(tmp_path, *names):
     return checkpointer
 
 
-def test_resuming_from_half_a_file_names_an_earlier_one(tmp_path):
+def test_resuming_from_a_truncated_file_names_an_earlier_one(tmp_path):
     checkpointer = run(tmp_path, "model_0000001", "model_0000003", "model_0000005")
     last = tmp_path / "model_0000005.pth"
     last.write_bytes(last.read_bytes()[:1000])

@@ -1,4 +1,4 @@
-"""Weight files that are odd, old or not the expected ones are refused in one sentence, before they do any harm."""
+"""Odd, old and unexpected weight files are refused in one sentence, before they do any harm."""
 
 import importlib
 import io
@@ -33,7 +33,7 @@ def assert_refused(path, match):
 
 
 def tar_file(path, trace):
-    """The first format of PyTorch, whose part "storages" runs code of its file as soon as it is read."""
+    """PyTorch's first format; reading its part "storages" runs the code in it."""
     content = pickle.dumps(Evil(trace))
     with tarfile.open(path, "w") as tar:
         for name in ("storages", "tensors", "pickle"):
@@ -43,7 +43,7 @@ def tar_file(path, trace):
 
 
 def test_tar_files_are_refused(tmp_path, monkeypatch, capsys):
-    """Whatever PyTorch does about them: its versions before 2.6 would go on to read them."""
+    """In every version of PyTorch: those before 2.6 would read them."""
     path, trace = tmp_path / "w.pth", tmp_path / "trace"
     tar_file(path, trace)
     read = torch.load
@@ -104,7 +104,7 @@ def test_values_are_tensors(tmp_path, model, message):
 
 @pytest.mark.parametrize("dtype", ["O", "U3", "S3", "M8[D]", "f4,f4", "g"])
 def test_arrays_are_of_numbers(tmp_path, dtype):
-    """Also in a file that is trusted."""
+    """Even in a trusted file."""
     path = tmp_path / "w.pkl"
     path.write_bytes(pickle.dumps({"model": {"weight": np.zeros(2, dtype)}, "__author__": "x"}))
     assert_refused(path, "could run code: it refers to")
@@ -119,7 +119,7 @@ def test_a_number_of_numpy_is_an_array(tmp_path):
     assert (found.shape, found.dtype, found.tolist()) == ((), np.float32, 0.5)
 
 
-def test_information_that_is_no_json(tmp_path):
+def test_information_that_is_not_json(tmp_path):
     header = json.dumps({"__metadata__": {"class_names": "[oops"}}).encode()
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     assert_refused(tmp_path / "w.safetensors", "is damaged")
@@ -129,7 +129,7 @@ def test_information_that_is_no_json(tmp_path):
 
 
 def test_nothing_is_read_before_its_digest_is_right(tmp_path, monkeypatch):
-    """The file is none at all: whoever reads it first says so."""
+    """The file is invalid, so reading it before the check would give another error."""
     path = tmp_path / "w.pth"
     path.write_bytes(b"PK\x05\x06" + bytes(18))  # a zip file with nothing in it
     with pytest.raises(CheckpointError, match="it contains nothing"):

@@ -1,4 +1,4 @@
-"""Arrays come out of pickles as they went in; crafted pickles change and break nothing."""
+"""Arrays survive pickling unchanged; crafted pickles do no harm."""
 
 import io
 import pickle
@@ -57,7 +57,7 @@ def test_shapes_and_memory_orders(array, protocol):
 
 
 def test_python_2():
-    """As Python 2 wrote it: module names and byte strings of then; the values by hand."""
+    """A pickle of Python 2, with its module names and byte strings; values by hand."""
     raw = struct.pack(">2h", 1, -2)
     data = (
         b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x02\x85"
@@ -100,7 +100,7 @@ def dtype(code):
 
 
 def raw_pointer():
-    """An array of raw bytes whose dtype says afterwards that they are a pointer to an object."""
+    """An array of raw bytes whose dtype is later changed to a pointer to an object."""
 
     def state(flags):
         fields = b"}" + text("a") + dtype("O") + integer(0) + b"\x86s"
@@ -117,7 +117,7 @@ def raw_pointer():
 
 
 def pointer_among_numbers():
-    """The same with a dtype of numbers to begin with."""
+    """The same, starting with a numeric dtype."""
     fields = b"}" + text("a") + dtype("f8") + integer(0) + b"\x86s"
     state = b"(" + integer(3) + text("<") + b"N" + text("a") + b"\x85" + fields + integer(8) + integer(1) + integer(63)
     return b"\x80\x02" + dtype("f8") + state + b"tb."
@@ -148,7 +148,7 @@ ATTACKS = {
 
 
 def test_attacks_are_refused(tmp_path):
-    """In a process of its own: where one succeeds, it does not end the tests."""
+    """In a separate process, so that a successful attack does not end the tests."""
     paths = [tmp_path / f"{name.replace(' ', '_')}.pkl" for name in ATTACKS]
     for path, attack in zip(paths, ATTACKS.values()):
         path.write_bytes(attack)

@@ -1,4 +1,4 @@
-"""The deformable and DLA recipes of BlendMask say what the authors published."""
+"""The deformable and DLA recipes of BlendMask have the authors' values."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every YAML builds, every key is read, wrong keys name the nearest one."""
+"""Every YAML file builds a model, every key is read, and errors on unknown keys suggest the nearest one."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ ACCEPTED_ONLY = {
     "NO_OBJECT_WEIGHT",
     "IOU_THRESHOLDS",
     "IOU_LABELS",
-    # May have one value alone.
+    # Keys with only one allowed value.
     "ANTI_ALIAS",
     "APE",
     "CENTERNESS_ON_REG",
@@ -178,7 +178,7 @@ def test_bad_files(tmp_path, text, match):
 
 @pytest.mark.parametrize("place", ["the file", "_BASE_", "VERSION 1", "checkpoint"])
 def test_yaml_runs_no_code(tmp_path, place):
-    """Each way by which text becomes a config; the payload would leave a folder behind."""
+    """Every way from text to a config; the payload would create a folder."""
     trace, path = tmp_path / "trace", tmp_path / "config.yaml"
     payload = f"OUTPUT_DIR: !!python/object/apply:os.mkdir ['{trace}']\n"
     if place == "checkpoint":

@@ -1,4 +1,4 @@
-"""EmbedMask's recipes, the versions that keys mean, and values that cannot be used."""
+"""EmbedMask's recipes, the versions implied by keys, and invalid values."""
 
 from pathlib import Path
 
@@ -105,7 +105,7 @@ def test_biases_learn_twice_as_fast_and_do_not_decay():
         ({"BOX_PADDING": 0.1}, "v2"),
         ({"EMBED_DIM": 16}, "v3"),
         ({"BOX_PADDING": -1}, "v3"),
-        # All written out, as the config of a run or the authors' own file has it.
+        # All keys written out, as in the config of a run or the authors' file.
         ({**WRITTEN_OUT, "EMBED_DIM": 16, "BOX_PADDING": -1.0}, "v3"),
         ({**WRITTEN_OUT, "EMBED_DIM": 8, "BOX_PADDING": 0.1}, "v2"),
         ({"VERSION": "v2", "EMBED_DIM": 4}, "v2"),

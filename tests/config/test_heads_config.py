@@ -1,4 +1,4 @@
-"""What a config needs beside the name of a head, and files of Detectron2's first version."""
+"""The name of a head is enough in a config; config files of Detectron2's version 1."""
 
 import pytest
 
@@ -54,6 +54,6 @@ def test_files_of_detectron2s_first_version(tmp_path, version):
 
 
 def test_a_word_of_the_first_version_does_not_make_a_file_one(tmp_path):
-    """Detectron2 guesses the version from single keys."""
+    """Detectron2 would guess the version from single keys."""
     (tmp_path / "x.yaml").write_text("MODEL:\n  WEIGHTS: some.pkl\nTEST:\n  AUG:\n    ENABLED: True\n")
     assert load_config(str(tmp_path / "x.yaml")).MODEL.WEIGHTS == "some.pkl"

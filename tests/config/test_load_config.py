@@ -1,4 +1,4 @@
-"""Whole numbers for real keys, in files and overrides, and what stays an error."""
+"""Integers for float keys, in files and overrides, and errors of files and overrides."""
 
 import pytest
 

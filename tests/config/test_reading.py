@@ -1,4 +1,4 @@
-"""What may be written for a config key and what it means, in a file and on the command line."""
+"""How values of config keys are read, from a file and from the command line."""
 
 import math
 
@@ -9,7 +9,7 @@ from instseg_d2.errors import ConfigError
 from tests.config.written import as_yaml, written_config
 from tests.scripts import load_script
 
-# As typed, in both places, and what it means.
+# Text in either place, and the value that it becomes.
 MEANT = [
     ("SOLVER.MAX_ITER", "1e3", 1000),
     ("SOLVER.MAX_ITER", "1000.0", 1000),
@@ -69,7 +69,7 @@ def test_what_is_converted(tmp_path, key, written, expected, place):
     assert get_value(load_config(tmp_path / "dumped.yaml"), key) == expected
 
 
-# As typed, in both places, and what is said: of the kind of value, when it is read.
+# Text in either place, and the error about its type, raised on reading.
 UNREADABLE = [
     ("SOLVER.MAX_ITER", "1.5", r"SOLVER\.MAX_ITER takes a whole number; got 1\.5\.$"),
     ("SOLVER.MAX_ITER", "90k", r"SOLVER\.MAX_ITER takes a whole number; got 90k\.$"),

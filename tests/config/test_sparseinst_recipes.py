@@ -146,7 +146,7 @@ CROPPED = """INPUT:
     SIZE: (384, 600)
 """
 DEFORMABLE = "  RESNETS:\n    DEFORM_ON_PER_STAGE: [False, False, True, True]\n"
-# our recipe -> what their file says beside the base
+# our recipe -> what the authors' file adds to its base
 THEIRS = {
     "r50_base": "",
     "r50_giam_aug": GROUPED + CROPPED,
@@ -200,7 +200,7 @@ def test_the_authors_files_mean_the_same(tmp_path, name):
         assert given[0]["use_masks"] is True
         assert re.sub(r" at 0x\w+", "", str(given[0])) == re.sub(r" at 0x\w+", "", str(given[1]))
 
-    # Left are the names of these defaults alone.
+    # Only the names of these defaults are left.
     theirs.MODEL.MASK_ON, theirs.SOLVER.OPTIMIZER = True, "ADAMW"
     theirs.MODEL.SPARSE_INST.ENCODER.NAME = "InstanceContextEncoder"
     theirs.INPUT.CROP.SCHEME = ours.INPUT.CROP.SCHEME

@@ -1,4 +1,4 @@
-"""Values that a config key cannot have: the one sentence that names key, value and what would be right."""
+"""Invalid values of config keys: the error names key, value and what is allowed, in one sentence."""
 
 import math
 import os
@@ -32,7 +32,7 @@ RULES = {
 }  # fmt: skip
 
 
-# As typed, in both places, and what is said of the value, when the config is complete.
+# Text in either place, and the error about its value, raised when the config is complete.
 REFUSED = [
     ("SOLVER.MAX_ITER", "0", r"^SOLVER\.MAX_ITER is 0; it must be at least 1\.$"),
     ("SOLVER.MAX_ITER", "-5", r"^SOLVER\.MAX_ITER is -5; it must be at least 1\.$"),
@@ -88,7 +88,7 @@ def test_what_cannot_be_used(tmp_path, key, written, message, place):
         check_config(cfg)
 
 
-# Values that fit by themselves, but not together: a recipe, overrides and what is said.
+# Values that are valid alone, but not together: a recipe, overrides and the error.
 TOGETHER = [
     (
         "BlendMask/R_50_1x",
@@ -143,7 +143,7 @@ def test_every_recipe_passes(path):
     check_config(load_config(path))
 
 
-# Names in registries, which users may add to, and names that a part of the model knows once it is built.
+# Names in registries, which users may extend, and names that are only known to a built model.
 OPEN = {
     "MODEL.TIMM.NAME", "MODEL.CSPNET.NAME", "MODEL.PVT.NAME", "MODEL.BASIS_MODULE.NAME",
     "MODEL.ISTR.MASK_ENCODING_METHOD", "MODEL.ISTR.EMBEDDING", "MODEL.SPARSE_INST.ENCODER.NAME",

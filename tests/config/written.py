@@ -1,4 +1,4 @@
-"""Values of config keys as people write them."""
+"""Values of config keys as users write them."""
 
 from instseg_d2.config import load_config
 

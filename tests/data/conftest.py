@@ -1,4 +1,4 @@
-"""A small data set on disk, and files and configs to vary."""
+"""A small data set on disk, and files and configs that tests change."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ def shapes_folder(tmp_path_factory):
 
 @pytest.fixture
 def registered(monkeypatch, tmp_path):
-    """register(name, json_file, image_root), undone after the test; corrected copies go to a folder of the test."""
+    """register(name, json_file, image_root), undone after the test; corrected copies go to a temporary folder."""
     monkeypatch.setenv("INSTSEG_CACHE", str(tmp_path / "cache"))
     names = []
 
@@ -46,7 +46,7 @@ def shapes(registered, shapes_folder):
 
 @pytest.fixture
 def coco_files(tmp_path):
-    """write(**changes) -> (json_file, image_root): two images, three sound annotations, category ids with gaps."""
+    """write(**changes) -> (json_file, image_root): two images, three valid annotations, category ids with gaps."""
     images = tmp_path / "images"
     images.mkdir()
     for name, size in (("a.png", (40, 30)), ("b.png", (20, 50))):
@@ -96,7 +96,7 @@ def cfg():
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """The tensors here are small: more threads only wait for each other."""
+    """The tensors here are small, so more threads would only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

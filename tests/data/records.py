@@ -1,4 +1,4 @@
-"""Records of data sets with annotations, as the loaders of files make them."""
+"""Data set records with annotations, as made by the loaders of files."""
 
 from detectron2.structures import BoxMode
 

@@ -1,4 +1,4 @@
-"""The crop of DETR's recipes, draw by draw, and its choice."""
+"""DETR's crop against a naive version with the same random numbers, and when it is used."""
 
 import numpy as np
 import pytest
@@ -80,7 +80,7 @@ def test_the_scheme_is_the_methods_unless_asked(detr):
 
 @pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
 def test_what_the_crop_cut_off_is_gone(detr, tmp_path, mask_format):
-    """Two objects at the ends of a long image: boxes are those of the masks, empty ones are dropped."""
+    """Two objects at the ends of a long image: boxes fit the cropped masks, and empty objects are dropped."""
     detr.INPUT.MASK_FORMAT = mask_format
     detr.MODEL.MASK_ON = False  # SparseInst learns from masks all the same
     path = tmp_path / "image.png"

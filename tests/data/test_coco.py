@@ -80,14 +80,14 @@ def test_faulty_files(registered, coco_files, change, message):
 
 
 @pytest.mark.parametrize("text", ["{not json", "", "\x00\x01"])
-def test_no_json(registered, tmp_path, text):
+def test_files_that_are_not_json(registered, tmp_path, text):
     path = tmp_path / "broken.json"
     path.write_text(text)
     with pytest.raises(DatasetError, match=r"broken\.json is not a JSON file"):
         DatasetCatalog.get(registered("broken", path, tmp_path))
 
 
-def test_no_coco_and_no_folder(registered, tmp_path, coco_files):
+def test_files_that_are_not_coco_and_missing_folders(registered, tmp_path, coco_files):
     path = tmp_path / "list.json"
     path.write_text("[1, 2]")
     with pytest.raises(DatasetError, match="is not a COCO file"):
@@ -151,8 +151,8 @@ def test_a_faulty_box_is_that_of_the_mask(registered, coco_files, box, masks):
 
 
 @pytest.mark.parametrize("area", [-5, "x", None, float("nan"), 10**400])
-def test_areas_that_are_none(registered, coco_files, area):
-    """From the mask; without masks from the part of the box that is in the image."""
+def test_invalid_areas(registered, coco_files, area):
+    """They come from the mask or, without masks, from the part of the box inside the image."""
     name = registered("areas", *coco_files(set_in("annotations", 0, area=area)))
     DatasetCatalog.get(name)
     assert COCO(MetadataCatalog.get(name).json_file).anns[1]["area"] == 100
@@ -264,7 +264,7 @@ def test_cache_that_cannot_be_written(registered, coco_files, tmp_path, monkeypa
 
 
 def test_perfect_predictions_score_100_on_a_corrected_file(registered, shapes_folder, tmp_path):
-    """Ids from 0, a dropped annotation, no areas: COCOeval on the corrected copy sees what training sees."""
+    """Ids from 0, a dropped annotation, no areas: COCOeval on the corrected copy and training see the same."""
     content = json.loads((shapes_folder / "train.json").read_text())
     for annotation in content["annotations"]:
         annotation["id"] -= 1
@@ -360,7 +360,7 @@ def test_environment(registered, coco_files, tmp_path, monkeypatch, caplog):
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ANSI_X3.4-1968", "utf8"])
 def test_names_where_the_locale_is_not_utf_8(registered, coco_files, monkeypatch, encoding):
-    """Detectron2 reads JSON in the locale's encoding: it gets a copy that is the same in all of them."""
+    """Detectron2 reads JSON in the locale's encoding, so it gets an ASCII copy."""
     json_file, images = coco_files(set_in("categories", 0, name="Größe"))
     json_file.write_text(json.dumps(json.loads(json_file.read_text()), ensure_ascii=False), "utf-8")
     assert not json_file.read_bytes().isascii()

@@ -1,6 +1,6 @@
 """
-Images of more than eight bits, written from a picture of eight bits and compared with it: every depth, every
-disturbance, every kind of file.
+Images of more than eight bits, made from an eight-bit picture and compared with it: every depth, disturbance and kind
+of file.
 """
 
 import json
@@ -18,7 +18,7 @@ from instseg_d2.inference.image_predictor import to_rgb
 
 H, W = 40, 50
 
-# How a picture of eight bits is stored in more.
+# Ways to store an eight-bit picture in more bits.
 DEPTHS = {
     "8 in 16": lambda x: x.astype(np.uint16),
     "8 in 32": lambda x: x.astype(np.int32),
@@ -192,7 +192,7 @@ def test_what_has_no_usual_range_is_stretched():
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_whatever_the_values_are_one_sees_them(whole):
-    """4000 extents: the values spread over 32 of the 256 levels or more, and at most 5 % of them lie outside."""
+    """4000 ranges: the values cover at least 32 of the 256 levels, and at most 5 % of them lie outside."""
     generator = np.random.default_rng(int(whole))
     for _ in range(4000):
         low = generator.choice([0, generator.normal() * 10.0 ** generator.uniform(-3, 5)])
@@ -236,7 +236,7 @@ def time_lapse(tmp_path):
     return files
 
 
-def test_a_data_set_has_one_range_and_says_so_once(time_lapse, caplog):
+def test_a_data_set_has_one_range_and_logs_it_once(time_lapse, caplog):
     with caplog.at_level(logging.INFO):
         assert common_range(time_lapse, "cells") == (0, 4095)
     (record,) = caplog.records
@@ -274,7 +274,7 @@ def test_eight_bits_broken_and_missing_files_decide_nothing(tmp_path, picture, c
 
 
 @pytest.mark.parametrize("value", [(5,), (1, 0), (0, 0), (0, 1, 2), "04", 7, (0, float("nan")), ("a", "b"), {}])
-def test_ranges_that_are_none(value):
+def test_invalid_ranges(value):
     with pytest.raises(ValueError, match="value_range must be two numbers"):
         common_range([], "x", value)
 

@@ -1,4 +1,4 @@
-"""Every fault of the list: found alike by ``check_data`` and by training, and said by both."""
+"""Every listed fault is found and reported by ``check_data`` and by training."""
 
 import contextlib
 import logging
@@ -175,7 +175,7 @@ KINDS = {
     "annotations: object annotated twice": add("annotations", id=99),
     "annotations: polygon partly outside the image": mask([polygon([60, 40, 90, 20])], bbox=[60, 40, 36, 20]),
 }
-# What only reading the images tells; training finds it when it reads them.
+# Found only by reading the images, which training does later.
 PICTURES = {
     name
     for name in FAULTS
@@ -244,7 +244,7 @@ ODD = [
 
 
 def places(value, place=()):
-    """Every place in nested lists and dicts but the first."""
+    """Every position in nested lists and dicts except the root."""
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in children:
         yield (*place, key)

@@ -1,4 +1,4 @@
-"""Large-scale jitter: sizes, scales, and masks that go along with the image."""
+"""Large-scale jitter: sizes, scales, and masks that follow the image."""
 
 import cv2
 import numpy as np
@@ -12,7 +12,7 @@ from instseg_d2.data import InstanceDatasetMapper
 
 @pytest.mark.parametrize("rle", [False, True])
 def test_masks_follow_the_image(tmp_path, rle):
-    """The only object is the white rectangle; what surrounds the image is grey and belongs to nothing."""
+    """The only object is the white rectangle; the padding is grey and belongs to no object."""
     image = np.zeros((60, 100, 3), np.uint8)
     image[10:40, 20:80] = 255
     cv2.imwrite(str(tmp_path / "image.png"), image)

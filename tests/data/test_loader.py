@@ -177,7 +177,7 @@ def test_seeded():
 
 
 def test_workers_can_be_started_by_pickling(train_cfg):
-    """As where processes are not forked."""
+    """As on systems that do not fork."""
     samples = build_train_loader(train_cfg)._loader.dataset
     place, *_ = next(iter(build_train_loader(train_cfg)._loader.batch_sampler))
     copy = pickle.loads(pickle.dumps(samples))
@@ -225,7 +225,7 @@ def test_data_sets_that_cannot_be_used(train_cfg, registered, coco_files):
 
 @pytest.fixture
 def damaged(registered, shapes_folder, tmp_path):
-    """damage(n) -> name of a copy of the small set in which n images with objects cannot be read."""
+    """damage(n) -> name of a copy of the small set in which n images with objects are unreadable."""
 
     def damage(count):
         folder = tmp_path / "damaged"
@@ -282,7 +282,7 @@ def test_too_many_broken_images_stop_the_training(train_cfg, damaged, workers, c
     ],
 )
 def test_about_one_percent_of_all_images_is_tolerated(monkeypatch, world_size, share, stops):
-    """Process 0 of several draws its part of each of 12 epochs of 4000 images; too many stop it in the first."""
+    """Process 0 of several draws its share of 12 epochs of 4000 images; too many bad ones stop it in the first."""
     monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
     size = 4000
     generator = np.random.default_rng(2)

@@ -30,7 +30,7 @@ def rle(height, width, window):
 
 @pytest.fixture
 def record(tmp_path):
-    """make(annotations, ...) -> data set dict over an image of 40 x 60 pixels (height x width) that counts pixels."""
+    """make(annotations, ...) -> data set dict of an image of 40 x 60 pixels (height x width), which are numbered."""
     path = tmp_path / "image.png"
     y, x = np.mgrid[:40, :60].astype(np.uint8)
     Image.fromarray(np.stack([y, x, y * 0 + 7], axis=2)).save(path)
@@ -55,7 +55,7 @@ def plain(cfg):
 
 
 def boxes_of(masks):
-    """Tight boxes of bitmasks, the slow way."""
+    """Tight boxes of bitmasks, by a loop."""
     result = []
     for mask in masks:
         y, x = mask.nonzero(as_tuple=True)
@@ -253,7 +253,7 @@ def test_crop_and_rotation_keep_boxes_tight_and_everything_aligned(shapes, cfg, 
 
 
 def test_crop_cuts_masks_exactly(record, plain):
-    """A crop without resizing: the masks are windows of the whole masks, whichever way they were given."""
+    """A crop without resizing: the masks are windows of the whole masks, in every notation."""
     plain.INPUT.CROP.ENABLED = True
     plain.INPUT.CROP.TYPE, plain.INPUT.CROP.SIZE = "absolute", [16, 20]
     plain.INPUT.MIN_SIZE_TRAIN = (16,)

@@ -1,4 +1,4 @@
-"""Images that are listed but not there: the usual reasons are tried, and said by check_data and by training alike."""
+"""Missing images: check_data and training report the usual reasons."""
 
 import unicodedata
 

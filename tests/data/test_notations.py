@@ -1,4 +1,4 @@
-"""Masks and boxes in other notations than COCO's: read where the meaning is plain, else named."""
+"""Masks and boxes in other notations than COCO's: read if unambiguous, else reported."""
 
 import numpy as np
 import pycocotools.mask as mask_util

@@ -1,4 +1,4 @@
-"""Batches in one block of memory."""
+"""Batches packed into one block of shared memory."""
 
 import pickle
 
@@ -11,7 +11,7 @@ from instseg_d2.data.packing import pack, unpack
 
 
 def through_a_pipe(batch):
-    """As the loader's queue sends it."""
+    """Send an object as the loader's queue does."""
     packed = pack(batch)
     return unpack(type(packed)(*pickle.loads(pickle.dumps(tuple(packed)))))
 

@@ -1,4 +1,4 @@
-"""Masks cropped to their boxes, as Detectron2 crops them, and the stream of them that a fit sees."""
+"""Masks cropped to their boxes as by Detectron2, and the stream of masks for a fit."""
 
 import numpy as np
 import pycocotools.mask as mask_util

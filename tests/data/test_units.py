@@ -1,4 +1,4 @@
-"""Coordinates in another unit or order: named as the cause by check_data and training, mended only when asked."""
+"""Coordinates in another unit or order: reported by check_data and training, converted only on request."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ POLYGONS["normalised swapped"] = lambda p, size: POLYGONS["swapped"](POLYGONS["n
 
 
 def spoiled(folder, boxes="right", polygons="right", number=24, size=SIZE, which=slice(None), **options):
-    """A file whose boxes and polygons (of the annotations ``which``) are written so."""
+    """A file whose boxes and polygons (of the annotations ``which``) are written in this way."""
 
     def change(content):
         for annotation in content["annotations"][which]:
@@ -96,7 +96,7 @@ CASES = [
 
 @pytest.mark.parametrize(("boxes", "polygons", "named", "assumed"), CASES)
 @pytest.mark.parametrize("size", [SIZE, (640, 480), (300, 900)])
-def test_a_contradiction_is_named_and_mended_when_asked(tmp_path, capsys, boxes, polygons, named, assumed, size):
+def test_a_contradiction_is_reported_and_converted_on_request(tmp_path, capsys, boxes, polygons, named, assumed, size):
     files = spoiled(tmp_path, boxes, polygons, size=size)
     expected = [f"annotations: {what}" for what in named]
     assert causes(files) == expected
@@ -131,8 +131,8 @@ def test_boxes_alone(tmp_path, boxes, named, assumed, size):
     assert geometry(content) == geometry(right_content(tmp_path / "right", number=40, size=size, masks=False))
 
 
-def test_corners_that_stay_inside_are_told_by_the_areas(tmp_path):
-    """Objects in the upper left corner: also as [x, y, width, height] their numbers are in the image."""
+def test_corners_that_stay_inside_are_recognised_by_the_areas(tmp_path):
+    """Objects in the upper left corner, whose boxes would also be inside the image as [x, y, width, height]."""
     boxes = rectangles(20, (45, 30))
     files = write_set(tmp_path, boxes, masks=False)
     assert causes(files) == []
@@ -144,7 +144,7 @@ def test_corners_that_stay_inside_are_told_by_the_areas(tmp_path):
 
 
 def test_run_lengths_with_boxes_in_another_unit(tmp_path):
-    """The masks are right, whatever the boxes are."""
+    """RLEs are trusted; only the boxes are converted."""
 
     def change(content):
         for annotation in content["annotations"]:
@@ -161,7 +161,7 @@ def test_run_lengths_with_boxes_in_another_unit(tmp_path):
 
 
 def test_part_of_a_file(tmp_path):
-    """Two files put together: the objects of one are named, and converted alone."""
+    """Two merged files: only the objects of one are reported and converted."""
     files = spoiled(tmp_path, "xyxy", number=20, which=slice(0, 20, 3))
     row = next(row for row in examine(*files).findings if "look like" in row.what)
     truth = rectangles(20)[::3]
@@ -184,7 +184,7 @@ def test_a_few_objects_in_the_first_pixel_are_dropped(tmp_path):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_sound_files_are_not_suspected(tmp_path, seed):
-    """Few or many objects, with or without masks, small or large, some over the border, some boxes wrong."""
+    """Few or many objects, with or without masks, small or large, some across the border, some with wrong boxes."""
     rng = np.random.default_rng(seed)
     size = [(96, 64), (640, 480), (64, 64), (500, 2000)][seed % 4]
     boxes = rectangles(int(rng.integers(1, 60)), size, seed).astype(float)
@@ -200,7 +200,7 @@ def test_sound_files_are_not_suspected(tmp_path, seed):
     assert causes(write_set(tmp_path, boxes, change if seed % 2 else None, size, masks=seed % 5 != 4)) == []
 
 
-def test_objects_that_all_lie_in_a_corner_are_no_percent(tmp_path):
+def test_objects_that_all_lie_in_a_corner_are_not_percent(tmp_path):
     assert causes(write_set(tmp_path, rectangles(40, (60, 50)), size=(640, 480))) == []
 
 

@@ -1,4 +1,4 @@
-"""A worker of either data loader that dies, fails or cannot send: the run hears of it, in a sentence."""
+"""A data loader worker that dies, fails or cannot send: the run ends with one sentence."""
 
 import faulthandler
 import os
@@ -37,7 +37,7 @@ def bus_error():
 
 
 def without_sockets():
-    """As with a TMPDIR that is too long for a socket: the batch cannot be sent, which fails in a thread."""
+    """Like a TMPDIR that is too long for a socket: sending the batch fails in a thread."""
     tempfile.tempdir = "/none"
 
 
@@ -53,7 +53,7 @@ def failed():
 
 
 class Mapper:
-    """Something happens to the worker that reads an image."""
+    """Calls ``act`` in the worker that reads an image."""
 
     def __init__(self, fault):
         self.fault = fault
@@ -119,7 +119,7 @@ def test_a_batch_that_does_not_arrive(cfg, shapes, monkeypatch, error):
 
 
 def test_a_connection_that_an_image_needed():
-    """Is not one between the processes."""
+    """A connection error from reading an image is not one between the processes."""
 
     def refuse(record):
         raise ConnectionRefusedError("no such server")

@@ -1,4 +1,4 @@
-"""A run in the folder of an earlier one: continued by the same run alone, else set aside whole."""
+"""A run in the folder of an earlier one continues only the same run, and sets aside any other completely."""
 
 import logging
 
@@ -40,7 +40,7 @@ def contents(folder):
     ],
 )
 def test_a_run_on_other_classes_is_not_continued(tmp_path, names, message):
-    """Nor is anything in its folder touched."""
+    """And nothing in its folder is changed."""
     train(toy_cfg(tmp_path), stop_at=3)
     before = contents(tmp_path)
     with_classes(*names)
@@ -83,7 +83,7 @@ def test_another_method_or_optimiser_does_not_continue_it(tmp_path, section, key
     assert contents(tmp_path) == before
 
 
-def test_values_that_change_are_told(tmp_path, caplog):
+def test_changed_values_are_logged(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     train(toy_cfg(tmp_path), stop_at=3)
     train(toy_cfg(tmp_path, BASE_LR=0.01, max_iter=7), resume=True)
@@ -92,7 +92,7 @@ def test_values_that_change_are_told(tmp_path, caplog):
 
 
 def test_a_fresh_run_sets_all_results_aside(tmp_path, caplog):
-    """Whatever the next command could take for its own; a third run keeps those of both."""
+    """All that the next command could mistake for its own; a third run keeps those of both."""
     caplog.set_level(logging.INFO)
     cfg = toy_cfg(tmp_path, test=True)
     Metric.values = [5.0]

@@ -1,7 +1,7 @@
 """
-A run that is killed and resumed, again and again, ends as one that was not, bit by bit, and leaves no broken file.
+A run that is killed and resumed again and again ends like an uninterrupted one, bit by bit, and leaves no broken file.
 
-Tried where INSTSEG_KILLS says how often it is killed: that takes minutes.
+Only if INSTSEG_KILLS gives the number of kills, since it takes minutes.
 """
 
 import json

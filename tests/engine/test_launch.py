@@ -55,7 +55,7 @@ def test_slurm():
         slurm_environment({**env, "SLURM_STEP_TASKS_PER_NODE": "4,2(x2)"})
 
 
-def test_script_of_sbatch_is_no_task_of_srun():
+def test_an_sbatch_script_is_not_an_srun_task():
     assert slurm_environment({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}) == {}
     assert slurm_environment({}) == {}
 
@@ -138,7 +138,7 @@ def distributed_main(args):
 
 
 def test_two_processes(tmp_path):
-    """They give the gradients of one process with both images, and the error of one of them is raised here."""
+    """They give the gradients of one process with both images; the error of one process is raised here."""
     with pytest.raises(ConfigError, match="a key is wrong"):
         launch(distributed_main, arguments(tmp_path, num_processes=2))
     model, images = toy_and_images()
@@ -150,7 +150,7 @@ def test_two_processes(tmp_path):
 
 
 def dying_main(args):
-    """Rank 1 ends in the way of ``args.folder`` while rank 0 waits for it."""
+    """Rank 1 ends as ``args.folder`` says, while rank 0 waits for it."""
     dist.barrier()
     if comm.get_rank() == 1:
         if args.folder == "killed":
@@ -181,7 +181,7 @@ def waiting_main(args):
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize("starting", [True, False])
 def test_ctrl_c(starting):
-    """Of a terminal, which all processes hear; also while they start."""
+    """From a terminal, which signals all processes; also while they start."""
     code = (
         "import argparse, sys\n"
         "from instseg_d2.console import run_script\n"

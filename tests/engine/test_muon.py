@@ -1,4 +1,4 @@
-"""Muon against its equations written out, its AdamW against PyTorch's."""
+"""Muon against its equations, and its AdamW against PyTorch's."""
 
 import copy
 
@@ -10,7 +10,7 @@ from instseg_d2.engine.muon import Muon, is_matrix, orthogonalize
 
 
 def newton_schulz(matrix, num_steps):
-    """Jordan et al.'s iteration as they write it."""
+    """The iteration as in Jordan et al."""
     x = matrix / matrix.norm()
     for _ in range(num_steps):
         x = 3.4445 * x - 4.7750 * (x @ x.T) @ x + 2.0315 * (x @ x.T) @ (x @ x.T) @ x

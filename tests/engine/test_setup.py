@@ -1,4 +1,4 @@
-"""From arguments to a config: own data, class counts, device; and the sentences for bad input."""
+"""From arguments to a config: own data, class counts, device, and errors for bad input."""
 
 import errno
 import importlib.util
@@ -120,7 +120,7 @@ def test_other_classes_in_validation(tmp_path, data):
 
 
 def empty_image(folder, count):
-    """Make the last ``count`` images of a COCO file images without objects, which training does not read."""
+    """Remove the objects of the last ``count`` images of a COCO file, so that training does not read these."""
     content = json.loads((folder / "labels.json").read_text())
     last = {image["id"] for image in content["images"][-count:]}
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] not in last]
@@ -215,7 +215,7 @@ def test_values_that_no_training_can_use(tmp_path, data, opts, message):
         setup(parse(tmp_path, data, *opts))
 
 
-def test_the_schedule_is_not_warned_of_twice(tmp_path, data, caplog):
+def test_one_warning_about_the_schedule(tmp_path, data, caplog):
     setup(parse(tmp_path, data, "SOLVER.MAX_ITER", "5"))
     assert "SOLVER.STEPS" not in caplog.text  # the trainer will say it
 
@@ -347,7 +347,7 @@ TINY = {
 
 
 def test_a_user_trains_resumes_and_evaluates(tmp_path, data, capsys):
-    """Two gloo processes train; one goes on; the checkpoint knows its classes; evaluation alone gives the same."""
+    """Two gloo processes train, one resumes, the checkpoint knows its classes, and --eval-only gives the same."""
     opts = [str(word) for item in TINY.items() for word in item]
     out = tmp_path / "out"
     command = [sys.executable, "projects/train_net.py", *data, "--num-gpus", "0", "--num-processes", "2", *opts]
@@ -377,7 +377,7 @@ def test_a_user_trains_resumes_and_evaluates(tmp_path, data, capsys):
 
 
 def make_deep(folder, bits):
-    """The images of ``write_coco`` with values of so many bits, stored in 16."""
+    """The images of ``write_coco`` with values of this many bits, stored in 16."""
     for path in sorted(folder.glob("*.png")):
         ramp = np.linspace(0, 2**bits - 1, 64 * 64).reshape(64, 64).astype(np.uint16)
         Image.fromarray(ramp).save(path)

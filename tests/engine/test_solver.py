@@ -1,4 +1,4 @@
-"""Parameter groups and clipping against hand-made lists."""
+"""Parameter groups and clipping against hand-written values."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_groups_follow_every_key():
 
 
 class Named(nn.Module):
-    """Layers whose names, not kinds, tell SparseInst what to decay."""
+    """Layers that SparseInst decays or not by their names, not their types."""
 
     def __init__(self):
         super().__init__()
@@ -137,7 +137,7 @@ def test_muon_reads_its_keys_and_leaves_embeddings_to_adamw():
 
 
 def step_with_gradient(cfg, gradients):
-    """How far one SGD step of rate 1 moves two scalar parameters with these gradients."""
+    """Change of two scalar parameters with these gradients in one SGD step of learning rate 1."""
     model = nn.ParameterList([nn.Parameter(torch.zeros(1)) for _ in gradients])
     cfg.SOLVER.BASE_LR, cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY = 1.0, 0.0, 0.0
     optimizer = build_optimizer(cfg, model)

@@ -44,7 +44,7 @@ def assert_equal(a, b):
 @pytest.mark.parametrize("optimizer", ["SGD", "ADAMW", "MUON"])
 @pytest.mark.parametrize("test", [False, True])
 def test_resumed_equals_uninterrupted(tmp_path, optimizer, test):
-    """Bit by bit: weights, momenta, schedule, generators; also with an evaluation between the two halves."""
+    """Bit by bit: weights, momenta, schedule, generators; also with an evaluation in between."""
     Metric.values = [1.0] * 8
     options = {"OPTIMIZER": optimizer, "LR_SCHEDULER_NAME": "WarmupCosineLR"}
     whole = toy_cfg(tmp_path / "whole", test=test, **options)
@@ -71,7 +71,7 @@ def test_resuming_with_another_optimizer_is_refused(tmp_path, before, after):
 
 
 class WithoutNorms(ToyTrainer):
-    """Its model has no batch norm that is trained."""
+    """Its model has no trainable batch norm."""
 
     @classmethod
     def build_model(cls, cfg):
@@ -80,14 +80,14 @@ class WithoutNorms(ToyTrainer):
         return model
 
 
-def test_precise_statistics_of_no_norm(tmp_path):
+def test_precise_statistics_without_a_norm(tmp_path):
     cfg = toy_cfg(tmp_path, max_iter=2)
     cfg.TEST.PRECISE_BN.ENABLED = True
     train(cfg, trainer_class=WithoutNorms)
     assert (tmp_path / "model_final.pth").is_file()
 
 
-def test_files_and_what_checkpoints_carry(tmp_path):
+def test_files_and_the_content_of_checkpoints(tmp_path):
     cfg = toy_cfg(tmp_path)
     train(cfg)
     names = {"model_0000001.pth", "model_0000003.pth", "model_final.pth", "last_checkpoint", "metrics.json"}
@@ -104,7 +104,7 @@ def test_files_and_what_checkpoints_carry(tmp_path):
 
 
 def test_best_checkpoint(tmp_path, caplog):
-    """The highest value is kept, nan never; a resumed run knows it; it is not what resuming starts from."""
+    """It has the highest value, never nan; a resumed run knows it; resuming does not start from it."""
     cfg = toy_cfg(tmp_path, max_iter=6, test=True)
     cfg.TEST.EVAL_PERIOD = 1
     Metric.values = [math.nan, 3.0, 2.0, 2.5, 4.0]
@@ -172,7 +172,7 @@ def test_progress_lines(tmp_path, caplog):
 
 
 def test_steps_with_a_bad_loss_are_skipped(tmp_path, caplog):
-    """Weights, statistics and optimiser are those of a run without the step; the batch is kept."""
+    """Weights, statistics and optimiser are those of a run without the step; the batch is saved."""
     cfg = toy_cfg(tmp_path)
     cfg.TEST.NAN_AT = (3,)
     before = []
@@ -206,7 +206,7 @@ def test_steps_with_a_bad_loss_are_skipped(tmp_path, caplog):
 
 
 def test_steps_with_a_bad_gradient_are_skipped(tmp_path, caplog):
-    """Of finite losses: the root of 0 has an infinite slope."""
+    """With finite losses: the square root of 0 has an infinite slope."""
     cfg = toy_cfg(tmp_path)
 
     class Steep(ToyTrainer):
@@ -254,7 +254,7 @@ def test_what_is_kept_of_a_bad_batch(tmp_path, mask_format):
 
 
 def test_a_run_killed_in_its_last_evaluation(tmp_path):
-    """All iterations are done: the resumed run evaluates, keeps the best and writes the metric, but trains nothing."""
+    """All iterations are done: the resumed run evaluates, saves the best and writes the metrics without training."""
     cfg = toy_cfg(tmp_path, test=True)
     Metric.values = []  # the evaluation fails
     with pytest.raises(ValueError, match="not enough values"):
@@ -339,7 +339,7 @@ def test_a_real_run_resumes_exactly(tmp_path):
 
 
 def test_norms_freeze_late(tmp_path):
-    """The running statistics stop at that iteration, also over a resume; the weights go on."""
+    """The running statistics stop at that iteration, also when resumed; the weights do not."""
     cfg = toy_cfg(tmp_path / "whole", FREEZE_NORMS_ITER=3)
     means, weights = [], []
 

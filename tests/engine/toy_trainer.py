@@ -1,4 +1,4 @@
-"""A toy model, data set and trainer that draw random numbers of every kind, in milliseconds a run."""
+"""A toy model, data set and trainer that draw all kinds of random numbers; a run takes milliseconds."""
 
 import math
 import random
@@ -19,7 +19,7 @@ DATA = "toy_trainer_images"
 
 
 class ToyTrainerNet(nn.Module):
-    """Draws random numbers of every kind while training, so that inexact resuming shows."""
+    """Draws all kinds of random numbers in training, so that inexact resuming shows."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -40,7 +40,7 @@ class ToyTrainerNet(nn.Module):
 
 
 class Metric(DatasetEvaluator):
-    """Gives the next of the values set by the test."""
+    """Returns the values set by the test, one after the other."""
 
     values = ()
     task = "segm"
@@ -51,7 +51,7 @@ class Metric(DatasetEvaluator):
 
 
 class ToyTrainer(Trainer):
-    """Batch n holds the same images whenever the stream is entered."""
+    """Batch n has the same images wherever the stream starts."""
 
     @classmethod
     def build_train_loader(cls, cfg, start_iteration=0, seed=None):
@@ -100,7 +100,7 @@ def toy_cfg(folder, max_iter=6, test=False, **solver):
 
 
 def train(cfg, resume=False, seed=0, stop_at=None, trainer_class=None):
-    """A trainer after its training; ``stop_at``: interrupted in that iteration."""
+    """Train and return the trainer; ``stop_at``: interrupt it in that iteration."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)

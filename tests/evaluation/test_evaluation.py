@@ -1,4 +1,4 @@
-"""Which evaluator is chosen, that AP counts the detections asked for, and what the log says about the numbers."""
+"""Which evaluator is chosen, how many detections AP counts, and what the log explains."""
 
 import json
 import logging
@@ -87,7 +87,7 @@ def run(dataset, folder, found, cap):
     [(150, 400, 1.0), (120, 400, 0.8), (150, 100, 2 / 3), (150, 60, 0.4)],
 )
 def test_ap_counts_up_to_the_cap(dataset, tmp_path, task, found, cap, recall):
-    """All detections are right, so AP is the share of the 101 recall thresholds that is reached."""
+    """All detections are right, so AP is the share of the 101 recall thresholds that they reach."""
     results = run(dataset, tmp_path / "inference", found, cap)
     thresholds = np.linspace(0, 1, 101)
     expected = 100 * (thresholds <= recall + 1e-9).mean()
@@ -137,7 +137,7 @@ def test_choice_by_metadata(tmp_path, dataset):
 
 @pytest.mark.parametrize("masks", [True, False])
 def test_lvis_predictions_are_those_of_detectron2(masks):
-    """Without the package lvis, which reads the annotations."""
+    """Without the package lvis, which would read the annotations."""
     generator = torch.Generator().manual_seed(1)
     inputs, outputs = [], []
     for image, count in enumerate((3, 0, 5)):

@@ -1,4 +1,4 @@
-"""Ids of every kind: no object is lost in an evaluation, and what is written has the ids of the annotation file."""
+"""Ids of every kind: no object is lost in an evaluation, and results have the ids of the annotation file."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ IDS = {
 
 
 class Oracle(torch.nn.Module):
-    """Finds what is there, by the name of the file."""
+    """Finds all objects, by the file name."""
 
     def forward(self, batch):
         names = MetadataCatalog.get("toy_ids_val").thing_classes
@@ -77,7 +77,7 @@ def run(folder, evaluator=None):
 
 
 def with_ids(folder, images=None, categories=None, annotations=None, other_way=None):
-    """A file with these ids; its annotations refer to images and categories in another way if ``other_way`` says."""
+    """A file with these ids; its annotations spell the ids differently if ``other_way`` is given."""
     images, categories, annotations = images or IDS["plain"], categories or [1, 2], annotations or IDS["plain"]
     other_way = other_way or (lambda value: value)
 
@@ -97,7 +97,7 @@ def with_ids(folder, images=None, categories=None, annotations=None, other_way=N
 
 
 def check_files(folder, images, categories):
-    """The files of predictions have the ids of the annotation file, of the same kinds."""
+    """The prediction files have the ids of the annotation file, with the same types."""
     written = json.loads((folder / "coco_instances_results.json").read_text())
     expected = sorted(((images[i], categories[i % 2], BOXES[i].tolist()) for i in range(NUMBER)), key=repr)
     found = sorted(((x["image_id"], x["category_id"], x["bbox"]) for x in written), key=repr)
@@ -120,7 +120,7 @@ def test_image_ids(registered, tmp_path, kind):
 
 @pytest.mark.parametrize("kind", IDS)
 def test_category_ids(registered, tmp_path, kind):
-    """In the order of their ids; numbers before texts, and numbers by value, however they are written."""
+    """Ordered by id: numbers before texts, and numbers by value, however they are written."""
     ids = IDS[kind][:2]
     registered(with_ids(tmp_path, categories=ids))
     in_order = kind not in ("with gaps", "of 64 bits and small")
@@ -151,7 +151,7 @@ def test_references_written_in_another_way(registered, tmp_path, images, other_w
 
 
 def test_references_that_could_mean_two(registered, tmp_path):
-    """With images 1 and "01", "1" could be both."""
+    """With images 1 and "01", "1" could mean either."""
 
     def change(content):
         content["images"][1]["id"] = "01"
@@ -201,7 +201,7 @@ def test_sets_of_others_are_refused_before_objects_are_lost(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["of 64 bits and small", "numbers and texts", "hashes"])
 def test_panoptic_quality(tmp_path, kind):
-    """One segment an image, found exactly."""
+    """One segment per image, found exactly."""
     images, (thing, stuff) = IDS[kind], IDS[kind][:2]
     colours = np.zeros((8, 8, 3), np.uint8)
     colours[2:5, 2:5, 0] = 7

@@ -1,4 +1,4 @@
-"""Test images that cannot be read: said before, and left out with their objects, which changes no other result."""
+"""Unreadable test images are reported before training and excluded with their objects; other results stay the same."""
 
 import logging
 from pathlib import Path
@@ -21,7 +21,7 @@ BOXES = rectangles(NUMBER)
 
 
 class Oracle(torch.nn.Module):
-    """Finds what is there, by the name of the file."""
+    """Finds all objects, by the file name."""
 
     def forward(self, batch):
         outputs = []
@@ -56,7 +56,7 @@ def run(folder, evaluator=None):
 
 
 def truncate(path):
-    """The header is sound: only reading the image tells."""
+    """The header is intact, so only reading the image shows it."""
     pixels = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     path.write_bytes(path.read_bytes()[:4000])
@@ -72,7 +72,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_one_image_costs_that_image_alone(files, tmp_path, caplog, kind):
+def test_one_bad_image_excludes_only_itself(files, tmp_path, caplog, kind):
     BROKEN[kind](Path(files[1]) / "2.png")
     with caplog.at_level(logging.WARNING, logger="instseg_d2"):
         check_images("toy_left_val", training=False, leave_out=leaves_out("toy_left_val"))
@@ -97,7 +97,7 @@ def test_an_image_that_vanishes_after_the_check(files, tmp_path):
 
 
 def test_the_class_of_the_image_alone(files, tmp_path):
-    """With all of its images a class vanishes from the results, as if it had no objects."""
+    """A class whose images are all excluded disappears from the results, as if it had no objects."""
     for number in (1, 3, 5):
         (Path(files[1]) / f"{number}.png").write_bytes(b"")
     results = run(tmp_path / "out")["segm"]
@@ -120,7 +120,7 @@ def test_nothing_that_can_be_read(files, tmp_path):
 
 @pytest.mark.parametrize("kind", ["lvis", "pascal_voc", "cityscapes_instance"])
 def test_evaluators_that_want_all_images(files, tmp_path, monkeypatch, kind):
-    """They would count the image as empty: it is an error, before and after."""
+    """They would count the image as empty, so it is an error, before and after training."""
     monkeypatch.setattr("instseg_d2.evaluation.evaluators._PACKAGES", {})
     metadata = MetadataCatalog.get("toy_left_val")
     del metadata.evaluator_type

@@ -1,4 +1,4 @@
-"""Panoptic quality by hand, against a naive count and through Detectron2's evaluator, up to a model on a data set."""
+"""Panoptic quality by hand, against a naive count, against Detectron2's evaluator, and of a trained model."""
 
 import importlib.machinery
 import importlib.util
@@ -72,7 +72,7 @@ def naive_counts(truth, true_segments, found, found_segments, counts):
 
 
 def naive_pq_compute(gt_json_file, pred_json_file, gt_folder, pred_folder):
-    """What panopticapi's pq_compute returns."""
+    """A stand-in for panopticapi's pq_compute."""
     truth, found = (json.loads(Path(p).read_text()) for p in (gt_json_file, pred_json_file))
     predictions = {x["image_id"]: x for x in found["annotations"]}
     counts = {}
@@ -98,7 +98,7 @@ def naive_pq_compute(gt_json_file, pred_json_file, gt_folder, pred_folder):
 
 @pytest.fixture
 def panopticapi(monkeypatch):
-    """panopticapi where it is installed, else as much of it as Detectron2 calls."""
+    """panopticapi if installed, else a stand-in for what Detectron2 calls."""
     if importlib.util.find_spec("panopticapi") is not None:
         return
     for name in ("panopticapi", "panopticapi.utils", "panopticapi.evaluation"):
@@ -181,7 +181,7 @@ def test_counts_against_sets_of_pixels(seed):
 
 
 class Oracle(torch.nn.Module):
-    """Gives the true maps, or with ``faults`` some that lack, swap and move segments."""
+    """Returns the true maps or, with ``faults``, maps with missing, swapped and moved segments."""
 
     def __init__(self, folder, faults=False):
         super().__init__()
@@ -247,7 +247,7 @@ def test_the_truth_is_perfect(dataset, tmp_path, no_panopticapi, caplog):
 
 
 def test_the_same_as_detectron2s_evaluator(dataset, tmp_path, panopticapi):
-    """Detectron2's evaluator is chosen where it can work; ours counts what its one does."""
+    """Detectron2's evaluator is used if panopticapi is installed; ours gives the same counts."""
     evaluators = build_evaluator(panoptic_config(), NAME, str(tmp_path))
     assert isinstance(evaluators, DatasetEvaluators)
     theirs = run(dataset, tmp_path, faults=True)["panoptic_seg"]

@@ -108,7 +108,7 @@ def cocoeval_recall(json_file, proposals, limits):
 
 
 def shaken(mask, rng):
-    """The mask moved and cut a little."""
+    """The mask, slightly moved and cut."""
     dy, dx = rng.integers(-4, 5, 2)
     moved = np.roll(mask, (dy, dx), (0, 1))
     moved[: rng.integers(0, HEIGHT // 2)] &= rng.random() < 0.7

@@ -1,4 +1,4 @@
-"""Freed memory and denormal numbers: as the commands ask for, and untouched by a library user's Predictor."""
+"""Freed memory and denormal numbers: tuned by the commands, but not by a library user's Predictor."""
 
 import platform
 import subprocess
@@ -26,7 +26,7 @@ print(statistics.median(faults))
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_page_faults():
-    """The median of 15 allocations: the first few may take new memory, depending on where the heap begins."""
+    """The median over 15 allocations: the first few may need new memory, depending on where the heap starts."""
     keep, back = (
         float(subprocess.run([sys.executable, "-c", CODE, way], capture_output=True, text=True, check=True).stdout)
         for way in ("keep", "return")
@@ -40,7 +40,7 @@ def test_other_c_libraries_are_left_alone(monkeypatch):
 
 
 def test_denormals_are_flushed():
-    """In processes of their own: what one test sets would stay for all after it."""
+    """In separate processes, since the setting would persist."""
     code = "import torch; from instseg_d2.inference.cpu import tune_cpu; {}; "
     code += "print(float((torch.full((9,), 1e-30) * 1e-10).sum()))"
     printed = [
@@ -78,7 +78,7 @@ print(*state())
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_a_predictor_changes_nothing_of_its_process():
-    """Neither by its making nor by a picture; the last line shows that the measure would have seen it."""
+    """Neither when built nor when called; the last line shows that the test would notice."""
     done = subprocess.run([sys.executable, "-c", PREDICTOR], capture_output=True, text=True, check=True)
     before, after, tuned = ([float(x) for x in line.split()] for line in done.stdout.splitlines()[-3:])
     assert after[0] == before[0] > 0
@@ -104,7 +104,7 @@ def test_the_commands_ask_for_it(monkeypatch, name, words):
 
 
 def test_training_on_a_cpu_asks_for_it(monkeypatch, tmp_path):
-    """As `compare` does, through the same set-up."""
+    """Also in `compare`, through the same set-up."""
     asked = []
     monkeypatch.setattr(sys.modules[setup.__module__], "tune_cpu", lambda: asked.append("setup"))
     words = ["--num-gpus", "0", "OUTPUT_DIR", str(tmp_path / "out"), "DATASETS.TRAIN", "('cpu_shapes',)"]

@@ -1,4 +1,4 @@
-"""The type of mixed precision follows the device."""
+"""The dtype of mixed precision depends on the device."""
 
 import logging
 

@@ -146,7 +146,7 @@ def test_images_of_more_than_eight_bits(tmp_path, checkpoint, kind):
     assert found.pred_classes.tolist() == [0, 1]
 
 
-def test_the_range_of_values_travels_in_the_checkpoint(tmp_path):
+def test_the_range_of_values_is_stored_in_the_checkpoint(tmp_path):
     cfg = spots_config()
     cfg.INPUT.VALUE_RANGE = (0, 8191)  # 12 bits come out half as bright
     weights = save_checkpoint(tmp_path / "spots.pth", cfg, CLASS_NAMES)

@@ -1,4 +1,4 @@
-"""Training on a few images of shapes, and the results on the same."""
+"""Trains on a few images of shapes and evaluates on the same images."""
 
 import cv2
 import numpy as np
@@ -36,7 +36,7 @@ def draw_layout(layout, rng):
 
 
 def make_large_shapes(folder):
-    """Two images of SIDE pixels with two large objects each; the path of their JSON file."""
+    """Draw two images of SIDE pixels with two large objects each; returns the path of the JSON file."""
     layouts = iter(LAYOUTS)
 
     def write(drawing):
@@ -47,11 +47,11 @@ def make_large_shapes(folder):
 
 def results_of(folder, json_file, config_file, iterations, rate, opts=(), seed=0):
     """
-    Results, {task: {metric: value}}, of a config trained from scratch on the images that it is tested on.
+    Results, {task: {metric: value}}, of a config trained from scratch and evaluated on the same images.
 
     Args:
-        folder: an empty one, for output; its name tells the data sets of a process apart.
-        opts: overrides after those of the trial.
+        folder: empty folder for the output; its name distinguishes the data sets of a process.
+        opts: overrides after those of the test.
     """
     name = f"shapes_{folder.name}"
     register_coco(name, json_file, folder / "shapes" / "images")
@@ -90,11 +90,11 @@ def sizes(side):
 
 def overfit(folder, config_file, side, iterations, rate, opts=()):
     """
-    See `results_of`: of eight images of the embedded data set.
+    `results_of` for eight images of the shapes data set.
 
     Args:
-        folder: an empty one, for data and output.
-        side: shorter side of the images, pixels; None: the config's own sizes.
+        folder: empty folder for data and output.
+        side: shorter side of the images in pixels; None: the config's sizes.
     """
     json_file = make_shapes(folder / "shapes", "train", 8, seed=1)
     results = results_of(folder, json_file, config_file, iterations, rate, [*(sizes(side) if side else []), *opts])
@@ -103,7 +103,7 @@ def overfit(folder, config_file, side, iterations, rate, opts=()):
 
 
 def overfit_large_shapes(folder, config_file, iterations, rate, opts=(), seed=0):
-    """See `results_of`: of two small images, both in every batch, in single precision."""
+    """`results_of` for two small images, both in every batch, in single precision."""
     small = [
         *sizes(SIDE),
         "INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice",

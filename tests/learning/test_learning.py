@@ -1,7 +1,7 @@
 """
 Each method and each head learns two images of two large objects within a hundred steps of the Trainer.
 
-A full box in place of a mask has an IoU of 0.5 here, an AP of 10 at most. What is reached: projects/benchmarks.md.
+A full box instead of a mask has an IoU of 0.5 here, so an AP of at most 10. Results: projects/benchmarks.md.
 """
 
 import pytest

@@ -1,6 +1,6 @@
 """
-Each quick recipe overfits eight images of shapes: one to ten minutes each, where INSTSEG_OVERFIT is set. The short form
-is test_learning.py.
+Each quick recipe overfits eight images of shapes: one to ten minutes each, if INSTSEG_OVERFIT is set. The short form is
+test_learning.py.
 """
 
 import os

@@ -1,5 +1,5 @@
 """
-Each head inside a small Mask R-CNN overfits eight images of shapes: five to ten minutes each, where INSTSEG_OVERFIT is
+Each head inside a small Mask R-CNN overfits eight images of shapes: five to ten minutes each, if INSTSEG_OVERFIT is
 set. The short form is test_learning.py.
 """
 

@@ -23,7 +23,7 @@ def shapes(tmp_path_factory):
 
 @pytest.fixture
 def script(monkeypatch, tmp_path):
-    """run(arguments): the script's main, in a folder of its own."""
+    """run(arguments): the script's main, in a temporary folder."""
     monkeypatch.syspath_prepend(SCRIPT.parent)  # as where a script is run
     spec = importlib.util.spec_from_file_location("fit_mask_embedding", SCRIPT)
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""The timings of the operators: what the table holds, and that the contenders compute the same."""
+"""The timings of the operators: the content of the table, and that both sides compute the same."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Annotations of every kind drawn on their image."""
+"""Annotations of every kind, drawn on their image."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The page of results: names escaped, links that lead somewhere, written whole."""
+"""The page of results: names are escaped, links work, and the page is written completely."""
 
 import os
 from html.parser import HTMLParser

@@ -1,4 +1,4 @@
-"""What is drawn where: pixels inside masks, outlines, boxes and tags change, all others stay."""
+"""What is drawn where: pixels of masks, outlines, boxes and tags change, all others stay."""
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ def _image(height=120, width=160):
 
 
 def _instances(rectangles, size=(120, 160), scores=None, classes=None, **fields):
-    """One rectangular mask (x0, y0, x1, y1) an instance."""
+    """One rectangular mask (x0, y0, x1, y1) per instance."""
     masks = torch.zeros(len(rectangles), *size, dtype=torch.bool)
     for mask, (x0, y0, x1, y1) in zip(masks, rectangles):
         mask[y0:y1, x0:x1] = True

@@ -1,4 +1,4 @@
-"""The panoptic shapes: three views of the same labels agree, the registered records, what the mapper makes of them."""
+"""The panoptic shapes: the three kinds of labels agree; the registered records; the mapper's output."""
 
 import json
 
