@@ -150,7 +150,7 @@ class InstanceSegmenter(nn.Module):
 
     def postprocess(self, result: Instances, size: tuple, masks: bool = True) -> Instances:
         """
-        Rescale detections from input pixels to an output of ``size`` (H, W). By default as Detectron2's
+        Rescale detections from input pixels to an output of ``size`` (H, W). The default equals Detectron2's
         ``detector_postprocess``: scale and clip boxes, drop empty ones, paste masks (D, 1, R, R) into the boxes.
 
         Args:

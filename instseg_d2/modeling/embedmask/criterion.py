@@ -147,7 +147,7 @@ class MaskCriterion:
         """
         candidates = torch.cat([embeddings, margins], dim=1)
         means, counts = mean_per_object(candidates, objects, len(truth.boxes))
-        present = counts.nonzero()[:, 0] if self.averaged else objects  # without means it is one candidate an object
+        present = counts.nonzero()[:, 0] if self.averaged else objects  # without means, one candidate per object
         losses = {}
         if self.averaged:
             weights = object_weights(truth.images, truth.num_images)

@@ -112,8 +112,8 @@ class WindowMasks:
 
     def _padded(self, reached: torch.Tensor):
         """
-        The same maps, without values of others, in windows grown by one cell on each side inside the map; and the
-        number of ``reached`` pixels (D, 4), which comes to the host with the numbers of cells.
+        The same maps, without values of others, in windows grown by one cell on each side inside the map. Also returns
+        the number of ``reached`` pixels (D, 4), copied to the host together with the numbers of cells.
         """
         height, width = self.size
         low, high = self.windows[:, :2] - 1, self.windows[:, 2:] + 1
@@ -175,10 +175,10 @@ class WindowMasks:
     def _resize_packed(self, masks: torch.Tensor, reached: torch.Tensor, axes, threshold: float) -> None:
         """Write the reached pixels (D, 4) of all masks together, in chunks."""
         (y0, y1, wy), (x0, x1, wx) = axes
-        bordered, total = self._padded(reached)
-        row = bordered.windows[:, 2] - bordered.windows[:, 0]
-        origin = bordered.starts - bordered.windows[:, 1] * row - bordered.windows[:, 0]
-        values = bordered.values
+        padded, total = self._padded(reached)
+        row = padded.windows[:, 2] - padded.windows[:, 0]
+        origin = padded.starts - padded.windows[:, 1] * row - padded.windows[:, 0]
+        values = padded.values
         for first in range(0, total, CHUNK_PIXELS):
             mask, _, y, x = window_cells(reached, first, min(first + CHUNK_PIXELS, total))
             upper, lower = (origin[mask] + cells[y] * row[mask] for cells in (y0, y1))

@@ -15,7 +15,7 @@ from torchvision.ops import clip_boxes_to_image, nms
 
 from ... import ops
 from ...layers import check_choice
-from ..postprocessing import chosen, masks_to_boxes, rescore
+from ..postprocessing import masks_to_boxes, rescore, select_detections
 from .windows import inside_image, window_corners
 
 SCORES = ("objectness", "product")
@@ -74,7 +74,7 @@ def windows_to_segments(mask_logits: torch.Tensor, objectness: torch.Tensor, cor
     result.objectness_logits = objectness
     result.pred_masks = probabilities
     result.windows = Boxes(torch.stack([left, top, left + size, top + size], dim=1).float() * stride)
-    return chosen(result, filled & result.scores.isfinite() & (objectness > -torch.inf))
+    return select_detections(result, filled & result.scores.isfinite() & (objectness > -torch.inf))
 
 
 def best_windows(objectness: torch.Tensor, image_sizes: Sequence[tuple], stride: int, mask_size: int, count: int):
@@ -163,4 +163,4 @@ def paste(segments: Instances, size: tuple) -> Instances:
     result.scores = segments.scores
     result.pred_classes = segments.pred_classes
     result.pred_masks = masks
-    return chosen(result, boxes.nonempty())
+    return select_detections(result, boxes.nonempty())

@@ -1,4 +1,4 @@
-"""Generalised IoU loss of boxes in pairs. P pairs."""
+"""Generalised IoU loss of paired boxes. P pairs."""
 
 import torch
 
@@ -7,8 +7,8 @@ def paired_giou_loss(boxes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
     """
     1 - GIoU (Rezatofighi et al. 2019, eq. 3).
 
-    It equals torchvision's ``generalized_box_iou_loss`` with ``eps=0``, which indexes with masks: a GPU's host waits
-    for each.
+    Equals torchvision's ``generalized_box_iou_loss`` with ``eps=0``, in which every index with a mask makes the host
+    wait for a GPU.
 
     Args:
         boxes, targets: (P, 4) x1, y1, x2, y2.

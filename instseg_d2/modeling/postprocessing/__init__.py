@@ -3,10 +3,10 @@
 from .detections import (
     MASK_FORMATS,
     check_mask_format,
-    chosen,
     filter_detections,
     place_boxes,
     postprocess_in_chunks,
+    select_detections,
     set_mask_format,
     topk_in_order,
 )
@@ -17,7 +17,6 @@ __all__ = [
     "MASK_FORMATS",
     "RunLengthMasks",
     "check_mask_format",
-    "chosen",
     "filter_detections",
     "masks_to_boxes",
     "place_boxes",
@@ -25,6 +24,7 @@ __all__ = [
     "rescore",
     "resize_in_chunks",
     "resize_masks",
+    "select_detections",
     "set_mask_format",
     "topk_in_order",
 ]

@@ -24,14 +24,14 @@ def filter_detections(result: Instances, score_threshold: float = 0.0) -> Instan
     keep = result.scores.isfinite() & (result.scores >= score_threshold)
     if result.has("pred_boxes"):
         keep = keep & result.pred_boxes.tensor.isfinite().all(1)
-    return chosen(result, keep)
+    return select_detections(result, keep)
 
 
-def chosen(result: Instances, keep: torch.Tensor) -> Instances:
+def select_detections(result: Instances, keep: torch.Tensor) -> Instances:
     """
-    Keep the detections where ``keep`` (D,) bool is True; the same object if all are.
+    Keep the detections where ``keep`` (D,) bool is True, without a copy if all are.
 
-    The host waits for the device once. If Instances are indexed with a mask, it waits once a field.
+    The host waits for the device once. When Instances are indexed with a mask, it waits once per field.
     """
     index = keep.nonzero()[:, 0]
     return result if len(index) == len(result) else result[index]
@@ -40,14 +40,14 @@ def chosen(result: Instances, keep: torch.Tensor) -> Instances:
 def place_boxes(result: Instances, size: tuple) -> Instances:
     """
     Scale boxes from input pixels to an output of ``size`` (H, W), clip them and drop empty ones, as Detectron2's
-    ``detector_postprocess`` does, with one wait for the device.
+    ``detector_postprocess`` does; the host waits for the device once.
     """
     (height, width), old = size, result.image_size
     boxes = result.pred_boxes.clone()
     boxes.scale(width / old[1], height / old[0])
     result = Instances((height, width), **result.get_fields())
     result.pred_boxes = Boxes(clip_boxes_to_image(boxes.tensor, size))
-    return chosen(result, result.pred_boxes.nonempty())
+    return select_detections(result, result.pred_boxes.nonempty())
 
 
 def topk_in_order(scores: torch.Tensor, count: int) -> torch.Tensor:

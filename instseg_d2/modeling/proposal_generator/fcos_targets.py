@@ -41,10 +41,11 @@ def centerness(ltrb: torch.Tensor) -> torch.Tensor:
 
 def _window_pairs(grid: LocationGrid, boxes, radius: float):
     """
-    The (object, cell) pairs around the box centres, at least those within ``radius`` strides, a fixed number an object.
+    A fixed number of (object, cell) pairs per object, which include all cells within ``radius`` strides of the box
+    centre. Cells outside the map are moved to its border.
 
     Returns:
-        object, level, y, x (Q,), and whether the pair counts (Q,) bool: cells outside the map are moved to its border.
+        object, level, y, x (Q,), and whether the cell was inside the map (Q,) bool.
     """
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     strides = grid.strides

@@ -83,7 +83,7 @@ class SparseInst(InstanceSegmenter):
     def losses(self, images: ImageList, batched_inputs: Sequence[dict]) -> dict:
         """loss_ce, loss_mask, loss_dice and loss_objectness (eq. 5)."""
         canvas = tuple(images.tensor.shape[-2:])
-        gt_instances = self.gt_instances(batched_inputs)  # before the network: the host waits for these copies
+        gt_instances = self.gt_instances(batched_inputs)  # before the network, because the host waits for it
         return self.criterion(self.outputs(images), gt_instances, canvas)
 
     @torch.no_grad()

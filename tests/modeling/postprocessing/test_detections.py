@@ -5,7 +5,7 @@ import torch
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 
-from instseg_d2.modeling.postprocessing import chosen, place_boxes
+from instseg_d2.modeling.postprocessing import place_boxes, select_detections
 
 
 @pytest.mark.parametrize("count", [0, 50])
@@ -26,5 +26,5 @@ def test_boxes_at_the_output(count):
 
 def test_chosen():
     result = Instances((9, 9), scores=torch.tensor([0.1, 0.2, 0.3]))
-    assert chosen(result, result.scores > 0) is result  # full-size masks are not copied
-    assert torch.equal(chosen(result, result.scores > 0.15).scores, result.scores[1:])
+    assert select_detections(result, result.scores > 0) is result  # full-size masks are not copied
+    assert torch.equal(select_detections(result, result.scores > 0.15).scores, result.scores[1:])
