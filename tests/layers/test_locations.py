@@ -1,4 +1,4 @@
-"""Picked locations of a convolution against the whole convolution."""
+"""Convolution at selected locations against the whole convolution."""
 
 import pytest
 import torch

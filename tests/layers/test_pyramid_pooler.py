@@ -1,4 +1,4 @@
-"""The pooler in one gather against Detectron2's, and by hand."""
+"""The pooler with one gather against Detectron2's, and by hand."""
 
 import math
 

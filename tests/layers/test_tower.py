@@ -1,4 +1,4 @@
-"""Rows of convolutions: their layers one by one, and how they start."""
+"""Stacks of convolutions: their layers one by one, and their initial weights."""
 
 import pytest
 import torch

@@ -8,7 +8,7 @@ import pytest
 
 from tests.learning.overfitting import SIDE, overfit_large_shapes
 
-# A ResNet-50 of a quarter of the width, which works less than a ResNet-18.
+# A ResNet-50 of a quarter of the width, cheaper than a ResNet-18.
 THIN = [
     "MODEL.RESNETS.DEPTH", 50,
     "MODEL.RESNETS.STEM_OUT_CHANNELS", 16,

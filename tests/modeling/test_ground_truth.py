@@ -1,4 +1,4 @@
-"""What every method takes as ground truth."""
+"""The ground truth of every method."""
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -77,7 +77,7 @@ def test_masks_on_a_canvas(kind, stride, first):
 
 
 def test_masks_in_boxes():
-    """Polygons and bitmasks in their boxes, and one mask in several boxes."""
+    """Polygons and bitmasks cropped to their boxes, and one mask to several boxes."""
     images, pixels = images_of_objects("bitmask")
     found = box_masks(images, 14, "gt_boxes")
     boxes = torch.cat([x.gt_boxes.tensor for x in images])

@@ -29,7 +29,7 @@ FCOS = [
     "MODEL.BACKBONE.NAME", "build_fcos_resnet_fpn_backbone",
     "MODEL.FCOS.NUM_CLS_CONVS", 1,
     "MODEL.FCOS.NUM_BOX_CONVS", 1,
-    "MODEL.FCOS.INFERENCE_TH_TEST", 0.001,  # untrained, it is sure of nothing
+    "MODEL.FCOS.INFERENCE_TH_TEST", 0.001,  # untrained scores are low
 ]  # fmt: skip
 BLEND = ["MODEL.ROI_MASK_HEAD.NAME", "BlendMaskHead", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""]
 EMBED = ["MODEL.ROI_MASK_HEAD.NAME", "EmbedMaskHead", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", ""]
@@ -151,7 +151,7 @@ def test_detectron2s_own_trainer_and_evaluator(tmp_path, head):
 
 
 def proposals_of(counts, num_classes=3):
-    """Ground truth with proposals a little beside it."""
+    """Proposals close to the ground truth."""
     instances = [x["instances"] for x in random_batch(counts, num_classes=num_classes)]
     for x in instances:
         x.proposal_boxes = Boxes(x.gt_boxes.tensor + torch.tensor([3.0, -2.0, 5.0, 1.0]))
@@ -164,7 +164,7 @@ def detections_at(proposals):
 
 @pytest.mark.parametrize(("interpolation", "convs"), [("bilinear", 0), ("nearest", 0), ("bilinear", 2)])
 def test_blending_by_hand(interpolation, convs):
-    """Attention from the pooled box, basis after basis and cell after cell; Mask R-CNN's loss."""
+    """Attention from the pooled box, basis by basis and cell by cell; Mask R-CNN's loss."""
     torch.manual_seed(0)
     cfg = tiny_config(
         "MaskRCNN",
@@ -227,7 +227,7 @@ def test_the_other_ways_of_merging(merging, attention):
 
 
 def naive_lovasz(logits, labels):
-    """Errors from the largest on, each weighted by how much it raises the Jaccard loss."""
+    """Errors from the largest down, each weighted by its increase of the Jaccard loss."""
     errors = 1 - logits * (2 * labels.float() - 1)
     order = errors.argsort(descending=True)
     total, previous, loss = int(labels.sum()), 0.0, 0.0

@@ -39,7 +39,7 @@ def compared(monkeypatch, model, owner, name, spoilt, lowered):
 )
 @pytest.mark.parametrize("method", ["BlendMask", "FCOSDetector", "EmbedMask"])
 def test_a_location_of_fcos(monkeypatch, method, field, value):
-    """Of the best detection; 20 candidates a level, so that one too many would be seen."""
+    """The location of the best detection; 20 candidates per level, so that one too many would show."""
     model = tiny_model(method, finding=True)
     fcos = model.proposal_generator
     fcos.limits_test = dataclasses.replace(fcos.limits_test, pre_nms_topk=20)
@@ -56,7 +56,7 @@ def test_a_location_of_fcos(monkeypatch, method, field, value):
 
 @pytest.mark.parametrize("score", ["objectness", "product"])
 def test_a_window_of_instancefcn(monkeypatch, score):
-    """The window of highest objectness at each scale; of few that are looked at."""
+    """The window with the highest objectness at each scale, of few candidates."""
     opts = ["MODEL.INSTANCE_FCN.SCORE", score, "MODEL.INSTANCE_FCN.TOP_WINDOWS", 12]
     model = tiny_model("InstanceFCN", *opts, finding=True)
 
@@ -72,7 +72,7 @@ def test_a_window_of_instancefcn(monkeypatch, score):
 
 
 def test_a_query_of_istr(monkeypatch):
-    """With all its classes it would fill the list of the best."""
+    """With all its classes it would fill the list of the best detections."""
     model = tiny_model("ISTR", "TEST.DETECTIONS_PER_IMAGE", 40, finding=True)
 
     def changed(logits, value):
@@ -102,7 +102,7 @@ def test_a_slot_of_sparseinst(monkeypatch, field):
 @pytest.mark.parametrize("field", ["scores", "pred_boxes"])
 @pytest.mark.parametrize("heads", ["ISTRHeads", "SparseInstHeads"])
 def test_a_detection_in_detectron2s_model(monkeypatch, heads, field):
-    """Whose postprocessing refuses boxes that are no numbers."""
+    """Its postprocessing refuses boxes that are not numbers."""
     opts = ["MODEL.ROI_HEADS.NAME", heads, "MODEL.RESNETS.NORM", "BN", "MODEL.ISTR.MASK_ENCODING_METHOD", "DCT"]
     model = tiny_model("MaskRCNN", *opts, "MODEL.PROPOSAL_GENERATOR.NAME", "NoProposals").eval()
     for name, module in model.roi_heads.named_modules():

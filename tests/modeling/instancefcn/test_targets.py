@@ -47,7 +47,7 @@ def naive_labels(boxes, size, image_size, stride, mask_size, rules):
 
 
 def random_boxes(count, height, width, generator):
-    """Objects mostly of canonical size, on multiples of half a pixel so that distances are exact."""
+    """Objects of mostly canonical size, at multiples of half a pixel, so that distances are exact."""
     center = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
     side = 96 * 2 ** (torch.rand(count, 1, generator=generator) * 3 - 1.5)
     extent = side * torch.tensor([1.0, 0.6])

@@ -1,4 +1,4 @@
-"""Costs, matching, targets and mask losses of ISTR by hand and by trying all."""
+"""Costs, matching, targets and mask losses of ISTR by hand and by brute force."""
 
 import itertools
 import math

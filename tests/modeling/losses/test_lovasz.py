@@ -8,7 +8,7 @@ from instseg_d2.modeling.losses.lovasz import lovasz_hinge
 
 
 def naive_lovasz(logits, labels):
-    """One object, pixel by pixel: errors from the largest, each times how much 1 - IoU grows."""
+    """One object, pixel by pixel: errors from the largest down, each times the increase of 1 - IoU."""
     errors = [1 - x if y else 1 + x for x, y in zip(logits, labels)]
     order = sorted(range(len(errors)), key=lambda i: -errors[i].item())
     positives = int(sum(labels))

@@ -1,4 +1,4 @@
-"""Run lengths are pycocotools' own, and evaluation through them gives what Detectron2's gives."""
+"""Run lengths equal pycocotools', and evaluation with them gives Detectron2's results."""
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -113,7 +113,7 @@ def test_inference_in_parts(method, monkeypatch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_threshold_comes_before_the_masks(method, monkeypatch):
-    """Only what reaches it is postprocessed; at its own score a detection stays."""
+    """Only detections that reach the threshold are postprocessed; an equal score is kept."""
     model = tiny_model(method, finding=True).eval()
     torch.manual_seed(0)
     batch = [{"image": torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)}]
@@ -143,7 +143,7 @@ def test_memory_of_a_large_image(method):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_memory_of_full_masks(method, monkeypatch):
-    """Beside the result of full size some masks exist at a time, not all once more; the same masks in one part."""
+    """Beside the full-size result, only some masks exist at a time, not all again; in one part the masks are equal."""
     model = tiny_model(method, finding=True).eval()
     result, again = some_detections(model, 40), some_detections(model, 40)  # Detectron2 scales boxes in place
     size = (1500, 2000)

@@ -1,4 +1,4 @@
-"""FCOS losses and their gradients against the sheet's equations, one location at a time."""
+"""FCOS losses and their gradients against their equations, one location at a time."""
 
 import math
 

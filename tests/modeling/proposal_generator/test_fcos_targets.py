@@ -13,7 +13,7 @@ RANGES = ((-1, 64), (64, 128), (128, 256), (256, 512), (512, 1e8))
 
 
 def naive_assign(sizes, boxes_per_image, center_sample, radius, allowed=None, extent=0):
-    """(row, object, ltrb / stride, centerness) of every positive location, by the sheet's words."""
+    """(row, object, ltrb / stride, centerness) of every positive location, by definition."""
     positives, row = [], 0
     for (height, width), stride, (low, high) in zip(sizes, STRIDES, RANGES):
         for image, boxes in enumerate(boxes_per_image):

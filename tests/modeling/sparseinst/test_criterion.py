@@ -1,4 +1,4 @@
-"""More objects than predictions: one warning a process, finite losses."""
+"""More objects than predictions: one warning per process, finite losses."""
 
 import logging
 
@@ -19,7 +19,7 @@ def criterion():
 
 
 def losses_of(criterion, *counts):
-    """4 predictions an image of 32 x 32 pixels, 3 classes."""
+    """4 predictions per image of 32 x 32 pixels, 3 classes."""
     generator = torch.Generator().manual_seed(0)
     outputs = {
         "class_logits": torch.randn(len(counts), 4, 3, generator=generator, requires_grad=True),

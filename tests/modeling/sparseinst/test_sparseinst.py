@@ -18,7 +18,7 @@ from tests.tiny import random_batch, tiny_model
 
 
 def naive_forward(model, images, groups):
-    """The decoder's outputs from the encoder's pieces, image by image, instance by instance."""
+    """The decoder's outputs from the encoder's features, image by image, instance by instance."""
     encoder, decoder = model.encoder, model.decoder
     maps = [lateral(x) for lateral, x in zip(encoder.laterals, model.backbone(images.tensor).values())]
     coarse = maps[2]
@@ -90,7 +90,7 @@ def test_coordinates_by_hand():
 
 
 def naive_losses(model, outputs, instances, canvas):
-    """Every term of the loss, pair by pair, with the best matching found by trying all."""
+    """Every loss term, pair by pair, with the best matching by brute force."""
     classes, masks, objectness = (outputs[k] for k in ("class_logits", "mask_logits", "objectness_logits"))
     count = max(sum(len(x) for x in instances), 1)
     focal, dice, pixel, obj = 0.0, 0.0, [], []
@@ -164,7 +164,7 @@ def test_hard_batches_reach_every_parameter(counts):
 
 @pytest.mark.parametrize("scale", [1.0, 3.0, 4.0])
 def test_other_scales_of_the_masks(scale):
-    """Also without objects, whose targets are resized another way than at scale 2."""
+    """Also without objects, whose targets are resized in another way than at scale 2."""
     model = tiny_model("SparseInst", "MODEL.SPARSE_INST.DECODER.SCALE_FACTOR", scale)
     losses = model(random_batch([0, 2], 70, 100))
     assert all(torch.isfinite(loss) for loss in losses.values())
@@ -183,7 +183,7 @@ def test_class_counts(num_classes):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_with_extreme_logits(dtype):
-    """Mask logits beyond float16: finite losses and scores (float16's gradients are the business of its scaler)."""
+    """Mask logits beyond float16: finite losses and scores (float16 gradients are left to the gradient scaler)."""
     model = tiny_model("SparseInst", "MODEL.SPARSE_INST.CLS_THRESHOLD", 0.0)
     for layer in (model.decoder.instance_branch.mask_kernel, model.decoder.mask_branch.projection):
         layer.weight.data.mul_(500)
@@ -328,7 +328,7 @@ RESIZES = [
 
 @pytest.mark.parametrize(("cells", "canvas", "crop", "size"), RESIZES)
 def test_resized_masks(monkeypatch, cells, canvas, crop, size):
-    """Two whole-image resizes and a comparison, whatever the chunks and the parts that are left out."""
+    """Equal to two whole-image resizes and a comparison, for any chunks and skipped parts."""
     from instseg_d2.modeling.postprocessing import masks as module
 
     generator = torch.Generator().manual_seed(0)
