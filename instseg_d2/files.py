@@ -12,13 +12,13 @@ from pathlib import Path
 
 from .errors import DatasetError
 
-__all__ = ["cache_folder", "remove_unfinished", "temporary_home", "write_bytes", "write_json", "written_whole"]
+__all__ = ["atomic_write", "cache_folder", "remove_unfinished", "temporary_home", "write_bytes", "write_json"]
 
 logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def written_whole(path) -> Iterator[Path]:
+def atomic_write(path) -> Iterator[Path]:
     """
     Yield a temporary file next to ``path``. It replaces ``path`` if the block succeeds and is removed if it fails, so
     an incomplete file is never visible. The folder is created if missing.
@@ -52,7 +52,7 @@ def remove_unfinished(folder) -> None:
 
 def write_bytes(path, data: bytes) -> None:
     """Write ``data`` to ``path``, whole or not at all."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 
 

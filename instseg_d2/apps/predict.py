@@ -29,7 +29,7 @@ from ..visualization.html import write_index
 from ..visualization.overlay import draw_instances, draw_panoptic
 from ..visualization.panels import titled_grid
 from .inputs import find_inputs, is_video
-from .results import ResultsFile, free_stem, named_results, shown_name
+from .results import ResultsFile, named_results, shown_name, unique_stem
 from .video import Video, write_video
 
 __all__ = ["run_demo"]
@@ -134,7 +134,7 @@ class _Run:
             self.seconds["load"].append(loaded - start)
             counts = self.keep(instances, self.done, name)
             further += filter(None, [further_frames(file)])
-            stem = free_stem(file, taken, ("", "_explain"))
+            stem = unique_stem(file, taken, ("", "_explain"))
             entry = {"name": shown_name(name), "picture": f"{stem}.jpg", "counts": counts}
             written = self.save(entry["picture"], drawn, file)
             if panels and self.save(f"{stem}_explain.jpg", titled_grid(panels), file):
@@ -172,7 +172,7 @@ class _Run:
                     return
                 start = time.perf_counter()
 
-        stem = os.path.join(self.output, free_stem(file, set()))
+        stem = os.path.join(self.output, unique_stem(file, set()))
         written = write_video(stem, drawn_frames(), frames.fps)
         picture = os.path.basename(written)
         self.entries.append({"name": shown_name(name), "picture": picture, "counts": counts, "video": True})

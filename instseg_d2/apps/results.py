@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from detectron2.structures import Instances
 
 from ..evaluation.coco import coco_results
-from ..files import written_whole
+from ..files import atomic_write
 from ..inference.image_predictor import ImagePredictor
 
-__all__ = ["ResultsFile", "free_stem", "named_results", "shown_name"]
+__all__ = ["ResultsFile", "named_results", "shown_name", "unique_stem"]
 
-LONGEST_STEM = 200  # bytes; the full name may have at most 255
+MAX_STEM = 200  # bytes; the full name may have at most 255
 
 
 class ResultsFile:
@@ -42,7 +42,7 @@ class ResultsFile:
     def finish(self) -> None:
         """Write the list and remove ``results.jsonl``; only one entry is in memory at a time."""
         self._lines.seek(0)
-        with written_whole(self.path) as path, open(path, "w", encoding="ascii") as file:
+        with atomic_write(self.path) as path, open(path, "w", encoding="ascii") as file:
             file.write("[")
             for number, line in enumerate(self._lines):
                 file.write(",\n" * bool(number) + line.rstrip("\n"))
@@ -69,7 +69,7 @@ def named_results(instances: Instances, predictor: ImagePredictor, image_id: int
     return results
 
 
-def free_stem(file: str, taken: set[str], ends: tuple[str, ...] = ("",)) -> str:
+def unique_stem(file: str, taken: set[str], ends: tuple[str, ...] = ("",)) -> str:
     """
     A name for the outputs of a file: its own without suffix, shortened if too long, and numbered if taken.
 
@@ -78,7 +78,7 @@ def free_stem(file: str, taken: set[str], ends: tuple[str, ...] = ("",)) -> str:
         ends: endings that will be added to the stem.
     """
     base = shown_name(os.path.splitext(os.path.basename(file))[0])
-    base = base.encode()[:LONGEST_STEM].decode("utf-8", "ignore")
+    base = base.encode()[:MAX_STEM].decode("utf-8", "ignore")
     stem, number = base, 1
     while any((stem + end).lower() in taken for end in ends):
         number += 1

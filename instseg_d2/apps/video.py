@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 # OpenCV builds differ in their encoders: the first one that works is used.
 CODECS = (("mp4v", ".mp4"), ("avc1", ".mp4"), ("MJPG", ".avi"))
 # A video ends after this many unreadable frames in a row: within the frame count of its header, and beyond it.
-MOST_BROKEN, MOST_BROKEN_AT_END = 1000, 10
+MAX_BROKEN, MAX_BROKEN_AT_END = 1000, 10
 
 
 @contextlib.contextmanager
@@ -79,7 +79,7 @@ class Video:
                 continue
             in_a_row += 1
             inside = self.read + self.broken + in_a_row < self.count
-            if in_a_row >= (MOST_BROKEN if inside else MOST_BROKEN_AT_END):
+            if in_a_row >= (MAX_BROKEN if inside else MAX_BROKEN_AT_END):
                 break
         self._capture.release()
         self.broken = max(self.broken, self.count - self.read)  # includes frames missing at the end

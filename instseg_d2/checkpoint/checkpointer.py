@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 from .authors import convert_classifier, convert_state_dict, is_classifier
 from .formats import read_extra, read_weights
 from .identify import require_file
-from .layouts import plain_names, without_owner
+from .layouts import plain_names, strip_owner
 from .paths import check_sha256, split_query
 from .report import log_report
 from .writing import write_checkpoint_file
@@ -175,7 +175,7 @@ class InstSegCheckpointer(DetectionCheckpointer):
         if self._heuristics:
             data["matching_heuristics"] = True
         if not data.get("matching_heuristics"):
-            data["model"] = without_owner(data["model"], known)
+            data["model"] = strip_owner(data["model"], known)
         return data
 
     def _load_model(self, checkpoint: dict):

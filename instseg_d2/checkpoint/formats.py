@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
-from .identify import check_sums, damaged, format_of
+from .identify import damaged, format_of, verify_checksums
 from .layouts import find_weights
 from .paths import local_file
 from .pickles import load_arrays
@@ -153,7 +153,7 @@ def read_weights(path, trust: bool = False) -> dict:
     path = os.fspath(path)
     kind = format_of(path)
     if kind == "zip":
-        check_sums(path)
+        verify_checksums(path)
     if kind == "pickle":
         data = _read_pickle(path, trust)
     elif kind == "safetensors":

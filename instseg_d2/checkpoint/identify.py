@@ -8,7 +8,7 @@ from typing import Optional
 
 from ..errors import CheckpointError
 
-__all__ = ["check_sums", "damaged", "format_of", "require_file", "something_else"]
+__all__ = ["damaged", "format_of", "other_format", "require_file", "verify_checksums"]
 
 WEIGHT_SUFFIXES = (".pth", ".safetensors", ".pkl", ".pt", ".bin", ".ckpt")
 # PyTorch before 1.6 pickled this number first.
@@ -62,7 +62,7 @@ def format_of(path: str) -> str:
         CheckpointError: there is no such file, it is truncated, or it is something else; the message says what.
     """
     require_file(path)
-    if what := something_else(path):
+    if what := other_format(path):
         raise CheckpointError(f"{path} is {what}.")
     with open(path, "rb") as file:
         head = file.read(64)
@@ -100,7 +100,7 @@ def _check_zip(path: str) -> None:
         raise CheckpointError(f"{path} is a zip archive, but not from PyTorch (it contains {shown}): unpack it.")
 
 
-def check_sums(path: str) -> None:
+def verify_checksums(path: str) -> None:
     """
     Verify the checksums of a zip file, which PyTorch does not do.
 
@@ -118,7 +118,7 @@ def check_sums(path: str) -> None:
         raise damaged(path, f"the checksum of {wrong} in it is wrong")
 
 
-def something_else(path: str) -> Optional[str]:
+def other_format(path: str) -> Optional[str]:
     """What a file is instead of weights: empty, zeros, an archive, a picture or text; None if it may be weights."""
     with open(path, "rb") as file:
         head = file.read(4096)

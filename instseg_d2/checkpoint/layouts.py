@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import CheckpointError
 from .pickles import ARRAY_CODES
 
-__all__ = ["find_weights", "plain_names", "without_owner"]
+__all__ = ["find_weights", "plain_names", "strip_owner"]
 
 # Keys of weights in a file. If a file has several, the first in this list is used: averages (EMA) come last.
 PLACES = (
@@ -55,10 +55,10 @@ def find_weights(path: str, data: dict) -> tuple[dict, str]:
         elif place not in ("model", "state_dict", "model_state"):
             notes.append(f"its {place} is loaded")
         data = dicts[place]
-    raise CheckpointError(f"{path} contains {_instead(data, sets)}.")
+    raise CheckpointError(f"{path} contains {_describe_content(data, sets)}.")
 
 
-def _instead(data: dict, sets: list) -> str:
+def _describe_content(data: dict, sets: list) -> str:
     if sets:
         return f"several sets of weights ({', '.join(map(str, sets))}): save the one you want in a separate file"
     names = ", ".join(map(str, list(data)[:6])) + (", ..." if len(data) > 6 else "")
@@ -101,7 +101,7 @@ def plain_names(path: str, state: dict, known: Collection[str] = ()) -> dict:
     return plain
 
 
-def without_owner(state: dict, known: Collection[str]) -> dict:
+def strip_owner(state: dict, known: Collection[str]) -> dict:
     """
     If no name is known, remove the first part of a name (``detector.`` of a Lightning module) whose removal makes the
     most names known; otherwise return the state dict unchanged.

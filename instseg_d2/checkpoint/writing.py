@@ -7,7 +7,7 @@ from typing import Callable, Optional
 import torch
 
 from ..errors import CheckpointError
-from ..files import written_whole
+from ..files import atomic_write
 
 __all__ = ["save_safetensors", "write_checkpoint_file"]
 
@@ -33,7 +33,7 @@ def write_checkpoint_file(path: str, write: Callable) -> None:
         CheckpointError: the disk is full; an earlier file at ``path`` is intact.
     """
     try:
-        with written_whole(path) as temporary, open(temporary, "wb") as file:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
             write(file)
     except Exception as error:
         if _is_full(error):

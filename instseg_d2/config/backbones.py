@@ -7,13 +7,13 @@ from .values import above, at_least, below_one, check_values, each, one_of, only
 _NORM = one_of("FrozenBN", "BN", "")
 
 BACKBONE_VALUES = {
-    **section("MODEL.TIMM", NORM=_NORM, OUT_FEATURES=words(fewest=1)),
-    **section("MODEL.CSPNET", NORM=_NORM, OUT_FEATURES=words(fewest=1)),
-    "MODEL.PVT.OUT_FEATURES": words(fewest=1),
+    **section("MODEL.TIMM", NORM=_NORM, OUT_FEATURES=words(min_length=1)),
+    **section("MODEL.CSPNET", NORM=_NORM, OUT_FEATURES=words(min_length=1)),
+    "MODEL.PVT.OUT_FEATURES": words(min_length=1),
     **section(
         "MODEL.SWINT",
         EMBED_DIM=at_least(1),
-        OUT_FEATURES=words(fewest=1),
+        OUT_FEATURES=words(min_length=1),
         DEPTHS=each(whole(1)),
         NUM_HEADS=each(whole(1)),
         WINDOW_SIZE=at_least(1),
@@ -24,7 +24,7 @@ BACKBONE_VALUES = {
     "MODEL.RESNETS.DEFORM_INTERVAL": at_least(1),
     "MODEL.RESNETS.OUTPUT_STRIDE": one_of(4, 8, 16, 32),
     "MODEL.DLA.CONV_BODY": one_of("DLA34"),
-    "MODEL.DLA.OUT_FEATURES": words(fewest=1),
+    "MODEL.DLA.OUT_FEATURES": words(min_length=1),
     "MODEL.DLA.NORM": one_of("FrozenBN", "SyncBN", "BN", ""),
     "MODEL.MOBILENET": only(False, "there is no MobileNet"),
     "MODEL.BACKBONE.ANTI_ALIAS": only(False, "there is no anti-aliased ResNet"),

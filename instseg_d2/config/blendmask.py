@@ -24,7 +24,7 @@ BLENDMASK_VALUES = {
         NUM_BASES=at_least(1),
         NUM_CONVS=at_least(0),
         CONVS_DIM=at_least(1),
-        IN_FEATURES=words(fewest=1),
+        IN_FEATURES=words(min_length=1),
         NORM=norm,
         COMMON_STRIDE=at_least(1),
         NUM_CLASSES=at_least(1),

@@ -44,7 +44,7 @@ SOLVER_VALUES = {
         WEIGHT_DECAY_BIAS=or_none(at_least(0)),
         BIAS_LR_FACTOR=at_least(0),
         GAMMA=above(0),
-        STEPS=each(whole(1), fewest=0),
+        STEPS=each(whole(1), min_length=0),
         WARMUP_METHOD=one_of("linear", "constant"),
         WARMUP_FACTOR=at_least(0),
         WARMUP_ITERS=at_least(0),

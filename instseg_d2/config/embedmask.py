@@ -37,7 +37,7 @@ EMBEDMASK_VALUES = {
         VERSION=one_of("v1", "v2", "v3", ""),
         NUM_CLASSES=Rule("at least 2, since it includes the background", at_least(2).holds),
         FPN_STRIDES=each(whole(1)),
-        FPN_INTEREST_SPLIT=each(above(0), fewest=0),
+        FPN_INTEREST_SPLIT=each(above(0), min_length=0),
         HEAD_NUM_CONVS=at_least(0),
         NORM=norm,
         PRIOR_PROB=probability,

@@ -21,9 +21,9 @@ FCOS_VALUES = {
     **section(
         "MODEL.FCOS",
         NUM_CLASSES=at_least(1),
-        IN_FEATURES=words(fewest=1),
+        IN_FEATURES=words(min_length=1),
         FPN_STRIDES=each(whole(1)),
-        SIZES_OF_INTEREST=each(above(0), fewest=0),
+        SIZES_OF_INTEREST=each(above(0), min_length=0),
         TOP_LEVELS=one_of(0, 1, 2),
         NUM_CLS_CONVS=at_least(0),
         NUM_BOX_CONVS=at_least(0),

@@ -126,11 +126,11 @@ def _sequence(key: str, value: Any, default) -> list:
         shown = f"({shown}{comma})" if isinstance(default, tuple) else f"[{shown}]"
         raise ConfigError(f"{key} takes several values: write {'one' if comma else 'them'} as {shown}.")
     if default and isinstance(default[0], (int, float)) and not isinstance(default[0], bool):
-        return [_like(x, default[0]) for x in values]
+        return [_element(x, default[0]) for x in values]
     return list(values)
 
 
-def _like(value: Any, default: float) -> Any:
+def _element(value: Any, default: float) -> Any:
     """Convert a whole number to an int if the default is an int; other values keep their type."""
     value = _literal(value)
     whole = _number(value, int) if isinstance(default, int) else None

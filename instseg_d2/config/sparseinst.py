@@ -14,7 +14,7 @@ SPARSEINST_VALUES = {
     **section(
         "MODEL.SPARSE_INST.ENCODER",
         NORM=only("", "the encoder has no norm"),
-        IN_FEATURES=words(fewest=1),
+        IN_FEATURES=words(min_length=1),
         NUM_CHANNELS=at_least(4),
     ),
     **section(

@@ -92,21 +92,21 @@ def or_none(rule: Rule) -> Rule:
     return Rule(f"{rule.text}, or None", lambda value: value is None or rule.holds(value))
 
 
-def each(rule: Rule, count: Optional[int] = None, fewest: int = 1) -> Rule:
-    """A list or tuple of ``count`` values, or of ``fewest`` or more, that all follow ``rule``."""
-    length = f"{count} values" if count else "one or more values" if fewest == 1 else "values"
+def each(rule: Rule, count: Optional[int] = None, min_length: int = 1) -> Rule:
+    """A list or tuple of ``count`` values, or of ``min_length`` or more, that all follow ``rule``."""
+    length = f"{count} values" if count else "one or more values" if min_length == 1 else "values"
 
     def holds(values) -> bool:
         if not isinstance(values, (list, tuple)) or not all(map(rule.holds, values)):
             return False
-        return len(values) == count if count else len(values) >= fewest
+        return len(values) == count if count else len(values) >= min_length
 
     return Rule(f"{length}, each {rule.text}", holds)
 
 
-def words(fewest: int = 0) -> Rule:
+def words(min_length: int = 0) -> Rule:
     """A list or tuple of names."""
-    return each(Rule("a name", lambda value: isinstance(value, str) and value != ""), fewest=fewest)
+    return each(Rule("a name", lambda value: isinstance(value, str) and value != ""), min_length=min_length)
 
 
 _NORMS = ("GN", "BN", "SyncBN", "FrozenBN", "LN", "")

@@ -16,7 +16,7 @@ from detectron2.data.datasets import load_coco_json
 from ..errors import DatasetError
 from ..files import cache_folder, write_json
 from .coco_check import Report, examine
-from .coco_file import own_ids
+from .coco_file import renumber
 from .faults import DROPPED, ERROR, NOTE, REPAIRED, WARNING, listed
 
 __all__ = ["DatasetError", "check_same_classes", "class_names", "register_coco", "register_from_environment"]
@@ -24,7 +24,7 @@ __all__ = ["DatasetError", "check_same_classes", "class_names", "register_coco",
 logger = logging.getLogger(__name__)
 
 
-def _tell(report: Report, json_file: str, image_root: str) -> None:
+def _log_faults(report: Report, json_file: str, image_root: str) -> None:
     """
     Log what training does about the faults of a file: a warning for what it drops, a warning for faults that it
     ignores, and an info line for the rest.
@@ -51,7 +51,7 @@ def _tell(report: Report, json_file: str, image_root: str) -> None:
         logger.info(f"{json_file}: {listed(rest)}.")
 
 
-def _tell_apart(categories: list) -> bool:
+def _make_names_unique(categories: list) -> bool:
     """Append the id to names shared by several categories, in place, to keep their results apart."""
     names = Counter(category["name"] for category in categories)
     for category in categories:
@@ -97,8 +97,8 @@ class CocoSource:
             if self._checked[0] == state and os.path.isfile(self._checked[1]):
                 return self._checked[1:]
         report = examine(self.json_file, self.image_root, clean=False)
-        _tell(report, self.json_file, self.image_root)
-        renamed, originals = _tell_apart(report.content["categories"]), own_ids(report.content)
+        _log_faults(report, self.json_file, self.image_root)
+        renamed, originals = _make_names_unique(report.content["categories"]), renumber(report.content)
         path = self.json_file
         changed = renamed or originals or any(row.severity in (DROPPED, REPAIRED) for row in report.findings)
         if changed or _is_misread(self.json_file):

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from ..errors import DatasetError
-from .coco_file import Ids, id_order, load_coco, plain_ids, sound_entries
+from .coco_file import Ids, id_order, load_coco, plain_ids, valid_entries
 from .coco_images import open_images, size_images
 from .coco_objects import check_annotations
 from .faults import Findings, listed
@@ -72,7 +72,7 @@ def examine(json_file: str, image_root: str, *, clean: bool = True, assume=(), p
     found = Findings()
     content = load_coco(json_file, image_root, found)
     for key in ("categories", "images", "annotations"):
-        content[key] = sound_entries(content, key, found)
+        content[key] = valid_entries(content, key, found)
     all_ids = {"category_id": Ids(content["categories"]), "image_id": Ids(content["images"])}
     same, pictures = {}, {}
     if clean:

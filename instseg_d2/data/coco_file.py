@@ -9,7 +9,7 @@ from typing import Optional
 from ..errors import DatasetError
 from .faults import Findings
 
-__all__ = ["Ids", "category_name", "id_order", "load_coco", "own_ids", "plain_ids", "sound_entries"]
+__all__ = ["Ids", "category_name", "id_order", "load_coco", "plain_ids", "renumber", "valid_entries"]
 
 NEEDED_KEYS = {
     "categories": ("id", "name"),
@@ -78,7 +78,7 @@ def _named(entry: dict, key: str, where: str, found: Findings) -> bool:
     return text is not None
 
 
-def sound_entries(content: dict, key: str, found: Findings) -> list:
+def valid_entries(content: dict, key: str, found: Findings) -> list:
     """The entries with all required keys and, for images and categories, a name and a unique id."""
     kept, seen = [], set()
     for number, entry in enumerate(content[key]):
@@ -139,7 +139,7 @@ def plain_ids(entries: list) -> bool:
     return all(type(entry["id"]) is int and abs(entry["id"]) < 1 << 63 for entry in entries)
 
 
-def own_ids(content: dict) -> dict:
+def renumber(content: dict) -> dict:
     """
     Renumber images and categories from 1, in place, unless their ids are all 64-bit integers. NumPy would turn other
     ids into floats or texts, and COCOeval would lose objects.

@@ -32,7 +32,7 @@ class _Object(NamedTuple):
 _NONE = [float("nan")] * 4
 
 
-def _measured(annotation: dict, name: str, size: tuple, with_masks: bool, found: Findings) -> _Object:
+def _read_object(annotation: dict, name: str, size: tuple, with_masks: bool, found: Findings) -> _Object:
     """Read mask, box and area; a mask or box in another notation is converted, in place."""
     mask, repaired, mask_fault, bounds = annotation.get("segmentation"), None, None, _NONE
     if mask:
@@ -199,12 +199,12 @@ def check_annotations(content: dict, same: dict, all_ids: dict, clean: bool, ass
         if annotation["image_id"] not in sizes:
             found.add("annotations: of a dropped image", name)
             continue
-        objects.append(_measured(annotation, name, sizes[annotation["image_id"]], with_masks, found))
+        objects.append(_read_object(annotation, name, sizes[annotation["image_id"]], with_masks, found))
     geometry = _geometry(objects)
     causes = diagnose(geometry)
     if assume:
         for index in convert([x.annotation for x in objects], geometry, causes, assume):
-            objects[index] = _measured(*objects[index][:3], with_masks, found)
+            objects[index] = _read_object(*objects[index][:3], with_masks, found)
         geometry = _geometry(objects)
     for cause in causes:
         useless = "normalised" in cause.reading and not (cause.part == "boxes" and with_masks)

@@ -16,7 +16,7 @@ __all__ = ["Extremes", "checked_range", "extremes", "likely_range", "three_chann
 FLOAT_RANGES = ((0, 1), (-1, 1))
 RANGES = tuple((0, 2**bits - 1) for bits in (8, 10, 12, 14, 16))
 SLACK = 0.05  # share of the values' extent that may exceed a range, since resizing overshoots
-LEAST_SHARE = 1 / 8  # share of a range that the values must fill, or they are stretched
+MIN_SHARE = 1 / 8  # share of a range that the values must fill, or they are stretched
 
 
 class Extremes(NamedTuple):
@@ -76,7 +76,7 @@ def likely_range(images: Sequence[Extremes]) -> tuple[float, float]:
     for bottom, top in RANGES if whole else (*FLOAT_RANGES, *RANGES):
         if bottom - slack <= low and high <= top + slack:
             filled = (high - low) / (top - bottom)
-            if filled >= LEAST_SHARE or low == high or (whole and top == 255):
+            if filled >= MIN_SHARE or low == high or (whole and top == 255):
                 return bottom, top
             break
     if whole or low == high:

@@ -24,13 +24,13 @@ class Survey(NamedTuple):
     The values found in a sample of images.
 
     Attributes:
-        looked_at: number of readable images in the sample.
+        num_read: number of readable images in the sample.
         deep: number of these with more than eight bits.
         value_range: (low, high) that become 0 and 255 in the deep ones; () if there are none.
         misfits: (file name, Extremes) of images that would become almost black or white.
     """
 
-    looked_at: int
+    num_read: int
     deep: int
     value_range: tuple
     misfits: list
@@ -61,19 +61,19 @@ def survey(files: Sequence[str], value_range: Sequence = ()) -> Survey:
     Raises:
         ValueError: ``value_range`` is not a range.
     """
-    value_range, looked_at, found = checked_range(value_range), 0, []
+    value_range, num_read, found = checked_range(value_range), 0, []
     for place in np.unique(np.linspace(0, len(files) - 1, min(SAMPLE, len(files))).round().astype(int)):
         try:
             pixels = deep_pixels(files[place])
         except ImageError:
             continue
-        looked_at += 1
+        num_read += 1
         if pixels is not None:
             found.append((files[place], extremes(pixels)))
     if not found:
-        return Survey(looked_at, 0, (), [])
+        return Survey(num_read, 0, (), [])
     chosen = value_range or likely_range([image for _, image in found])
-    return Survey(looked_at, len(found), chosen, [pair for pair in found if _is_misfit(pair[1], chosen)])
+    return Survey(num_read, len(found), chosen, [pair for pair in found if _is_misfit(pair[1], chosen)])
 
 
 def common_range(files: Sequence[str], title: str, value_range: Sequence = ()) -> tuple:

@@ -8,7 +8,7 @@ import torch
 from detectron2.structures import PolygonMasks
 from detectron2.utils import comm
 
-from ..files import written_whole
+from ..files import atomic_write
 
 __all__ = ["BadSteps", "keep_batch"]
 
@@ -83,5 +83,5 @@ def keep_batch(folder: str, iteration: int, losses: dict, batch: list) -> None:
             kept["masks"] = masks.tensor
         images.append(kept)
     name = f"bad_batch_{comm.get_rank()}.pth" if comm.get_world_size() > 1 else "bad_batch.pth"
-    with written_whole(os.path.join(folder, name)) as path:
+    with atomic_write(os.path.join(folder, name)) as path:
         torch.save({"iteration": iteration, "losses": losses, "images": images}, path)

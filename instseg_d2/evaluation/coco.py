@@ -13,7 +13,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
-from ..files import write_bytes, written_whole
+from ..files import atomic_write, write_bytes
 from ..modeling.postprocessing import RunLengthMasks
 
 __all__ = ["CocoEvaluator", "LvisEvaluator", "coco_results", "encoded_masks"]
@@ -112,7 +112,7 @@ class CocoEvaluator(COCOEvaluator):
             for prediction in predictions:
                 if "instances" in prediction:
                     prediction["instances"] = [restored(x) for x in prediction["instances"]]
-            with written_whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 torch.save(predictions, temporary)
 
 

@@ -20,7 +20,7 @@ from pycocotools.coco import COCO
 from tabulate import tabulate
 
 from ..errors import DatasetError
-from ..files import written_whole
+from ..files import atomic_write
 from .coco import encoded_masks
 
 __all__ = ["ProposalRecallEvaluator", "match_greedily"]
@@ -192,5 +192,5 @@ class ProposalRecallEvaluator(DatasetEvaluator):
         axes.grid(alpha=0.3)
         axes.legend()
         figure.tight_layout()
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             figure.savefig(temporary, format="png")

@@ -9,7 +9,7 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 
-from ..checkpoint.identify import something_else
+from ..checkpoint.identify import other_format
 from ..errors import ConfigError
 from ..inference.image_predictor import ImagePredictor
 from ..modeling.postprocessing import (
@@ -127,7 +127,7 @@ class ExportedPredictor(ImagePredictor):
         except ConfigError:
             raise
         except Exception as error:  # the runtimes raise all kinds
-            what = something_else(path) or f"damaged, or was not exported here ({first_line(error)})"
+            what = other_format(path) or f"damaged, or was not exported here ({first_line(error)})"
             raise ConfigError(f"{path} is {what}.") from error
         if not self.program.text:
             raise ConfigError(f"{path}: carries no metadata of instseg_d2; export it with projects/export.py.")

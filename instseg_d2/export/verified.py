@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Sequence
 
-from ..files import write_bytes, written_whole
+from ..files import atomic_write, write_bytes
 from ..inference.predictor import Predictor
 from .exporters import export
 from .parity import Parity, compare
@@ -35,7 +35,7 @@ def export_verified(predictor: Predictor, path: str, format: str, files: Sequenc
         ParityError: the results differ; no file is left at ``path``.
         ValueError: see `export`.
     """
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         information = export(predictor, str(temporary), format, **options)
         parity = compare(predictor, ExportedPredictor(str(temporary), trust=True), files)
         logger.info(

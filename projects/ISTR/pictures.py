@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from instseg_d2.files import write_bytes, written_whole
+from instseg_d2.files import atomic_write, write_bytes
 from instseg_d2.modeling.istr import MaskEmbedding
 
 SIDE = 112  # pixels of a drawn mask
@@ -53,5 +53,5 @@ def plot_components(path, components: Sequence[int], curves: dict) -> None:
         axes.plot(components, values, marker="o", label=title)
     axes.grid(alpha=0.3)
     axes.legend()
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=100)

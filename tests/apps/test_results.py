@@ -16,7 +16,7 @@ from PIL import Image
 
 from instseg_d2.apps import predict
 from instseg_d2.apps.predict import run_demo
-from instseg_d2.apps.results import LONGEST_STEM, ResultsFile, free_stem
+from instseg_d2.apps.results import MAX_STEM, ResultsFile, unique_stem
 from instseg_d2.files import write_bytes
 from instseg_d2.inference.predictor import Predictor
 from tests.bright_spots import save_checkpoint, spots_config, spots_image
@@ -69,14 +69,14 @@ def test_names_fit_and_stay_apart(tmp_path, character, length):
     count = max(1, length // len(os.fsencode(character)))
     taken, ends = set(), ("", "_explain")
     stems = [
-        free_stem(os.path.join("x", character * count + f"{end}.png"), taken, ends) for end in ("", "", "_explain")
+        unique_stem(os.path.join("x", character * count + f"{end}.png"), taken, ends) for end in ("", "", "_explain")
     ]
     assert len({stem + end for stem in stems for end in ends}) == 6
     for stem in stems:
         assert len(f"{stem}_explain.jpg".encode()) <= 255
         write_bytes(tmp_path / f"{stem}_explain.jpg", b"")
     assert len(list(tmp_path.iterdir())) == 3
-    if character != "\udcff" and length <= LONGEST_STEM:
+    if character != "\udcff" and length <= MAX_STEM:
         assert stems[:2] == [character * count, f"{character * count}_2"]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from instseg_d2.apps.predict import run_demo
-from instseg_d2.apps.video import MOST_BROKEN, Video, write_video
+from instseg_d2.apps.video import MAX_BROKEN, Video, write_video
 from instseg_d2.errors import ImageError
 from instseg_d2.inference.predictor import Predictor
 from tests.bright_spots import save_checkpoint, spots_clip, spots_config, spots_image
@@ -122,7 +122,7 @@ def test_files_without_any_frame(sound, tmp_path):
         ("text.mp4", b"no video" * 100),
         ("header.avi", sound[: movie + 4]),
         ("all.avi", with_broken(sound, range(COUNT))),
-        ("all.avi", with_count(with_broken(sound, range(COUNT)), 10 * MOST_BROKEN)),
+        ("all.avi", with_count(with_broken(sound, range(COUNT)), 10 * MAX_BROKEN)),
     ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ImageError, match=f"{name}: this video has no readable frame"):

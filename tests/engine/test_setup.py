@@ -21,7 +21,7 @@ from instseg_d2.config import class_count_keys, get_cfg, get_value
 from instseg_d2.console import run_script
 from instseg_d2.engine import argument_parser, launch, setup
 from instseg_d2.errors import CheckpointError, ConfigError, DatasetError, is_user_error, sentence
-from instseg_d2.files import written_whole
+from instseg_d2.files import atomic_write
 from instseg_d2.modeling.build import build
 
 ROOT = Path(__file__).parents[2]
@@ -313,13 +313,13 @@ def test_sentences_of_wrapped_errors():
 
 def test_a_full_disk_is_named(tmp_path):
     full = errno.ENOSPC, os.strerror(errno.ENOSPC)
-    with pytest.raises(OSError, match="No space left") as caught, written_whole(tmp_path / "metrics.bin"):
+    with pytest.raises(OSError, match="No space left") as caught, atomic_write(tmp_path / "metrics.bin"):
         raise OSError(*full)
     assert is_user_error(caught.value)
     assert sentence(caught.value) == f"{tmp_path}/metrics.bin: {full[1]}"
     assert sentence(pickle.loads(pickle.dumps(caught.value))) == sentence(caught.value)  # from another process
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(FileNotFoundError) as caught, written_whole(tmp_path / "a.bin"):
+    with pytest.raises(FileNotFoundError) as caught, atomic_write(tmp_path / "a.bin"):
         (tmp_path / "other.bin").read_bytes()
     assert sentence(caught.value) == f"{tmp_path}/other.bin: No such file or directory"  # its own name stays
     assert sentence(OSError(*full)) == f"{full[1]}: free some space in OUTPUT_DIR, or choose another folder"

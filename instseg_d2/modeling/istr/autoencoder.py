@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ...checkpoint.formats import load_torch
 from ...errors import CheckpointError, DatasetError
-from ...files import written_whole
+from ...files import atomic_write
 from ...layers import conv_norm_elu
 from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding, mask_dice_losses, reconstruction_ious
 
@@ -198,7 +198,7 @@ class AE(MaskEmbedding):
             name: {prefix + key: x.cpu() for key, x in module.state_dict().items()}
             for name, prefix, module in self._parts()
         }
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             torch.save(data, temporary)
 
     def _parts(self):

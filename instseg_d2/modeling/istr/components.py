@@ -13,7 +13,7 @@ from detectron2.config import configurable
 
 from ...config.istr import istr_value
 from ...errors import CheckpointError, DatasetError
-from ...files import written_whole
+from ...files import atomic_write
 from .embedding import MASK_EMBEDDING_REGISTRY, MaskEmbedding
 
 _KEYS = ("components_c", "mean_c", "explained_variance_c", "ratio_c")
@@ -209,7 +209,7 @@ class PCA(MaskEmbedding):
     def save_file(self, path: str) -> None:
         """Write the npz file of the authors' release, see `_load`."""
         tensors = (self.components, self.means, self.explained_variances, torch.from_numpy(self.explained_ratio))
-        with written_whole(path) as temporary, open(temporary, "wb") as file:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **{key: x.cpu().numpy()[None] for key, x in zip(_KEYS, tensors)})
 
 
