@@ -1,6 +1,6 @@
 """Compiled operators against plain PyTorch: ``python -m projects.benchmarks.operators``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Callable, NamedTuple
 
 import torch
@@ -9,47 +9,77 @@ from torch import Tensor
 from instseg_d2.apps.costs import interleaved_medians
 from instseg_d2.ops import assemble_instances, blend_masks, grown_windows, has_extension, mask_prob, reference
 
+DIRECTIONS = ("forward", "forward+backward")
+
 
 class OpRow(NamedTuple):
     """Medians in milliseconds; ``ratio`` is the reference's over the kernel's."""
 
     op: str
     case: str
-    direction: str  # "forward" or "forward+backward"
+    direction: str  # one of DIRECTIONS
     kernel_ms: float
     reference_ms: float
     ratio: float
 
 
-def op_table(repeats: int = 20, device: str = "cpu") -> list[OpRow]:
-    """Times every operator; kernel and reference take turns in one run. Returns one row per case and direction.
+class Sizes(NamedTuple):
+    """What is timed: images, boxes and masks of ``blend_masks``; objects of ``mask_prob``; images and windows an image
+    of ``assemble_instances``."""
 
-    ``blend_masks`` (K = 4, R = 56, A = 14, bases of 200 x 272 cells): inference with 100 boxes of 10 to 700 pixels on
-    an image of 800 x 1088, and training with 300 positive locations of 20 boxes on two such images.
-    ``mask_prob`` (D = 16, a map of 200 x 336 cells): 100 boxes of 16 to 300 pixels at stride 4. The reference is the
+    blend_masks: Sequence[tuple[int, int, int]] = ((1, 100, 100), (2, 20, 300))
+    mask_prob: Sequence[int] = (100,)
+    assemble_instances: Sequence[tuple[int, int]] = ((1, 2000),)
+
+
+class Case(NamedTuple):
+    """Arguments of an operator, its reference, and the arguments that get gradients."""
+
+    op: str
+    case: str
+    functions: tuple[Callable, Callable]
+    inputs: dict
+    leaves: Sequence[str]
+
+    def calls(self, direction: str) -> list[Callable[[], object]]:
+        """Kernel and reference as functions without arguments; ``direction`` as in `OpRow`."""
+        return [_call(x, self.inputs, self.leaves if direction == DIRECTIONS[1] else ()) for x in self.functions]
+
+
+def cases(device: str, sizes: Sizes = Sizes()) -> Iterator[Case]:  # noqa: B008 (a tuple)
+    """
+    ``blend_masks`` (K = 4, R = 56, A = 14, bases of 200 x 272 cells): boxes of 10 to 700 pixels on 800 x 1088.
+    ``mask_prob`` (D = 16, a map of 200 x 336 cells): boxes of 16 to 300 pixels at stride 4. The reference is the
     fastest plain formulation, over the whole map (see ``mask_prob_products``).
-    ``assemble_instances`` (k = 5): 2000 windows of 21 x 21 on a map of 75 x 100 cells.
+    ``assemble_instances`` (k = 5): windows of 21 x 21 on maps of 75 x 100 cells.
+    """
+    for images, boxes, masks in sizes.blend_masks:
+        case = f"{boxes} boxes" if masks == boxes else f"{masks} positives of {boxes} boxes"
+        inputs = blend_masks_inputs(images, boxes, masks, device)
+        yield Case("blend_masks", case, (blend_masks, reference.blend_masks), inputs, ("bases", "attention"))
+    leaves = ("pixel_embeddings", "proposal_embeddings", "margins")
+    for objects in sizes.mask_prob:
+        inputs = mask_prob_inputs(objects, device)
+        yield Case("mask_prob", f"{objects} boxes, D = 16", (mask_prob, mask_prob_products), inputs, leaves)
+    for images, windows in sizes.assemble_instances:
+        case = f"{windows} windows, k = 5" if images == 1 else f"{images} x {windows} windows, k = 5"
+        functions = (assemble_instances, reference.assemble_instances)
+        yield Case(
+            "assemble_instances", case, functions, assemble_instances_inputs(images, windows, device), ("score_maps",)
+        )
+
+
+def op_table(repeats: int = 20, device: str = "cpu", sizes: Sizes = Sizes()) -> list[OpRow]:  # noqa: B008
+    """
+    Times every operator; kernel and reference take turns in one run. Returns one row per case and direction.
 
     Without the extension (see ``has_extension``) the kernel is plain PyTorch, too.
     """
     rows = []
-    for case, images, boxes, masks in (("100 boxes", 1, 100, 100), ("300 positives of 20 boxes", 2, 20, 300)):
-        inputs = blend_masks_inputs(images, boxes, masks, device=device)
-        leaves = ("bases", "attention")
-        rows += _rows("blend_masks", case, [blend_masks, reference.blend_masks], inputs, leaves, repeats, device)
-    leaves = ("pixel_embeddings", "proposal_embeddings", "margins")
-    ops, inputs = [mask_prob, mask_prob_products], mask_prob_inputs(device=device)
-    rows += _rows("mask_prob", "100 boxes, D = 16", ops, inputs, leaves, repeats, device)
-    ops, inputs = [assemble_instances, reference.assemble_instances], assemble_instances_inputs(device=device)
-    return rows + _rows("assemble_instances", "2000 windows, k = 5", ops, inputs, ("score_maps",), repeats, device)
-
-
-def _rows(op, case, functions, inputs, leaves, repeats, device) -> list[OpRow]:
-    rows = []
-    for direction in ("forward", "forward+backward"):
-        calls = [_call(function, inputs, leaves if direction == "forward+backward" else ()) for function in functions]
-        kernel_ms, reference_ms = interleaved_medians(calls, repeats, device)
-        rows.append(OpRow(op, case, direction, kernel_ms, reference_ms, reference_ms / kernel_ms))
+    for case in cases(device, sizes):
+        for direction in DIRECTIONS:
+            kernel_ms, reference_ms = interleaved_medians(case.calls(direction), repeats, device)
+            rows.append(OpRow(case.op, case.case, direction, kernel_ms, reference_ms, reference_ms / kernel_ms))
     return rows
 
 
@@ -69,18 +99,18 @@ def blend_masks_inputs(images: int, boxes: int, masks: int, device: str = "cpu")
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 
-def mask_prob_inputs(device: str = "cpu") -> dict[str, Tensor]:
+def mask_prob_inputs(objects: int = 100, device: str = "cpu") -> dict[str, Tensor]:
     """Random arguments of ``mask_prob``: boxes of 16 to 300 pixels, grown by a cell, and a margin per dimension."""
     generator = torch.Generator().manual_seed(0)
-    sides = 4 * (300 / 16) ** torch.rand(100, 2, generator=generator)
-    centers = torch.rand(100, 2, generator=generator) * torch.tensor([336.0, 200.0])
+    sides = 4 * (300 / 16) ** torch.rand(objects, 2, generator=generator)
+    centers = torch.rand(objects, 2, generator=generator) * torch.tensor([336.0, 200.0])
     boxes = torch.cat([centers - sides / 2, centers + sides / 2], dim=1)
     inputs = {
         "pixel_embeddings": torch.randn(1, 16, 200, 336, generator=generator),
-        "proposal_embeddings": torch.randn(100, 16, generator=generator),
-        "margins": torch.rand(100, 16, generator=generator),
+        "proposal_embeddings": torch.randn(objects, 16, generator=generator),
+        "margins": torch.rand(objects, 16, generator=generator),
         "windows": grown_windows(boxes, 1.0, 200, 336),
-        "image_index": torch.zeros(100, dtype=torch.int64),
+        "image_index": torch.zeros(objects, dtype=torch.int64),
     }
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
@@ -95,13 +125,14 @@ def mask_prob_products(
     return torch.addmm(constant, torch.cat([-margins, 2 * weighted], dim=1), torch.cat([planes.square(), planes]))
 
 
-def assemble_instances_inputs(device: str = "cpu") -> dict:
-    """Random arguments of ``assemble_instances``; the windows are centred on cells of the map."""
+def assemble_instances_inputs(images: int = 1, windows: int = 2000, device: str = "cpu") -> dict:
+    """Random arguments of ``assemble_instances``; the windows are centred on cells of the map, image after image."""
     generator = torch.Generator().manual_seed(0)
-    places = [torch.randint(size, (2000,), generator=generator) - 10 for size in (75, 100)]
-    windows = torch.stack([torch.zeros(2000, dtype=torch.int64), *places], dim=1)
-    score_maps = torch.randn(1, 25, 75, 100, generator=generator)
-    return {"score_maps": score_maps.to(device), "windows": windows.to(device), "mask_size": 21, "grid": 5}
+    places = [torch.randint(size, (images * windows,), generator=generator) - 10 for size in (75, 100)]
+    image = torch.arange(images).repeat_interleave(windows)
+    score_maps = torch.randn(images, 25, 75, 100, generator=generator)
+    inputs = {"score_maps": score_maps, "windows": torch.stack([image, *places], dim=1)}
+    return {**{name: tensor.to(device) for name, tensor in inputs.items()}, "mask_size": 21, "grid": 5}
 
 
 def format_table(rows: list[OpRow]) -> str:
