@@ -30,7 +30,8 @@ def blend_masks(
     Args:
         bases: (N, K, H, W), float16, bfloat16, float32 or float64, any memory layout, below 2**31 values per image.
         boxes: (M, 4), x1, y1, x2, y2 in pixels of the input image. They may reach beyond the image: what lies
-            more than one cell outside the bases reads 0. A box with a NaN or infinite corner reads 0 throughout.
+            more than one cell outside the bases reads 0, whatever the bases hold; a NaN in the bases reaches only
+            samples with a weight for its cell. A box with a NaN or infinite corner reads 0 throughout.
         batch_index: (M,) int64, the image of each box.
         attention: (P, K, A, A), before the softmax; A is at most 4096. -inf gives a basis the weight 0; where all
             bases have -inf, or one has NaN, the mask is NaN. With K = 1 the values do not matter.
@@ -41,9 +42,9 @@ def blend_masks(
 
     Returns:
         (P, R, R) mask logits in the common dtype of bases and attention; half types are summed in float32.
-        Differentiable once, with respect to bases and attention. On the CPU the results and gradients do not
-        depend on the number of threads. The CUDA gradients depend on the order of atomic additions: under
-        ``torch.use_deterministic_algorithms(True)`` they are computed by :mod:`instseg_d2.ops.reference`.
+        Differentiable once, with respect to bases and attention. Results and gradients are deterministic, on the
+        CPU also for any number of threads. On CUDA the backward pass takes about 128 MB of scratch memory at most
+        (more only if one mask alone needs it).
 
     Raises:
         ValueError: an argument of the wrong shape, type or device; the message names it.
@@ -52,7 +53,7 @@ def blend_masks(
     nearest = reference.is_nearest(top_interp)
     dtype = torch.promote_types(bases.dtype, attention.dtype)
     bases, attention, boxes = bases.to(dtype), attention.to(dtype), boxes.detach()
-    if _uses_kernel(bases, attention):
+    if extension.serves(bases.device.type):
         return torch.ops.instseg_d2.blend_masks(
             bases, boxes, batch_index, attention, box_index, resolution, spatial_scale, nearest
         )
@@ -66,13 +67,6 @@ def blend_masks(
         spatial_scale=spatial_scale,
         top_interp=top_interp,
     )
-
-
-def _uses_kernel(bases: Tensor, attention: Tensor) -> bool:
-    if not extension.serves(bases.device.type):
-        return False
-    differentiated = torch.is_grad_enabled() and (bases.requires_grad or attention.requires_grad)
-    return not (bases.is_cuda and differentiated and torch.are_deterministic_algorithms_enabled())
 
 
 def _fake(bases, boxes, batch_index, attention, box_index, resolution, spatial_scale, nearest):

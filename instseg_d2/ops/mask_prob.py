@@ -47,7 +47,7 @@ def mask_prob(
     dtype = torch.promote_types(torch.promote_types(pixel_embeddings.dtype, proposal_embeddings.dtype), margins.dtype)
     arguments = (pixel_embeddings.to(dtype), proposal_embeddings.to(dtype), margins.to(dtype), windows, image_index)
     if extension.serves(pixel_embeddings.device.type):
-        return torch.ops.instseg_d2.mask_prob(*arguments)
+        return torch.ops.instseg_d2.mask_prob(*arguments)[0]
     return reference.mask_prob(*arguments)
 
 
@@ -75,23 +75,27 @@ def grown_windows(boxes: Tensor, padding: float, height: int, width: int) -> Ten
 
 
 def _fake(pixel_embeddings, proposal_embeddings, margins, windows, image_index):
+    objects = proposal_embeddings.shape[0]
     if windows is None:
         _, _, height, width = pixel_embeddings.shape
-        return pixel_embeddings.new_empty(proposal_embeddings.shape[0] * height * width)
-    return pixel_embeddings.new_empty(torch.library.get_ctx().new_dynamic_size())
+        return pixel_embeddings.new_empty(objects * height * width), image_index.new_empty(0)
+    cells = torch.library.get_ctx().new_dynamic_size()
+    return pixel_embeddings.new_empty(cells), image_index.new_empty(objects + 1)
 
 
-def _fake_backward(grad, pixel_embeddings, proposal_embeddings, margins, windows, image_index):
+def _fake_backward(grad, pixel_embeddings, proposal_embeddings, margins, windows, image_index, offsets, cells):
     arguments = (pixel_embeddings, proposal_embeddings, margins)
     return tuple(torch.empty_like(argument, memory_format=torch.contiguous_format) for argument in arguments)
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
+    values, offsets = output
+    ctx.cells = values.shape[0]
+    ctx.save_for_backward(*inputs, offsets)
 
 
-def _backward(ctx, grad):
-    return *torch.ops.instseg_d2._mask_prob_backward(grad, *ctx.saved_tensors), None, None
+def _backward(ctx, grad, _):
+    return *torch.ops.instseg_d2._mask_prob_backward(grad, *ctx.saved_tensors, ctx.cells), None, None
 
 
 def _refuse(ctx, *grads):

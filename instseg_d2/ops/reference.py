@@ -127,7 +127,11 @@ def _check_blend_masks(bases, boxes, batch_index, attention, box_index, resoluti
         f"attention should be (P, K, A, A) with the K = {bases.shape[1]} of bases",
         attention,
     )
-    check(attention.shape[2] <= 4096, "attention should be at most 4096 x 4096", attention)
+    check(
+        attention.shape[2] <= 4096 and math.prod(attention.shape[1:]) < 2**31,
+        "attention should be at most 4096 x 4096 and one mask below 2**31 values",
+        attention,
+    )
     if box_index is None:
         check(masks == count, f"without box_index, attention should have one entry per box ({count})", attention)
     else:

@@ -80,7 +80,6 @@ class Operator:
         schema: arguments -> positional arguments of the registered operator.
         backward_schema: (gradient, arguments) -> those of its backward.
         double_tolerance: of CUDA against the CPU in float64.
-        deterministic: CUDA gives the same gradients every time.
     """
 
     name: str
@@ -108,7 +107,6 @@ class Operator:
     tolerance: float = 2e-5
     mixed: Optional[str] = None
     double_tolerance: float = 1e-6
-    deterministic: bool = True
     options: tuple = ()
 
     @property

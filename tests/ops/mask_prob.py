@@ -8,6 +8,7 @@ import itertools
 
 import torch
 
+from instseg_d2.ops import window_offsets
 from tests.ops.harness import INT, Memory, Operator, crossed, named, product
 
 
@@ -53,6 +54,10 @@ def _no_objects(images, whole):
         return {**inputs, "windows": None} if whole else inputs
 
     return change
+
+
+def _offsets(windows):
+    return torch.zeros(0, **INT) if windows is None else window_offsets(windows)
 
 
 WHOLE = product(whole=[False, True])
@@ -123,7 +128,7 @@ MASK_PROB = Operator(
         ("image_index", torch.tensor([0, 1, 0, 0, 0, -1]), IndexError, "image_index.* -1, it should be"),
     ],
     schema=lambda x: tuple(x.values()),
-    backward_schema=lambda grad, x: (grad, *x.values()),
+    backward_schema=lambda grad, x: (grad, *x.values(), _offsets(x["windows"]), len(grad)),
     memory=[
         Memory(
             prepare="""

@@ -1,6 +1,7 @@
 """What mask_prob has beside the tests of every operator, and the windows that go with it."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -156,12 +157,21 @@ def test_integer_embeddings_are_refused(op):
 
 
 @compiled
-def test_backward_checks_the_length_of_its_gradient():
-    inputs = arguments()
-    with pytest.raises(ValueError, match="mask_prob: grad should have a value for each"):
-        torch.ops.instseg_d2._mask_prob_backward(torch.zeros(3), *inputs.values())
+@pytest.mark.parametrize("whole", [False, True])
+def test_backward_checks_what_the_forward_pass_gave(whole):
+    inputs = arguments(whole=whole)
+    values, offsets = torch.ops.instseg_d2.mask_prob(*inputs.values())
+    assert offsets.tolist() == ([] if whole else ops.window_offsets(inputs["windows"]).tolist())
+    backward = partial(torch.ops.instseg_d2._mask_prob_backward, values)
+    backward(*inputs.values(), offsets, len(values))
+    for grad in (torch.zeros(3), torch.zeros(len(values) + 1)):
+        with pytest.raises(ValueError, match="mask_prob: grad should have a value for each"):
+            torch.ops.instseg_d2._mask_prob_backward(grad, *inputs.values(), offsets, len(values))
     with pytest.raises(ValueError, match="mask_prob: grad should be"):
-        torch.ops.instseg_d2._mask_prob_backward(torch.zeros(3, 1), *inputs.values())
+        torch.ops.instseg_d2._mask_prob_backward(values[:, None], *inputs.values(), offsets, len(values))
+    for wrong in (offsets.new_zeros(6), offsets.int()):
+        with pytest.raises(ValueError, match="mask_prob: offsets should be"):
+            backward(*inputs.values(), wrong, len(values))
 
 
 def test_window_offsets():

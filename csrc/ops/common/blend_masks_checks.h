@@ -64,7 +64,8 @@ inline BlendSizes check_blend_masks(
   TORCH_CHECK_VALUE(
       resolution > 0 && resolution <= 4096, "blend_masks: resolution should be from 1 to 4096, got ", resolution);
   TORCH_CHECK_VALUE(
-      attention.size(2) <= 4096, "blend_masks: attention should be at most 4096 x 4096, got ", attention.sizes());
+      attention.size(2) <= 4096 && attention.size(1) * attention.size(2) * attention.size(2) <= limit,
+      "blend_masks: attention should be at most 4096 x 4096 and one mask below 2**31 values, got ", attention.sizes());
   return {
       bases.size(0),
       boxes.size(0),

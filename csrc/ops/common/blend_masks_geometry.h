@@ -15,7 +15,7 @@ namespace instseg_d2 {
 // value is 0 whatever the source holds. Inside neither weight is 0, as 0 * inf would be NaN: a sample in the centre
 // of a cell reads that cell twice, half each.
 template <typename T>
-struct Tap {
+struct alignas(16) Tap {
   int low;
   int high;
   T w_low;
@@ -23,6 +23,10 @@ struct Tap {
 
   INSTSEG_HOST_DEVICE bool outside() const {
     return w_low == T(0);
+  }
+  // What it weighs a cell with.
+  INSTSEG_HOST_DEVICE T weight(int cell) const {
+    return (cell == low ? w_low : T(0)) + (cell == high ? w_high : T(0));
   }
 };
 

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <limits>
 #include <optional>
 #include <vector>
@@ -84,18 +86,28 @@ inline std::vector<int64_t> checked_offsets(const int64_t* windows, const MaskPr
   return offsets;
 }
 
-inline void check_mask_prob_grad(const at::Tensor& grad, const at::Tensor& pixel_embeddings) {
+// `offsets` as the forward pass gave them: (M + 1,) with windows, else empty; P = `cells`.
+inline void check_mask_prob_grad(
+    const at::Tensor& grad, const at::Tensor& pixel_embeddings, const at::Tensor& offsets, int64_t length,
+    int64_t cells) {
   TORCH_CHECK_VALUE(
       grad.dim() == 1 && grad.scalar_type() == pixel_embeddings.scalar_type(),
       "mask_prob: grad should be (P,) in the type of pixel_embeddings, got ", grad.scalar_type(), " of shape ",
       grad.sizes());
   check_same_device("mask_prob", grad, "grad", pixel_embeddings, "pixel_embeddings");
-}
-
-inline void check_mask_prob_cells(const at::Tensor& grad, int64_t cells) {
   TORCH_CHECK_VALUE(
       grad.size(0) == cells, "mask_prob: grad should have a value for each of the P = ", cells, " cells, got ",
       grad.size(0));
+  check_same_device("mask_prob", offsets, "offsets", pixel_embeddings, "pixel_embeddings");
+  check_index("mask_prob", offsets, "offsets", length, "M + 1");
+}
+
+// The offsets as a tensor on the host; none without windows.
+inline at::Tensor offsets_tensor(const std::vector<int64_t>& offsets, bool windows) {
+  const int64_t length = windows ? static_cast<int64_t>(offsets.size()) : 0;
+  const at::Tensor result = at::empty({length}, at::kLong);
+  std::copy(offsets.begin(), offsets.begin() + length, result.data_ptr<int64_t>());
+  return result;
 }
 
 } // namespace instseg_d2

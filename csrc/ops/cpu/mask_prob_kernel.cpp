@@ -44,15 +44,18 @@ class MaskProb {
     }
   }
 
-  at::Tensor forward() const {
+  // The values, and where those of each window begin.
+  std::tuple<at::Tensor, at::Tensor> forward() const {
     const at::Tensor out = at::empty({offsets_.back()}, pixels_.options());
     AT_DISPATCH_FLOATING_TYPES(type_, "mask_prob", [&] { write<scalar_t>(out.data_ptr<scalar_t>()); });
-    return out;
+    return {out, offsets_tensor(offsets_, windows_.defined())};
   }
 
   // The gradients of pixels, proposals and margins.
   std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const at::Tensor& grad, int64_t margin_dims) const {
-    check_mask_prob_cells(grad, offsets_.back());
+    TORCH_CHECK_VALUE(
+        grad.size(0) == offsets_.back(), "mask_prob: grad should have a value for each of the P = ", offsets_.back(),
+        " cells, got ", grad.size(0));
     const at::Tensor upper = grad.to(type_).contiguous(), pixels_grad = at::zeros(pixels_.sizes(), pixels_.options());
     const at::Tensor proposals_grad = at::empty(proposals_.sizes(), proposals_.options());
     const at::Tensor margins_grad = at::empty(margins_.sizes(), margins_.options());
@@ -127,15 +130,15 @@ class MaskProb {
   const std::vector<int64_t> offsets_;
 };
 
-at::Tensor mask_prob_cpu(
+std::tuple<at::Tensor, at::Tensor> mask_prob_cpu(
     const at::Tensor& pixel_embeddings,
     const at::Tensor& proposal_embeddings,
     const at::Tensor& margins,
     const std::optional<at::Tensor>& windows,
     const at::Tensor& image_index) {
-  return MaskProb(pixel_embeddings, proposal_embeddings, margins, windows, image_index)
-      .forward()
-      .to(pixel_embeddings.scalar_type());
+  const auto [values, offsets] =
+      MaskProb(pixel_embeddings, proposal_embeddings, margins, windows, image_index).forward();
+  return {values.to(pixel_embeddings.scalar_type()), offsets};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> mask_prob_backward_cpu(
@@ -144,8 +147,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mask_prob_backward_cpu(
     const at::Tensor& proposal_embeddings,
     const at::Tensor& margins,
     const std::optional<at::Tensor>& windows,
-    const at::Tensor& image_index) {
-  check_mask_prob_grad(grad, pixel_embeddings);
+    const at::Tensor& image_index,
+    const at::Tensor& offsets,
+    int64_t cells) {
+  check_mask_prob_grad(grad, pixel_embeddings, offsets, windows.has_value() ? image_index.size(0) + 1 : 0, cells);
   const auto type = pixel_embeddings.scalar_type();
   const auto [pixels_grad, proposals_grad, margins_grad] =
       MaskProb(pixel_embeddings, proposal_embeddings, margins, windows, image_index).backward(grad, margins.size(1));

@@ -1,186 +1,87 @@
-// blend_masks on CUDA: one thread per output pixel, and
-// no intermediate in global memory. The backward pass computes the pixel again and spreads its gradients over
-// the cells it read with atomic additions, in float32 for the half types; their order is not fixed.
+// blend_masks on CUDA: the forward pass, and the host's side of both. Forward, a thread has a few pixels of a column,
+// and nothing lies in global memory but the arguments and the result.
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#include <c10/macros/Macros.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <limits>
 #include <tuple>
 
-#include "../common/blend_masks_checks.h"
-#include "../common/blend_masks_geometry.h"
+#include "blend_masks_backward.h"
+#include "blend_masks_pixels.h"
 
 namespace instseg_d2 {
 namespace {
 
-constexpr int kThreads = 256;
+// The gradient's scratch memory, in values: masks are processed in parts where all of them would need more.
+constexpr int64_t kMostScratch = int64_t{1} << 25;
 
-// Planes in any memory layout; strides in values, offsets in 64 bits.
-template <typename T>
-struct Stack {
-  T* data;
-  int64_t item, plane, row, column;
-
-  __device__ Stack at(int64_t index) const {
-    return {data + index * item, item, plane, row, column};
+// The tensor itself, or a copy where 32 bits do not hold the offsets within one of its items.
+at::Tensor fitting(const at::Tensor& tensor) {
+  int64_t last = 0;
+  for (int64_t dim = 1; dim < 4; ++dim) {
+    last += (tensor.size(dim) - 1) * tensor.stride(dim);
   }
-  __device__ T* cell(int k, int y, int x) const {
-    return data + k * plane + y * row + x * column;
-  }
-};
+  return last <= std::numeric_limits<int>::max() ? tensor : tensor.contiguous();
+}
 
 template <typename T>
 Stack<T> stack_of(const at::Tensor& tensor, T* data) {
-  return {data, tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
+  const auto stride = [&](int64_t dim) { return static_cast<int>(tensor.stride(dim)); };
+  return {data, tensor.stride(0), stride(1), stride(2), stride(3)};
 }
 
-// The inputs of a pixel; values are read as `scalar`, and computations use `T`.
-template <typename scalar, typename T>
-struct Arguments {
-  Stack<const scalar> bases, attention;
-  const T* boxes;
-  const int64_t* batch_index;
-  const int64_t* box_index; // null: mask p belongs to box p
-  T scale;
-  bool nearest;
-  BlendSizes sizes;
-};
-
-// A row tap and a column tap: four cells of a plane.
-template <typename T>
-struct Quad {
-  Tap<T> row, column;
-
-  template <typename scalar>
-  __device__ T read(const Stack<const scalar>& source, int k) const {
-    if (row.outside() || column.outside()) {
-      return T(0);
-    }
-    const T low = column.w_low * static_cast<T>(*source.cell(k, row.low, column.low)) +
-        column.w_high * static_cast<T>(*source.cell(k, row.low, column.high));
-    const T high = column.w_low * static_cast<T>(*source.cell(k, row.high, column.low)) +
-        column.w_high * static_cast<T>(*source.cell(k, row.high, column.high));
-    return row.w_low * low + row.w_high * high;
-  }
-
-  __device__ void spread(const Stack<T>& target, int k, T value) const {
-    add(target.cell(k, row.low, column.low), row.w_low * column.w_low, value);
-    add(target.cell(k, row.low, column.high), row.w_low * column.w_high, value);
-    add(target.cell(k, row.high, column.low), row.w_high * column.w_low, value);
-    add(target.cell(k, row.high, column.high), row.w_high * column.w_high, value);
-  }
-
- private:
-  __device__ static void add(T* to, T weight, T value) {
-    if (weight != T(0)) {
-      atomicAdd(to, weight * value);
-    }
-  }
-};
-
-// One output pixel: where it reads, and the softmax over its bases (the largest logit, the sum of the
-// exponentials below it, and the blended value).
-template <typename scalar, typename T>
-struct Pixel {
-  int64_t image;
-  Quad<T> crop, cell;
-  Stack<const scalar> bases, attention;
-  T top, sum, value;
-
-  __device__ Pixel(const Arguments<scalar, T>& a, int64_t mask, int y, int x) {
-    const int64_t box = a.box_index == nullptr ? mask : a.box_index[mask];
-    CUDA_KERNEL_ASSERT(box >= 0 && box < a.sizes.boxes && "blend_masks: box_index should be in [0, M)");
-    image = a.batch_index[box];
-    CUDA_KERNEL_ASSERT(image >= 0 && image < a.sizes.images && "blend_masks: batch_index should be in [0, N)");
-    const T* corners = a.boxes + 4 * box;
-    const int size = a.sizes.resolution;
-    crop.row = roi_tap(RoiAxis<T>(corners[1], corners[3], a.scale, size), y, a.sizes.height);
-    crop.column = roi_tap(RoiAxis<T>(corners[0], corners[2], a.scale, size), x, a.sizes.width);
-    cell.row = resize_tap<T>(a.sizes.attention, size, y, a.nearest);
-    cell.column = resize_tap<T>(a.sizes.attention, size, x, a.nearest);
-    bases = a.bases.at(image);
-    attention = a.attention.at(mask);
-    if (a.sizes.bases == 1) {
-      top = T(0), sum = T(1), value = crop.read(bases, 0);
-      return;
-    }
-    // The largest first: where an attention is -inf, the difference of two running maxima could be NaN.
-    top = cell.read(attention, 0);
-    for (int k = 1; k < a.sizes.bases; ++k) {
-      const T logit = cell.read(attention, k);
-      top = logit > top ? logit : top;
-    }
-    sum = value = T(0);
-    for (int k = 0; k < a.sizes.bases; ++k) {
-      const T weight = ::exp(cell.read(attention, k) - top);
-      sum += weight;
-      value += weight * crop.read(bases, k);
-    }
-    value /= sum;
-  }
-};
-
-template <typename scalar, typename T>
-__global__ void __launch_bounds__(kThreads) forward_kernel(const Arguments<scalar, T> a, scalar* out) {
-  const int size = a.sizes.resolution;
-  const int at = blockIdx.x * kThreads + threadIdx.x;
-  if (at >= size * size) {
-    return;
-  }
-  for (int64_t mask = blockIdx.y; mask < a.sizes.masks; mask += gridDim.y) {
-    const Pixel<scalar, T> pixel(a, mask, at / size, at % size);
-    out[mask * size * size + at] = static_cast<scalar>(pixel.value);
-  }
-}
-
-template <typename scalar, typename T>
-__global__ void __launch_bounds__(kThreads) backward_kernel(
-    const Arguments<scalar, T> a, const scalar* grad, const Stack<T> bases_grad, const Stack<T> attention_grad) {
-  const int size = a.sizes.resolution;
-  const int at = blockIdx.x * kThreads + threadIdx.x;
-  if (at >= size * size) {
-    return;
-  }
-  for (int64_t mask = blockIdx.y; mask < a.sizes.masks; mask += gridDim.y) {
-    const Pixel<scalar, T> pixel(a, mask, at / size, at % size);
-    const T upper = static_cast<T>(grad[mask * size * size + at]);
-    const Stack<T> to_bases = bases_grad.at(pixel.image), to_attention = attention_grad.at(mask);
-    for (int k = 0; k < a.sizes.bases; ++k) {
-      const T logit = a.sizes.bases > 1 ? pixel.cell.read(pixel.attention, k) : pixel.top;
-      const T share = upper * ::exp(logit - pixel.top) / pixel.sum;
-      pixel.crop.spread(to_bases, k, share);
-      if (a.sizes.bases > 1) {
-        pixel.cell.spread(to_attention, k, share * (pixel.crop.read(pixel.bases, k) - pixel.value));
+template <typename scalar, typename T, bool whole>
+__global__ void __launch_bounds__(kThreads, 3) forward_kernel(const Arguments<scalar, T> a, scalar* out) {
+  __shared__ Tap<T> taps[4 * kSide];
+  const int64_t size = a.sizes.resolution;
+  visit_pixels<whole>(a, 0, a.sizes.masks, taps, [&](const auto& pixels, int line, int y, int x) {
+    Blend<T> blends[kRows];
+    pixels.read(taps, line, [&](int r, int k, int planes, const auto& logits, const auto& crop) {
+      blends[r].add(logits, crop, planes, k == 0);
+    });
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (r < pixels.rows) {
+        out[(pixels.mask * size + y + r) * size + x] = static_cast<scalar>(blends[r].value / blends[r].sum);
       }
     }
-  }
+  });
 }
 
-dim3 grid_of(const BlendSizes& sizes) {
-  return dim3((sizes.resolution * sizes.resolution + kThreads - 1) / kThreads, std::min<int64_t>(sizes.masks, 65535));
+int blocks_of(int64_t items) {
+  return static_cast<int>(std::min<int64_t>(items, 65535));
+}
+
+// Blocks of kSide x kSide pixels, of `masks` masks.
+dim3 grid_of(int resolution, int64_t masks) {
+  const int tiles = tiles_of(resolution, kSide);
+  return dim3(tiles * tiles, blocks_of(masks));
 }
 
 // The tensors that `Arguments` points into, in the layout and type that it expects.
 struct Inputs {
-  at::Tensor boxes, batch_index, box_index;
+  at::Tensor bases, attention, boxes, batch_index, box_index;
 
   Inputs(
-      const at::Tensor& corners, const at::Tensor& images, const std::optional<at::Tensor>& index, at::ScalarType type)
-      : boxes(corners.to(type).contiguous()),
+      const at::Tensor& planes, const at::Tensor& logits, const at::Tensor& corners, const at::Tensor& images,
+      const std::optional<at::Tensor>& index)
+      : bases(fitting(planes)),
+        attention(fitting(logits)),
+        boxes(corners.to(at::toOpMathType(planes.scalar_type())).contiguous()),
         batch_index(images.contiguous()),
         box_index(index.has_value() ? index->contiguous() : at::Tensor()) {}
 
   template <typename scalar, typename T>
-  Arguments<scalar, T> arguments(
-      const at::Tensor& bases, const at::Tensor& attention, double scale, bool nearest, const BlendSizes& sizes) const {
+  Arguments<scalar, T> arguments(double scale, bool nearest, const BlendSizes& sizes) const {
     return {
         stack_of(bases, bases.const_data_ptr<scalar>()),
         stack_of(attention, attention.const_data_ptr<scalar>()),
@@ -208,15 +109,65 @@ at::Tensor blend_masks_cuda(
   if (out.numel() == 0) {
     return out;
   }
-  const Inputs inputs(boxes, batch_index, box_index, at::toOpMathType(bases.scalar_type()));
+  const Inputs inputs(bases, attention, boxes, batch_index, box_index);
   const auto stream = c10::cuda::getCurrentCUDAStream();
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, bases.scalar_type(), "blend_masks", [&] {
     using T = at::opmath_type<scalar_t>;
-    forward_kernel<scalar_t, T><<<grid_of(sizes), kThreads, 0, stream>>>(
-        inputs.arguments<scalar_t, T>(bases, attention, scale, nearest, sizes), out.data_ptr<scalar_t>());
+    const auto arguments = inputs.arguments<scalar_t, T>(scale, nearest, sizes);
+    const dim3 blocks = grid_of(resolution, sizes.masks);
+    if (sizes.bases % kBases == 0) {
+      forward_kernel<scalar_t, T, true><<<blocks, kThreads, 0, stream>>>(arguments, out.data_ptr<scalar_t>());
+    } else {
+      forward_kernel<scalar_t, T, false><<<blocks, kThreads, 0, stream>>>(arguments, out.data_ptr<scalar_t>());
+    }
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return out;
+}
+
+// The gradients of at least one mask; that of the bases is fully written, in the type of computation.
+template <typename scalar, typename T>
+void backward(
+    const Arguments<scalar, T>& a, const at::Tensor& grad, const at::Tensor& bases_grad,
+    const at::Tensor& attention_grad) {
+  const BlendSizes& sizes = a.sizes;
+  const int64_t size = sizes.resolution, values = sizes.bases * size * (2 * size + 1);
+  const int64_t part = std::clamp(kMostScratch / values, int64_t{1}, sizes.masks);
+  const auto options = bases_grad.options();
+  const at::Tensor scratch = at::empty({part * values}, options);
+  const auto bytes = options.dtype(at::kByte);
+  const at::Tensor boxes = at::empty({sizes.boxes * static_cast<int64_t>(sizeof(Box<T>))}, bytes);
+  const at::Tensor taps = at::empty({(2 * sizes.boxes + 1) * size * static_cast<int64_t>(sizeof(Tap<T>))}, bytes);
+  const Plan<T> plan = {
+      static_cast<Box<T>*>(boxes.data_ptr()), static_cast<Tap<T>*>(taps.data_ptr()), sizes.boxes, sizes.resolution};
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  plan_kernel<scalar, T><<<blocks_of((2 * sizes.boxes + 1) * size / kThreads + 1), kThreads, 0, stream>>>(a, plan);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  const int tiles_x = tiles_of(sizes.width, kTileColumns);
+  const dim3 tiles(tiles_x * tiles_of(sizes.height, kTileRows), blocks_of(sizes.images * tiles_of(sizes.bases, kBases)));
+  T* const crops = scratch.data_ptr<T>();
+  for (int64_t begin = 0; begin < sizes.masks; begin += part) {
+    const int64_t end = std::min(begin + part, sizes.masks), count = end - begin;
+    const Scratch<T> shares = {crops, crops + part * sizes.bases * size * (size + 1), begin, end};
+    const dim3 blocks = grid_of(sizes.resolution, count);
+    if (sizes.bases % kBases == 0) {
+      shares_kernel<scalar, T, true><<<blocks, kThreads, 0, stream>>>(a, grad.const_data_ptr<scalar>(), shares);
+    } else {
+      shares_kernel<scalar, T, false><<<blocks, kThreads, 0, stream>>>(a, grad.const_data_ptr<scalar>(), shares);
+    }
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    if (sizes.bases > 1) {
+      const int64_t cells = count * sizes.bases * sizes.attention * sizes.attention;
+      attention_kernel<scalar, T><<<blocks_of(cells / kThreads + 1), kThreads, 0, stream>>>(
+          a, plan, shares, stack_of(attention_grad, attention_grad.data_ptr<scalar>()));
+      C10_CUDA_KERNEL_LAUNCH_CHECK();
+    }
+    dense_kernel<scalar, T><<<blocks_of(count), kThreads, 0, stream>>>(a, plan, shares);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    bases_kernel<scalar, T><<<tiles, kThreads, 0, stream>>>(
+        a, plan, shares, tiles_x, stack_of(bases_grad, bases_grad.data_ptr<T>()));
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
 }
 
 std::tuple<at::Tensor, at::Tensor> blend_masks_backward_cuda(
@@ -231,22 +182,21 @@ std::tuple<at::Tensor, at::Tensor> blend_masks_backward_cuda(
   check_blend_masks_grad(grad, bases, attention);
   const BlendSizes sizes = check_blend_masks(bases, boxes, batch_index, attention, box_index, grad.size(1));
   const c10::cuda::CUDAGuard guard(bases.device());
-  const auto type = at::toOpMathType(bases.scalar_type());
-  const at::Tensor bases_grad = at::zeros_like(bases, type), attention_grad = at::zeros_like(attention, type);
-  if (grad.numel() > 0) {
-    const at::Tensor upper = grad.contiguous();
-    const Inputs inputs(boxes, batch_index, box_index, type);
-    const auto stream = c10::cuda::getCurrentCUDAStream();
-    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, bases.scalar_type(), "blend_masks_backward", [&] {
-      using T = at::opmath_type<scalar_t>;
-      backward_kernel<scalar_t, T><<<grid_of(sizes), kThreads, 0, stream>>>(
-          inputs.arguments<scalar_t, T>(bases, attention, scale, nearest, sizes),
-          upper.const_data_ptr<scalar_t>(), stack_of(bases_grad, bases_grad.data_ptr<T>()),
-          stack_of(attention_grad, attention_grad.data_ptr<T>()));
-      C10_CUDA_KERNEL_LAUNCH_CHECK();
-    });
+  if (grad.numel() == 0) {
+    return {at::zeros_like(bases), at::zeros_like(attention)};
   }
-  return {bases_grad.to(bases.scalar_type()), attention_grad.to(attention.scalar_type())};
+  const auto type = at::toOpMathType(bases.scalar_type());
+  const at::Tensor bases_grad = at::empty_like(bases, type);
+  // Without a choice among bases the attention has no gradient.
+  const at::Tensor attention_grad = sizes.bases > 1 ? at::empty_like(attention) : at::zeros_like(attention);
+  const at::Tensor upper = grad.contiguous();
+  const Inputs inputs(bases, attention, boxes, batch_index, box_index);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, bases.scalar_type(), "blend_masks_backward", [&] {
+    using T = at::opmath_type<scalar_t>;
+    backward(
+        inputs.arguments<scalar_t, T>(scale, nearest, sizes), upper, bases_grad, attention_grad);
+  });
+  return {bases_grad.to(bases.scalar_type()), attention_grad};
 }
 
 } // namespace

@@ -1,6 +1,6 @@
 // The kernels of mask_prob. Backward without atomic additions, so that every sum has a fixed order: the gradient of
-// the pixels is gathered per pixel over the windows that hold it (a block of pixels tests the windows together),
-// that of a proposal and its margin summed by a block over the cells of its window.
+// the pixels is gathered per pixel over the windows that hold it, that of a proposal and its margin summed by a block
+// over the cells of its window.
 #pragma once
 
 #include <c10/macros/Macros.h>
@@ -9,140 +9,190 @@
 
 #include "../common/mask_prob_checks.h"
 #include "../common/mask_prob_geometry.h"
+#include "tile.h"
 
 namespace instseg_d2 {
 namespace {
 
-constexpr int kThreads = 256; // of a block; its pixels, in the gradient of the pixels, are 32 x 8
+constexpr int kCells = 4; // of a window that a thread has at once
 constexpr int kDims = 8; // dimensions of a pixel that a thread sums at once
 
-// Contiguous arguments; values are read as `scalar` and computed with as `T`.
+// The window of an object in 32 bits, and the place of its first cell in the packed values.
+struct Area {
+  int x1, y1, x2, y2;
+  int64_t begin;
+
+  __device__ unsigned width() const {
+    return x2 - x1;
+  }
+  __device__ unsigned cells() const {
+    return static_cast<unsigned>(x2 - x1) * static_cast<unsigned>(y2 - y1);
+  }
+};
+
+// Values are read as `scalar` and computed with as `T`.
 template <typename scalar, typename T>
 struct Arguments {
-  const scalar* pixels;
-  const T* proposals;
-  const T* margins; // for every dimension
+  const scalar *pixels, *proposals, *margins; // contiguous
+  int margin_step; // from dimension to dimension: 0 where an object has one margin
   const int64_t* windows; // null: the whole map
   const int64_t* image_index;
-  const int64_t* offsets; // M + 1
+  const int64_t* offsets; // M + 1; null without windows
   MaskProbSizes sizes;
 
-  __device__ Window window(int64_t m) const {
-    return window_of(windows, m, sizes.height, sizes.width);
+  __device__ Area area(int64_t m) const {
+    const Window window = window_of(windows, m, sizes.height, sizes.width);
+    return {
+        static_cast<int>(window.x1), static_cast<int>(window.y1), static_cast<int>(window.x2),
+        static_cast<int>(window.y2), offsets == nullptr ? m * sizes.height * sizes.width : offsets[m]};
   }
   __device__ int64_t image(int64_t m) const {
     const int64_t n = image_index[m];
     CUDA_KERNEL_ASSERT(n >= 0 && n < sizes.images && "mask_prob: image_index should be in [0, N)");
     return n;
   }
-  // The value of image n, dimension d at (y, x).
-  __device__ int64_t at(int64_t n, int64_t d, int64_t y, int64_t x) const {
-    return ((n * sizes.dims + d) * sizes.height + y) * sizes.width + x;
+  // Of dimension 0; that of dimension d is at d, or d * margin_step.
+  __device__ const scalar* proposal(int64_t m) const {
+    return proposals + m * sizes.dims;
+  }
+  __device__ const scalar* margin(int64_t m) const {
+    return margins + (margin_step == 0 ? m : m * sizes.dims);
+  }
+  // Dimension d of image n.
+  __device__ int64_t plane(int64_t n, int64_t d) const {
+    return (n * sizes.dims + d) * sizes.height * sizes.width;
   }
 };
 
+// Block (some cells of a window, object).
 template <typename scalar, typename T>
-__global__ void __launch_bounds__(kThreads) forward_kernel(const Arguments<scalar, T> a, int64_t cells, scalar* out) {
-  const int64_t cell = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (cell >= cells) {
-    return;
-  }
-  int64_t m = 0; // the last object that begins at or before this cell
-  for (int64_t end = a.sizes.objects; end - m > 1;) {
-    const int64_t middle = m + (end - m) / 2;
-    (a.offsets[middle] <= cell ? m : end) = middle;
-  }
-  const Window window = a.window(m);
-  const int64_t inside = cell - a.offsets[m], width = window.width(), plane = a.sizes.height * a.sizes.width;
-  const scalar* pixel = a.pixels + a.at(a.image(m), 0, window.y1 + inside / width, window.x1 + inside % width);
-  T sum = T(0);
-  for (int64_t d = 0; d < a.sizes.dims;) {
-    T part = T(0);
-    for (const int64_t end = min(d + kDimsSummed, a.sizes.dims); d < end; ++d, pixel += plane) {
-      const T difference = static_cast<T>(*pixel) - a.proposals[m * a.sizes.dims + d];
-      part += a.margins[m * a.sizes.dims + d] * difference * difference;
+__global__ void __launch_bounds__(kThreads) forward_kernel(const Arguments<scalar, T> a, scalar* out) {
+  const int dims = static_cast<int>(a.sizes.dims), map_width = static_cast<int>(a.sizes.width);
+  const int64_t plane_size = a.sizes.height * a.sizes.width;
+  const unsigned step = gridDim.x * kThreads * kCells;
+  for (int64_t m = blockIdx.y; m < a.sizes.objects; m += gridDim.y) {
+    const Area area = a.area(m);
+    const unsigned cells = area.cells();
+    const scalar *planes = a.pixels + a.plane(a.image(m), 0), *proposals = a.proposal(m), *margins = a.margin(m);
+    for (unsigned first = blockIdx.x * kThreads * kCells + threadIdx.x; first < cells; first += step) {
+      int at[kCells];
+      T sums[kCells] = {};
+      for (int c = 0; c < kCells; ++c) {
+        const unsigned cell = ::min(first + c * kThreads, cells - 1); // read once more rather than asked for
+        at[c] = (area.y1 + static_cast<int>(cell / area.width())) * map_width + area.x1 +
+            static_cast<int>(cell % area.width());
+      }
+      const scalar* plane = planes;
+      for (int d = 0; d < dims;) {
+        T parts[kCells] = {}; // of a few dimensions: shorter sums have smaller errors
+        for (const int end = ::min(d + kDimsSummed, dims); d < end; ++d, plane += plane_size) {
+          const T proposal = static_cast<T>(proposals[d]), margin = static_cast<T>(margins[d * a.margin_step]);
+          for (int c = 0; c < kCells; ++c) {
+            const T difference = static_cast<T>(plane[at[c]]) - proposal;
+            parts[c] += margin * difference * difference;
+          }
+        }
+        for (int c = 0; c < kCells; ++c) {
+          sums[c] -= parts[c];
+        }
+      }
+      for (int c = 0; c < kCells; ++c) {
+        if (first + c * kThreads < cells) {
+          out[area.begin + first + c * kThreads] = static_cast<scalar>(sums[c]);
+        }
+      }
     }
-    sum -= part;
   }
-  out[cell] = static_cast<scalar>(sum);
 }
 
-// Block (tile of pixels, image, kDims dimensions).
+// Block (tile of pixels, image, kDims dimensions). A warp has one row of pixels: it skips windows of other rows.
 template <typename scalar, typename T>
 __global__ void __launch_bounds__(kThreads) pixels_kernel(
     const Arguments<scalar, T> a, int tiles_x, const scalar* grad, T* pixels_grad) {
-  __shared__ unsigned meets[kThreads / 32]; // a bit for each window that meets the tile
-  const int64_t left = static_cast<int64_t>(blockIdx.x) % tiles_x * 32;
-  const int64_t top = static_cast<int64_t>(blockIdx.x) / tiles_x * (kThreads / 32);
-  const int64_t x = left + threadIdx.x % 32, y = top + threadIdx.x / 32;
-  const bool in_map = y < a.sizes.height && x < a.sizes.width;
-  const int64_t first = static_cast<int64_t>(blockIdx.z) * kDims;
+  __shared__ unsigned words[kWarps];
+  __shared__ Area areas[kThreads];
+  const Tile tile(blockIdx.x, tiles_x);
+  const int y = tile.y(), x = tile.x(), height = static_cast<int>(a.sizes.height), width = static_cast<int>(a.sizes.width);
+  const bool in_map = y < height && x < width;
+  const int64_t first = static_cast<int64_t>(blockIdx.z) * kDims, pixel_at = static_cast<int64_t>(y) * width + x;
   const int dims = a.sizes.dims - first < kDims ? static_cast<int>(a.sizes.dims - first) : kDims;
   for (int64_t n = blockIdx.y; n < a.sizes.images; n += gridDim.y) {
     T sums[kDims] = {}, pixel[kDims] = {};
     for (int d = 0; d < kDims; ++d) { // arrays indexed by constants stay in registers
       if (d < dims && in_map) {
-        pixel[d] = static_cast<T>(a.pixels[a.at(n, first + d, y, x)]);
+        pixel[d] = static_cast<T>(a.pixels[a.plane(n, first + d) + pixel_at]);
       }
     }
-    for (int64_t start = 0; start < a.sizes.objects; start += kThreads) {
-      const int64_t mine = start + threadIdx.x;
-      bool met = false;
-      if (mine < a.sizes.objects && a.image_index[mine] == n) {
-        const Window window = a.window(mine);
-        met = window.x1 < left + 32 && left < window.x2 && window.y1 < top + kThreads / 32 && top < window.y2;
-      }
-      const unsigned warp = __ballot_sync(0xffffffffu, met);
-      __syncthreads(); // nobody reads the bits before these any more
-      if (threadIdx.x % 32 == 0) {
-        meets[threadIdx.x / 32] = warp;
-      }
-      __syncthreads();
-      for (int word = 0; word < kThreads / 32 && in_map; ++word) {
-        for (unsigned bits = meets[word]; bits != 0; bits &= bits - 1) {
-          const int64_t m = start + 32 * word + __ffs(static_cast<int>(bits)) - 1;
-          const Window window = a.window(m);
-          if (!window.holds(y, x)) {
-            continue;
+    visit_items(
+        a.sizes.objects, words,
+        [&](int64_t m) {
+          if (a.image_index[m] != n) {
+            return false;
           }
-          const T upper = static_cast<T>(grad[a.offsets[m] + (y - window.y1) * window.width() + x - window.x1]);
-          const int64_t own = m * a.sizes.dims + first;
-          for (int d = 0; d < kDims; ++d) {
-            if (d < dims) {
-              sums[d] -= 2 * upper * a.margins[own + d] * (pixel[d] - a.proposals[own + d]);
+          const Area area = a.area(m);
+          return tile.meets(area.y1, area.y2, area.x1, area.x2);
+        },
+        [&](int slot, int64_t m) { areas[slot] = a.area(m); },
+        [&](int64_t start, int word, unsigned bits) {
+          for (; bits != 0; bits &= bits - 1) {
+            const int slot = 32 * word + __ffs(static_cast<int>(bits)) - 1;
+            const Area area = areas[slot];
+            if (y < area.y1 || y >= area.y2 || x < area.x1 || x >= area.x2) {
+              continue;
+            }
+            const unsigned cell = static_cast<unsigned>(y - area.y1) * area.width() + (x - area.x1);
+            const T upper = static_cast<T>(grad[area.begin + cell]);
+            const scalar* proposal = a.proposal(start + slot) + first;
+            const scalar* margin = a.margin(start + slot) + first * a.margin_step;
+            for (int d = 0; d < kDims; ++d) {
+              if (d < dims) {
+                sums[d] += upper * static_cast<T>(margin[d * a.margin_step]) * (pixel[d] - static_cast<T>(proposal[d]));
+              }
             }
           }
-        }
-      }
-    }
+        });
     for (int d = 0; d < kDims; ++d) {
       if (d < dims && in_map) {
-        pixels_grad[a.at(n, first + d, y, x)] = sums[d];
+        pixels_grad[a.plane(n, first + d) + pixel_at] = T(-2) * sums[d];
       }
     }
   }
 }
 
-// Block (object, dimension). The gradient of the margin for every dimension.
+// Block (object, dimension). The gradient of the margin for every dimension. A thread adds a few cells in `T`, and
+// these in float64: an object may have all cells of a map.
 template <typename scalar, typename T>
 __global__ void __launch_bounds__(kThreads)
     objects_kernel(
         const Arguments<scalar, T> a, int64_t cells, const scalar* grad, T* proposals_grad, T* margins_grad) {
-  __shared__ T firsts[kThreads], seconds[kThreads];
+  __shared__ double firsts[kThreads], seconds[kThreads];
   const int64_t own = blockIdx.x, m = own / a.sizes.dims, d = own % a.sizes.dims;
-  const Window window = a.window(m);
+  const Area area = a.area(m);
   CUDA_KERNEL_ASSERT(
-      window.inside(a.sizes.height, a.sizes.width) && a.offsets[m] + window.area() <= cells &&
-      "mask_prob: windows should be those of the forward pass");
-  const int64_t width = window.width(), image = a.image(m);
-  const T proposal = a.proposals[own];
-  T first = T(0), second = T(0);
-  for (int64_t cell = threadIdx.x; cell < window.area(); cell += kThreads) {
-    const int64_t at = a.at(image, d, window.y1 + cell / width, window.x1 + cell % width);
-    const T difference = static_cast<T>(a.pixels[at]) - proposal;
-    const T share = static_cast<T>(grad[a.offsets[m] + cell]) * difference;
-    first += share;
-    second += share * difference;
+      window_of(a.windows, m, a.sizes.height, a.sizes.width).inside(a.sizes.height, a.sizes.width) &&
+      area.begin >= 0 && area.begin + area.cells() <= cells && "mask_prob: windows should be those of the forward pass");
+  const int map_width = static_cast<int>(a.sizes.width);
+  const scalar* plane = a.pixels + a.plane(a.image(m), d);
+  const scalar* upper = grad + area.begin;
+  const T proposal = static_cast<T>(a.proposal(m)[d]);
+  const unsigned width = ::max(area.width(), 1u), down = kThreads / width, along = kThreads % width;
+  unsigned x = threadIdx.x % width, y = threadIdx.x / width;
+  double first = 0, second = 0;
+  for (unsigned cell = threadIdx.x; cell < area.cells();) {
+    T part = T(0), other = T(0);
+    for (int c = 0; c < kCells; ++c, cell += kThreads) {
+      if (cell < area.cells()) {
+        const int at = (area.y1 + static_cast<int>(y)) * map_width + area.x1 + static_cast<int>(x);
+        const T difference = static_cast<T>(plane[at]) - proposal, share = static_cast<T>(upper[cell]) * difference;
+        part += share;
+        other += share * difference;
+        x += along; // to the cell kThreads further
+        y += down + (x >= width);
+        x -= x >= width ? width : 0;
+      }
+    }
+    first += part;
+    second += other;
   }
   firsts[threadIdx.x] = first;
   seconds[threadIdx.x] = second;
@@ -155,8 +205,8 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (threadIdx.x == 0) {
     // Without cells the margin is not read: it may be NaN.
-    proposals_grad[own] = window.area() > 0 ? 2 * a.margins[own] * firsts[0] : T(0);
-    margins_grad[own] = -seconds[0];
+    proposals_grad[own] = area.cells() > 0 ? static_cast<T>(2 * static_cast<T>(a.margin(m)[d * a.margin_step]) * firsts[0]) : T(0);
+    margins_grad[own] = static_cast<T>(-seconds[0]);
   }
 }
 
