@@ -174,7 +174,7 @@ SEAMS = {  # where detections come from before `explain` draws them
 
 
 def test_explain(predictor, monkeypatch):
-    """The best detection is no number: pictures of the next ones. All are none: no error."""
+    """The best detection is not a number: the next ones are drawn. None is a number: no error."""
     if type(predictor.model).__name__ not in SEAMS:
         pytest.skip("has no pictures")
     owner, name = SEAMS[type(predictor.model).__name__](predictor.model)

@@ -28,7 +28,7 @@ class _DType:
 
     def __setstate__(self, state):
         if state[1] not in ("<", ">", "=", "|") or state[2:5] != (None, None, None):
-            raise pickle.UnpicklingError("it refers to a dtype that is no plain number")
+            raise pickle.UnpicklingError("it refers to a dtype that is not a plain number")
         self.dtype = self.dtype.newbyteorder(state[1])
 
 

@@ -1,5 +1,5 @@
 """
-A location, window, query or slot whose prediction is no number costs the network no other detection.
+A location, window, query or slot whose prediction is not a number costs the network no other detection.
 
 The oracle: the same network where its class score is as low as can be.
 """
