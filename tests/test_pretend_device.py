@@ -15,6 +15,7 @@ from instseg_d2.engine import Trainer
 from instseg_d2.inference import Predictor
 from instseg_d2.inference.optimize import optimize_for_inference
 from instseg_d2.ops import extension
+from projects.benchmarks.stages import plain_model, plain_module
 from tests.modeling.blendmask.test_panoptic import confident, panoptic_batch, panoptic_model
 from tests.modeling.test_image_mask_head import ASSEMBLE, BLEND, CODES, EMBED, FCOS
 from tests.modeling.test_proposal_free import ISTR, NO_PROPOSALS, PLAIN_RESNET, SPARSE
@@ -108,6 +109,18 @@ def test_method(name):
     assert len(in_step.uploads) == 6
     assert all("detectron2/structures/instances.py" in x for x in in_step.uploads), "\n".join(in_step.uploads)
     assert all("torchvision/ops/boxes.py" in x for x in in_image.uploads), "\n".join(in_image.uploads)
+
+
+@pytest.mark.parametrize("name", READS)
+def test_twin_of_the_benchmark(name):
+    model, batch = tiny_model(name, finding=True), random_batch([1], 64, 96)
+    with PretendDevice():
+        twin = plain_model(model.to("pretend").eval())
+        assert isinstance(twin.detect(batch)[0]["instances"].scores, PretendTensor)
+        losses = getattr(plain_module(model), "plain_losses", None)
+        if losses is not None:
+            images = model.train().preprocess(batch)
+            assert isinstance(sum(losses(model, images, model.gt_instances(batch)).values()), PretendTensor)
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -37,6 +37,35 @@ def test_a_step_that_fails_is_named(tmp_path):
     assert "| dry run | failed, see " in (tmp_path / "gpu.md").read_text()
 
 
+PRETENDER = """#!/usr/bin/env bash
+case "$*" in
+"-m pytest "*) echo "2 failed" && exit 3 ;;
+*" stages") echo "| half a table |" >>"$4" && exit 1 ;;
+"-m projects.benchmarks.gpu "*) echo "## ${@: -1}" >>"$4" ;;
+esac
+"""
+
+
+def test_all_steps(tmp_path):
+    """With a program in the place of Python that finds a GPU, but fails in two steps."""
+    program = tmp_path / "pretender"
+    program.write_text(PRETENDER)
+    program.chmod(0o755)
+    done = run(tmp_path / "out", INSTSEG_NO_INSTALL="1", PYTHON=str(program))
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].endswith("steps that failed: 2")
+    report = (tmp_path / "out" / "gpu.md").read_text()
+    first, steps = report.split("## Steps")
+    assert first == "## machine\n## operators\n| half a table |\n## training\n## learning\n## exported\n## compiled\n"
+    outcomes = {line.split(" | ")[0][2:]: line.split(" | ")[1] for line in steps.splitlines()[4:]}
+    assert outcomes.pop("CUDA tests").startswith("failed, see ")
+    assert outcomes.pop("stages of inference").startswith("failed, see ")
+    outcomes.pop("compute-sanitizer")
+    assert set(outcomes.values()) == {"done"}
+    assert len(outcomes) == 6
+    assert "2 failed" in (tmp_path / "out" / "logs" / "CUDA_tests.log").read_text()
+
+
 def test_a_machine_without_a_gpu(tmp_path):
     done = run(tmp_path, INSTSEG_NO_INSTALL="1", PYTHON="false")
     assert (done.returncode, done.stderr) == (1, "false finds no GPU; --dry-run tries this script on a CPU.\n")

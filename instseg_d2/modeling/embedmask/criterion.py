@@ -170,21 +170,18 @@ class MaskCriterion:
         windows = training_windows(truth.boxes[objects], self.stride, self.box_padding, (height, width))
         log_probabilities = ops.mask_prob(pixels, embeddings, margins, windows, truth.images[objects])
         targets = truth.cells(self.stride)[objects]
-        if windows is None:
-            counts = torch.full_like(objects, height * width)
-            cells = [height * width] * len(objects)
-        else:
-            counts = window_sides(windows).prod(1)
-            cells = counts.tolist()
-        losses, start = [], 0
-        for first, last in split_objects(cells, CHUNK_CELLS_ON_GPU if pixels.is_cuda else CHUNK_CELLS):
-            stop = start + sum(cells[first:last])
+        counts = torch.full_like(objects, height * width) if windows is None else window_sides(windows).prod(1)
+        total, most = len(log_probabilities), CHUNK_CELLS_ON_GPU if pixels.is_cuda else CHUNK_CELLS
+        parts = [(0, len(objects), total)]  # first and last object, number of cells
+        if total > most:  # only then the host needs the counts
+            cells = [height * width] * len(objects) if windows is None else counts.tolist()
+            parts = [(first, last, sum(cells[first:last])) for first, last in split_objects(cells, most)]
+        losses = []
+        for (first, last, size), values in zip(parts, log_probabilities.split([size for *_, size in parts])):
             if windows is None:
                 labels = targets[first:last].flatten()
             else:
-                window, _, y, x = window_cells(windows[first:last], 0, stop - start)
+                window, _, y, x = window_cells(windows[first:last], 0, size)
                 labels = targets[first + window, y, x]
-            values = log_probabilities[start:stop]
             losses.append(_ObjectLosses.apply(values, labels, counts[first:last], self.min_probability))
-            start = stop
         return torch.cat(losses)

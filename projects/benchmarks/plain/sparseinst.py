@@ -102,7 +102,7 @@ def plain_losses(model: SparseInst, images: ImageList, gt_instances) -> dict:
     size, canvas = masks.shape[-2:], images.tensor.shape[-2:]
     targets = []
     for x in gt_instances:
-        padded = torch.zeros(len(x), *canvas)
+        padded = torch.zeros(len(x), *canvas, device=masks.device)
         padded[:, : x.image_size[0], : x.image_size[1]] = x.gt_masks.tensor
         targets.append(_resize(padded[None], size)[0])
     counts = [len(x) for x in gt_instances]
@@ -114,13 +114,14 @@ def plain_losses(model: SparseInst, images: ImageList, gt_instances) -> dict:
         dice = overlap / ((probabilities**2).sum(1)[:, None] + (target**2).sum(1) + 1e-4)
         score = classes.flatten(0, 1).sigmoid()[:, labels] ** criterion.beta * dice**criterion.alpha
         score = score.view(batch, slots, -1)
+    score = score.cpu().numpy()
     first, rows, columns = 0, [], []
     for image, count in enumerate(counts):
-        row, column = linear_sum_assignment(score[image, :, first : first + count].numpy(), maximize=True)
+        row, column = linear_sum_assignment(score[image, :, first : first + count], maximize=True)
         rows.append(torch.as_tensor(row) + image * slots)
         columns.append(torch.as_tensor(column) + first)
         first += count
-    rows, columns = torch.cat(rows), torch.cat(columns)
+    rows, columns = torch.cat(rows).to(masks.device), torch.cat(columns).to(masks.device)
     count = max(sum(counts), 1)
     onehot = torch.zeros_like(classes).flatten(0, 1)
     onehot[rows, labels[columns]] = 1
