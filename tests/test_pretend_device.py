@@ -32,10 +32,7 @@ READS = {
     "ISTR": (1, 2),
     "SparseInst": (1, 2),
 }
-VARIANTS = {
-    "EmbedMask-v1": ("EmbedMask", "MODEL.EMBED_MASK.VERSION", "v1"),
-    "ISTR-DCT": ("ISTR", "MODEL.ISTR.MASK_ENCODING_METHOD", "DCT"),
-}
+VARIANTS = {"EmbedMask-v1": ("EmbedMask", "MODEL.EMBED_MASK.VERSION", "v1")}
 HEADS = {
     "BlendMaskHead": BLEND,
     "EmbedMaskHead": EMBED,
@@ -131,9 +128,8 @@ def test_head_in_detectron2s_detector(name):
         with torch.enable_grad():
             losses, grads = training_step(model)
         assert all(x.isfinite().all() for x in (*losses.values(), *grads.values()))
-        for form in (model.eval(), optimize_for_inference(model)):
-            found = form(small_batch())[0]["instances"]
-            assert isinstance(found.pred_masks, PretendTensor)
+        found = model.eval()(small_batch())[0]["instances"]
+    assert isinstance(found.pred_masks, PretendTensor)
 
 
 def test_panoptic():
@@ -196,8 +192,9 @@ def test_a_checkpoint_of_a_gpu(tmp_path, monkeypatch):
     path, model = str(tmp_path / "model.pth"), tiny_model("SparseInst")
     torch.save({"model": model.state_dict()}, path)
     monkeypatch.undo()
-    with pytest.raises(RuntimeError, match="CUDA"):
-        torch.load(path)
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(path)
     other = copy.deepcopy(model)
     for parameter in other.parameters():
         torch.nn.init.zeros_(parameter)

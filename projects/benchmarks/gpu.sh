@@ -63,7 +63,7 @@ else
 		exit 1
 	fi
 	measure machine 60 machine
-	step "CUDA tests" 120 "$python" -m pytest -k "cuda or gpu" tests
+	step "CUDA tests" 120 "$python" -m pytest -k "(cuda or gpu) and not test_gpu" tests
 	measure operators 60 operators
 	measure "stages of inference" 120 stages
 	measure "training step" 90 training
