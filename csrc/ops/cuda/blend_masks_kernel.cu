@@ -131,7 +131,7 @@ void backward(
     const Arguments<scalar, T>& a, const at::Tensor& grad, const at::Tensor& bases_grad,
     const at::Tensor& attention_grad) {
   const BlendSizes& sizes = a.sizes;
-  const int64_t size = sizes.resolution, values = sizes.bases * size * (2 * size + 1);
+  const int64_t size = sizes.resolution, values = 2 * sizes.bases * size * (size + 1);
   const int64_t part = std::clamp(kMostScratch / values, int64_t{1}, sizes.masks);
   const auto options = bases_grad.options();
   const at::Tensor scratch = at::empty({part * values}, options);
@@ -148,7 +148,7 @@ void backward(
   T* const crops = scratch.data_ptr<T>();
   for (int64_t begin = 0; begin < sizes.masks; begin += part) {
     const int64_t end = std::min(begin + part, sizes.masks), count = end - begin;
-    const Scratch<T> shares = {crops, crops + part * sizes.bases * size * (size + 1), begin, end};
+    const Scratch<T> shares = {crops, crops + part * values / 2, begin, end};
     const dim3 blocks = grid_of(sizes.resolution, count);
     if (sizes.bases % kBases == 0) {
       shares_kernel<scalar, T, true><<<blocks, kThreads, 0, stream>>>(a, grad.const_data_ptr<scalar>(), shares);
@@ -156,14 +156,14 @@ void backward(
       shares_kernel<scalar, T, false><<<blocks, kThreads, 0, stream>>>(a, grad.const_data_ptr<scalar>(), shares);
     }
     C10_CUDA_KERNEL_LAUNCH_CHECK();
+    dense_kernel<scalar, T><<<dim3(blocks_of(count), sizes.bases > 1 ? 2 : 1), kThreads, 0, stream>>>(a, plan, shares);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
     if (sizes.bases > 1) {
       const int64_t cells = count * sizes.bases * sizes.attention * sizes.attention;
       attention_kernel<scalar, T><<<blocks_of(cells / kThreads + 1), kThreads, 0, stream>>>(
           a, plan, shares, stack_of(attention_grad, attention_grad.data_ptr<scalar>()));
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     }
-    dense_kernel<scalar, T><<<blocks_of(count), kThreads, 0, stream>>>(a, plan, shares);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
     bases_kernel<scalar, T><<<tiles, kThreads, 0, stream>>>(
         a, plan, shares, tiles_x, stack_of(bases_grad, bases_grad.data_ptr<T>()));
     C10_CUDA_KERNEL_LAUNCH_CHECK();

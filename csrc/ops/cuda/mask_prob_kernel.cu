@@ -41,7 +41,7 @@ struct Inputs {
         pixels.const_data_ptr<scalar>(),
         proposals.const_data_ptr<scalar>(),
         margins.const_data_ptr<scalar>(),
-        margins.size(1) < sizes.dims ? 0 : 1,
+        margins.size(1) < sizes.dims,
         windows.defined() ? windows.const_data_ptr<int64_t>() : nullptr,
         image_index.const_data_ptr<int64_t>(),
         windows.defined() ? offsets.const_data_ptr<int64_t>() : nullptr,

@@ -34,7 +34,7 @@ struct Area {
 template <typename scalar, typename T>
 struct Arguments {
   const scalar *pixels, *proposals, *margins; // contiguous
-  int margin_step; // from dimension to dimension: 0 where an object has one margin
+  bool one_margin; // of an object, not one for each dimension
   const int64_t* windows; // null: the whole map
   const int64_t* image_index;
   const int64_t* offsets; // M + 1; null without windows
@@ -51,12 +51,12 @@ struct Arguments {
     CUDA_KERNEL_ASSERT(n >= 0 && n < sizes.images && "mask_prob: image_index should be in [0, N)");
     return n;
   }
-  // Of dimension 0; that of dimension d is at d, or d * margin_step.
-  __device__ const scalar* proposal(int64_t m) const {
-    return proposals + m * sizes.dims;
+  // Dimension 0 of an object; M * D is below 2**31.
+  __device__ const scalar* proposal(int m) const {
+    return proposals + m * static_cast<int>(sizes.dims);
   }
-  __device__ const scalar* margin(int64_t m) const {
-    return margins + (margin_step == 0 ? m : m * sizes.dims);
+  __device__ const scalar* margin(int m) const {
+    return margins + (one_margin ? m : m * static_cast<int>(sizes.dims));
   }
   // Dimension d of image n.
   __device__ int64_t plane(int64_t n, int64_t d) const {
@@ -73,7 +73,8 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const Arguments<scala
   for (int64_t m = blockIdx.y; m < a.sizes.objects; m += gridDim.y) {
     const Area area = a.area(m);
     const unsigned cells = area.cells();
-    const scalar *planes = a.pixels + a.plane(a.image(m), 0), *proposals = a.proposal(m), *margins = a.margin(m);
+    const scalar* planes = a.pixels + a.plane(a.image(m), 0);
+    const scalar *proposals = a.proposal(static_cast<int>(m)), *margins = a.margin(static_cast<int>(m));
     for (unsigned first = blockIdx.x * kThreads * kCells + threadIdx.x; first < cells; first += step) {
       int at[kCells];
       T sums[kCells] = {};
@@ -83,13 +84,15 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const Arguments<scala
             static_cast<int>(cell % area.width());
       }
       const scalar* plane = planes;
-      for (int d = 0; d < dims;) {
+      for (int d = 0; d < dims; d += kDimsSummed) {
         T parts[kCells] = {}; // of a few dimensions: shorter sums have smaller errors
-        for (const int end = ::min(d + kDimsSummed, dims); d < end; ++d, plane += plane_size) {
-          const T proposal = static_cast<T>(proposals[d]), margin = static_cast<T>(margins[d * a.margin_step]);
-          for (int c = 0; c < kCells; ++c) {
-            const T difference = static_cast<T>(plane[at[c]]) - proposal;
-            parts[c] += margin * difference * difference;
+        for (int i = d; i < d + kDimsSummed; ++i, plane += plane_size) {
+          if (i < dims) {
+            const T proposal = static_cast<T>(proposals[i]), margin = static_cast<T>(margins[a.one_margin ? 0 : i]);
+            for (int c = 0; c < kCells; ++c) {
+              const T difference = static_cast<T>(plane[at[c]]) - proposal;
+              parts[c] += margin * difference * difference;
+            }
           }
         }
         for (int c = 0; c < kCells; ++c) {
@@ -142,11 +145,13 @@ __global__ void __launch_bounds__(kThreads) pixels_kernel(
             }
             const unsigned cell = static_cast<unsigned>(y - area.y1) * area.width() + (x - area.x1);
             const T upper = static_cast<T>(grad[area.begin + cell]);
-            const scalar* proposal = a.proposal(start + slot) + first;
-            const scalar* margin = a.margin(start + slot) + first * a.margin_step;
+            const int m = static_cast<int>(start) + slot;
+            const scalar *proposal = a.proposal(m) + first, *margin = a.margin(m) + (a.one_margin ? 0 : first);
+            T factor = upper * static_cast<T>(*margin);
             for (int d = 0; d < kDims; ++d) {
               if (d < dims) {
-                sums[d] += upper * static_cast<T>(margin[d * a.margin_step]) * (pixel[d] - static_cast<T>(proposal[d]));
+                factor = a.one_margin ? factor : upper * static_cast<T>(margin[d]);
+                sums[d] += factor * (pixel[d] - static_cast<T>(proposal[d]));
               }
             }
           }
@@ -174,7 +179,7 @@ __global__ void __launch_bounds__(kThreads)
   const int map_width = static_cast<int>(a.sizes.width);
   const scalar* plane = a.pixels + a.plane(a.image(m), d);
   const scalar* upper = grad + area.begin;
-  const T proposal = static_cast<T>(a.proposal(m)[d]);
+  const T proposal = static_cast<T>(a.proposal(static_cast<int>(m))[d]);
   const unsigned width = ::max(area.width(), 1u), down = kThreads / width, along = kThreads % width;
   unsigned x = threadIdx.x % width, y = threadIdx.x / width;
   double first = 0, second = 0;
@@ -204,8 +209,8 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   if (threadIdx.x == 0) {
-    // Without cells the margin is not read: it may be NaN.
-    proposals_grad[own] = area.cells() > 0 ? static_cast<T>(2 * static_cast<T>(a.margin(m)[d * a.margin_step]) * firsts[0]) : T(0);
+    const T margin = static_cast<T>(a.margin(static_cast<int>(m))[a.one_margin ? 0 : d]);
+    proposals_grad[own] = area.cells() > 0 ? static_cast<T>(2 * margin * firsts[0]) : T(0); // the margin may be NaN
     margins_grad[own] = static_cast<T>(-seconds[0]);
   }
 }
