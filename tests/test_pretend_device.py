@@ -92,9 +92,10 @@ def test_method(name):
             assert own.keys() == others.keys()
             for key, value in others.items():  # attention sums in another order, and rounding grows on the way back
                 assert_same(own[key], value, rtol=1e-4, atol=5e-3 * float(value.detach().abs().max()) + 1e-6)
-        with device.noting() as in_image:
-            found = model.eval().detect(image)[0]["instances"]
-        assert_same_detections(found, expected)
+        assert_same_detections(model.eval().detect(image)[0]["instances"], expected)
+        with device.noting() as in_image:  # where some detections are dropped, too
+            found = model.detect(image, score_threshold=float(expected.scores.median()))[0]["instances"]
+        assert 0 < len(found) < len(expected)
         assert_same_detections(optimize_for_inference(model).detect(image)[0]["instances"], expected)
         assert not model.detect(image, masks="none")[0]["instances"].has("pred_masks")
         if hasattr(model, "explain"):
