@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.instseg_d2_ready
 SOURCES := setup.py pyproject.toml requirements.txt projects/get_detectron2.py $(shell find csrc -type f)
 
-.PHONY: setup demo test bench lint sanitize sanitize-cuda emulate-cuda
+.PHONY: setup demo test bench lint sanitize sanitize-cuda emulate-cuda emulate-cuda-mutants \
+	emulate-cuda-sanitize
 
 setup: $(READY)
 
@@ -52,11 +53,28 @@ sanitize: setup
 sanitize-cuda: setup
 	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest tests/ops -k cuda
 
-# The CUDA kernels on the CPU: a copy of their sources, rewritten, in a copy of the tree (tests/cuda_emulation/README.md).
+# The CUDA kernels on the CPU, built with FLAGS: copied, rewritten, in a copy of the tree (tests/cuda_emulation/README.md).
 EMULATION := build/cuda_emulation
+FLAGS ?= --fma
 emulate-cuda: setup
-	$(BIN)/python -m tests.cuda_emulation.build --output $(EMULATION)
+	$(BIN)/python -m tests.cuda_emulation.build --output $(EMULATION) $(FLAGS)
 	cd $(EMULATION) && INSTSEG_EMULATION_SEED=1 \
 		sh -ec '$(abspath $(BIN))/python -c "import instseg_d2._C as c; assert c.__file__.startswith(\"$$PWD\"), c"; \
-		$(abspath $(BIN))/python -m pytest -n auto --maxprocesses 8 tests/ops tests/cuda_emulation --ignore tests/ops/test_build.py \
-		-k "not temporaries"'
+		$(abspath $(BIN))/python -m pytest -n auto --maxprocesses 8 tests/ops tests/cuda_emulation \
+		--ignore tests/ops/test_build.py -k "not temporaries"'
+
+# Do these tests find faults? Each N-th of the list is seeded; EVERY=1: all (tests/cuda_emulation/mutants.py).
+EVERY ?= 8
+emulate-cuda-mutants: emulate-cuda
+	$(BIN)/python -m tests.cuda_emulation.mutate --output $(EMULATION) --every $(EVERY) $(FLAGS)
+
+# The same kernels under sanitizers: memory and undefined behaviour; a thread for each of CUDA's, for races.
+emulate-cuda-sanitize: setup
+	$(BIN)/python -m tests.cuda_emulation.build --output $(EMULATION)_address --sanitize address,undefined
+	cd $(EMULATION)_address && ASAN_OPTIONS=detect_leaks=0 INSTSEG_EMULATION_SEED=1 INSTSEG_FUZZ=50 \
+		LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+		$(abspath $(BIN))/python -m pytest tests/ops tests/cuda_emulation/test_limits.py \
+		--ignore tests/ops/test_build.py -k "not temporaries and not environment_variable"
+	$(BIN)/python -m tests.cuda_emulation.build --output $(EMULATION)_threads --sanitize thread
+	cd $(EMULATION)_threads && LD_PRELOAD="$$(c++ -print-file-name=libtsan.so)" OMP_NUM_THREADS=1 \
+		TSAN_OPTIONS=report_signal_unsafe=0 setarch -R $(abspath $(BIN))/python -m tests.cuda_emulation.races

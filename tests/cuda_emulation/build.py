@@ -35,6 +35,10 @@ def digest(*parts) -> str:
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
+class CompileError(RuntimeError):
+    """With the compiler's messages."""
+
+
 class Compiler:
     """
     Args:
@@ -50,11 +54,14 @@ class Compiler:
 
         self.folder = folder
         self.command = os.environ.get("CXX", "c++").split()
-        contraction = ["-ffp-contract=fast", *(["-mfma"] if os.uname().machine == "x86_64" else [])]
+        cpu = Path("/proc/cpuinfo")
+        has_fma = os.uname().machine == "x86_64" and cpu.exists() and " fma " in cpu.read_text()
+        contraction = ["-ffp-contract=fast", *(["-mfma"] if has_fma else [])]
         self.flags = [
             *("-std=c++17", "-fPIC", "-O1", "-U_FORTIFY_SOURCE", "-fno-strict-aliasing", "-Wno-unknown-pragmas"),
             *(contraction if fma else ["-ffp-contract=off"]),
             *([f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-g1"] if sanitize else []),
+            *(["-DEMU_REAL_THREADS", "-pthread"] if sanitize == "thread" else []),
             *flags,
         ]
         includes = [HERE / "include", *cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
@@ -67,7 +74,7 @@ class Compiler:
     def run(self, *arguments):
         done = subprocess.run([*self.command, *map(str, arguments)], capture_output=True, text=True)
         if done.returncode != 0:
-            sys.exit(f"{done.stdout}{done.stderr}\nThe emulated CUDA sources do not compile (see above).")
+            raise CompileError(f"{done.stdout}{done.stderr}\nThe emulated CUDA sources do not compile (see above).")
 
     def precompiled(self) -> Path:
         """The folder of the precompiled header."""
@@ -122,12 +129,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "cuda_emulation", help="the copy of the tree")
     parser.add_argument("--fma", action="store_true", help="contract multiplications and additions, as nvcc does")
-    parser.add_argument("--sanitize", default="", help="for -fsanitize: address,undefined")
+    parser.add_argument("--sanitize", default="", help="for -fsanitize: address, undefined, thread")
     arguments = parser.parse_args()
     output = arguments.output.resolve()
     copy_tree(output)
     compiler = Compiler(output.parent / "cuda_emulation_objects", arguments.fma, arguments.sanitize)
-    compiler.extension(read_sources(), output / "emulated_csrc", output / "instseg_d2" / "_C.abi3.so")
+    try:
+        compiler.extension(read_sources(), output / "emulated_csrc", output / "instseg_d2" / "_C.abi3.so")
+    except CompileError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

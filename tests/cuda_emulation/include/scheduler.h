@@ -1,6 +1,7 @@
 // Runs the threads of a block one after another. A fiber runs thread after thread; one that has to wait for others
 // keeps its fiber, and the rest go on in another one. Threads and blocks come in an order that INSTSEG_EMULATION_SEED
-// shuffles (0, the default: as they are numbered).
+// shuffles (0, the default: as they are numbered). INSTSEG_EMULATION_BLOCKS=ends runs the first two and the last two
+// blocks along each axis only, for arguments whose other blocks would take hours.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+
 #include <numeric>
 #include <random>
 #include <tuple>
@@ -39,6 +41,7 @@ struct Fiber {
   ucontext_t context;
   jmp_buf jump;
   char* stack = nullptr;
+  size_t size = 0;
   bool started = false;
   void* fake_stack = nullptr; // AddressSanitizer's
 };
@@ -49,7 +52,7 @@ struct Wait {
   int line = 0;
   unsigned mask = 0;
   bool operator==(const Wait& other) const {
-    return line == other.line && mask == other.mask && !std::strcmp(what, other.what);
+    return line == other.line && mask == other.mask && (what == other.what || !std::strcmp(what, other.what));
   }
 };
 
@@ -74,8 +77,8 @@ struct Block {
   const char* kernel = nullptr;
   std::function<void()> call;
   std::exception_ptr error;
-  std::vector<Fiber*> idle;
   std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<Fiber*> idle;
   Fiber* fiber = nullptr; // the running one
   ucontext_t home_context;
   jmp_buf home_jump;
@@ -114,11 +117,11 @@ inline void enter(Fiber& fiber) {
     __asan_unpoison_memory_region(fiber.stack, kStack);
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack;
-    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_stack.ss_size = fiber.size;
     fiber.fake_stack = nullptr;
     makecontext(&fiber.context, fiber_main, 0);
   }
-  __sanitizer_start_switch_fiber(&block.home_fake_stack, fiber.stack, kStack);
+  __sanitizer_start_switch_fiber(&block.home_fake_stack, fiber.stack, fiber.size);
   swapcontext(&block.home_context, &fiber.context);
   __sanitizer_finish_switch_fiber(block.home_fake_stack, nullptr, nullptr);
 }
@@ -142,7 +145,7 @@ __attribute__((noinline)) inline void enter(Fiber& fiber) {
   fiber.started = true;
   getcontext(&fiber.context);
   fiber.context.uc_stack.ss_sp = fiber.stack;
-  fiber.context.uc_stack.ss_size = kStack;
+  fiber.context.uc_stack.ss_size = fiber.size;
   makecontext(&fiber.context, fiber_main, 0);
   setcontext(&fiber.context);
 }
@@ -160,6 +163,8 @@ inline Fiber* idle_fiber() {
     fiber->stack = static_cast<char*>(
         mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     mprotect(fiber->stack, 4096, PROT_NONE); // a stack that overflows ends the program
+    // Stacks that begin at different offsets do not share the lines of the cache.
+    fiber->size = kStack - block.fibers.size() % 64 * 832;
     block.idle.push_back(fiber.get());
     block.fibers.push_back(std::move(fiber));
   }
@@ -225,9 +230,7 @@ inline void complete_block_wait() {
 
 inline void complete_warp_wait(Wait wait) {
   const int first = block.at / warpSize * warpSize;
-  uint64_t values[32] = {};
-  uint32_t clock[32] = {};
-  for (int lane = 0; lane < warpSize; ++lane) {
+  for (int lane = warpSize - 1; lane >= 0; --lane) { // the last to come, mostly, first
     if (wait.mask >> lane & 1) {
       if (first + lane >= static_cast<int>(block.threads.size())) {
         return;
@@ -236,13 +239,20 @@ inline void complete_warp_wait(Wait wait) {
       if (thread.state != Thread::waiting || !(thread.wait == wait)) {
         return;
       }
+    }
+  }
+  const bool orders_memory = !std::strcmp(wait.what, "__syncwarp");
+  uint64_t values[32] = {};
+  uint32_t clock[32] = {};
+  for (int lane = 0; lane < warpSize; ++lane) {
+    if (wait.mask >> lane & 1) {
+      const Thread& thread = block.threads[first + lane];
       values[lane] = thread.value;
-      for (int other = 0; other < warpSize; ++other) {
+      for (int other = 0; orders_memory && other < warpSize; ++other) {
         clock[other] = std::max(clock[other], thread.clock[other]);
       }
     }
   }
-  const bool orders_memory = !std::strcmp(wait.what, "__syncwarp");
   for (int lane = 0; lane < warpSize; ++lane) {
     if (wait.mask >> lane & 1) {
       Thread& thread = block.threads[first + lane];
@@ -370,15 +380,29 @@ inline void run_grid(const dim3& grid, const dim3& threads) {
   block.threads.resize(size_t{threads.x} * threads.y * threads.z);
   block.order.resize(block.threads.size());
   std::iota(block.order.begin(), block.order.end(), 0);
-  std::vector<uint64_t> blocks(uint64_t{grid.x} * grid.y * grid.z);
-  std::iota(blocks.begin(), blocks.end(), 0);
+  const char* part = std::getenv("INSTSEG_EMULATION_BLOCKS");
+  const bool ends = part != nullptr && !std::strcmp(part, "ends");
+  const auto places = [&](unsigned count) { // along an axis; "ends" are the first two and the last two
+    std::vector<unsigned> result;
+    for (unsigned i = 0; i < count; i = ends && count > 4 && i == 1 ? count - 2 : i + 1) {
+      result.push_back(i);
+    }
+    return result;
+  };
+  const auto columns = places(grid.x), rows = places(grid.y), layers = places(grid.z);
+  std::vector<uint3> blocks;
+  for (const unsigned z : layers) {
+    for (const unsigned y : rows) {
+      for (const unsigned x : columns) {
+        blocks.push_back({x, y, z});
+      }
+    }
+  }
   if (block.seed != 0) {
     std::shuffle(blocks.begin(), blocks.end(), block.random);
   }
-  for (const uint64_t b : blocks) {
-    const uint64_t row = b / grid.x;
-    blockIdx = {
-        static_cast<unsigned>(b % grid.x), static_cast<unsigned>(row % grid.y), static_cast<unsigned>(row / grid.y)};
+  for (const uint3& at : blocks) {
+    blockIdx = at;
     run_block();
   }
 }

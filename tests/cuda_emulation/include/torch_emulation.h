@@ -2,9 +2,11 @@
 #pragma once
 
 #include <ATen/Dispatch.h>
-#include <ATen/Functions.h>
 #include <ATen/OpMathType.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/macros/Macros.h>
 #include <c10/util/Exception.h>
 #include <torch/library.h>
