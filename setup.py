@@ -101,6 +101,11 @@ setup(
         "tqdm",
         "safetensors",
     ],
-    extras_require={"timm": ["timm"], "istr": ["scikit-learn"], "export": ["onnx", "onnxscript", "onnxruntime"]},
+    extras_require={
+        "timm": ["timm"],
+        "istr": ["scikit-learn"],
+        "export": ["onnx", "onnxscript", "onnxruntime"],
+        "openvino": ["onnx", "onnxscript", "openvino"],
+    },
     **extension_modules(),
 )

@@ -1,10 +1,11 @@
 """One-stage and query-based instance segmentation for Detectron2.
 
 Importing this package registers every method, backbone, head and data set by its public name; it changes
-nothing in Detectron2 itself.
+nothing in Detectron2 itself. Without PyTorch only `instseg_d2.runtime` works, which runs exported models.
 """
 
 import getpass
+import importlib.util
 import os
 import sys
 import tempfile
@@ -22,9 +23,10 @@ except (ImportError, KeyError, OSError):
     )
 
 try:
-    import detectron2
+    if importlib.util.find_spec("torch") is not None:
+        import detectron2
 
-    from . import data, modeling
+        from . import data, modeling
 except Exception as error:
     # sys.argv[0] is "-m" only while `python -m instseg_d2.doctor` imports the package; the doctor reports the error.
     _import_error = error

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Export a trained model to ONNX or PyTorch's .pt2, then check the file against PyTorch on real images."""
+"""Export a trained model to ONNX, OpenVINO or PyTorch's .pt2, then check the file against PyTorch on real images."""
 
 import argparse
 import os
@@ -14,15 +14,24 @@ def parse(arguments=None):
     )
     parser.add_argument("--weights", default="", help="checkpoint; default: random weights")
     parser.add_argument("--config-file", default="", help="YAML config; default: the config in the checkpoint")
-    parser.add_argument("--format", required=True, choices=("onnx", "pt2"))
+    parser.add_argument("--format", required=True, choices=("onnx", "openvino", "pt2"))
     parser.add_argument(
-        "--output", type=os.path.expanduser, required=True, help="file to write (.onnx or .pt2); FILE.json describes it"
+        "--output",
+        type=os.path.expanduser,
+        required=True,
+        help="file to write (.onnx, .xml or .pt2); FILE.json describes it",
     )
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), help="network input (default: the config's test size)"
     )
     parser.add_argument("--batch", type=int, default=1, help="batch size (default %(default)s)")
     parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width free")
+    parser.add_argument(
+        "--masks",
+        choices=("full", "crops", "canvas"),
+        default="full",
+        help="full size, or compact: crops of the boxes or maps of the canvas, as the method has them (default: full)",
+    )
     parser.add_argument("--float", action="store_true", help="images as float32 instead of uint8")
     parser.add_argument(
         "--images", nargs="+", help="images, folders, globs or data sets to check on (default: the test data set)"
@@ -39,14 +48,14 @@ def main(args) -> int:
     from instseg_d2.config import load_config
     from instseg_d2.engine.log import setup_logging
     from instseg_d2.errors import ConfigError
-    from instseg_d2.export import ParityError, export_verified
+    from instseg_d2.export import FORMATS, ParityError, export_verified
     from instseg_d2.inference.cpu import tune_cpu
     from instseg_d2.inference.predictor import Predictor
 
     setup_logging()
     tune_cpu()
-    if not args.output.endswith(f".{args.format}"):
-        raise ConfigError(f"--output {args.output} must end in .{args.format}")
+    if not args.output.endswith(FORMATS[args.format]):
+        raise ConfigError(f"--output {args.output} must end in {FORMATS[args.format]}")
     if args.dynamic and (args.size or args.batch != 1):
         raise ConfigError("--dynamic leaves batch and size free: omit --batch and --size")
     if args.max_images < 1:
@@ -73,6 +82,7 @@ def main(args) -> int:
             batch=args.batch,
             dynamic=args.dynamic,
             dtype=torch.float32 if args.float else torch.uint8,
+            masks=args.masks,
         )
         return 0
     except ParityError as error:

@@ -90,12 +90,12 @@ def test_keys_and_schemes_exist():
     [
         ("GeneralizedRCNN", {}),
         ("PanopticFPN", {"panoptic"}),
-        ("FCOSDetector", {"keys"}),
-        ("OneStageDetector", {"keys"}),
-        ("BlendMask", {"keys", "semantic", "panoptic"}),
-        ("EmbedMask", {"keys", "background"}),
-        ("InstanceFCN", {"agnostic"}),
-        ("ISTR", {"keys", "AdamW", "DETR", "masks", "fit"}),
+        ("FCOSDetector", {"keys", "export"}),
+        ("OneStageDetector", {"keys", "export"}),
+        ("BlendMask", {"keys", "semantic", "panoptic", "export"}),
+        ("EmbedMask", {"keys", "background", "export"}),
+        ("InstanceFCN", {"agnostic", "export"}),
+        ("ISTR", {"keys", "AdamW", "DETR", "masks", "fit", "export"}),
         ("SparseInst", {"keys", "AdamW", "DETR", "masks", "names", "export"}),
     ],
 )

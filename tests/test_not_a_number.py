@@ -23,7 +23,7 @@ from instseg_d2.inference.predictor import Predictor
 from instseg_d2.methods import method_of
 from instseg_d2.modeling.istr import istr
 from instseg_d2.modeling.meta_arch import detect
-from instseg_d2.modeling.sparseinst.exportable import ExportableSparseInst
+from instseg_d2.modeling.proposal_generator import FCOS
 from tests.tiny import METHODS, tiny_config, tiny_model
 
 SPOILT = {
@@ -196,48 +196,98 @@ def test_explain(predictor, monkeypatch):
     assert not any("nan" in title for title in titles + explained(None))
 
 
-@pytest.fixture
-def sparseinst(predictor):
-    if type(predictor.model).__name__ != "SparseInst":
-        pytest.skip("only SparseInst can be exported")
-    return predictor
+def exportable(predictor):
+    return method_of(predictor.cfg).exportable(predictor.model)
 
 
-def test_reference_of_an_export(sparseinst, monkeypatch):
-    """The slot of the spoilt detection has no score and no mask, the others keep their numbers."""
-    record = {**sparseinst.preprocess(picture(0)), "image": torch.from_numpy(picture(0)).permute(2, 0, 1)}
-    ((_, scores, _, masks),) = reference(sparseinst, [record], (60, 80))
-    infer, spoilt = type(sparseinst.model).infer, []
+def graph_of_an_export(predictor, size=(60, 80)):
+    """What the graph that is exported finds in a picture: boxes, scores, labels, masks."""
+    image = torch.from_numpy(picture(0)).permute(2, 0, 1)[None]
+    image = torch.nn.functional.interpolate(image.float(), size).to(torch.uint8)
+    with torch.no_grad():
+        return exportable(predictor)(image, torch.tensor(size), torch.tensor(size))
+
+
+def test_reference_of_an_export(predictor, monkeypatch):
+    """The gate compares the sound detections alone."""
+    record = {**predictor.preprocess(picture(0)), "image": torch.from_numpy(picture(0)).permute(2, 0, 1)}
+    (before,) = reference(predictor, [record], (60, 80))
+    infer = type(predictor.model).infer
 
     def changed(self, images):
         (found,) = infer(self, images)
-        spoilt.append(int(found["instances"].slots[victim(found["instances"])]))
         return [{**found, "instances": spoil(found["instances"], "scores", math.nan)}]
 
-    monkeypatch.setattr(type(sparseinst.model), "infer", changed)
-    ((_, found_scores, _, found_masks),) = reference(sparseinst, [record], (60, 80))
-    (slot,) = spoilt
-    assert scores[slot] > 0
-    scores[slot], masks[slot] = 0, False
-    assert torch.equal(found_scores, scores)
-    assert torch.equal(found_masks, masks)
+    monkeypatch.setattr(type(predictor.model), "infer", changed)
+    (after,) = reference(predictor, [record], (60, 80))
+    assert len(after) == len(before) - 1 > 1
+    assert set(after.scores.tolist()) < set(before.scores.tolist())
 
 
 @pytest.mark.parametrize("field", ["class_logits", "objectness_logits", "mask_logits"])
-def test_graph_of_an_export(sparseinst, monkeypatch, field):
-    graph = ExportableSparseInst(sparseinst.model)
-    inputs = torch.from_numpy(picture(0)).permute(2, 0, 1)[None], torch.tensor([60, 80]), torch.tensor([60, 80])
-    with torch.no_grad():
-        scores, _, masks = graph(*inputs)
-        outputs = sparseinst.model.outputs
+def test_graph_of_sparseinst(predictor, monkeypatch, field):
+    if type(predictor.model).__name__ != "SparseInst":
+        pytest.skip("outputs of this name are SparseInst's")
+    _, scores, _, masks = graph_of_an_export(predictor)
+    outputs = predictor.model.outputs
 
-        def changed(images):
-            found = outputs(images)
-            return {**found, field: found[field].index_fill(1, torch.tensor([3]), math.nan)}
+    def changed(images):
+        found = outputs(images)
+        return {**found, field: found[field].index_fill(1, torch.tensor([3]), math.nan)}
 
-        monkeypatch.setattr(sparseinst.model, "outputs", changed)
-        found_scores, _, found_masks = graph(*inputs)
+    monkeypatch.setattr(predictor.model, "outputs", changed)
+    _, found_scores, _, found_masks = graph_of_an_export(predictor)
     assert scores[0, 3] > 0
     scores[0, 3] = 0
     assert torch.equal(found_scores, scores)
     assert torch.equal(found_masks[0, 4:], masks[0, 4:])
+
+
+@pytest.mark.parametrize("field", ["class_logits", "ltrb", "quality_logits"])
+def test_graph_of_fcos(predictor, monkeypatch, field):
+    """A location whose class, box or quality is NaN is no detection and suppresses none."""
+    fcos = getattr(predictor.model, "proposal_generator", None)
+    if not isinstance(fcos, FCOS):
+        pytest.skip("not FCOS")
+    scores = graph_of_an_export(predictor)[1]
+    outputs = fcos.outputs
+
+    def changed(features):
+        found = outputs(features)
+        best = (found.class_logits.sigmoid().amax(1) * found.quality_logits.sigmoid()).argmax()
+        getattr(found, field)[best] = math.nan
+        return found
+
+    monkeypatch.setattr(fcos, "outputs", changed)
+    found_boxes, found_scores = graph_of_an_export(predictor)[:2]
+    assert scores[0, 0] > 0
+    assert found_scores.isfinite().all()
+    assert found_boxes.isfinite().all()
+    assert found_scores[0, 0] < scores[0, 0]
+    assert found_scores[0, 0] > 0
+
+
+def test_graph_of_other_methods(predictor, monkeypatch):
+    """A query or a window whose score is NaN is no detection."""
+    name = type(predictor.model).__name__
+    if name == "ISTR":
+        head = predictor.model.roi_heads.heads[-1]
+        classify = head.classify
+        spoilt = lambda queries: classify(queries).index_fill(1, torch.tensor([0]), math.nan)  # noqa: E731
+        monkeypatch.setattr(head, "classify", spoilt)
+    elif name == "InstanceFCN":
+        generator = predictor.model.proposal_generator
+        outputs = generator.outputs
+
+        def spoilt(features):
+            score_maps, objectness = outputs(features)
+            objectness[..., 0, :] = math.nan
+            return score_maps, objectness
+
+        monkeypatch.setattr(generator, "outputs", spoilt)
+    else:
+        pytest.skip("has a test of its own")
+    boxes, scores, _, _ = graph_of_an_export(predictor)
+    assert scores.isfinite().all()
+    assert boxes.isfinite().all()
+    assert (scores > 0).sum() > 1

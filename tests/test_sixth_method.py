@@ -29,7 +29,7 @@ from instseg_d2.errors import ConfigError
 from instseg_d2.export import ExportedPredictor, ParityError, export_verified
 from instseg_d2.methods import Method, register_method
 from instseg_d2.modeling import InstanceSegmenter
-from instseg_d2.modeling.exportable import Exportable
+from instseg_d2.modeling.exportable import CanvasExportable, Found
 from instseg_d2.modeling.ground_truth import canvas_masks
 from instseg_d2.modeling.postprocessing import masks_to_boxes, resize_in_chunks
 from instseg_d2.visualization import overlay_heatmap
@@ -114,10 +114,18 @@ class FirstCome(InstanceSegmenter):
         return [[(f"slot {i}", overlay_heatmap(image, x)) for i, x in enumerate(maps)] for image, maps in pairs]
 
 
-class ExportableFirstCome(Exportable):
-    def slots(self, images):
+class ExportableFirstCome(CanvasExportable):
+    free_size = True
+
+    @property
+    def detections(self):
+        return self.model.max_detections
+
+    def found(self, images, image_size):
         classes, masks = self.model.outputs(images)
-        return classes.sigmoid(), classes.sigmoid().amax(-1), masks.sigmoid()
+        scores, labels = classes.sigmoid().max(-1)
+        scores = torch.where(scores > self.model.score_threshold, scores, 0.0)
+        return Found(scores, labels, None, masks.sigmoid())
 
 
 def fit(model, cfg):
@@ -274,19 +282,17 @@ def test_it_is_exported_to_onnx(predictor, files, tmp_path):
     assert len(exported(files[0])) > 2
 
 
-@pytest.mark.parametrize("wrong", ["classes", "scores", "masks"])
+@pytest.mark.parametrize("wrong", ["labels", "scores", "masks"])
 def test_a_graph_that_is_not_the_method_is_not_kept(predictor, files, tmp_path, monkeypatch, wrong):
     class Wrong(ExportableFirstCome):
-        def slots(self, images):
-            classes, scores, masks = super().slots(images)
-            return {
-                "classes": (classes.flip(-1), scores, masks),
-                "scores": (classes, scores.square(), masks),
-                "masks": (classes, scores, masks.flip(1)),
-            }[wrong]
+        def found(self, images, image_size):
+            found = super().found(images, image_size)
+            return found._replace(
+                **{wrong: getattr(found, wrong).roll(1, dims=1) if wrong != "scores" else found.scores**2}
+            )
 
     monkeypatch.setitem(methods._METHODS, "FirstCome", replace(RECORD, exportable=Wrong))
-    with pytest.raises(ParityError, match=r"scores differ|a mask has IoU"):
+    with pytest.raises(ParityError, match=r"are missing|scores differ|a box differs|a mask has IoU"):
         export_verified(predictor, str(tmp_path / "model.pt2"), "pt2", files, size=(96, 128))
     assert not list(tmp_path.iterdir())
 
@@ -298,6 +304,7 @@ def test_it_is_exported_in_free_size_and_loaded_again(predictor, files, tmp_path
     exported = ExportedPredictor(path, trust=True)
     for file in files:
         found, expected = exported(file), predictor(file)
+        expected = expected[expected.scores.argsort(descending=True)]
         assert len(found) > 2
         torch.testing.assert_close(found.scores, expected.scores, atol=1e-3, rtol=0)
         assert torch.equal(found.pred_classes, expected.pred_classes)

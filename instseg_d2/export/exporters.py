@@ -1,11 +1,14 @@
-"""Exports models with torch.export, to a .pt2 file or, through PyTorch's ONNX exporter, to an .onnx file."""
+"""Exports models with torch.export, to a .pt2 file or, through PyTorch's ONNX exporter, to .onnx and OpenVINO files."""
 
 import contextlib
 import inspect
 import io
 import json
 import logging
+import os
+import tempfile
 import warnings
+from pathlib import Path
 from typing import Optional
 
 import torch
@@ -13,61 +16,40 @@ import torch
 from ..errors import ConfigError
 from ..inference.predictor import Predictor
 from ..methods import method_of, methods
-from .packages import needed
+from ..runtime import masks as compact_masks
+from ..runtime.sessions import INPUTS, METADATA, needed
 
-__all__ = ["FORMATS", "INPUTS", "METADATA", "MIN_SIDE", "export", "metadata"]
+__all__ = ["FORMATS", "MASKS", "MIN_SIDE", "Export", "export"]
 
-METADATA = "instseg_d2.json"  # name of the metadata inside both kinds of file
-INPUTS, OUTPUTS = ("images", "image_size", "output_size"), ("scores", "labels", "masks")  # of `Exportable`
-OPSET = 18
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
+MASKS = ("full", "crops", "canvas")
+OPSET = 19
 MAX_BATCH, MAX_SIDE = 1024, 16384
 MIN_SIDE = 33  # of a free size: padded to 32 there is one coarsest cell, and the graph differs
+_MASK_TEXT = {
+    "full": "(B, D, height, width) bool",
+    "crops": "(B, D, R, R) float32, what fills the box, or its window where there are windows; mask_patch resizes it",
+    "canvas": "(B, D, h, w) float32, a map of the whole padded input; mask_patch resizes it",
+}
 
 
-def metadata(predictor: Predictor, *, size, batch: int, dynamic: bool, dtype: torch.dtype) -> dict:
-    """What a program that runs the file needs to know, as plain data."""
-    model, cfg = predictor.model, predictor.cfg
-    return {
-        "method": type(model).__name__,
-        "inputs": {
-            "images": "(B, 3, H, W), RGB, 0-255, not normalised; free sides are above 32",
-            "image_size": "(2,) int64: rows and columns of the images that are picture, the rest is padding",
-            "output_size": "(2,) int64: height and width of the masks",
-        },
-        "outputs": {
-            "scores": "(B, N) float32, 0 for what is no object",
-            "labels": "(B, N) int64, index of class_names",
-            "masks": "(B, N, height, width) bool",
-        },
-        "channel_order": "RGB",
-        "dtype": str(dtype).replace("torch.", ""),
-        "batch": None if dynamic else batch,
-        "size": None if dynamic else list(size),
-        "value_range": predictor.value_range,  # for images with more than 8 bits: the values that become 0 and 255
-        "shortest_side": cfg.INPUT.MIN_SIZE_TEST,
-        "longest_side": cfg.INPUT.MAX_SIZE_TEST,
-        "class_score_threshold": model.score_threshold,
-        "mask_threshold": model.mask_threshold,
-        "max_detections": model.max_detections,
-        "class_names": predictor.class_names,
-        "category_ids": predictor.category_ids,
-        "torch": torch.__version__,
-    }
-
-
-def _exportable(predictor: Predictor, format: str) -> torch.nn.Module:
+def _exportable(predictor: Predictor, format: str, masks: str) -> torch.nn.Module:
     """The predictor's model as a module that can be exported."""
     model, method = predictor.model, method_of(predictor.cfg)
     if method.exportable is None:
-        known = " and ".join(x.name for x in methods() if x.exportable)
-        raise ConfigError(f"{method.name} cannot be exported yet: only {known} can.")
+        known = ", ".join(x.name for x in methods() if x.exportable)
+        raise ConfigError(f"{method.name} cannot be exported: only {known} can.")
     if model.device.type != "cpu":
         raise ConfigError(f"models are exported on the CPU: set MODEL.DEVICE to cpu; it is {model.device}.")
-    if format == "onnx" and any("Deform" in type(module).__name__ for module in model.modules()):
+    if format != "pt2" and any("Deform" in type(module).__name__ for module in model.modules()):
         raise ConfigError(
-            "deformable convolutions cannot be exported to ONNX: use --format pt2, or a config without them."
+            f"deformable convolutions cannot be exported to {format}: use --format pt2, or a config without them."
         )
-    return method.exportable(model).eval()
+    exportable = method.exportable(model)
+    if masks not in ("full", exportable.compact_form):
+        raise ConfigError(f"masks of {method.name} are full or {exportable.compact_form}; got {masks}")
+    exportable.compact = masks != "full"
+    return exportable.eval()
 
 
 def default_size(cfg) -> tuple[int, int]:
@@ -97,71 +79,148 @@ def trace(module, size, batch: int, dynamic: bool, dtype: torch.dtype) -> torch.
         return torch.export.export(module, examples, strict=False, **options)
 
 
-def _write_pt2(program, path: str, text: str, dynamic: bool) -> None:
-    with warnings.catch_warnings():  # it warns about weights that share memory
-        warnings.simplefilter("ignore")
-        torch.export.save(program, path, extra_files={METADATA: text})
+class Export:
+    """
+    A model's graph with its metadata, ready to be saved in one format.
+
+    Attributes:
+        information: the metadata, plain data; it may grow between two calls of `save`.
+    """
+
+    def __init__(self, program, information: dict, format: str, output_names, dynamic: bool):
+        self.information = information
+        self.format = format
+        if format == "pt2":
+            self._program = program
+            return
+        needed("ONNX and OpenVINO files", "export", "onnx", "onnxscript")
+        if format == "openvino":
+            needed("OpenVINO files", "openvino", "openvino")
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+            warnings.simplefilter("ignore")
+            written = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=INPUTS,
+                output_names=output_names,
+                dynamic_shapes=({0: "batch", 2: "height", 3: "width"}, None, None) if dynamic else None,
+                verbose=False,
+            )
+        self._program = written.model_proto
+        if format == "openvino":
+            self._program = _to_openvino(self._program)
+
+    @property
+    def text(self) -> str:
+        return json.dumps(self.information, indent=1)
+
+    def save(self, path: str) -> None:
+        """Write the file; an OpenVINO model is two, .xml and .bin."""
+        if self.format == "pt2":
+            with warnings.catch_warnings():  # it warns about weights that share memory
+                warnings.simplefilter("ignore")
+                torch.export.save(self._program, path, extra_files={METADATA: self.text})
+        elif self.format == "onnx":
+            import onnx
+
+            onnx.helper.set_model_props(self._program, {METADATA: self.text})
+            onnx.save(self._program, path)
+        else:
+            import openvino
+
+            self._program.set_rt_info(self.text, ["instseg_d2"])
+            openvino.save_model(self._program, path, compress_to_fp16=False)
 
 
-def _write_onnx(program, path: str, text: str, dynamic: bool) -> None:
-    needed("onnx", "onnxscript")
+def _to_openvino(proto):
     import onnx
+    import openvino
 
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        warnings.simplefilter("ignore")
-        written = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=INPUTS,
-            output_names=OUTPUTS,
-            dynamic_shapes=({0: "batch", 2: "height", 3: "width"}, None, None) if dynamic else None,
-            verbose=False,
-        )
-    model = written.model_proto
-    onnx.helper.set_model_props(model, {METADATA: text})
-    onnx.save(model, path)
-
-
-FORMATS = {"onnx": _write_onnx, "pt2": _write_pt2}
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.onnx")
+        onnx.save(proto, path)
+        return openvino.convert_model(path)
 
 
 def export(
     predictor: Predictor,
-    path: str,
     format: str,
     *,
     size: Optional[tuple[int, int]] = None,
     batch: int = 1,
     dynamic: bool = False,
     dtype: torch.dtype = torch.uint8,
-) -> dict:
+    masks: str = "full",
+) -> Export:
     """
-    Write the predictor's model as one graph, with the metadata inside the file.
+    The predictor's model as one graph.
 
     Args:
-        path: file to write.
-        format: a key of FORMATS.
+        format: one of FORMATS.
         size: (H, W) of the network's input; default: the config's test size. Ignored if dynamic.
         batch: images per batch. Ignored if dynamic.
-        dynamic: batch, height and width are free.
+        dynamic: batch, height and width are free; not every method can.
         dtype: dtype of the images, uint8 or float32.
-
-    Returns:
-        the metadata.
+        masks: one of MASKS: at the size of the output, or in the method's compact form, crops or canvas.
 
     Raises:
         ConfigError: this model, format or size cannot be exported, or a package is missing.
     """
     if format not in FORMATS:
         raise ConfigError(f"the format must be one of {', '.join(FORMATS)}; got {format}")
-    module = _exportable(predictor, format)
+    if masks not in MASKS:
+        raise ConfigError(f"masks must be one of {', '.join(MASKS)}; got {masks}")
+    module = _exportable(predictor, format, masks)
+    if dynamic and not module.free_size:
+        name = type(predictor.model).__name__
+        raise ConfigError(f"{name} is exported for a fixed size and batch: leave out --dynamic.")
     size = tuple(size or default_size(predictor.cfg))
     if min(*size, batch) < 1 or max(size) > MAX_SIDE:
         raise ConfigError(f"the batch must be at least 1 and a side 1 to {MAX_SIDE} pixels; got {batch} and {size}")
     logging.getLogger(__name__).info("Exporting to %s; this takes a while.", format)
     # Avoid 1 and multiples of 32 as example sizes, because they could become constants of the graph.
     program = trace(module, (75, 106), 2, True, dtype) if dynamic else trace(module, size, batch, False, dtype)
-    information = metadata(predictor, size=size, batch=batch, dynamic=dynamic, dtype=dtype)
-    FORMATS[format](program, path, json.dumps(information, indent=1), dynamic)
+    information = export_metadata(predictor, module, masks, *((None, None) if dynamic else (size, batch)), dtype)
+    return Export(program, information, format, module.output_names, dynamic)
+
+
+def export_metadata(predictor: Predictor, module, masks: str, size, batch, dtype=torch.uint8) -> dict:
+    """What a program that runs the file needs to know, as plain data; size and batch are None where they are free."""
+    cfg = predictor.cfg
+    outputs = {
+        "boxes": "(B, D, 4) float32 x1, y1, x2, y2 in pixels of the output",
+        "scores": "(B, D) float32, 0 for what is no detection",
+        "labels": "(B, D) int64, index of class_names",
+        "masks": _MASK_TEXT[masks],
+        "windows": "(B, D, 4) float32, the boxes that the crops fill, in pixels of the output",
+    }
+    information = {
+        "version": 2,
+        "method": type(predictor.model).__name__,
+        "inputs": {
+            "images": "(B, 3, H, W), RGB, 0-255, not normalised",
+            "image_size": "(2,) int64: rows and columns of the images that are picture, the rest is padding",
+            "output_size": "(2,) int64: height and width of the output",
+        },
+        "outputs": {name: outputs[name] for name in module.output_names},
+        "masks": None,
+        "channel_order": "RGB",
+        "dtype": str(dtype).replace("torch.", ""),
+        "batch": batch,
+        "size": size and list(size),
+        "min_side": MIN_SIDE,  # of a free size
+        "fills_canvas": module.fills_canvas,
+        "value_range": predictor.value_range,  # for images with more than 8 bits: the values that become 0 and 255
+        "shortest_side": cfg.INPUT.MIN_SIZE_TEST,
+        "longest_side": cfg.INPUT.MAX_SIZE_TEST,
+        "max_detections": module.detections,
+        "class_names": predictor.class_names,
+        "category_ids": predictor.category_ids,
+        "torch": torch.__version__,
+    }
+    if "masks" in module.output_names:
+        information["masks"] = {"form": "full"} if masks == "full" else module.mask_information()
+        if masks != "full":
+            information["mask_patch"] = Path(compact_masks.__file__).read_text(encoding="utf-8")
     return information

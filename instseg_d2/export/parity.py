@@ -1,134 +1,239 @@
 """
-Verifies an export: the file is run on real images and must give the results of the PyTorch model.
+Verifies an export: the file is run on real images and must find what the PyTorch model finds.
 
-All N slots are compared, whether they pass a threshold or not. K classes, h x w pixels of a mask.
+D detections, H x W pixels of a mask.
 """
 
 import copy
 import dataclasses
-import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Optional
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from detectron2.structures import ImageList
+from detectron2.structures import ImageList, Instances, pairwise_iou
+from scipy.optimize import linear_sum_assignment
 
 from ..data.images import read_image
 from ..inference.predictor import Predictor
 from ..methods import method_of
-from .runtime import ExportedPredictor, first_line
+from ..modeling.meta_arch import detect
+from ..runtime.sessions import first_line
+from .runtime import ExportedPredictor
 
 __all__ = ["Parity", "compare"]
 
 MAX_SCORE_DIFFERENCE = 1e-3
+MAX_BOX_DIFFERENCE = 0.5  # pixels of the network's input
 MIN_IOU = 0.99
+NMS_TIE = 1e-4  # of the IoU
+# Of detections that are no pair within the limits, so that the difference can be told.
+PAIR_SCORE = 0.1
 
 
 @dataclasses.dataclass
 class Parity:
-    """Result of a comparison: how much was compared, the worst differences, median milliseconds per batch."""
+    """
+    Result of a comparison.
 
+    Attributes:
+        images: how many were compared; detections: how many were matched one to one; masks: of these, not empty.
+        score_difference, box_difference, mask_iou: the worst, see the limits above.
+        missing, extra: detections of PyTorch's and of the file's that the other does not have.
+        pytorch_ms, exported_ms: median milliseconds per batch.
+        error: why the file cannot be run.
+    """
+
+    has_masks: bool = True
     images: int = 0
-    scores: int = 0  # slots with a score above 0
-    masks: int = 0  # slots with a mask that is not empty
+    detections: int = 0
+    masks: int = 0
+    missing: int = 0
+    extra: int = 0
     score_difference: float = 0.0
-    label_difference: float = 0.0  # between the scores of the two labels of a slot
+    box_difference: float = 0.0
     mask_iou: float = 1.0
     pytorch_ms: float = float("nan")
     exported_ms: float = float("nan")
-    error: str = ""  # why the file cannot be run
+    error: str = ""
 
     @property
     def failure(self) -> str:
         """Why the file differs from the model, in one sentence; empty if it does not."""
         if self.error:
             return self.error
-        if not self.scores or not self.masks:
-            return (
-                f"nothing was compared: of {self.images} images no slot has a score above 0 and a mask; "
-                "give images with objects, or trained weights"
-            )
-        worst = max(self.score_difference, self.label_difference)
-        if not worst <= MAX_SCORE_DIFFERENCE:
-            return f"scores differ from PyTorch's by {worst:.2g}, more than {MAX_SCORE_DIFFERENCE}"
+        if not self.detections or (self.has_masks and not self.masks):
+            what = "with a mask is found by both" if self.has_masks else "is found by both"
+            if not self.missing + self.extra:
+                return (
+                    f"nothing was compared: in {self.images} images no object {what}; give images with objects, or "
+                    "trained weights"
+                )
+        if self.missing:
+            return f"{self.missing} detections of PyTorch's are missing"
+        if self.extra:
+            return f"{self.extra} detections are not PyTorch's"
+        if not self.score_difference <= MAX_SCORE_DIFFERENCE:
+            return f"scores differ from PyTorch's by {self.score_difference:.2g}, more than {MAX_SCORE_DIFFERENCE}"
+        if not self.box_difference <= MAX_BOX_DIFFERENCE:
+            return f"a box differs from PyTorch's by {self.box_difference:.2g} pixels, more than {MAX_BOX_DIFFERENCE}"
         if not self.mask_iou >= MIN_IOU:
             return f"a mask has IoU {self.mask_iou:.4f} with PyTorch's, less than {MIN_IOU}"
         return ""
 
-    def add(self, expected, found, threshold: float) -> None:
+    def figures(self) -> dict:
+        """The result as plain data, for the file's metadata."""
+        names = ("images", "detections", "masks", "score_difference", "box_difference", "mask_iou")
+        return {name: getattr(self, name) for name in names}
+
+    def add(
+        self,
+        expected: Instances,
+        found: Instances,
+        *,
+        limit: int,
+        scale: float = 1.0,
+        moved: Callable = lambda by: (),
+        nms_threshold: Optional[float] = None,
+    ) -> None:
         """
         Compare the results on one image.
 
         Args:
-            expected: PyTorch's class scores (N, K), scores (N,), labels (N,) and masks (N, h, w), without a threshold.
-            found: the file's scores (N,), labels (N,) and masks (N, h, w).
-            threshold: on the class score; a slot closer to it than the tolerance may fall on either side.
+            limit: the most detections that either may have.
+            scale: output pixels per pixel of the network's input.
+            moved: a number -> what PyTorch finds when its threshold is higher by it, a list of Instances.
+            nms_threshold: IoU of the model's NMS; None: it has none.
         """
-        class_score, score, labels, masks = expected
-        best = class_score.amax(1)
-        as_object, as_nothing = (found[0] - score).abs(), found[0].abs()
-        difference = torch.where(best > threshold, as_object, as_nothing)
-        near = (best - threshold).abs() <= MAX_SCORE_DIFFERENCE
-        difference[near] = torch.minimum(as_object, as_nothing)[near]
-        of_labels = class_score.gather(1, torch.stack([labels, found[1]], 1))
-        label_difference = (of_labels[:, 0] - of_labels[:, 1]).abs()
-        union = (masks | found[2]).flatten(1).sum(1)
-        iou = (masks & found[2]).flatten(1).sum(1)[union > 0] / union[union > 0]
         self.images += 1
-        self.scores += int((found[0] > 0).sum())
-        self.masks += len(iou)
-        worst = float(torch.nan_to_num(difference, nan=float("inf")).max())
-        self.score_difference = max(self.score_difference, worst)
-        self.label_difference = max(self.label_difference, float(label_difference.max()))
-        self.mask_iou = min([self.mask_iou, *iou.tolist()])
+        box_limit = MAX_BOX_DIFFERENCE * scale
+        pairs, missing, extra = match(expected, found, MAX_SCORE_DIFFERENCE, box_limit)
+        if len(missing) + len(extra):
+            others = [x for by in (-MAX_SCORE_DIFFERENCE, MAX_SCORE_DIFFERENCE) for x in moved(by)]
+            ties = _Ties(limit, others, nms_threshold, box_limit)
+            missing, extra = ties.without(expected, found, missing, extra)
+        # What is left is compared with what is most like it, so that a failure says by how much it differs.
+        loose, lost, more = match(expected[missing], found[extra], PAIR_SCORE, None)
+        self.missing += len(lost)
+        self.extra += len(more)
+        pairs = np.append(pairs[0], missing[loose[0]]), np.append(pairs[1], extra[loose[1]])
+        self.detections += len(pairs[0])
+        if not len(pairs[0]):
+            return
+        expected, found = expected[pairs[0]], found[pairs[1]]
+        scores = (expected.scores - found.scores).abs().max()
+        boxes = (expected.pred_boxes.tensor - found.pred_boxes.tensor).abs().max() / scale
+        self.score_difference = max(self.score_difference, float(scores))
+        self.box_difference = max(self.box_difference, float(boxes))
+        if self.has_masks:
+            ious = [_iou(a, b) for a, b in zip(expected.pred_masks, found.pred_masks) if a.any() or b.any()]
+            self.masks += len(ious)
+            self.mask_iou = min([self.mask_iou, *ious])
+
+
+def _iou(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def match(expected: Instances, found: Instances, score_limit: float, box_limit: Optional[float]):
+    """
+    Detections of the same class whose scores and boxes differ by less than limits, one to one.
+
+    Args:
+        box_limit: pixels; None: half of the box's longer side.
+
+    Returns:
+        indices of the pairs, two arrays; indices without a partner, of the expected ones and of the found ones.
+    """
+    scores = (expected.scores[:, None] - found.scores).abs()
+    boxes = (expected.pred_boxes.tensor[:, None] - found.pred_boxes.tensor).abs().amax(-1)
+    if box_limit is None:
+        sides = expected.pred_boxes.tensor[:, 2:] - expected.pred_boxes.tensor[:, :2]
+        box_limit = sides.amax(1)[:, None].clamp(min=1) / 2
+    near = (expected.pred_classes[:, None] == found.pred_classes) & (scores <= score_limit) & (boxes <= box_limit)
+    cost = torch.where(near, scores / score_limit + boxes / box_limit, 1e6)
+    first, second = linear_sum_assignment(cost.numpy())
+    good = near.numpy()[first, second]
+    first, second = first[good], second[good]
+    without = (np.setdiff1d(np.arange(len(x)), y) for x, y in ((expected, first), (found, second)))
+    return (first, second), *without
+
+
+class _Ties:
+    """
+    Detections without a partner of which rounding may decide:
+
+    * at the end of a full list of ``limit`` detections;
+    * where PyTorch's own model has a detection, or does not, when its threshold ``moved`` a little;
+    * where a better detection overlaps one by just the threshold of NMS, and what such a one suppresses.
+    """
+
+    def __init__(self, limit: int, moved: Sequence[Instances], nms_threshold: Optional[float], box_limit: float):
+        self.limit = limit
+        self.moved = moved
+        self.nms_threshold = nms_threshold
+        self.box_limit = box_limit
+
+    def without(self, expected: Instances, found: Instances, missing, extra):
+        """The indices that are left."""
+        left = {True: list(missing), False: list(extra)}
+        lists = {True: (expected, found), False: (found, expected)}
+        ties: list[Instances] = []
+        count = -1
+        while count != len(ties):
+            count = len(ties)
+            for is_missing, (own, other) in lists.items():
+                for index in list(left[is_missing]):
+                    one = own[int(index) : int(index) + 1]
+                    if self._decides(one, own, other, ties, is_missing):
+                        left[is_missing].remove(index)
+                        ties.append(one)
+        return (np.array(left[x], dtype=int) for x in (True, False))
+
+    def _decides(self, one: Instances, own: Instances, other: Instances, ties, is_missing: bool) -> bool:
+        if len(other) == self.limit and float(one.scores) <= float(other.scores.min()) + MAX_SCORE_DIFFERENCE:
+            return True
+        for x in self.moved:
+            there = len(match(one, x, MAX_SCORE_DIFFERENCE, self.box_limit)[0][0]) > 0
+            if there != is_missing:
+                return True
+        return self.nms_threshold is not None and (
+            any(self._overlap(one, x, abs_tie=True) for x in (own, other)) or any(self._overlap(one, x) for x in ties)
+        )
+
+    def _overlap(self, one: Instances, others: Instances, abs_tie: bool = False) -> bool:
+        """Whether one of the others, of its class, overlaps one by the threshold of NMS; just by it if ``abs_tie``."""
+        others = others[(others.pred_classes == one.pred_classes) & (others.scores > one.scores - MAX_SCORE_DIFFERENCE)]
+        over = pairwise_iou(one.pred_boxes, others.pred_boxes) - self.nms_threshold
+        return bool(((over.abs() if abs_tie else -over) <= NMS_TIE).any())
 
 
 @torch.no_grad()
-def reference(predictor: Predictor, records: Sequence[dict], canvas: tuple[int, int]) -> list[tuple]:
+def reference(predictor: Predictor, records: Sequence[dict], canvas: tuple[int, int], moved: float = 0.0) -> list:
     """
-    PyTorch's results on preprocessed RGB images when every slot is a detection, whatever its score.
+    PyTorch's Instances for preprocessed RGB images.
 
     Args:
         canvas: (H, W) of the file's input, before it is padded to what the model needs.
-
-    Returns:
-        for each image class scores (N, K), scores (N,), labels (N,) and masks (N, height, width) bool, in the order of
-        the slots; 0 and empty where a score is not a number.
+        moved: what the model's threshold is higher by.
     """
-    original, of_classes = predictor.model, []
-    graph, unit = method_of(predictor.cfg).exportable(original), max(1, original.size_divisibility)
+    graph, original = method_of(predictor.cfg).exportable(predictor.model), predictor.model
+    model = copy.copy(graph.threshold_moved(moved))
+    unit = 1 if graph.fills_canvas else max(1, original.size_divisibility)
 
     def preprocess(records):
         images = original.preprocess(records)
         bottom, right = (-(-side // unit) * unit - now for side, now in zip(canvas, images.tensor.shape[-2:]))
-        return ImageList(F.pad(images.tensor, (0, right, 0, bottom)), images.image_sizes)
+        return ImageList(F.pad(images.tensor, (0, max(right, 0), 0, max(bottom, 0))), images.image_sizes)
 
-    def infer(images):
-        of_classes.extend(graph.slots(images)[0])
-        return type(original).infer(model, images)
-
-    def postprocess(result, size, masks=True):
-        scaled = original.postprocess(result, size, masks)
-        scaled.slots = result.slots
-        return scaled
-
-    model = copy.copy(original)
-    model.preprocess, model.infer, model.postprocess = preprocess, infer, postprocess
-    model.score_threshold, model.max_detections = -math.inf, math.inf
+    model.preprocess = preprocess
     if model.input_format == "BGR":
         records = [{**x, "image": x["image"].flip(0)} for x in records]
-    results = []
-    for x, classes in zip(model.detect(records, -math.inf), of_classes):
-        found = x["instances"].to("cpu")
-        slots = found.slots
-        scores, labels = torch.zeros(len(classes)), torch.zeros(len(classes), dtype=torch.int64)
-        masks = torch.zeros((len(classes), *found.image_size), dtype=torch.bool)
-        scores[slots], labels[slots], masks[slots] = found.scores, found.pred_classes, found.pred_masks
-        results.append((classes.cpu().nan_to_num(0.0), scores, labels, masks))
-    return results
+    found = [x["instances"].to("cpu") for x in detect(model, records)]
+    return [x[x.scores > 0] for x in found]
 
 
 def compare(predictor: Predictor, exported: ExportedPredictor, files: Sequence[str], repeats: int = 3) -> Parity:
@@ -142,7 +247,9 @@ def compare(predictor: Predictor, exported: ExportedPredictor, files: Sequence[s
         files: image files.
         repeats: timed runs of each, alternating, on the last image.
     """
-    parity, free = Parity(), exported.metadata["size"] is None
+    free, limit = exported.metadata["size"] is None, exported.metadata["max_detections"]
+    nms = method_of(predictor.cfg).exportable(predictor.model).nms_threshold
+    parity = Parity(has_masks=exported.metadata["masks"] is not None)
     images = [read_image(file, "RGB", value_range=predictor.value_range) for file in files]
     turned = [np.rot90(images[0])] if free else []
     for index, image in enumerate([*images, *turned]):
@@ -150,15 +257,20 @@ def compare(predictor: Predictor, exported: ExportedPredictor, files: Sequence[s
         count = exported.metadata["batch"] or 1 + index % 2
         mirrored = {**record, "image": record["image"].flip(2)}
         records = [(record, mirrored)[i % 2] for i in range(count)]
-        expected = reference(predictor, records, exported.canvas(record["image"]))
+        canvas = exported.canvas(record["image"])
         try:
-            results = exported.run(records)
+            results = exported.predict(records)
         except Exception as error:  # the runtimes raise all kinds
             size = " x ".join(map(str, record["image"].shape[-2:]))
             parity.error = f"it fails on {count} images of {size} pixels ({first_line(error)})"
             return parity
-        for one, *found in zip(expected, *results):
-            parity.add(one, found, exported.metadata["class_score_threshold"])
+        scale = max(record["height"] / record["image"].shape[1], record["width"] / record["image"].shape[2])
+        for i, (one, found) in enumerate(zip(reference(predictor, records, canvas), results)):
+
+            def moved(by, i=i, records=records, canvas=canvas):
+                return [reference(predictor, records, canvas, by)[i]]
+
+            parity.add(one, found, limit=limit, scale=max(scale, 1.0), moved=moved, nms_threshold=nms)
     _time(parity, predictor, exported, images[-1], repeats)
     return parity
 

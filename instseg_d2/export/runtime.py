@@ -1,10 +1,11 @@
-"""Runs exported models with the interface of the predictor. B images, N instance slots."""
+"""Runs exported models with the interface of the predictor. N images, D detections an image."""
 
 import json
 import os
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
@@ -12,64 +13,28 @@ from detectron2.structures import Boxes, Instances
 from ..checkpoint.identify import other_format
 from ..errors import ConfigError
 from ..inference.image_predictor import ImagePredictor
-from ..modeling.postprocessing import (
-    check_mask_format,
-    filter_detections,
-    masks_to_boxes,
-    set_mask_format,
-    topk_in_order,
-)
-from .exporters import INPUTS, METADATA, MIN_SIDE
-from .packages import needed
+from ..modeling.postprocessing import RunLengthMasks, check_mask_format, masks_to_boxes
+from ..runtime.model import Detections, detections, fitting_size, network_size
+from ..runtime.sessions import METADATA, SESSIONS, first_line, open_session
 
 __all__ = ["ExportedPredictor", "ResizeToFit"]
 
 
 class ResizeToFit(T.Augmentation):
     """
-    Detectron2's ResizeShortestEdge, but makes the image smaller if it would not fit into the canvas.
-
-    Args:
-        short, longest: limits of the sides in pixels; short 0 keeps the image's own size.
-        canvas: (H, W), or None for no such limit.
+    The resizing that an exported file's metadata ask for, see `runtime.model.fitting_size`: Detectron2's
+    ResizeShortestEdge, but an image that would not fit into the canvas becomes smaller.
     """
 
-    def __init__(self, short: int, longest: int, canvas=None):
+    def __init__(self, metadata: dict):
         super().__init__()
-        self.short, self.longest, self.canvas = short, longest, canvas
+        self.metadata = metadata
 
     def get_transform(self, image) -> T.Transform:
-        height, width = image.shape[:2]
-        size = (height, width)
-        if self.short:
-            size = T.ResizeShortestEdge.get_output_shape(height, width, self.short, self.longest)
-        if self.canvas:
-            scale = min(1.0, *(limit / side for limit, side in zip(self.canvas, size)))
-            size = tuple(max(1, int(side * scale + 0.5)) for side in size)
-        return T.ResizeTransform(height, width, *size)
+        return T.ResizeTransform(*image.shape[:2], *fitting_size(image.shape[:2], self.metadata))
 
 
-class OnnxProgram:
-    """An .onnx file in ONNX Runtime, on the GPU if possible."""
-
-    def __init__(self, path: str):
-        needed("onnxruntime")
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = torch.get_num_threads()
-        wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-        self.session = onnxruntime.InferenceSession(path, options, providers=providers)
-        self.text = self.session.get_modelmeta().custom_metadata_map.get(METADATA)
-
-    def __call__(self, *inputs: torch.Tensor):
-        found = self.session.run(None, {name: x.numpy() for name, x in zip(INPUTS, inputs)})
-        return tuple(map(torch.from_numpy, found))
-
-
-class Pt2Program:
+class Pt2Session:
     """A .pt2 file of torch.export."""
 
     def __init__(self, path: str):
@@ -80,16 +45,37 @@ class Pt2Program:
         self.text = files[METADATA]
 
     @torch.no_grad()
-    def __call__(self, *inputs: torch.Tensor):
-        return self.module(*inputs)
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = json.loads(self.text)["outputs"]
+        found = self.module(*(torch.from_numpy(x) for x in inputs.values()))
+        return {name: value.numpy() for name, value in zip(names, found)}
 
 
-PROGRAMS = {".onnx": OnnxProgram, ".pt2": Pt2Program}
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its type if there is no text."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _open(path: str, trust: bool):
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in (*SESSIONS, ".pt2"):
+        raise ConfigError(f"{path}: an exported model is a file of {', '.join(SESSIONS)} or .pt2.")
+    if suffix != ".pt2":
+        try:
+            return open_session(path, torch.get_num_threads())
+        except ConfigError as error:
+            what = other_format(path)
+            raise (ConfigError(f"{path} is {what}.") if what and "damaged" in str(error) else error) from error
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: there is no such file")
+    if not trust:
+        raise ConfigError(
+            f"{path} is not loaded, because PyTorch runs whatever code a .pt2 file holds: if you trust its source, "
+            "say so with --trust (trust=True); an .onnx file needs none."
+        )
+    try:
+        session = Pt2Session(path)
+    except Exception as error:  # PyTorch raises all kinds
+        what = other_format(path) or f"damaged, or was not exported here ({first_line(error)})"
+        raise ConfigError(f"{path} is {what}.") from error
+    if not session.text:
+        raise ConfigError(f"{path}: carries no metadata of instseg_d2; export it with projects/export.py.")
+    return session, json.loads(session.text)
 
 
 class ExportedPredictor(ImagePredictor):
@@ -97,66 +83,45 @@ class ExportedPredictor(ImagePredictor):
     An exported model with the interface of `instseg_d2.engine.Predictor`.
 
     Only images of the same size run together, so that padding does not change their results. Unlike the PyTorch model
-    it leaves out instances with score 0, because their masks are empty.
+    it leaves out detections with score 0.
 
     Args:
-        path: .onnx or .pt2 file from `export`; it contains its metadata.
+        path: .onnx, .xml or .pt2 file of `export`; it contains its metadata.
         trust: also load .pt2 files; PyTorch runs any code that such a file contains.
 
     Attributes:
-        program: (images, image_size, output_size) -> (scores, labels, masks), see `modeling.exportable`.
-        metadata: see `exporters.metadata`; and those of `ImagePredictor`.
+        session: dict of arrays -> dict of arrays, see `runtime.sessions`.
+        metadata: what the file says about itself; and the attributes of `ImagePredictor`.
 
     Raises:
         FileNotFoundError, ConfigError: the file is missing, of another kind or not trusted, or a package is missing.
     """
 
     def __init__(self, path: str, trust: bool = False):
-        kind = PROGRAMS.get(os.path.splitext(path)[1].lower())
-        if kind is None:
-            raise ConfigError(f"{path}: an exported model is a file of {' or '.join(PROGRAMS)}.")
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"{path}: there is no such file")
-        if kind is Pt2Program and not trust:
-            raise ConfigError(
-                f"{path} is not loaded, because PyTorch runs whatever code a .pt2 file holds: if you trust its source, "
-                "say so with --trust (trust=True); an .onnx file needs none."
-            )
-        try:
-            self.program = kind(path)
-        except ConfigError:
-            raise
-        except Exception as error:  # the runtimes raise all kinds
-            what = other_format(path) or f"damaged, or was not exported here ({first_line(error)})"
-            raise ConfigError(f"{path} is {what}.") from error
-        if not self.program.text:
-            raise ConfigError(f"{path}: carries no metadata of instseg_d2; export it with projects/export.py.")
-        self.metadata = json.loads(self.program.text)
+        self.session, self.metadata = _open(path, trust)
         self.class_names = self.metadata["class_names"]
         self.category_ids = {int(index): value for index, value in self.metadata["category_ids"].items()}
         self.input_format = self.metadata["channel_order"]
         self.value_range = tuple(self.metadata.get("value_range", ()))
-        sides = self.metadata["shortest_side"], self.metadata["longest_side"]
-        self.resize = ResizeToFit(*sides, self.metadata["size"])
+        self.resize = ResizeToFit(self.metadata)
 
     def canvas(self, image: torch.Tensor) -> tuple[int, int]:
         """(H, W) of the network's input for a preprocessed image (3, h, w)."""
-        return self.metadata["size"] or tuple(max(side, MIN_SIDE) for side in image.shape[-2:])
+        return network_size(image.shape[-2:], self.metadata)
 
-    def run(self, inputs: Sequence[dict]):
+    def run(self, inputs: Sequence[dict]) -> list[dict]:
         """
         Run preprocessed images that share one size and one output size. If the file's batch is fixed, there may be at
-        most that many. Returns scores (B, N), labels (B, N) and masks (B, N, height, width) of all slots.
+        most that many. Returns the file's outputs for each image, arrays of D detections.
         """
         height, width = inputs[0]["image"].shape[-2:]
         count = self.metadata["batch"] or len(inputs)
-        canvas = self.canvas(inputs[0]["image"])
-        images = torch.zeros((count, 3, *canvas), dtype=getattr(torch, self.metadata["dtype"]))
+        images = np.zeros((count, 3, *self.canvas(inputs[0]["image"])), dtype=self.metadata["dtype"])
         for image, x in zip(images, inputs):
-            image[:, :height, :width] = x["image"]
-        output_size = torch.tensor([inputs[0]["height"], inputs[0]["width"]])
-        found = self.program(images, torch.tensor([height, width]), output_size)
-        return tuple(x[: len(inputs)] for x in found)
+            image[:, :height, :width] = x["image"].numpy()
+        size = np.array([inputs[0]["height"], inputs[0]["width"]])
+        found = self.session({"images": images, "image_size": np.array([height, width]), "output_size": size})
+        return [{name: value[index] for name, value in found.items()} for index in range(len(inputs))]
 
     def outputs(self, inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[dict]:
         check_mask_format(masks)
@@ -164,22 +129,27 @@ class ExportedPredictor(ImagePredictor):
         for index, x in enumerate(inputs):
             groups.setdefault((x["image"].shape, x["height"], x["width"]), []).append(index)
         results = {}
-        for (_, height, width), members in groups.items():
+        for (shape, height, width), members in groups.items():
             step = self.metadata["batch"] or len(members)
             for start in range(0, len(members), step):
                 part = members[start : start + step]
-                for index, *slots in zip(part, *self.run([inputs[i] for i in part])):
-                    found = filter_detections(self._instances((height, width), *slots), score_threshold)
-                    results[index] = {"instances": set_mask_format(found, masks)}
+                for index, found in zip(part, self.run([inputs[i] for i in part])):
+                    one = detections(found, self.metadata, shape[-2:], (height, width), score_threshold)
+                    results[index] = {"instances": to_instances(one, masks)}
         return [results[index] for index in range(len(inputs))]
 
-    def _instances(self, size: tuple, scores, labels, masks) -> Instances:
-        keep = (scores > 0).nonzero()[:, 0]
-        if len(keep) > self.metadata["max_detections"]:
-            keep = keep[topk_in_order(scores[keep], self.metadata["max_detections"])]
-        result = Instances(size)
-        result.pred_boxes = Boxes(masks_to_boxes(masks[keep]))
-        result.scores = scores[keep]
-        result.pred_classes = labels[keep]
-        result.pred_masks = masks[keep]
-        return result
+
+def to_instances(found: Detections, masks: str) -> Instances:
+    """Detections as Detectron2's Instances; ``masks`` as in `InstanceSegmenter.detect`."""
+    result = Instances(found.size)
+    result.scores = torch.from_numpy(found.scores)
+    result.pred_classes = torch.from_numpy(found.labels)
+    if found.has_masks and masks == "full":
+        result.pred_masks = torch.from_numpy(found.masks())
+    elif found.has_masks and masks == "run_lengths":
+        result.pred_masks = RunLengthMasks.of_patches((found.patch(i) for i in range(len(found))), found.size)
+    if found.boxes is None:  # a file of the first version
+        result.pred_boxes = Boxes(masks_to_boxes(torch.from_numpy(found.masks())))
+    else:
+        result.pred_boxes = Boxes(torch.from_numpy(found.boxes))
+    return result

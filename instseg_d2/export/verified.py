@@ -1,11 +1,12 @@
 """Exports and verifies in one step: a file whose results differ is not kept."""
 
-import json
 import logging
 import os
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
-from ..files import atomic_write, write_bytes
+from ..files import write_bytes
 from ..inference.predictor import Predictor
 from .exporters import export
 from .parity import Parity, compare
@@ -22,7 +23,8 @@ class ParityError(Exception):
 
 def export_verified(predictor: Predictor, path: str, format: str, files: Sequence[str], **options) -> Parity:
     """
-    Export, run the file on images and compare; write its description to ``<path>.json``.
+    Export, run the file on images and compare. The figures of the comparison go into the file's metadata, and these
+    also into ``<path>.json``.
 
     Args:
         files: image files to compare on.
@@ -33,24 +35,33 @@ def export_verified(predictor: Predictor, path: str, format: str, files: Sequenc
 
     Raises:
         ParityError: the results differ; no file is left at ``path``.
-        ValueError: see `export`.
+        ConfigError: see `export`.
     """
-    with atomic_write(path) as temporary:
-        information = export(predictor, str(temporary), format, **options)
+    path = Path(path)
+    exported = export(predictor, format, **options)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem[:40]}-") as folder:
+        temporary = Path(folder, path.name)
+        exported.save(str(temporary))
         parity = compare(predictor, ExportedPredictor(str(temporary), trust=True), files)
         logger.info(
-            "%.1f MB; %d images, %d scores and %d masks compared: worst score difference %.2g, worst mask IoU %.4f; "
-            "PyTorch %.0f ms, exported %.0f ms",
-            os.path.getsize(temporary) / 1e6,
+            "%.1f MB; %d images, %d detections and %d masks compared: worst score difference %.2g, worst box "
+            "difference %.2g pixels, worst mask IoU %.4f; PyTorch %.0f ms, exported %.0f ms",
+            sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6,
             parity.images,
-            parity.scores,
+            parity.detections,
             parity.masks,
             parity.score_difference,
+            parity.box_difference,
             parity.mask_iou,
             parity.pytorch_ms,
             parity.exported_ms,
         )
         if parity.failure:
             raise ParityError(f"{path}: {parity.failure}; the file is not kept.")
-    write_bytes(f"{path}.json", json.dumps(information, indent=1).encode())
+        exported.information["parity"] = parity.figures()
+        exported.save(str(temporary))
+        for file in sorted(Path(folder).iterdir()):  # .bin before .xml
+            os.replace(file, path.parent / file.name)
+    write_bytes(f"{path}.json", exported.text.encode())
     return parity

@@ -39,7 +39,7 @@ class LocationGrid:
 
     def locate(self, rows: torch.Tensor):
         """rows (P,) -> level, image, y and x, (P,) int64 each; y and x in cells of the level."""
-        level = torch.searchsorted(self.starts, rows, right=True) - 1
+        level = (rows[:, None] >= self.starts).sum(1) - 1
         height, width = self.heights[level], self.widths[level]
         rest = rows - self.starts[level]
         image = rest // (height * width)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.ops import roi_align
 
 from .locations import flatten_levels
 
@@ -77,6 +78,8 @@ class PyramidPooler(nn.Module):
         batch, count = boxes.shape[:2]
         flat = boxes.detach().float().flatten(0, 1)
         level = self.levels(flat)
+        if torch.compiler.is_exporting():
+            return self._traceable(maps, flat, level)
         sizes = [(x.shape[2], x.shape[3]) for x in maps]
         starts = [0]
         for height, width in sizes:
@@ -99,6 +102,17 @@ class PyramidPooler(nn.Module):
             index.reshape(-1, taps), rows, per_sample_weights=weights.reshape(-1, taps).to(rows.dtype), mode="sum"
         )
         return pooled.view(batch * count, self.resolution**2, -1)
+
+    def _traceable(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """`forward` for export: RoIAlign of every map, where the boxes of other levels lie outside and read 0."""
+        count = len(boxes) // len(maps[0])
+        image = torch.arange(len(maps[0]), device=boxes.device).repeat_interleave(count, output_size=len(boxes))
+        total = 0
+        for index, (x, stride) in enumerate(zip(maps, self.strides)):
+            placed = torch.where((level == index)[:, None], boxes, -4.0 * stride)
+            rois = torch.cat([image[:, None].float(), placed], dim=1)
+            total = total + roi_align(x.float(), rois, self.resolution, 1 / stride, self.sampling_ratio, aligned=True)
+        return total.flatten(2).transpose(1, 2)
 
     @staticmethod
     def rows(maps: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -1,43 +1,103 @@
 """
-Inference as a function of tensors. N images, Q slots an image, K classes, h x w cells of a mask, H x W pixels.
+Inference as a function of tensors, with outputs of fixed sizes. N images, D detections an image, R x R cells of a crop,
+h x w cells of a map, H x W pixels.
 """
 
+from typing import NamedTuple, Optional
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.structures import ImageList
 from torch import nn
+from torchvision.ops import nms
 
 from .postprocessing import resize_masks
 
-__all__ = ["Exportable"]
+__all__ = ["CanvasExportable", "CropExportable", "Exportable", "Found", "non_maximum_suppression"]
+
+
+class Found(NamedTuple):
+    """
+    Detections of preprocessed images, as many for every image.
+
+    Attributes:
+        scores: (N, D) float32, 0 for what is no detection.
+        labels: (N, D) int64.
+        boxes: (N, D, 4) float32 x1, y1, x2, y2 in input pixels; None: the tight boxes of the masks.
+        masks: crops (N, D, R, R) inside windows, or maps (N, D, h, w) of the padded input; None: there are no masks.
+        windows: (N, D, 4) the boxes that crops fill, in input pixels; None: the clipped boxes.
+    """
+
+    scores: torch.Tensor
+    labels: torch.Tensor
+    boxes: Optional[torch.Tensor] = None
+    masks: Optional[torch.Tensor] = None
+    windows: Optional[torch.Tensor] = None
 
 
 class Exportable(nn.Module):
     """
-    Base of exportable models: inference from raw pixels to masks of the requested size, as one graph.
+    Base of exportable models: inference from raw pixels to detections at the requested size, as one graph.
 
-    The results equal those of ``model(batched_inputs)``, but the outputs have a fixed size: all Q slots, in order.
-    A slot whose class score is NaN or does not pass the model's threshold gets the score 0. The caller drops these and
-    keeps the ``max_detections`` best.
+    The results equal those of ``model(batched_inputs)``, but there are always D detections. What is none has score 0.
 
-    Subclasses write ``slots``.
+    Subclasses write ``found`` and, for masks of another form, `finish`.
 
     Args:
-        model: an `InstanceSegmenter` with the attributes ``score_threshold``, on the class score, strictly above, and
-            ``max_detections``. What its ``infer`` finds has a field slots (D,).
+        model: an `InstanceSegmenter`.
+
+    Attributes:
+        compact: masks are given in the compact form instead of at full size.
+        compact_form: "crops" or "canvas", the compact form of the masks.
+        free_size: the graph also fits batches and sizes other than the traced ones.
+        fills_canvas: images must have the size of the input, without padding, also none that the model needs.
+        detections: D is at most this.
+        nms_threshold: IoU of the model's NMS; None: it has none.
     """
+
+    compact_form = "crops"
+    free_size = False
+    fills_canvas = False
+    nms_threshold: Optional[float] = None
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        self.compact = False
 
-    def slots(self, images: ImageList) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of what `forward` returns."""
+        return ("boxes", "scores", "labels", "masks")
+
+    @property
+    def detections(self) -> int:
+        raise NotImplementedError
+
+    def threshold_moved(self, by: float) -> nn.Module:
+        """A copy of the model whose threshold is higher by a little; it shares the weights. Without one: the model."""
+        return self.model
+
+    def mask_information(self) -> dict:
+        """What is needed to make full-size masks of the compact ones, as plain data."""
+        raise NotImplementedError
+
+    def found(self, images: ImageList, image_size: torch.Tensor) -> Found:
         """
-        What the model predicts in preprocessed images.
+        What the model finds in preprocessed images.
 
-        Returns:
-            class scores (N, Q, K) float32; scores (N, Q) of a detection of the best class; masks (N, Q, h, w),
-            probabilities on the padded canvas.
+        Args:
+            image_size: (2,) int64, height and width of every image without padding.
+        """
+        raise NotImplementedError
+
+    def finish(self, found: Found, canvas: tuple, crop: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """
+        Detections in input pixels -> what `forward` returns.
+
+        Args:
+            canvas: (H, W) of the padded input; crop: (2,) of the image in it; size: (2,) of the output.
         """
         raise NotImplementedError
 
@@ -48,26 +108,18 @@ class Exportable(nn.Module):
                 here as the model needs it.
             image_size: (2,) int64, height and width of every image without padding; the image starts at the top left
                 corner. The values of the padding do not matter.
-            output_size: (2,) int64, height and width of the returned masks.
+            output_size: (2,) int64, height and width of the output image.
 
         Returns:
-            scores (N, Q) float32; labels (N, Q) int64, the best classes; masks (N, Q, *output_size) bool.
+            boxes (N, D, 4) float32 x1, y1, x2, y2 in output pixels; scores (N, D) float32; labels (N, D) int64; masks
+            (N, D, *output_size) bool, or in the compact form; further outputs as `output_names` says.
         """
-        model = self.model
         # Positive numbers only: ONNX's integer division rounds to zero, not down.
-        unit = max(1, model.size_divisibility)
+        unit = 1 if self.fills_canvas else max(1, self.model.size_divisibility)
         canvas = tuple((side + unit - 1) // unit * unit for side in images.shape[-2:])
-        class_scores, found, masks = self.slots(ImageList(self._prepared(images, image_size, canvas), []))
-        best, labels = class_scores.max(-1)
-        passes = (best > model.score_threshold) & (found > 0)  # nan is not above 0
-        scores = torch.where(passes, found, torch.zeros_like(found))
-        crop, size = image_size.tolist(), output_size.tolist()
-        for side, limit in zip(crop, canvas):
-            torch._check(side >= 1)
-            torch._check(side <= limit)
-        for side in size:
-            torch._check(side >= 1)
-        return scores, labels, resize_masks(masks, canvas, crop, size) > model.mask_threshold
+        prepared = ImageList(self._prepared(images, image_size, canvas), [])
+        found = self.found(prepared, image_size)
+        return self.finish(found, canvas, image_size, output_size)
 
     def _prepared(self, images: torch.Tensor, image_size: torch.Tensor, canvas: tuple) -> torch.Tensor:
         """Normalised images with zeros in the padding: (N, 3, *canvas)."""
@@ -77,3 +129,125 @@ class Exportable(nn.Module):
         columns = torch.arange(width, device=x.device) < image_size[1]
         x = torch.where(rows[:, None] & columns, self.model.normalize(x), 0.0)
         return F.pad(x, (0, canvas[1] - width, 0, canvas[0] - height))
+
+
+class CropExportable(Exportable):
+    """Base for methods whose masks are crops inside boxes."""
+
+    def mask_information(self) -> dict:
+        return {"form": "crops", "threshold": self.model.mask_threshold}
+
+    def finish(self, found: Found, canvas: tuple, crop: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        boxes, scores = clipped_boxes(found.boxes, found.scores, crop, size)
+        if found.masks is None or self.compact:
+            return tuple(x for x in (boxes, scores, found.labels, found.masks) if x is not None)
+        return boxes, scores, found.labels, pasted(found.masks, boxes, sides(size)) >= self.model.mask_threshold
+
+
+class CanvasExportable(Exportable):
+    """Base for methods whose masks are maps of the padded input, and whose boxes are the tight boxes of the masks."""
+
+    compact_form = "canvas"
+
+    def mask_information(self) -> dict:
+        unit = max(1, self.model.size_divisibility)
+        return {
+            "form": "canvas",
+            "threshold": self.model.mask_threshold,
+            "size_divisibility": unit,
+            "tight_boxes": True,  # in the compact form the graph knows them only roughly
+        }
+
+    def finish(self, found: Found, canvas: tuple, crop: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if self.compact:
+            boxes = tight_boxes(found.masks > self.model.mask_threshold)
+            pixels = boxes.new_tensor([now / cells for now, cells in zip(canvas, found.masks.shape[-2:])])
+            scale = (pixels * size / crop).flip(0).repeat(2)
+            return boxes * scale, found.scores, found.labels, found.masks
+        masks = resize_masks(found.masks, canvas, sides(crop, canvas), sides(size)) > self.model.mask_threshold
+        return tight_boxes(masks), found.scores, found.labels, masks
+
+
+def sides(size: torch.Tensor, limits: Optional[tuple] = None) -> list:
+    """A size (2,) as two integers that a graph can compute with, each at least 1 and at most its limit."""
+    result = size.tolist()
+    for index, side in enumerate(result):
+        torch._check(side >= 1)
+        if limits is not None:
+            torch._check(side <= limits[index])
+    return result
+
+
+def clipped_boxes(boxes: torch.Tensor, scores: torch.Tensor, crop: torch.Tensor, size: torch.Tensor):
+    """
+    Detectron2's ``detector_postprocess`` of boxes (N, D, 4) with scores (N, D): scaled from the image ``crop`` (H, W)
+    to the output ``size``, clipped to it; the scores of empty boxes are 0.
+    """
+    ends = size.to(boxes.dtype).flip(0).repeat(2)
+    boxes = torch.minimum((boxes * (ends / crop.flip(0).repeat(2))).clamp(min=0), ends)
+    filled = (boxes[..., 2:] > boxes[..., :2]).all(-1)
+    return boxes, torch.where(filled, scores, 0.0)
+
+
+def pasted(crops: torch.Tensor, boxes: torch.Tensor, size: list) -> torch.Tensor:
+    """
+    Crops (N, D, R, R) in their boxes (N, D, 4) on images (N, D, *size), bilinearly, 0 outside.
+
+    Bilinear weights are products of one for the row and one for the column, so this is two products of matrices.
+    """
+    cells = torch.arange(crops.shape[-1], device=crops.device)
+
+    def weights(low, high, side):  # (N, D, side, R)
+        place = (torch.arange(side, device=crops.device) + 0.5 - low[..., None]) / (high - low).clamp(min=1e-6)[
+            ..., None
+        ]
+        return (1 - ((place * len(cells) - 0.5)[..., None] - cells).abs()).clamp(min=0)
+
+    rows = weights(boxes[..., 1], boxes[..., 3], size[0])
+    columns = weights(boxes[..., 0], boxes[..., 2], size[1])
+    return rows @ crops @ columns.transpose(-1, -2)
+
+
+def tight_boxes(masks: torch.Tensor) -> torch.Tensor:
+    """As `masks_to_boxes`, of boolean masks (N, D, H, W): (N, D, 4) float32; zeros for an empty mask."""
+
+    def span(hits):  # (N, D, side)
+        positions = torch.arange(hits.shape[-1], device=hits.device)
+        last = torch.where(hits, positions + 1, 0).amax(-1)
+        first = torch.where(hits, positions, hits.shape[-1]).amin(-1)
+        return torch.minimum(first, last), last
+
+    (x1, x2), (y1, y2) = span(masks.any(-2)), span(masks.any(-1))
+    return torch.stack([x1, y1, x2, y2], dim=-1).float()
+
+
+def non_maximum_suppression(boxes, scores, labels, threshold: float) -> torch.Tensor:
+    """
+    Greedy NMS of each image, among boxes of the same label.
+
+    The boxes of each label are moved to a place of their own. A square grid of places keeps the coordinates small,
+    because large ones are rounded. All invalid boxes share one place, so that the first suppresses the others.
+
+    Args:
+        boxes: (N, D, 4) finite; scores: (N, D), below 0 for an invalid box; labels: (N, D).
+        threshold: IoU above which the worse one is suppressed.
+
+    Returns:
+        (N, D) bool: valid and not suppressed.
+    """
+    # An IoU is float32. ONNX rounds the threshold to float32, too, and should not round it up.
+    rounded = np.float32(threshold)
+    threshold = float(rounded if float(rounded) <= threshold else np.nextafter(rounded, np.float32(0)))
+    keeps = []
+    for box, score, label in zip(boxes.unbind(), scores.unbind(), labels.unbind()):
+        valid = score >= 0
+        side = torch.where(valid[:, None], box, 0.0)
+        side = side.max() - side.min() + 1
+        columns = (label.max() + 1).float().sqrt().ceil()
+        row = (label / columns).floor()
+        place = torch.stack([label - row * columns, row], dim=1).repeat(1, 2) * side
+        unit = torch.tensor([0.0, 0.0, 1.0, 1.0], device=box.device)
+        apart = torch.where(valid[:, None], box + place, unit - 4 * side)
+        chosen = nms(apart, score, threshold)
+        keeps.append(torch.zeros_like(valid).index_fill(0, chosen, True) & valid)
+    return torch.stack(keeps)

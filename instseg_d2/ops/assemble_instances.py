@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import extension, reference
+from . import extension, reference, traceable
 
 
 def assemble_instances(
@@ -31,6 +31,8 @@ def assemble_instances(
         ValueError: an argument of the wrong shape, type or device; the message names it.
         IndexError: an image index in windows is out of range (on CUDA: a device-side assertion).
     """
+    if torch.compiler.is_exporting():
+        return traceable.assemble_instances(score_maps, windows, mask_size, grid, outside)
     if extension.serves(score_maps.device.type):
         return torch.ops.instseg_d2.assemble_instances(score_maps, windows, mask_size, grid, outside)
     return reference.assemble_instances(score_maps, windows, mask_size, grid, outside)

@@ -5,7 +5,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from . import extension, reference
+from . import extension, reference, traceable
 
 
 def blend_masks(
@@ -53,6 +53,8 @@ def blend_masks(
     nearest = reference.is_nearest(top_interp)
     dtype = torch.promote_types(bases.dtype, attention.dtype)
     bases, attention, boxes = bases.to(dtype), attention.to(dtype), boxes.detach()
+    if torch.compiler.is_exporting() and box_index is None:
+        return traceable.blend_masks(bases, boxes, batch_index, attention, resolution, spatial_scale, top_interp)
     if extension.serves(bases.device.type):
         return torch.ops.instseg_d2.blend_masks(
             bases, boxes, batch_index, attention, box_index, resolution, spatial_scale, nearest

@@ -181,7 +181,7 @@ def exported(args, report: Report) -> None:
     cfg = load_config(CONFIGS[2], ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, "model.onnx"))
-        export(Predictor(cfg, ""), path, "onnx", size=(height, width))
+        export(Predictor(cfg, ""), "onnx", size=(height, width)).save(path)
         size = torch.tensor([height, width]).numpy()
         values = (torch.zeros((1, 3, height, width), dtype=torch.uint8).numpy(), size, size)
 

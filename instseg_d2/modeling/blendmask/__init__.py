@@ -6,6 +6,7 @@ from .authors import FCOS_HEAD, convert_adelaidet
 from .basis_module import BASIS_MODULE_REGISTRY, DeepLabV3Plus, ProtoNet, build_basis_module
 from .blender import Blender
 from .blendmask import BlendMask
+from .exportable import ExportableBlendMask
 from .mask_head import BlendMaskHead
 
 __all__ = [
@@ -27,6 +28,7 @@ register_method(
         semantic_target=lambda cfg: cfg.MODEL.BASIS_MODULE.LOSS_ON,
         authors_names={FCOS_HEAD: convert_adelaidet},  # AdelaiDet's FCOS is part of its BlendMask
         panoptic=lambda cfg: cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED,
+        exportable=ExportableBlendMask,
         publication=Publication(
             "BlendMask",
             "CVPR 2020, arXiv 2001.00309",

@@ -4,6 +4,7 @@ from ...config.embedmask import add_embedmask_config, check_embedmask_config
 from ...methods import MaskHead, Method, Publication, register_mask_head, register_method
 from .authors import MASK_TOWER, convert_embedmask
 from .embedmask import EmbedMask
+from .exportable import ExportableEmbedMask
 from .head import PixelHead, ProposalHead
 from .mask_head import EmbedMaskHead
 
@@ -16,6 +17,7 @@ register_method(
         check_config=check_embedmask_config,
         class_count_keys={"MODEL.EMBED_MASK.NUM_CLASSES": 1},
         authors_names={MASK_TOWER: convert_embedmask},
+        exportable=ExportableEmbedMask,
         publication=Publication(
             "EmbedMask",
             "arXiv 1912.01954, IJCAI 2021",

@@ -3,6 +3,7 @@
 from ...config.instancefcn import add_instancefcn_config, check_instancefcn_config
 from ...methods import MaskHead, Method, Publication, register_mask_head, register_method
 from .authors import VGG16_LAST_CONV, convert_vgg16
+from .exportable import ExportableInstanceFCN
 from .head import InstanceFCNHead
 from .inference import ProposalLimits
 from .instancefcn import InstanceFCN
@@ -31,6 +32,7 @@ register_method(
         check_config=check_instancefcn_config,
         class_agnostic=lambda cfg: not cfg.MODEL.INSTANCE_FCN.CLASSIFY,
         authors_names={VGG16_LAST_CONV: convert_vgg16},
+        exportable=ExportableInstanceFCN,
         publication=Publication(
             "InstanceFCN",
             "ECCV 2016, arXiv 1603.08678",

@@ -14,6 +14,7 @@ from .embedding import (
     held_out_split,
     reconstruction_ious,
 )
+from .exportable import ExportableISTR
 from .istr import ISTR
 from .mask_head import MaskEmbeddingHead
 from .refinement import RefinementHeads
@@ -48,6 +49,7 @@ register_method(
         crop_scheme="detr",
         needs_masks=True,
         authors_names={"pos_embeddings.": convert_istr},
+        exportable=ExportableISTR,
         publication=Publication(
             "ISTR", "arXiv 2105.00637, IEEE TIP 2024", "https://github.com/hujiecpp/ISTR (Google Drive, Baidu)"
         ),

@@ -50,7 +50,7 @@ def initial_queries(maps: Sequence[torch.Tensor], image_sizes, boxes: nn.Embeddi
 
     Args:
         maps: (N, C, h_l, w_l) of each pyramid level.
-        image_sizes: (H, W) of the unpadded images.
+        image_sizes: (H, W) of the unpadded images, a sequence or (N, 2) tensor.
         boxes: see `whole_image_boxes`.
         queries: (Q, C) embedding.
 
@@ -58,7 +58,8 @@ def initial_queries(maps: Sequence[torch.Tensor], image_sizes, boxes: nn.Embeddi
         boxes: (N, Q, 4) x1, y1, x2, y2 in pixels of the unpadded images.
         queries: (N, Q, C), the embedding plus the sum of each level's mean over the padded image.
     """
-    scale = torch.tensor([[w, h, w, h] for h, w in image_sizes]).to(boxes.weight, non_blocking=True)
+    sizes = torch.as_tensor(image_sizes).flip(1).repeat(1, 2)
+    scale = sizes.to(boxes.weight, non_blocking=True)
     pixels = box_convert(boxes.weight * scale[:, None], "cxcywh", "xyxy")
     return pixels, sum(x.mean((2, 3)) for x in maps)[:, None] + queries.weight
 

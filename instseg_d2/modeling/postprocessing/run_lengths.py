@@ -1,6 +1,6 @@
 """Masks as COCO's run lengths, a few hundred bytes each at any image size. D masks, H x W pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Union
 
 import numpy as np
@@ -52,8 +52,19 @@ class RunLengthMasks:
         size = tuple(masks.shape[-2:])
         boxes = masks_to_boxes(masks).int().tolist()
         masks = masks.cpu().numpy()
-        runs = [run_lengths(mask[y1:y2, x1:x2], x1, y1, size) for mask, (x1, y1, x2, y2) in zip(masks, boxes)]
-        return cls(mask_util.frPyObjects([{"size": size, "counts": x} for x in runs], *size) if runs else [], size)
+        return cls.of_patches(((y1, x1, mask[y1:y2, x1:x2]) for mask, (x1, y1, x2, y2) in zip(masks, boxes)), size)
+
+    @classmethod
+    def of_patches(cls, patches: Iterable, size: tuple) -> "RunLengthMasks":
+        """
+        Of masks that are empty outside a part.
+
+        Args:
+            patches: for each mask the first row and column of the part, and the part (h, w) bool.
+            size: (H, W) of the masks.
+        """
+        runs = [{"size": size, "counts": run_lengths(part, x, y, size)} for y, x, part in patches]
+        return cls(mask_util.frPyObjects(runs, *size) if runs else [], size)
 
     def decode(self) -> torch.Tensor:
         """The masks as (D, H, W) bool."""

@@ -2,6 +2,7 @@
 
 from ...config.fcos import add_fcos_config, check_fcos_config
 from ...methods import Method, Publication, register_method
+from .exportable import ExportableFCOS
 from .fcos import FCOS
 from .fcos_detector import FCOSDetector
 from .no_proposals import NoProposals
@@ -15,6 +16,7 @@ register_method(
         add_config=add_fcos_config,
         check_config=check_fcos_config,
         class_count_keys={"MODEL.FCOS.NUM_CLASSES": 0},
+        exportable=ExportableFCOS,
         publication=Publication(
             "FCOS", "ICCV 2019, arXiv 1904.01355", "https://github.com/aim-uofa/AdelaiDet (model zoo)"
         ),

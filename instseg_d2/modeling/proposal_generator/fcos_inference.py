@@ -7,6 +7,7 @@ Y locations per level.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from detectron2.layers import batched_nms
@@ -70,14 +71,16 @@ def _best_of_level(scores: torch.Tensor, topk: int):
     return best, locations.gather(1, index // num_classes), index % num_classes
 
 
-def detect(outputs: HeadOutputs, image_sizes: Sequence[tuple], limits: DetectionLimits) -> list[Instances]:
-    """
-    Apply the threshold, keep the best candidates of each level, run NMS and keep the best of the image (FCOS, section
-    3.1). Candidates are ranked by class * quality.
+class Candidates(NamedTuple):
+    """The best (location, class) pairs of every level: scores, rows and classes, (N, Q) each; a score of -1 is none."""
 
-    Returns:
-        one Instances per image: pred_boxes (D), scores (D,), pred_classes (D,), rows (D,), best first.
-    """
+    scores: torch.Tensor
+    rows: torch.Tensor
+    classes: torch.Tensor
+
+
+def candidates(outputs: HeadOutputs, limits: DetectionLimits) -> Candidates:
+    """Thresholding, and the best candidates of each level and image. The scores are class * quality."""
     grid = outputs.grid
     class_scores = outputs.class_logits.float().sigmoid()
     ranking = class_scores * outputs.quality_logits.float().sigmoid()[:, None]
@@ -97,7 +100,18 @@ def detect(outputs: HeadOutputs, image_sizes: Sequence[tuple], limits: Detection
         rows.append(start + image_index * per_image + location)
         classes.append(label)
         start += count
-    scores, rows, classes = torch.cat(scores, 1), torch.cat(rows, 1), torch.cat(classes, 1)
+    return Candidates(torch.cat(scores, 1), torch.cat(rows, 1), torch.cat(classes, 1))
+
+
+def detect(outputs: HeadOutputs, image_sizes: Sequence[tuple], limits: DetectionLimits) -> list[Instances]:
+    """
+    Apply the threshold, keep the best candidates of each level, run NMS and keep the best of the image (FCOS, section
+    3.1). Candidates are ranked by class * quality.
+
+    Returns:
+        one Instances per image: pred_boxes (D), scores (D,), pred_classes (D,), rows (D,), best first.
+    """
+    scores, rows, classes = candidates(outputs, limits)
 
     results = []
     for image, size in enumerate(image_sizes):

@@ -1,0 +1,103 @@
+"""Opens exported files in their runtimes. N images, D detections an image."""
+
+import importlib.util
+import json
+import os
+from typing import Optional
+
+import numpy as np
+
+from ..errors import ConfigError
+
+__all__ = ["INPUTS", "METADATA", "SESSIONS", "first_line", "needed", "open_session"]
+
+INPUTS = ("images", "image_size", "output_size")
+METADATA = "instseg_d2.json"  # name of the metadata inside the files
+
+
+def needed(what: str, extra: str, *names: str) -> None:
+    """
+    Raises:
+        ConfigError: a package is not installed; the message says how to get it.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        packages = "package" if len(missing) == 1 else "packages"
+        raise ConfigError(
+            f"{what} need the {packages} {', '.join(missing)}: pip install 'instseg_d2[{extra}]', or the lines of "
+            "requirements.txt."
+        )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its type if there is no text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class OnnxSession:
+    """An .onnx file in ONNX Runtime, on the GPU if possible."""
+
+    def __init__(self, path: str, threads: Optional[int] = None):
+        needed("ONNX files", "export", "onnxruntime")
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = threads
+        wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+        self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        self._names = [x.name for x in self._session.get_outputs()]
+        self.text = self._session.get_modelmeta().custom_metadata_map.get(METADATA, "")
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(self._names, self._session.run(None, inputs)))
+
+
+class OpenVinoSession:
+    """An .xml file in OpenVINO, on the CPU, in the precision that it was written in."""
+
+    def __init__(self, path: str, threads: Optional[int] = None):
+        needed("OpenVINO files", "openvino", "openvino")
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(path)
+        self.text = model.get_rt_info(["instseg_d2"]).value if model.has_rt_info(["instseg_d2"]) else ""
+        # On some CPUs the plugin would choose half precision by itself.
+        options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = threads
+        self._model = core.compile_model(model, "CPU", options)
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = self._model(inputs)
+        return {port.get_any_name(): np.array(value) for port, value in found.items()}
+
+
+SESSIONS = {".onnx": OnnxSession, ".xml": OpenVinoSession}
+
+
+def open_session(path: str, threads: Optional[int] = None):
+    """
+    Open an exported file: (session, metadata). A session takes and returns dicts of arrays, see `METADATA`.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ConfigError: it is of another kind or damaged, or a package is missing.
+    """
+    kind = SESSIONS.get(os.path.splitext(path)[1].lower())
+    if kind is None:
+        raise ConfigError(f"{path}: an exported model is a file of {' or '.join(SESSIONS)}.")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: there is no such file")
+    try:
+        session = kind(path, threads)
+    except ConfigError:
+        raise
+    except Exception as error:  # the runtimes raise all kinds
+        raise ConfigError(f"{path} is damaged, or was not exported here ({first_line(error)}).") from error
+    if not session.text:
+        raise ConfigError(f"{path}: carries no metadata of instseg_d2; export it with projects/export.py.")
+    return session, json.loads(session.text)

@@ -1,0 +1,149 @@
+"""Every method leaves as a file that finds what the model finds."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from instseg_d2.engine import Predictor
+from instseg_d2.errors import ConfigError
+from instseg_d2.export import FORMATS, ExportedPredictor, compare, export, export_verified
+from instseg_d2.export.exporters import export_metadata
+from instseg_d2.export.runtime import ResizeToFit
+from instseg_d2.methods import method_of
+from instseg_d2.runtime.sessions import METADATA
+from tests.tiny import tiny_config, tiny_model
+
+METHODS = ("BlendMask", "EmbedMask", "FCOSDetector", "InstanceFCN", "ISTR", "SparseInst")
+HAVE = {
+    format: all(importlib.util.find_spec(name) is not None for name in names)
+    for format, names in {
+        "onnx": ("onnx", "onnxscript", "onnxruntime"),
+        "openvino": ("onnx", "onnxscript", "openvino"),
+        "pt2": (),
+    }.items()
+}
+SIZE = (96, 128)
+PANOPTIC = ["MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True, "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p3", "p4"]]
+CLASSIFIED = [
+    "MODEL.INSTANCE_FCN.CLASSIFY", True,
+    "MODEL.INSTANCE_FCN.CLASSIFIER_SCALE", 64,
+    "MODEL.ROI_HEADS.NAME", "SegmentROIHeads",
+    "MODEL.ROI_HEADS.IN_FEATURES", ["res3"],
+    "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead",
+    "MODEL.ROI_BOX_HEAD.NUM_FC", 1,
+    "MODEL.ROI_BOX_HEAD.FC_DIM", 16,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for index, (height, width) in enumerate(((60, 80), (90, 70))):
+        coarse = generator.integers(0, 256, (6, 7, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((width, height), Image.BICUBIC).save(folder / f"{index}.png")
+    return sorted(map(str, folder.iterdir()))
+
+
+_PREDICTORS = {}
+
+
+def decided_predictor(name, *opts):
+    """
+    A predictor with random weights that finds objects of many classes and shapes. Its scores lie apart, and its boxes
+    inside the image, because rounding decides about equal scores and about masks beyond the border.
+    """
+    key = (name, *map(str, opts))
+    if key not in _PREDICTORS:
+        opts = ["INPUT.MIN_SIZE_TEST", 72, "INPUT.MAX_SIZE_TEST", 128, *opts]
+        predictor = Predictor(tiny_config(name, *opts, finding=True), "", optimize=False)
+        predictor.model.load_state_dict(tiny_model(name, finding=True).state_dict())
+        generator = torch.Generator().manual_seed(0)
+        for parameter, x in predictor.model.named_parameters():
+            if "head.scales" in parameter:
+                x.data.fill_(0.5 ** int(parameter.split(".")[-1]))
+            elif parameter.endswith("box_distances.bias"):
+                x.data.fill_(0.4)
+            elif parameter.endswith(("head.objectness.weight", "head.class_logits.weight", "mask_kernel.weight")):
+                x.data.mul_(30)
+            elif parameter.endswith("top_layer.weight"):
+                x.data.normal_(std=0.1, generator=generator)
+        _PREDICTORS[key] = predictor
+    return _PREDICTORS[key]
+
+
+@pytest.mark.parametrize("masks", ["full", "compact"])
+@pytest.mark.parametrize("name", METHODS)
+def test_graph_finds_what_the_model_finds(name, masks, files):
+    """The module that is traced, before it is traced, on two images at once."""
+    if name == "FCOSDetector" and masks == "compact":
+        pytest.skip("makes no masks")
+    predictor = decided_predictor(name)
+    graph = method_of(predictor.cfg).exportable(predictor.model).eval()
+    graph.compact = masks == "compact"
+    metadata = export_metadata(predictor, graph, graph.compact_form if graph.compact else "full", SIZE, 2)
+    exported = ExportedPredictor.__new__(ExportedPredictor)
+    exported.metadata, exported.input_format, exported.resize = metadata, "RGB", ResizeToFit(metadata)
+
+    def session(inputs):
+        with torch.no_grad():
+            found = graph(*(torch.from_numpy(x) for x in inputs.values()))
+        return {name: x.numpy() for name, x in zip(graph.output_names, found)}
+
+    exported.session = session
+    parity = compare(predictor, exported, files, repeats=1)
+    assert parity.failure == ""
+    assert parity.images == 2 * len(files)
+    assert parity.detections > 60
+    assert parity.masks > 50 or name == "FCOSDetector"
+    if name != "FCOSDetector":
+        record = exported.preprocess(files[1])
+        (coded,), (full,) = exported.predict([record], masks="run_lengths"), exported.predict([record])
+        assert torch.equal(coded.pred_masks.decode(), full.pred_masks)
+        (without,) = exported.predict([record], masks="none")
+        assert not without.has("pred_masks")
+        assert (without.scores.diff() <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "masks"),
+    [
+        ("BlendMask", "onnx", "crops"),
+        ("EmbedMask", "openvino", "canvas"),
+        ("InstanceFCN", "pt2", "crops"),
+        ("ISTR", "onnx", "full"),
+    ],
+)
+def test_files(name, format, masks, files, tmp_path):
+    """The file passes its gate; its metadata say what is in it."""
+    if not HAVE[format]:
+        pytest.skip(f"the packages for {format} are not installed")
+    path = tmp_path / f"x{FORMATS[format]}"
+    parity = export_verified(decided_predictor(name), str(path), format, files, masks=masks, size=SIZE)
+    assert parity.failure == ""
+    metadata = ExportedPredictor(str(path), trust=True).metadata
+    assert metadata == json.loads(Path(f"{path}.json").read_text())
+    assert metadata["method"] == name
+    assert metadata["parity"]["detections"] == parity.detections > 30
+    assert list(metadata["outputs"])[:3] == ["boxes", "scores", "labels"]
+    assert (metadata["masks"] or {}).get("form") == (None if name == "FCOSDetector" else masks)
+    if format == "onnx":
+        import onnx
+
+        graph = onnx.load(path)
+        assert {x.domain for x in graph.graph.node} == {""}, "a node that only this package knows"
+        assert METADATA in {x.key for x in graph.metadata_props}
+
+
+def test_what_cannot_be_exported():
+    for name, opts, words in (
+        ("InstanceFCN", CLASSIFIED, "InstanceFCN cannot be exported with ROI heads"),
+        ("BlendMask", PANOPTIC, "a panoptic BlendMask cannot be exported"),
+    ):
+        predictor = Predictor(tiny_config(name, *opts, finding=True), "", optimize=False)
+        with pytest.raises(ConfigError, match=words):
+            export(predictor, "pt2", size=SIZE)
