@@ -94,7 +94,7 @@ def _backward(ctx, grad):
 def _refuse(ctx, *grads):
     raise NotImplementedError(
         "blend_masks can be differentiated once only: its gradients have no gradients. "
-        "instseg_d2.ops.reference.blend_masks, in plain PyTorch, has them for the attention."
+        "instseg_d2.ops.reference.blend_masks, in plain PyTorch, has them."
     )
 
 

@@ -1,7 +1,6 @@
 """The operators in plain PyTorch, with the signatures, results and errors of the compiled ones.
 
-The compiled operators are tested against them. They run when there is no extension, and when results must be
-deterministic.
+The compiled operators are tested against them. They run when there is no extension.
 """
 
 import math

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from instseg_d2 import ops
+from instseg_d2.ops import reference
 from tests.ops.blend_masks import BLEND_MASKS
 from tests.ops.harness import assert_same, compiled, ways
 
@@ -162,3 +163,13 @@ def test_boxes_get_no_gradient():
     out = ops.blend_masks(**inputs)
     with pytest.raises(RuntimeError, match="not have been used"):
         torch.autograd.grad(out.sum(), inputs["boxes"])
+
+
+def test_the_plain_twin_has_second_derivatives():
+    inputs = arguments(images=1, boxes=3, bases=2, size=2, dtype=torch.float64)
+    leaves = [inputs[name].requires_grad_() for name in ("bases", "attention")]
+
+    def call(bases, attention):
+        return reference.blend_masks(**{**inputs, "bases": bases, "attention": attention}, resolution=3)
+
+    assert torch.autograd.gradgradcheck(call, leaves)
