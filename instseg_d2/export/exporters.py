@@ -41,9 +41,9 @@ def _exportable(predictor: Predictor, format: str, masks: str) -> torch.nn.Modul
         raise ConfigError(f"{method.name} cannot be exported: only {known} can.")
     if model.device.type != "cpu":
         raise ConfigError(f"models are exported on the CPU: set MODEL.DEVICE to cpu; it is {model.device}.")
-    if format != "pt2" and any("Deform" in type(module).__name__ for module in model.modules()):
+    if format == "openvino" and any("Deform" in type(module).__name__ for module in model.modules()):
         raise ConfigError(
-            f"deformable convolutions cannot be exported to {format}: use --format pt2, or a config without them."
+            "OpenVINO has no deformable convolutions: use --format onnx or pt2, or a config without them."
         )
     exportable = method.exportable(model)
     if masks not in ("full", exportable.compact_form):

@@ -61,7 +61,7 @@ def decided_predictor(name, *opts):
     if key not in _PREDICTORS:
         opts = ["INPUT.MIN_SIZE_TEST", 72, "INPUT.MAX_SIZE_TEST", 128, *opts]
         predictor = Predictor(tiny_config(name, *opts, finding=True), "", optimize=False)
-        predictor.model.load_state_dict(tiny_model(name, finding=True).state_dict())
+        predictor.model.load_state_dict(tiny_model(name, *opts, finding=True).state_dict())
         generator = torch.Generator().manual_seed(0)
         for parameter, x in predictor.model.named_parameters():
             if "head.scales" in parameter:
@@ -72,6 +72,8 @@ def decided_predictor(name, *opts):
                 x.data.mul_(30)
             elif parameter.endswith("top_layer.weight"):
                 x.data.normal_(std=0.1, generator=generator)
+            elif parameter.endswith("offset.weight"):
+                x.data.normal_(std=0.01, generator=generator)
         _PREDICTORS[key] = predictor
     return _PREDICTORS[key]
 
@@ -123,7 +125,8 @@ def test_files(name, format, masks, files, tmp_path):
     if not HAVE[format]:
         pytest.skip(f"the packages for {format} are not installed")
     path = tmp_path / f"x{FORMATS[format]}"
-    parity = export_verified(decided_predictor(name), str(path), format, files, masks=masks, size=SIZE)
+    opts = ["MODEL.FCOS.USE_DEFORMABLE", True] if name == "BlendMask" else []
+    parity = export_verified(decided_predictor(name, *opts), str(path), format, files, masks=masks, size=SIZE)
     assert parity.failure == ""
     metadata = ExportedPredictor(str(path), trust=True).metadata
     assert metadata == json.loads(Path(f"{path}.json").read_text())
