@@ -16,8 +16,11 @@ from instseg_d2.console import run_script
 from instseg_d2.data import make_shapes
 from instseg_d2.errors import ConfigError
 from instseg_d2.inference.cpu import tune_cpu
+from instseg_d2.inference.optimize import optimize_for_inference
+from instseg_d2.inference.predictor import Predictor
 from instseg_d2.modeling.build import build
 from projects.benchmarks.operators import format_table, op_table
+from projects.benchmarks.runtimes import runtime_rows
 from projects.benchmarks.stages import (
     conversion_row,
     large_image_row,
@@ -53,6 +56,9 @@ def parse(arguments=None):
     parser.add_argument(
         "--large-image", action="store_true", help="also memory of 300 detections on 12 megapixels, CPU"
     )
+    parser.add_argument(
+        "--runtimes", action="store_true", help="only time PyTorch against the exported files, on the CPU"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(arguments)
 
@@ -87,10 +93,17 @@ def main(args) -> None:
                 os.path.join(top, f) for top, _, files in os.walk(folder) for f in files if f[-3:] in ("jpg", "png")
             )
         for config_file in args.config_file:
-            cfg, model = random_model(config_file, args.device)
+            cfg, model = random_model(config_file, "cpu" if args.runtimes else args.device)
             size = tuple(args.size or test_size(cfg))
             resized = os.path.join(folder, "image.jpg")
             cv2.imwrite(resized, cv2.resize(cv2.imread(image), size[::-1]))
+            if args.runtimes:
+                predictor = Predictor(cfg, "", optimize=False)
+                predictor.model = optimize_for_inference(model)
+                rows = runtime_rows(predictor, resized, tuple(-(-side // 32) * 32 for side in size), args.repeats)
+                print(f"\n{os.path.basename(config_file)}, one {size[0]} x {size[1]} image, random weights")
+                print(tabulate(rows, headers=("runtime", "ms", "speed", "MB"), floatfmt=".2f"))
+                continue
             headers, rows = stage_rows(model, resized, size, args.repeats)
             print(f"\n{os.path.basename(config_file)}, one {size[0]} x {size[1]} image, random weights")
             print(tabulate(rows, headers=headers, floatfmt=".2f"))
@@ -105,6 +118,8 @@ def main(args) -> None:
                 print(
                     f"training step, {BATCH} images: plain {plain_ms:.0f} ms, optimised {own_ms:.0f} ms, {ratio:.2f}x"
                 )
+    if args.runtimes:
+        return
     plain_ms, own_ms, ratio = conversion_row(args.images)
     print(
         f"\n{args.images} images of 480 x 640 with 100 masks each to COCO results: "

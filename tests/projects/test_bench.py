@@ -1,14 +1,19 @@
 """The benchmark: every method has a plain twin that goes through the same detection, and the stages are measured."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from instseg_d2.errors import ConfigError
+from instseg_d2.inference.predictor import Predictor
+from projects.benchmarks import runtimes
 from projects.benchmarks.plain import fcos
 from projects.benchmarks.stages import STAGES, large_image_row, plain_model, stage_rows
-from tests.tiny import METHODS, random_batch, tiny_model
+from tests.tiny import METHODS, random_batch, tiny_config, tiny_model
 
 
 @pytest.mark.parametrize("name", [*METHODS, "FCOSDetector", "OneStageDetector"])
@@ -65,3 +70,31 @@ def test_a_large_image():
 def test_a_model_without_a_twin_is_named():
     with pytest.raises(ConfigError, match=r"GeneralizedRCNN has no plain version.*BlendMask, EmbedMask, FCOSDetector"):
         plain_model(tiny_model("MaskRCNN"))
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_runtimes(tmp_path, monkeypatch, bfloat16):
+    """One row for each runtime that is installed; a format that refuses the model is left out and named."""
+    path = str(tmp_path / "image.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)).save(path)
+    predictor = Predictor(tiny_config("BlendMask", finding=True), "")
+    monkeypatch.setattr(runtimes, "installed", lambda: ["onnx", "openvino"] if bfloat16 else [])
+    monkeypatch.setattr(runtimes, "autocast_type", lambda *_: torch.bfloat16 if bfloat16 else None)
+    exported = []
+
+    def export(predictor, format, **options):
+        exported.append((format, options))
+        if format == "openvino":
+            raise ConfigError("not this one")
+        return SimpleNamespace(save=lambda to: Path(to).write_bytes(b"12345"))
+
+    monkeypatch.setattr(runtimes, "export", export)
+    one = SimpleNamespace(preprocess=lambda *_: {}, run=lambda inputs: None)
+    monkeypatch.setattr(runtimes, "ExportedPredictor", lambda path: one)
+    rows = runtimes.runtime_rows(predictor, path, (64, 96), repeats=1)
+    names = ["PyTorch float32", "PyTorch bfloat16", "ONNX Runtime"]
+    assert [row[0] for row in rows] == (names if bfloat16 else names[:1])
+    assert rows[0][2] == 1
+    if bfloat16:
+        assert exported == [(x, {"size": (64, 96), "masks": "crops"}) for x in ("onnx", "openvino")]
+        assert rows[2][3] == 5e-6

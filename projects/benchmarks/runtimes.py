@@ -1,0 +1,71 @@
+"""Times a model in PyTorch and, exported, in every runtime that is installed, in turns."""
+
+import copy
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+from instseg_d2.apps.costs import interleaved_medians
+from instseg_d2.data.images import read_image
+from instseg_d2.errors import ConfigError
+from instseg_d2.export import FORMATS, ExportedPredictor, export
+from instseg_d2.inference.precision import autocast_type
+from instseg_d2.inference.predictor import Predictor
+from instseg_d2.methods import method_of
+
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+NAMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+
+
+def installed() -> list[str]:
+    """The formats whose packages are installed."""
+    return [x for x, names in PACKAGES.items() if all(importlib.util.find_spec(name) for name in names)]
+
+
+def runtime_rows(predictor: Predictor, image: str, size: tuple, repeats: int) -> list[list]:
+    """
+    Milliseconds from a resized image to boxes and compact masks. Full-size masks cost the same everywhere and are left
+    out.
+
+    Args:
+        predictor: optimised, on the CPU.
+        image: an image file of ``size`` (H, W).
+
+    Returns:
+        rows of runtime, median milliseconds, speed relative to the first row, megabytes of the file.
+    """
+    pixels = read_image(image, "RGB")
+    record = predictor.preprocess(pixels, "RGB")
+
+    def pytorch(enabled: bool):
+        def run():
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                predictor.predict([record], masks="none")
+
+        return run
+
+    names, functions, megabytes = ["PyTorch float32"], [pytorch(False)], [float("nan")]
+    if autocast_type(True, torch.device("cpu")):
+        names.append("PyTorch bfloat16")
+        functions.append(pytorch(True))
+        megabytes.append(float("nan"))
+    exportable = method_of(predictor.cfg).exportable
+    form = exportable(predictor.model).compact_form if exportable else "full"
+    with tempfile.TemporaryDirectory() as folder:
+        for format in installed() if exportable else ():
+            path = Path(folder, f"model{FORMATS[format]}")
+            try:
+                export(copy.copy(predictor), format, size=size, masks=form).save(str(path))
+            except ConfigError as error:
+                print(f"{NAMES[format]}: {error}")
+                continue
+            exported = ExportedPredictor(str(path))
+            inputs = exported.preprocess(pixels, "RGB")
+            names.append(NAMES[format])
+            functions.append(lambda exported=exported, inputs=inputs: exported.run([inputs]))
+            megabytes.append(sum(os.path.getsize(x) for x in path.parent.glob("model*")) / 1e6)
+        times = interleaved_medians(functions, repeats)
+    return [[name, ms, times[0] / ms, file] for name, ms, file in zip(names, times, megabytes)]
