@@ -10,6 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,6 +55,7 @@ class Compiler:
         from torch.utils import cpp_extension
 
         self.folder = folder
+        self.lock = threading.Lock()
         self.command = os.environ.get("CXX", "c++").split()
         cpu = Path("/proc/cpuinfo")
         has_fma = os.uname().machine == "x86_64" and cpu.exists() and " fma " in cpu.read_text()
@@ -79,13 +82,14 @@ class Compiler:
     def precompiled(self) -> Path:
         """The folder of the precompiled header."""
         folder = self.folder / f"header-{self.key}"
-        if not (folder / "torch_emulation.h.gch").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "torch_emulation.h").write_text('#error "the precompiled header does not fit"\n')
-            header = HERE / "include" / "torch_emulation.h"
-            part = folder / "part.gch"
-            self.run(*self.flags, *self.includes, "-x", "c++-header", header, "-o", part)
-            part.rename(folder / "torch_emulation.h.gch")
+        with self.lock:
+            if not (folder / "torch_emulation.h.gch").exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "torch_emulation.h").write_text('#error "the precompiled header does not fit"\n')
+                header = HERE / "include" / "torch_emulation.h"
+                part = folder / f"{uuid.uuid4()}.part"
+                self.run(*self.flags, *self.includes, "-x", "c++-header", header, "-o", part)
+                part.rename(folder / "torch_emulation.h.gch")
         return folder
 
     def object(self, sources: dict, name: str, csrc: Path) -> Path:
@@ -93,7 +97,7 @@ class Compiler:
         headers = "".join(text for path, text in sources.items() if path.endswith((".h", ".cuh")))
         target = self.folder / f"{Path(name).stem}-{digest(self.key, headers, name, sources[name])}.o"
         if not target.exists():
-            part = target.with_suffix(f".{os.getpid()}.part")
+            part = target.with_suffix(f".{uuid.uuid4()}.part")
             header = ["-I", self.precompiled(), "-include", "torch_emulation.h"]
             self.run(*self.flags, *header, *self.includes, "-x", "c++", "-c", csrc / name, "-o", part)
             part.rename(target)

@@ -124,7 +124,7 @@ def main():
             try:
                 compiler.extension(sources, place / "csrc", place / "_C.so")
             except build.CompileError as error:
-                return None, str(error)
+                return None, next((line for line in str(error).splitlines() if "error" in line), str(error))
             if arguments.races:
                 status = run_races(place / "_C.so", place / "log")
             else:
@@ -135,7 +135,7 @@ def main():
             return result, (telling or log.splitlines()[-1:] or ["time over"])[0]
 
         whole = build.read_sources()
-        sound_of = OPERATORS[:1] if arguments.races else OPERATORS
+        sound_of = OPERATORS if arguments.every == 1 and not arguments.races else OPERATORS[:1]
         sound = [pool.submit(check, name, name, whole) for name in sound_of]
         seeds = [
             pool.submit(check, number, operator_of(mutant), sources[number]) for number, mutant in enumerate(mutants)

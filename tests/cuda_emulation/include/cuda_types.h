@@ -47,6 +47,12 @@ unsigned in_32_bits(T value) {
   return static_cast<unsigned>(value);
 }
 
+// A parameter that takes no part in finding out types.
+template <typename T>
+struct Identity {
+  using type = T;
+};
+
 } // namespace emu
 
 struct uint3 {

@@ -407,11 +407,6 @@ inline void run_grid(const dim3& grid, const dim3& threads) {
   }
 }
 
-template <typename T>
-struct Identity {
-  using type = T;
-};
-
 // kernel<<<grid, threads, shared_bytes, stream>>>(arguments)
 template <typename... Parameters>
 void launch(

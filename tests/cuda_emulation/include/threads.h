@@ -130,11 +130,6 @@ struct Access<T*> {
   }
 };
 
-template <typename T>
-struct Identity {
-  using type = T;
-};
-
 template <typename... Parameters>
 void launch(
     const char*, const dim3& grid, const dim3& threads, size_t shared_bytes, cudaStream_t,
