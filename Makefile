@@ -64,7 +64,7 @@ emulate-cuda: setup
 		--ignore tests/ops/test_build.py -k "not temporaries"'
 
 # Do these tests find faults? Each N-th of the list is seeded; EVERY=1: all (tests/cuda_emulation/mutants.py).
-EVERY ?= 8
+EVERY ?= 16
 emulate-cuda-mutants: emulate-cuda
 	$(BIN)/python -m tests.cuda_emulation.mutate --output $(EMULATION) --every $(EVERY) $(FLAGS)
 
