@@ -1,7 +1,8 @@
 """One-stage and query-based instance segmentation for Detectron2.
 
 Importing this package registers every method, backbone, head and data set by its public name; it changes
-nothing in Detectron2 itself. Without PyTorch only `instseg_d2.runtime` works, which runs exported models.
+nothing in Detectron2 itself. Where a runtime of exported models is installed without PyTorch, only
+`instseg_d2.runtime` works.
 """
 
 import getpass
@@ -22,8 +23,10 @@ except (ImportError, KeyError, OSError):
         "TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"torchinductor_{getattr(os, 'getuid', str)()}")
     )
 
+_installed = {name for name in ("torch", "onnxruntime", "openvino") if importlib.util.find_spec(name)}
+
 try:
-    if importlib.util.find_spec("torch") is not None:
+    if "torch" in _installed or not _installed:
         import detectron2
 
         from . import data, modeling

@@ -16,6 +16,7 @@ import cv2
 import torch
 
 from instseg_d2.config import load_config
+from instseg_d2.console import run_script
 from instseg_d2.data import make_shapes
 from instseg_d2.engine import Trainer, argument_parser, setup
 from instseg_d2.export import export
@@ -229,4 +230,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

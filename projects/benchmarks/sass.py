@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+from instseg_d2.console import run_script
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -147,4 +149,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

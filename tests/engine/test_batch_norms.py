@@ -38,29 +38,45 @@ def _detections(model, counts=(2, 0)):
     return [x["instances"].get_fields() for x in outputs]
 
 
+CASES = [(3, 2), (0, 0), (3, 0)]  # objects of the two images
+
+
 def _gradients_of_one_rank(args):
     torch.set_num_threads(1)
-    for counts in args.counts:  # a process that has no objects must neither crash nor hang
-        model = create_ddp_model(tiny_model(args.method, *OPTS, finding=True), broadcast_buffers=False, device_ids=None)
+    for method in METHODS:
+        _train(method, args.folder / method)
+
+
+def _train(method, folder):
+    folder.mkdir(exist_ok=True)
+    for counts in CASES:  # a process that has no objects must neither crash nor hang
+        model = create_ddp_model(tiny_model(method, *OPTS, finding=True), broadcast_buffers=False, device_ids=None)
         found = _gradients(model, [random_batch(counts, *SIZE)[comm.get_rank()]])
         if comm.is_main_process():
-            torch.save(found, args.folder / f"{counts}.pth")
+            torch.save(found, folder / f"{counts}.pth")
     torch.optim.SGD(model.parameters(), 1e-3).step()
     if comm.is_main_process():
-        InstSegCheckpointer(model, str(args.folder)).save("trained")
+        InstSegCheckpointer(model, str(folder)).save("trained")
         wrapped = {"model": model.state_dict()}  # as a plain torch.save of what DDP wraps writes it
-        torch.save(wrapped, args.folder / "wrapped.pth")
+        torch.save(wrapped, folder / "wrapped.pth")
         found = [(x["scores"], x["pred_boxes"].tensor, x["pred_masks"]) for x in _detections(model.module)]
-        torch.save(found, args.folder / "detections.pth")
+        torch.save(found, folder / "detections.pth")
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory):
+    """The folder of what two processes computed for all methods."""
+    folder = tmp_path_factory.mktemp("two")
+    processes = {"num_gpus": 0, "num_processes": 2, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
+    launch(_gradients_of_one_rank, argparse.Namespace(folder=folder, **processes))
+    return folder
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_gradients_equal_one_process(method, tmp_path):
-    processes = {"num_gpus": 0, "num_processes": 2, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
-    cases = [(3, 2), (0, 0), (3, 0)]
-    launch(_gradients_of_one_rank, argparse.Namespace(method=method, counts=cases, folder=tmp_path, **processes))
-    for counts in cases:
-        found = torch.load(tmp_path / f"{counts}.pth")
+def test_gradients_equal_one_process(method, of_two_processes):
+    folder = of_two_processes / method
+    for counts in CASES:
+        found = torch.load(folder / f"{counts}.pth")
         expected = _gradients(tiny_model(method, *OPTS, finding=True), random_batch(counts, *SIZE))
         assert found.keys() == expected.keys()
         if not any(counts):  # the normalisers are means over the processes, but at least 1
@@ -71,10 +87,10 @@ def test_gradients_equal_one_process(method, tmp_path):
             tolerance = 2e-4 * float(value.abs().max()) + 1e-7
             torch.testing.assert_close(found[name], value, rtol=2e-3, atol=tolerance, msg=message)
     # What two processes trained looks at images in one that is none of theirs, and in DDP's wrapper it is the same.
-    trained = torch.load(tmp_path / "detections.pth")
+    trained = torch.load(folder / "detections.pth")
     for name in ("trained", "wrapped"):
         model = tiny_model(method, *OPTS, seed=1, finding=True)
-        InstSegCheckpointer(model, for_test=True).load(str(tmp_path / f"{name}.pth"))
+        InstSegCheckpointer(model, for_test=True).load(str(folder / f"{name}.pth"))
         for fields, expected in zip(_detections(model), trained):
             assert len(fields["scores"]) > 0
             found = (fields["scores"], fields["pred_boxes"].tensor, fields["pred_masks"])

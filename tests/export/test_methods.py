@@ -115,9 +115,10 @@ def test_graph_finds_what_the_model_finds(name, masks, files):
     ("name", "format", "masks"),
     [
         ("BlendMask", "onnx", "crops"),
-        ("EmbedMask", "openvino", "canvas"),
+        ("EmbedMask", "pt2", "canvas"),
         ("InstanceFCN", "pt2", "crops"),
-        ("ISTR", "onnx", "full"),
+        ("ISTR", "pt2", "full"),
+        ("SparseInst", "openvino", "canvas"),
     ],
 )
 def test_files(name, format, masks, files, tmp_path):
