@@ -15,7 +15,7 @@ from detectron2.layers import paste_masks_in_image
 from PIL import Image
 
 from instseg_d2.errors import ConfigError
-from instseg_d2.export import ExportedPredictor, export
+from instseg_d2.export import ExportedPredictor, export_verified
 from instseg_d2.modeling.postprocessing import resize_masks
 from instseg_d2.runtime import Model, mask_patch
 from instseg_d2.runtime.model import fitting_size, resize
@@ -94,7 +94,10 @@ def exported(tmp_path_factory):
     photo = np.asarray(Image.fromarray(coarse).resize((110, 90), Image.BICUBIC))
     Image.fromarray(photo).save(folder / "photo.png")
     path = str(folder / "model.onnx")
-    export(decided_predictor("EmbedMask"), "onnx", size=SIZE, masks="canvas").save(path)
+    predictor = decided_predictor("EmbedMask")
+    parity = export_verified(predictor, path, "onnx", [str(folder / "photo.png")], size=SIZE, masks="canvas")
+    assert parity.failure == ""
+    assert parity.masks > 25
     return path, photo, ExportedPredictor(path)(photo, "RGB")
 
 

@@ -115,7 +115,6 @@ def test_graph_finds_what_the_model_finds(name, masks, files):
     ("name", "format", "masks"),
     [
         ("BlendMask", "onnx", "crops"),
-        ("EmbedMask", "pt2", "canvas"),
         ("InstanceFCN", "pt2", "crops"),
         ("ISTR", "pt2", "full"),
         ("SparseInst", "openvino", "canvas"),
