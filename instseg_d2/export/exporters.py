@@ -45,7 +45,10 @@ def _exportable(predictor: Predictor, format: str, masks: str) -> torch.nn.Modul
         raise ConfigError(
             "OpenVINO has no deformable convolutions: use --format onnx or pt2, or a config without them."
         )
-    exportable = method.exportable(model)
+    try:
+        exportable = method.exportable(model)
+    except ValueError as error:  # not with these values of the config
+        raise ConfigError(str(error)) from error
     if masks not in ("full", exportable.compact_form):
         raise ConfigError(f"masks of {method.name} are full or {exportable.compact_form}; got {masks}")
     exportable.compact = masks != "full"

@@ -7,7 +7,7 @@ from typing import Optional
 import cv2
 import numpy as np
 
-from ..errors import ConfigError, ImageError
+from ..errors import ImageError
 from .masks import mask_patch
 from .sessions import open_session
 
@@ -175,9 +175,7 @@ class Model:
     """
 
     def __init__(self, path: str, threads: Optional[int] = None):
-        self._session, self.metadata = open_session(os.fspath(path), threads)
-        if "version" not in self.metadata:
-            raise ConfigError(f"{path} was exported by an older version, without boxes: export it again.")
+        self._session, self.metadata = open_session(os.fspath(path), threads, with_boxes=True)
         self.class_names = self.metadata["class_names"]
         self.category_ids = {int(index): value for index, value in self.metadata["category_ids"].items()}
 

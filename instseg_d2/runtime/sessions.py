@@ -79,9 +79,12 @@ class OpenVinoSession:
 SESSIONS = {".onnx": OnnxSession, ".xml": OpenVinoSession}
 
 
-def open_session(path: str, threads: Optional[int] = None):
+def open_session(path: str, threads: Optional[int] = None, with_boxes: bool = False):
     """
-    Open an exported file: (session, metadata). A session takes and returns dicts of arrays, see `METADATA`.
+    Open an exported file: (session, metadata). A session takes and returns dicts of arrays.
+
+    Args:
+        with_boxes: refuse files of the first version, whose outputs have no boxes.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -100,4 +103,7 @@ def open_session(path: str, threads: Optional[int] = None):
         raise ConfigError(f"{path} is damaged, or was not exported here ({first_line(error)}).") from error
     if not session.text:
         raise ConfigError(f"{path}: carries no metadata of instseg_d2; export it with projects/export.py.")
-    return session, json.loads(session.text)
+    metadata = json.loads(session.text)
+    if with_boxes and "version" not in metadata:
+        raise ConfigError(f"{path} was exported by an older version, without boxes: export it again.")
+    return session, metadata

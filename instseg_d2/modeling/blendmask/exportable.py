@@ -4,7 +4,6 @@ import torch
 from detectron2.structures import ImageList
 from torch import nn
 
-from ...errors import ConfigError
 from ..exportable import Found
 from ..proposal_generator.exportable import ExportableFCOS, detect_fixed
 
@@ -15,7 +14,7 @@ class ExportableBlendMask(ExportableFCOS):
     def __init__(self, model: nn.Module):
         super().__init__(model)
         if model.sem_seg_head is not None:
-            raise ConfigError(
+            raise ValueError(
                 "a panoptic BlendMask cannot be exported; set MODEL.PANOPTIC_FPN.COMBINE.ENABLED to False for the "
                 "instances alone."
             )

@@ -6,7 +6,6 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import ImageList
 from torch import nn
 
-from ...errors import ConfigError
 from ...ops import traceable
 from ..exportable import CropExportable, Found, non_maximum_suppression, pasted, sides, tight_boxes
 from ..postprocessing import rescore
@@ -36,9 +35,7 @@ class ExportableInstanceFCN(CropExportable):
     def __init__(self, model: nn.Module):
         super().__init__(model)
         if model.roi_heads is not None:
-            raise ConfigError(
-                "InstanceFCN cannot be exported with ROI heads: set MODEL.INSTANCE_FCN.CLASSIFY to False."
-            )
+            raise ValueError("InstanceFCN cannot be exported with ROI heads: set MODEL.INSTANCE_FCN.CLASSIFY to False.")
 
     @property
     def output_names(self) -> tuple[str, ...]:
