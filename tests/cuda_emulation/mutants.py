@@ -72,8 +72,8 @@ MUTANTS = [
     Mutant(
         "blend: results in 32 bits",
         BLEND,
-        "const int64_t size = a.sizes.resolution;",
-        "const int size = a.sizes.resolution;",
+        "out[(pixels.mask * size + y + r) * size + x]",
+        "out[static_cast<int>((pixels.mask * size + y + r) * size) + x]",
     ),
     Mutant("blend: a row held too long", PIXELS, "tap.low != held_low || tap.high != held_high", "held_low < 0"),
     Mutant("blend: the softmax of the last bases", PIXELS, "value *= kept;", ""),
