@@ -162,7 +162,12 @@ MUTANTS = [
     Mutant("prob: half of the sums", PROB, "int half = kThreads / 2;", "int half = kThreads / 4;"),
     Mutant("prob: objects of every image", PROB, "a.image_index[m] != n", "false"),
     Mutant("prob: eight dimensions", PROB, "first = static_cast<int64_t>(blockIdx.z) * kDims", "first = 0"),
-    Mutant("prob: results in 32 bits", PROB, "int64_t begin;", "int begin;"),
+    Mutant(
+        "prob: results in 32 bits",
+        PROB,
+        "out[area.begin + first + c * kThreads]",
+        "out[static_cast<int>(area.begin + first + c * kThreads)]",
+    ),
     Mutant("prob: a cell too many", PROB, "if (first + c * kThreads < cells)", "if (first + c * kThreads <= cells)"),
     Mutant("prob: a step too far", PROB, "x -= x >= width ? width : 0;", ""),
     Mutant(
