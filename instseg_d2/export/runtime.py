@@ -1,7 +1,6 @@
 """Runs exported models with the interface of the predictor. N images, D detections an image."""
 
 import json
-import os
 import warnings
 from collections.abc import Sequence
 
@@ -15,7 +14,7 @@ from ..errors import ConfigError
 from ..inference.image_predictor import ImagePredictor
 from ..modeling.postprocessing import RunLengthMasks, check_mask_format, masks_to_boxes
 from ..runtime.model import Detections, detections, fitting_size, network_size
-from ..runtime.sessions import METADATA, SESSIONS, first_line, open_session
+from ..runtime.sessions import INPUTS, METADATA, SESSIONS, open_session
 
 __all__ = ["ExportedPredictor", "ResizeToFit"]
 
@@ -35,47 +34,25 @@ class ResizeToFit(T.Augmentation):
 
 
 class Pt2Session:
-    """A .pt2 file of torch.export."""
+    """A .pt2 file of torch.export. ``trust``: see `ExportedPredictor`."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, trust: bool):
+        if not trust:
+            raise ConfigError(
+                f"{path} is not loaded, because PyTorch runs whatever code a .pt2 file holds: if you trust its source, "
+                "say so with --trust (trust=True); an .onnx file needs none."
+            )
         files = {METADATA: ""}
         with warnings.catch_warnings():  # it warns about its own way of reading weights
             warnings.simplefilter("ignore")
             self.module = torch.export.load(path, extra_files=files).module()
         self.text = files[METADATA]
+        self._names = tuple(json.loads(self.text)["outputs"]) if self.text else ()
 
     @torch.no_grad()
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        names = json.loads(self.text)["outputs"]
-        found = self.module(*(torch.from_numpy(x) for x in inputs.values()))
-        return {name: value.numpy() for name, value in zip(names, found)}
-
-
-def _open(path: str, trust: bool):
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix not in (*SESSIONS, ".pt2"):
-        raise ConfigError(f"{path}: an exported model is a file of {', '.join(SESSIONS)} or .pt2.")
-    if suffix != ".pt2":
-        try:
-            return open_session(path, torch.get_num_threads())
-        except ConfigError as error:
-            what = other_format(path)
-            raise (ConfigError(f"{path} is {what}.") if what and "damaged" in str(error) else error) from error
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: there is no such file")
-    if not trust:
-        raise ConfigError(
-            f"{path} is not loaded, because PyTorch runs whatever code a .pt2 file holds: if you trust its source, "
-            "say so with --trust (trust=True); an .onnx file needs none."
-        )
-    try:
-        session = Pt2Session(path)
-    except Exception as error:  # PyTorch raises all kinds
-        what = other_format(path) or f"damaged, or was not exported here ({first_line(error)})"
-        raise ConfigError(f"{path} is {what}.") from error
-    if not session.text:
-        raise ConfigError(f"{path}: carries no metadata of instseg_d2; export it with projects/export.py.")
-    return session, json.loads(session.text)
+        found = self.module(*(torch.from_numpy(inputs[name]) for name in INPUTS))
+        return {name: value.numpy() for name, value in zip(self._names, found)}
 
 
 class ExportedPredictor(ImagePredictor):
@@ -98,7 +75,9 @@ class ExportedPredictor(ImagePredictor):
     """
 
     def __init__(self, path: str, trust: bool = False):
-        self.session, self.metadata = _open(path, trust)
+        kinds = {**SESSIONS, ".pt2": lambda path, threads: Pt2Session(path, trust)}
+        threads = torch.get_num_threads()
+        self.session, self.metadata = open_session(path, threads, kinds=kinds, other_format=other_format)
         self.class_names = self.metadata["class_names"]
         self.category_ids = {int(index): value for index, value in self.metadata["category_ids"].items()}
         self.input_format = self.metadata["channel_order"]

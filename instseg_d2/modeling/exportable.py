@@ -198,10 +198,9 @@ def pasted(crops: torch.Tensor, boxes: torch.Tensor, size: list) -> torch.Tensor
     cells = torch.arange(crops.shape[-1], device=crops.device)
 
     def weights(low, high, side):  # (N, D, side, R)
-        place = (torch.arange(side, device=crops.device) + 0.5 - low[..., None]) / (high - low).clamp(min=1e-6)[
-            ..., None
-        ]
-        return (1 - ((place * len(cells) - 0.5)[..., None] - cells).abs()).clamp(min=0)
+        pixels = torch.arange(side, device=crops.device) + 0.5
+        place = (pixels - low[..., None]) / (high - low).clamp(min=1e-6)[..., None] * len(cells) - 0.5
+        return (1 - (place[..., None] - cells).abs()).clamp(min=0)
 
     rows = weights(boxes[..., 1], boxes[..., 3], size[0])
     columns = weights(boxes[..., 0], boxes[..., 2], size[1])

@@ -7,7 +7,7 @@ from typing import Optional
 import cv2
 import numpy as np
 
-from ..errors import ImageError
+from ..errors import ConfigError, ImageError
 from .masks import mask_patch
 from .sessions import open_session
 
@@ -150,7 +150,7 @@ def detections(found: dict, metadata: dict, image_size: tuple, size: tuple, scor
     )
     if masks.get("tight_boxes"):  # the compact masks say only roughly where these are
         result.boxes = np.zeros((len(result), 4), dtype=np.float32)
-        for box, index in zip(result.boxes, range(len(result))):
+        for index, box in enumerate(result.boxes):
             y, x, part = result.patch(index)
             rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
             if len(rows):
@@ -175,7 +175,9 @@ class Model:
     """
 
     def __init__(self, path: str, threads: Optional[int] = None):
-        self._session, self.metadata = open_session(os.fspath(path), threads, with_boxes=True)
+        self._session, self.metadata = open_session(os.fspath(path), threads)
+        if "version" not in self.metadata:
+            raise ConfigError(f"{path} was exported by an older version, without boxes: export it again.")
         self.class_names = self.metadata["class_names"]
         self.category_ids = {int(index): value for index, value in self.metadata["category_ids"].items()}
 

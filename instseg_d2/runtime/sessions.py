@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+from collections.abc import Callable, Mapping
 from typing import Optional
 
 import numpy as np
@@ -79,20 +80,28 @@ class OpenVinoSession:
 SESSIONS = {".onnx": OnnxSession, ".xml": OpenVinoSession}
 
 
-def open_session(path: str, threads: Optional[int] = None, with_boxes: bool = False):
+def open_session(
+    path: str,
+    threads: Optional[int] = None,
+    *,
+    kinds: Mapping[str, Callable] = SESSIONS,
+    other_format: Callable[[str], Optional[str]] = lambda path: None,
+):
     """
     Open an exported file: (session, metadata). A session takes and returns dicts of arrays.
 
     Args:
-        with_boxes: refuse files of the first version, whose outputs have no boxes.
+        kinds: suffix -> session, called with path and threads.
+        other_format: says what a file is that no session can read, or None.
 
     Raises:
         FileNotFoundError: the file is missing.
         ConfigError: it is of another kind or damaged, or a package is missing.
     """
-    kind = SESSIONS.get(os.path.splitext(path)[1].lower())
+    kind = kinds.get(os.path.splitext(path)[1].lower())
     if kind is None:
-        raise ConfigError(f"{path}: an exported model is a file of {' or '.join(SESSIONS)}.")
+        *first, last = kinds
+        raise ConfigError(f"{path}: an exported model is a file of {', '.join(first)} or {last}.")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
@@ -100,10 +109,8 @@ def open_session(path: str, threads: Optional[int] = None, with_boxes: bool = Fa
     except ConfigError:
         raise
     except Exception as error:  # the runtimes raise all kinds
-        raise ConfigError(f"{path} is damaged, or was not exported here ({first_line(error)}).") from error
+        what = other_format(path) or f"damaged, or was not exported here ({first_line(error)})"
+        raise ConfigError(f"{path} is {what}.") from error
     if not session.text:
         raise ConfigError(f"{path}: carries no metadata of instseg_d2; export it with projects/export.py.")
-    metadata = json.loads(session.text)
-    if with_boxes and "version" not in metadata:
-        raise ConfigError(f"{path} was exported by an older version, without boxes: export it again.")
-    return session, metadata
+    return session, json.loads(session.text)

@@ -1,8 +1,6 @@
 """Times a model in PyTorch and, exported, in every runtime that is installed, in turns."""
 
-import copy
 import importlib.util
-import os
 import tempfile
 from pathlib import Path
 
@@ -56,9 +54,10 @@ def runtime_rows(predictor: Predictor, image: str, size: tuple, repeats: int) ->
     form = exportable(predictor.model).compact_form if exportable else "full"
     with tempfile.TemporaryDirectory() as folder:
         for format in installed() if exportable else ():
-            path = Path(folder, f"model{FORMATS[format]}")
+            path = Path(folder, format, f"model{FORMATS[format]}")
+            path.parent.mkdir()
             try:
-                export(copy.copy(predictor), format, size=size, masks=form).save(str(path))
+                export(predictor, format, size=size, masks=form).save(str(path))
             except ConfigError as error:
                 print(f"{NAMES[format]}: {error}")
                 continue
@@ -66,6 +65,6 @@ def runtime_rows(predictor: Predictor, image: str, size: tuple, repeats: int) ->
             inputs = exported.preprocess(pixels, "RGB")
             names.append(NAMES[format])
             functions.append(lambda exported=exported, inputs=inputs: exported.run([inputs]))
-            megabytes.append(sum(os.path.getsize(x) for x in path.parent.glob("model*")) / 1e6)
+            megabytes.append(sum(x.stat().st_size for x in path.parent.iterdir()) / 1e6)
         times = interleaved_medians(functions, repeats)
     return [[name, ms, times[0] / ms, file] for name, ms, file in zip(names, times, megabytes)]

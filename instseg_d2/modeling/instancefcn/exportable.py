@@ -69,13 +69,10 @@ class ExportableInstanceFCN(CropExportable):
         model, generator = self.model, self.model.proposal_generator
         size, limits = generator.mask_size, generator.limits
         height, width = images.shape[-2:]
-        target, unit = (
-            ResizeShortestEdge.get_output_shape(height, width, scale, model.max_size),
-            model.size_divisibility,
-        )
+        target = ResizeShortestEdge.get_output_shape(height, width, scale, model.max_size)
+        unit = max(1, model.size_divisibility)
         rows, columns = (
-            resize_weights(before, after, -(-after // max(1, unit)) * max(1, unit))
-            for before, after in zip((height, width), target)
+            resize_weights(before, after, -(-after // unit) * unit) for before, after in zip((height, width), target)
         )
         score_maps, objectness = generator.outputs(model.backbone(rows @ images @ columns.T))
         inside = inside_image(tuple(objectness.shape[-2:]), target, generator.stride, size, images.device)

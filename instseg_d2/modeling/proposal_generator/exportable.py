@@ -48,7 +48,7 @@ def detect_fixed(fcos: FCOS, outputs: HeadOutputs, image_size: torch.Tensor) -> 
 
 
 def number_of_detections(fcos: FCOS) -> int:
-    """D."""
+    """D, the most detections that FCOS keeps of an image."""
     limits = fcos.limits_test
     return limits.post_nms_topk if limits.post_nms_topk > 0 else limits.pre_nms_topk * len(fcos.in_features)
 
