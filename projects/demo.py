@@ -1,79 +1,11 @@
 #!/usr/bin/env python3
-"""Detect instances in images or a video: pictures, results.json (COCO results format) and index.html."""
+"""Detect instances in images or a video: the same as ``instseg predict``."""
 
-import argparse
-import os
 import signal
 import sys
 
-
-def parse(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="Example: %(prog)s --weights model_best.pth --input photos/ --output output/demo --explain",
-    )
-    model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--weights", help="checkpoint to run")
-    model.add_argument(
-        "--model", type=os.path.expanduser, help="exported model to run instead: .onnx or .pt2 from projects/export.py"
-    )
-    parser.add_argument("--trust", action="store_true", help="load a .pt2 file, which may run any code it contains")
-    parser.add_argument("--config-file", default="", help="YAML config; default: the config in the checkpoint")
-    parser.add_argument(
-        "--input", nargs="+", required=True, help="images, folders, globs, data sets, or one video file"
-    )
-    parser.add_argument("--output", required=True, help="folder to write to")
-    parser.add_argument(
-        "--score-threshold",
-        type=float,
-        default=0.5,
-        help="drop objects that score lower (default %(default)s); the config's own threshold applies first",
-    )
-    parser.add_argument("--max-images", type=int, help="stop after this many images or video frames")
-    parser.add_argument("--explain", action="store_true", help="also write what the network sees in every image")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides KEY VALUE ..., e.g. MODEL.DEVICE cpu")
-    return parser.parse_args(arguments)
-
-
-def main(args) -> int:
-    from instseg_d2.apps.inputs import find_inputs
-    from instseg_d2.apps.predict import run_demo
-    from instseg_d2.engine.log import setup_logging
-    from instseg_d2.errors import ConfigError
-    from instseg_d2.export import ExportedPredictor
-    from instseg_d2.inference.cpu import tune_cpu
-    from instseg_d2.inference.predictor import Predictor
-
-    setup_logging()
-    tune_cpu()
-    files = find_inputs(args.input)  # before the model is loaded, to report a wrong path at once
-    if args.model and (args.config_file or args.opts):
-        raise ConfigError("--model takes no config, since an exported model is fixed: omit --config-file and KEY VALUE")
-    if args.model:
-        predictor = ExportedPredictor(args.model, args.trust)
-    else:
-        predictor = Predictor.from_checkpoint(args.weights, args.config_file, args.opts)
-    worked = run_demo(
-        predictor,
-        files,
-        args.output,
-        score_threshold=args.score_threshold,
-        max_images=args.max_images,
-        explain=args.explain,
-    )
-    return int(not worked)
-
-
-def run(arguments=None) -> int:
-    """Exit status: 0 if at least one image was processed, 1 if none, 2 after a user error."""
-    args = parse(arguments)
-    from instseg_d2.console import run_script
-
-    return run_script(main, args)
-
-
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # until run_script handles it: Ctrl-C during imports prints no traceback
-    sys.exit(run())
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until run_script handles it: no traceback during imports
+    from instseg_d2.commands import run
+
+    sys.exit(run("predict"))

@@ -1,105 +1,11 @@
 #!/usr/bin/env python3
-"""Export a trained model to ONNX, OpenVINO or PyTorch's .pt2, then check the file against PyTorch on real images."""
+"""Export a trained model: the same as ``instseg export``."""
 
-import argparse
-import os
 import signal
 import sys
 
-
-def parse(arguments=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="Example: %(prog)s --weights model_best.pth --format onnx --output x.onnx --dynamic --images photos/",
-    )
-    parser.add_argument("--weights", default="", help="checkpoint; default: random weights")
-    parser.add_argument("--config-file", default="", help="YAML config; default: the config in the checkpoint")
-    parser.add_argument("--format", required=True, choices=("onnx", "openvino", "pt2"))
-    parser.add_argument(
-        "--output",
-        type=os.path.expanduser,
-        required=True,
-        help="file to write (.onnx, .xml or .pt2); FILE.json describes it",
-    )
-    parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"), help="network input (default: the config's test size)"
-    )
-    parser.add_argument("--batch", type=int, default=1, help="batch size (default %(default)s)")
-    parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width free")
-    parser.add_argument(
-        "--masks",
-        choices=("full", "crops", "canvas"),
-        default="full",
-        help="full size, or compact: crops of the boxes or maps of the canvas, as the method has them (default: full)",
-    )
-    parser.add_argument("--float", action="store_true", help="images as float32 instead of uint8")
-    parser.add_argument(
-        "--images", nargs="+", help="images, folders, globs or data sets to check on (default: the test data set)"
-    )
-    parser.add_argument("--max-images", type=int, default=4, help="check on at most this many (default %(default)s)")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides KEY VALUE ...")
-    return parser.parse_args(arguments)
-
-
-def main(args) -> int:
-    import torch
-
-    from instseg_d2.apps.inputs import find_inputs
-    from instseg_d2.config import load_config
-    from instseg_d2.engine.log import setup_logging
-    from instseg_d2.errors import ConfigError
-    from instseg_d2.export import FORMATS, ParityError, export_verified
-    from instseg_d2.inference.cpu import tune_cpu
-    from instseg_d2.inference.predictor import Predictor
-
-    setup_logging()
-    tune_cpu()
-    if not args.output.endswith(FORMATS[args.format]):
-        raise ConfigError(f"--output {args.output} must end in {FORMATS[args.format]}")
-    if args.dynamic and (args.size or args.batch != 1):
-        raise ConfigError("--dynamic leaves batch and size free: omit --batch and --size")
-    if args.max_images < 1:
-        raise ConfigError(f"--max-images must be at least 1; got {args.max_images}")
-    files = find_inputs(args.images) if args.images else []  # before the model, to report a wrong path at once
-    opts = [*args.opts, "MODEL.DEVICE", "cpu"]
-    if args.weights:
-        predictor = Predictor.from_checkpoint(args.weights, args.config_file, opts)
-    else:
-        predictor = Predictor(load_config(args.config_file, opts), "")
-    try:
-        files = files or find_inputs(predictor.cfg.DATASETS.TEST)
-    except FileNotFoundError as error:
-        raise ConfigError(f"give images to check the file on (--images): {error}") from error
-    if not files:
-        raise ConfigError("give images to check the file on (--images): the config has no test data set")
-    try:
-        export_verified(
-            predictor,
-            args.output,
-            args.format,
-            files[: args.max_images],
-            size=args.size,
-            batch=args.batch,
-            dynamic=args.dynamic,
-            dtype=torch.float32 if args.float else torch.uint8,
-            masks=args.masks,
-        )
-        return 0
-    except ParityError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-
-
-def run(arguments=None) -> int:
-    """Exit status: 0 if the file was written, 1 if its results differ from PyTorch's, 2 after a user error."""
-    args = parse(arguments)
-    from instseg_d2.console import run_script
-
-    return run_script(main, args)
-
-
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # until run_script handles it: Ctrl-C during imports prints no traceback
-    sys.exit(run())
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until run_script handles it: no traceback during imports
+    from instseg_d2.commands import run
+
+    sys.exit(run("export"))

@@ -1,4 +1,4 @@
-"""The scripts of projects/ as modules, for tests that call them like a user."""
+"""Commands and the scripts of projects/, for tests that call them like a user."""
 
 import importlib.util
 import logging
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from instseg_d2.commands import parse
 from instseg_d2.data import make_shapes, register_coco
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +20,14 @@ def load_script(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def call(name, words):
+    """A command of the package, or a script of projects/; errors are raised."""
+    if (ROOT / f"instseg_d2/commands/{name}.py").exists():
+        return importlib.import_module(f"instseg_d2.commands.{name}").main(parse(name, words))
+    script = load_script(name)
+    return script.main(script.parse(words))
 
 
 @contextmanager

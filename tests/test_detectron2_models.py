@@ -8,12 +8,13 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 
+from instseg_d2.commands import parse, run
+from instseg_d2.commands.train import work
 from instseg_d2.config import load_config, set_num_classes
-from instseg_d2.engine import argument_parser
 from instseg_d2.errors import ConfigError
 from instseg_d2.layers import DeformConv
 from instseg_d2.modeling.build import build
-from tests.scripts import ROOT, load_script, registered_shapes, restore_logging  # noqa: F401 (a fixture)
+from tests.scripts import ROOT, registered_shapes, restore_logging  # noqa: F401 (a fixture)
 
 CONFIG = str(ROOT / "configs" / "quick" / "maskrcnn_shapes.yaml")
 DATA = "few_shapes_of_detectron2_models"
@@ -52,16 +53,16 @@ def point_rend(folder):
 
 def train_and_look(config, images, tmp_path):
     """Train two steps, evaluate the checkpoint, run the demo from the checkpoint alone; the results of both."""
-    train_net, out = load_script("train_net"), tmp_path / "run"
-    train_net.main(argument_parser().parse_args(["--config-file", config, *SMALL, "OUTPUT_DIR", str(out)]))
+    out = tmp_path / "run"
+    work(parse("train", ["--config-file", config, *SMALL, "OUTPUT_DIR", str(out)]))
     trained = json.loads((out / "inference" / "results.json").read_text())
     final, again = str(out / "model_final.pth"), tmp_path / "again"
     words = ["--config-file", config, "--eval-only", *SMALL, "OUTPUT_DIR", str(again), "MODEL.WEIGHTS", final]
-    train_net.main(argument_parser().parse_args(words))
+    work(parse("train", words))
     assert json.loads((again / "inference" / "results.json").read_text()) == trained
     assert {"AP", "AP50", "APs"} <= set(trained["segm"])
     words = ["--weights", final, "--input", str(images), "--output", str(tmp_path / "demo"), "--score-threshold", "0"]
-    assert load_script("demo").run(words) == 0
+    assert run("predict", words) == 0
     state = torch.load(final)
     losses = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
     return state, losses[0], json.loads((tmp_path / "demo" / "results.json").read_text())

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from .. import doctor
+from ..arguments import add_training
 from ..checkpoint import read_checkpoint_info, split_query
 from ..config import check_config, get_value, load_config, set_num_classes
 from ..data import check_images, check_same_classes, class_names, common_range, register_coco
@@ -34,19 +35,7 @@ logger = logging.getLogger(__name__)
 def argument_parser(description: str = "") -> argparse.ArgumentParser:
     """Detectron2's arguments, and those for CPU processes and for your own data."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML file, see configs/")
-    parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR, if there is one")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS instead of training")
-    parser.add_argument("--train-json", metavar="FILE", help="COCO annotations to train on")
-    parser.add_argument("--train-images", metavar="DIR", help="folder of the training images")
-    parser.add_argument("--val-json", metavar="FILE", help="COCO annotations to evaluate on")
-    parser.add_argument("--val-images", metavar="DIR", help="folder of the evaluation images")
-    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs per machine; 0: CPU")
-    parser.add_argument("--num-processes", type=int, default=1, help="CPU processes per machine, with --num-gpus 0")
-    parser.add_argument("--num-machines", type=int, default=1)
-    parser.add_argument("--machine-rank", type=int, default=0, help="index of this machine, from 0")
-    parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of config keys")
+    add_training(parser)
     return parser
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from instseg_d2.apps import compare as comparison
+from instseg_d2.commands import parse
 from instseg_d2.config import load_config
 from instseg_d2.errors import ConfigError, DatasetError
-from tests.scripts import ROOT, load_script, registered_shapes, restore_logging  # noqa: F401 (a fixture)
+from tests.scripts import ROOT, call, registered_shapes, restore_logging  # noqa: F401 (a fixture)
 
 DATA = "few_shapes_of_comparison"
 CONFIGS = [str(ROOT / f"configs/quick/{name}_shapes.yaml") for name in ("sparseinst", "maskrcnn")]
@@ -27,20 +28,15 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def script():
-    return load_script("compare")
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory):
     with registered_shapes(tmp_path_factory.mktemp("shapes"), **{f"{DATA}_train": 3, f"{DATA}_val": 4}):
         yield DATA
 
 
-def test_two_methods(script, data, tmp_path):
+def test_two_methods(data, tmp_path):
     shared = ["--configs", *CONFIGS, "--data", data, "--images", "2", "--repeats", "2", "--score-threshold", "0.01"]
     trained, loaded = tmp_path / "trained", tmp_path / "loaded"
-    script.main(script.parse([*shared, "--train", "--iterations", "2", "--output", str(trained), *SMALL]))
+    call("compare", [*shared, "--train", "--iterations", "2", "--output", str(trained), *SMALL])
     content = json.loads((trained / "comparison.json").read_text())
     assert (content["data"], content["images"]) == (f"{data}_val", 4)
     for row, config, name in zip(content["models"], CONFIGS, ("sparseinst_shapes", "maskrcnn_shapes")):
@@ -61,7 +57,7 @@ def test_two_methods(script, data, tmp_path):
     assert 3 * 260 < picture.shape[1] < 3 * 290  # the ground truth and two models
 
     files = [str(trained / name / "model_final.pth") for name in ("sparseinst_shapes", "maskrcnn_shapes")]
-    script.main(script.parse([*shared, "--weights", *files, "--output", str(loaded), *SMALL]))
+    call("compare", [*shared, "--weights", *files, "--output", str(loaded), *SMALL])
     again = json.loads((loaded / "comparison.json").read_text())["models"]
     for row, other in zip(content["models"], again):
         for key in (*comparison.AP_COLUMNS, "AR@100", "parameters, M", "GFLOPs"):
@@ -92,13 +88,13 @@ def test_the_budget_keeps_the_schedule():
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.FREEZE_NORMS_ITER) == (45, -1)
 
 
-def test_mistakes(script, data, tmp_path):
+def test_mistakes(data, tmp_path):
     arguments = ["--configs", *CONFIGS, "--data", data, "--output", str(tmp_path)]
     with pytest.raises(ConfigError, match="--weights needs one file per config; got 1 for 2"):
-        script.main(script.parse([*arguments, "--weights", "a.pth"]))
+        call("compare", [*arguments, "--weights", "a.pth"])
     with pytest.raises(ConfigError, match="must be at least 1"):
-        script.main(script.parse([*arguments, "--train", "--images", "0"]))
+        call("compare", [*arguments, "--train", "--images", "0"])
     with pytest.raises(SystemExit):
-        script.parse([*arguments, "--train", "--weights", "a.pth", "b.pth"])
+        parse("compare", [*arguments, "--train", "--weights", "a.pth", "b.pth"])
     with pytest.raises(DatasetError, match=f"there is no training set {data}_val_train"):
         comparison.join("x", CONFIGS[0], (None, f"{data}_val"), str(tmp_path))

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
+from instseg_d2.commands import parse
 from instseg_d2.config import check_config, get_cfg, get_value, home_expanded, load_config
 from instseg_d2.errors import ConfigError
 from tests.config.written import as_yaml, written_config
-from tests.scripts import load_script
 
 # Text in either place, and the value that it becomes.
 MEANT = [
@@ -124,15 +124,15 @@ def test_numbers_as_written_in_a_base_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("script", "words", "names"),
+    ("command", "words", "names"),
     [
-        ("demo", ["--model", "~/a.pt2", "--input", "b", "--output", "c"], ["model"]),
+        ("predict", ["--model", "~/a.pt2", "--input", "b", "--output", "c"], ["model"]),
         ("export", ["--format", "pt2", "--output", "~/a.pt2"], ["output"]),
         ("compare", ["--configs", "a", "--data", "b", "--output", "~/out"], ["output"]),
     ],
 )
-def test_home_in_options_that_no_function_expands(monkeypatch, script, words, names):
+def test_home_in_options_that_no_function_expands(monkeypatch, command, words, names):
     monkeypatch.setenv("HOME", "/somewhere")
-    args = load_script(script).parse(words)
+    args = parse(command, words)
     for name in names:
         assert getattr(args, name).startswith("/somewhere/")

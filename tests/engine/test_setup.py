@@ -1,7 +1,6 @@
 """From arguments to a config: own data, class counts, device, and errors for bad input."""
 
 import errno
-import importlib.util
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from instseg_d2.checkpoint import InstSegCheckpointer
+from instseg_d2.commands.train import work
 from instseg_d2.config import class_count_keys, get_cfg, get_value
 from instseg_d2.console import run_script
 from instseg_d2.engine import argument_parser, launch, setup
@@ -257,26 +257,19 @@ def test_evaluation_takes_the_classes_of_the_checkpoint(tmp_path, data):
                 setup(args)
 
 
-# --- the script ---
-
-
-def train_net():
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "projects" / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+# --- the command ---
 
 
 def test_mistakes_end_in_one_line(tmp_path, data, capsys, monkeypatch):
     args = parse(tmp_path, data, "MODEL.WEIGHTS", "none.pth", "MODEL.BACKBONE.FREEZE_AT", "0")
     monkeypatch.delenv("INSTSEG_DEBUG", raising=False)
-    assert run_script(launch, train_net().main, args) == 2
+    assert run_script(launch, work, args) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("error: none.pth: no such weight file.")
     monkeypatch.setenv("INSTSEG_DEBUG", "1")
     with pytest.raises(CheckpointError):
-        run_script(launch, train_net().main, args)
+        run_script(launch, work, args)
 
 
 def test_other_errors_keep_their_traceback(capsys):
@@ -357,8 +350,7 @@ def test_a_user_trains_resumes_and_evaluates(tmp_path, data, capsys):
     assert "RetinaNet on 2 x CPU" in done.stdout
     assert f"Starting a new run in {out}." in done.stdout
 
-    main = train_net().main
-    assert run_script(launch, main, parse(tmp_path, [*data, "--resume"], *opts, "SOLVER.MAX_ITER", "3")) == 0
+    assert run_script(launch, work, parse(tmp_path, [*data, "--resume"], *opts, "SOLVER.MAX_ITER", "3")) == 0
     stdout = capsys.readouterr().out
     assert f"Resuming {out} after 2 iterations." in stdout
     assert "iter 3/3  total_loss" in stdout
@@ -369,7 +361,7 @@ def test_a_user_trains_resumes_and_evaluates(tmp_path, data, capsys):
     config = (out / "config.yaml").read_text()
     assert "MAX_ITER: 3" in config
     args = parse(tmp_path, [*data, "--eval-only"], *opts, "MODEL.WEIGHTS", str(out / "model_final.pth"))
-    assert run_script(launch, main, args) == 0
+    assert run_script(launch, work, args) == 0
     assert json.loads((out / "inference" / "results.json").read_text()) == results
     assert torch.load(out / "model_final.pth")["class_names"] == ["cup", "fork", "spoon"]
     assert (out / "config.yaml").read_text() == config  # an evaluation has its own

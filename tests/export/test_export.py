@@ -20,13 +20,13 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
+from instseg_d2.commands import run
 from instseg_d2.engine import Predictor
 from instseg_d2.errors import ConfigError
 from instseg_d2.export import ExportedPredictor, Parity, ParityError, compare, export, export_verified
 from instseg_d2.layers import adaptive_average, make_pools_exportable
 from tests.tiny import tiny_config
 
-PROJECTS = Path(__file__).resolve().parents[2] / "projects"
 NAMES = ["disk", "square", "ring"]
 SIZES = ((60, 80), (90, 70), (75, 75))  # of the images
 
@@ -43,13 +43,6 @@ def _restore_logging():
     before = list(root.handlers)
     yield
     root.handlers[:] = before
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(f"{name}_script", PROJECTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -322,13 +315,13 @@ def test_scripts(tmp_path, weights, folder, monkeypatch, capsys):
     """Export by the script, then the same pictures and results from the file as from the checkpoint."""
     path = tmp_path / "model.pt2"
     words = ["--weights", weights, "--format", "pt2", "--output", str(path), "--images", str(folder)]
-    assert script("export").run([*words, "--size", "72", "96"]) == 0
+    assert run("export", [*words, "--size", "72", "96"]) == 0
     assert "worst score difference" in capsys.readouterr().out
-    demo, results = script("demo"), []
+    results = []
     for argument, value in (("--model", str(path)), ("--weights", weights)):
         out = tmp_path / argument
         words = [argument, value, "--trust", "--input", str(folder), "--output", str(out), "--score-threshold", "0.2"]
-        assert demo.run(words) == 0
+        assert run("predict", words) == 0
         assert sorted(file.name for file in out.iterdir()) == ["0.jpg", "1.jpg", "2.jpg", "index.html", "results.json"]
         found = json.loads((out / "results.json").read_text())
         found = [x for x in found if x["file_name"] != "1.png"]  # too high for 72 x 96: made smaller
@@ -345,7 +338,7 @@ def test_scripts(tmp_path, weights, folder, monkeypatch, capsys):
     failing = tmp_path / "failing" / "model.pt2"
     words = ["--weights", weights, "--format", "pt2", "--output", str(failing), "--images", str(folder)]
     capsys.readouterr()
-    assert script("export").run(words) == 1
+    assert run("export", words) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "a mask has IoU" in line
     assert list(failing.parent.iterdir()) == []
@@ -385,11 +378,11 @@ def test_errors_are_one_sentence(tmp_path, predictor, weights, folder, monkeypat
         ([*common, "onnx"], "give images to check the file on (--images)"),
         ([*common, "onnx", "--images", str(folder), "--max-images", "0"], "--max-images"),
     ):
-        assert script("export").run(words) == 2
+        assert run("export", words) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
     words = ["--model", str(tmp_path / "a.pt2"), "--input", str(folder), "--output", str(tmp_path / "out")]
-    assert script("demo").run([*words, "MODEL.DEVICE", "cpu"]) == 2
+    assert run("predict", [*words, "MODEL.DEVICE", "cpu"]) == 2
     assert "--model takes no config" in capsys.readouterr().err
 
 
@@ -413,7 +406,7 @@ def test_code_in_a_pt2_file_does_not_run_unless_trusted(tmp_path, folder, capsys
         for name in source.namelist():
             target.writestr(name, evil.getvalue() if "sample_inputs" in name else source.read(name))
     words = ["--model", path, "--input", str(folder), "--output", str(tmp_path / "out")]
-    assert script("demo").run(words) == 2
+    assert run("predict", words) == 2
     assert f"{path} is not loaded, because PyTorch runs whatever code a .pt2 file holds" in capsys.readouterr().err
     assert not trace.exists()
     with pytest.raises(ConfigError):

@@ -8,7 +8,7 @@ import pytest
 
 from instseg_d2.engine import argument_parser, setup
 from instseg_d2.inference.cpu import keep_freed_memory
-from tests.scripts import load_script, registered_shapes, restore_logging  # noqa: F401 (a fixture)
+from tests.scripts import call, registered_shapes, restore_logging  # noqa: F401 (a fixture)
 
 CODE = """
 import resource, statistics, sys
@@ -89,7 +89,7 @@ def test_a_predictor_changes_nothing_of_its_process():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("demo", ["--weights", "absent.pth", "--input", "absent.jpg", "--output", "out"]),
+        ("predict", ["--weights", "absent.pth", "--input", "absent.jpg", "--output", "out"]),
         ("export", ["--format", "pt2", "--output", "x.pt2", "--images", "absent.jpg"]),
         ("bench", ["--config-file", "absent.yaml"]),
     ],
@@ -97,9 +97,8 @@ def test_a_predictor_changes_nothing_of_its_process():
 def test_the_commands_ask_for_it(monkeypatch, name, words):
     asked = []
     monkeypatch.setattr("instseg_d2.inference.cpu.tune_cpu", lambda: asked.append(name))
-    script = load_script(name)
     with pytest.raises((ValueError, OSError), match="absent"):
-        script.main(script.parse(words))
+        call(name, words)
     assert asked == [name]
 
 

@@ -1,0 +1,31 @@
+"""Arguments of the commands that other rooms need too. Imports no PyTorch, so that help comes at once."""
+
+import argparse
+
+__all__ = ["add_config_file", "add_processes", "add_training"]
+
+
+def add_config_file(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("--config-file", "--config", default="", metavar="FILE", help=help)
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """What `engine.launch` reads."""
+    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs per machine; 0: CPU")
+    parser.add_argument("--num-processes", type=int, default=1, help="CPU processes per machine, with --num-gpus 0")
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0, help="index of this machine, from 0")
+    parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """What `engine.setup` and `engine.launch` read."""
+    add_config_file(parser, "YAML file, see configs/")
+    parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR, if there is one")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS instead of training")
+    parser.add_argument("--train-json", metavar="FILE", help="COCO annotations to train on")
+    parser.add_argument("--train-images", metavar="DIR", help="folder of the training images")
+    parser.add_argument("--val-json", metavar="FILE", help="COCO annotations to evaluate on")
+    parser.add_argument("--val-images", metavar="DIR", help="folder of the evaluation images")
+    add_processes(parser)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of config keys")

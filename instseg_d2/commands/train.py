@@ -1,0 +1,40 @@
+"""Train or evaluate any method of instseg_d2."""
+
+import argparse
+
+from ..arguments import add_training
+
+EPILOG = """examples:
+  %(prog)s --config-file configs/BlendMask/R_50_1x.yaml --num-gpus 8
+  %(prog)s --config-file FILE --train-json A --train-images DIR --val-json B --val-images DIR
+  %(prog)s --config-file FILE --eval-only MODEL.WEIGHTS output/model_final.pth
+  %(prog)s --config-file FILE --num-gpus 0 --num-processes 4 SOLVER.MAX_ITER 1000
+
+Also runs under torchrun and Slurm's srun. INSTSEG_DEBUG=1 shows the traceback of an error."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_training(parser)
+
+
+def work(args: argparse.Namespace) -> None:
+    """Train, or evaluate with --eval-only; runs in every process of the job."""
+    from ..checkpoint import InstSegCheckpointer
+    from ..engine import Trainer, setup
+
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        InstSegCheckpointer(model, for_test=True).load(cfg.MODEL.WEIGHTS)
+        Trainer.test(cfg, model)
+        return
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Start the processes of the job."""
+    from ..engine import launch
+
+    launch(work, args)
