@@ -197,6 +197,7 @@ def export_metadata(predictor: Predictor, module, masks: str, size, batch, dtype
         "labels": "(B, D) int64, index of class_names",
         "masks": _MASK_TEXT[masks],
         "windows": "(B, D, 4) float32, the boxes that the crops fill, in pixels of the output",
+        "sem_seg": "(B, height, width) int64, the best semantic class of every pixel: 0 a thing, others of stuff_names",
     }
     information = {
         "version": 2,
@@ -220,6 +221,8 @@ def export_metadata(predictor: Predictor, module, masks: str, size, batch, dtype
         "max_detections": module.detections,
         "class_names": predictor.class_names,
         "category_ids": predictor.category_ids,
+        "stuff_names": predictor.stuff_names if module.combination else None,
+        "panoptic": module.combination and module.combination._asdict(),  # how instances and sem_seg become one map
         "torch": torch.__version__,
     }
     if "masks" in module.output_names:

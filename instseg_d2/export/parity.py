@@ -29,6 +29,7 @@ __all__ = ["Parity", "compare"]
 MAX_SCORE_DIFFERENCE = 1e-3
 MAX_BOX_DIFFERENCE = 0.5  # pixels of the network's input
 MIN_IOU = 0.99
+MIN_MAP_SHARE = 0.999  # of the pixels of a semantic map
 NMS_TIE = 1e-4  # of the IoU
 # Of detections that are no pair within the limits, so that the difference can be told.
 PAIR_SCORE = 0.1
@@ -42,12 +43,14 @@ class Parity:
     Attributes:
         images: how many were compared; detections: how many were matched one to one; masks: of these, not empty.
         score_difference, box_difference, mask_iou: the worst, see the limits above.
+        maps: how many semantic maps were compared; map_share: the least share of their pixels that are equal.
         missing, extra: detections of PyTorch's and of the file's that the other does not have.
         pytorch_ms, exported_ms: median milliseconds per batch.
         error: why the file cannot be run.
     """
 
     has_masks: bool = True
+    has_maps: bool = False
     images: int = 0
     detections: int = 0
     masks: int = 0
@@ -56,6 +59,8 @@ class Parity:
     score_difference: float = 0.0
     box_difference: float = 0.0
     mask_iou: float = 1.0
+    maps: int = 0
+    map_share: float = 1.0
     pytorch_ms: float = float("nan")
     exported_ms: float = float("nan")
     error: str = ""
@@ -82,12 +87,22 @@ class Parity:
             return f"a box differs from PyTorch's by {self.box_difference:.2g} pixels, more than {MAX_BOX_DIFFERENCE}"
         if not self.mask_iou >= MIN_IOU:
             return f"a mask has IoU {self.mask_iou:.4f} with PyTorch's, less than {MIN_IOU}"
+        if self.has_maps and self.maps != self.images:
+            return f"the semantic maps of {self.images - self.maps} images were not compared"
+        if not self.map_share >= MIN_MAP_SHARE:
+            return f"{self.map_share:.2%} of a semantic map's pixels equal PyTorch's, less than {MIN_MAP_SHARE:.1%}"
         return ""
 
     def figures(self) -> dict:
         """The result as plain data, for the file's metadata."""
-        names = ("images", "detections", "masks", "score_difference", "box_difference", "mask_iou")
+        names = ["images", "detections", "masks", "score_difference", "box_difference", "mask_iou"]
+        names += ["maps", "map_share"] if self.has_maps else []
         return {name: getattr(self, name) for name in names}
+
+    def add_map(self, expected: torch.Tensor, found: torch.Tensor) -> None:
+        """Compare the semantic maps (H, W) of one image."""
+        self.maps += 1
+        self.map_share = min(self.map_share, float((expected == found).float().mean()))
 
     def add(
         self,
@@ -214,7 +229,7 @@ class _Ties:
 @torch.no_grad()
 def reference(predictor: Predictor, records: Sequence[dict], canvas: tuple[int, int], moved: float = 0.0) -> list:
     """
-    PyTorch's Instances for preprocessed RGB images.
+    PyTorch's outputs for preprocessed RGB images: "instances" and, of a panoptic model, "sem_seg", the best classes.
 
     Args:
         canvas: (H, W) of the file's input, before it is padded to what the model needs.
@@ -232,8 +247,12 @@ def reference(predictor: Predictor, records: Sequence[dict], canvas: tuple[int, 
     model.preprocess = preprocess
     if model.input_format == "BGR":
         records = [{**x, "image": x["image"].flip(0)} for x in records]
-    found = [x["instances"].to("cpu") for x in detect(model, records)]
-    return [x[x.scores > 0] for x in found]
+    results = []
+    for found in detect(model, records):
+        instances = found["instances"].to("cpu")
+        maps = {"sem_seg": found["sem_seg"].argmax(0)} if "sem_seg" in found else {}
+        results.append({"instances": instances[instances.scores > 0], **maps})
+    return results
 
 
 def compare(predictor: Predictor, exported: ExportedPredictor, files: Sequence[str], repeats: int = 3) -> Parity:
@@ -248,8 +267,9 @@ def compare(predictor: Predictor, exported: ExportedPredictor, files: Sequence[s
         repeats: timed runs of each, alternating, on the last image.
     """
     free, limit = exported.metadata["size"] is None, exported.metadata["max_detections"]
-    nms = method_of(predictor.cfg).exportable(predictor.model).nms_threshold
-    parity = Parity(has_masks=exported.metadata["masks"] is not None)
+    method = method_of(predictor.cfg)
+    nms = method.exportable(predictor.model).nms_threshold
+    parity = Parity(has_masks=exported.metadata["masks"] is not None, has_maps=method.panoptic(predictor.cfg))
     images = [read_image(file, "RGB", value_range=predictor.value_range) for file in files]
     turned = [np.rot90(images[0])] if free else []
     for index, image in enumerate([*images, *turned]):
@@ -259,7 +279,7 @@ def compare(predictor: Predictor, exported: ExportedPredictor, files: Sequence[s
         records = [(record, mirrored)[i % 2] for i in range(count)]
         canvas = exported.canvas(record["image"])
         try:
-            results = exported.predict(records)
+            results = exported.outputs(records)
         except Exception as error:  # the runtimes raise all kinds
             size = " x ".join(map(str, record["image"].shape[-2:]))
             parity.error = f"it fails on {count} images of {size} pixels ({first_line(error)})"
@@ -268,9 +288,12 @@ def compare(predictor: Predictor, exported: ExportedPredictor, files: Sequence[s
         for i, (one, found) in enumerate(zip(reference(predictor, records, canvas), results)):
 
             def moved(by, i=i, records=records, canvas=canvas):
-                return [reference(predictor, records, canvas, by)[i]]
+                return [reference(predictor, records, canvas, by)[i]["instances"]]
 
-            parity.add(one, found, limit=limit, scale=max(scale, 1.0), moved=moved, nms_threshold=nms)
+            expected, instances = one["instances"], found["instances"]
+            parity.add(expected, instances, limit=limit, scale=max(scale, 1.0), moved=moved, nms_threshold=nms)
+            if "sem_seg" in one and "sem_seg" in found:
+                parity.add_map(one["sem_seg"], found["sem_seg"])
     _time(parity, predictor, exported, images[-1], repeats)
     return parity
 

@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Sequence
+from typing import Optional
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from ..checkpoint.identify import other_format
 from ..errors import ConfigError
 from ..inference.image_predictor import ImagePredictor
-from ..modeling.postprocessing import RunLengthMasks, check_mask_format, masks_to_boxes
+from ..modeling.postprocessing import Combination, RunLengthMasks, check_mask_format, masks_to_boxes
 from ..runtime.model import Detections, detections, fitting_size, network_size
 from ..runtime.sessions import INPUTS, METADATA, SESSIONS, open_session
 
@@ -80,6 +81,7 @@ class ExportedPredictor(ImagePredictor):
         self.session, self.metadata = open_session(path, threads, kinds=kinds, other_format=other_format)
         self.class_names = self.metadata["class_names"]
         self.category_ids = {int(index): value for index, value in self.metadata["category_ids"].items()}
+        self.stuff_names = self.metadata.get("stuff_names")
         self.input_format = self.metadata["channel_order"]
         self.value_range = tuple(self.metadata.get("value_range", ()))
         self.resize = ResizeToFit(self.metadata)
@@ -114,8 +116,21 @@ class ExportedPredictor(ImagePredictor):
                 part = members[start : start + step]
                 for index, found in zip(part, self.run([inputs[i] for i in part])):
                     one = detections(found, self.metadata, shape[-2:], (height, width), score_threshold)
-                    results[index] = {"instances": to_instances(one, masks)}
+                    instances = to_instances(one, masks)
+                    results[index] = {"instances": instances, **self._panoptic(one.sem_seg, instances)}
         return [results[index] for index in range(len(inputs))]
+
+    def _panoptic(self, sem_seg: Optional[np.ndarray], instances: Instances) -> dict:
+        """
+        The rest of a panoptic model's output: "sem_seg", here (H, W) int64 classes, and "panoptic_seg" if there are
+        masks.
+        """
+        if sem_seg is None:
+            return {}
+        result = {"sem_seg": torch.from_numpy(sem_seg)}
+        if instances.has("pred_masks"):
+            result["panoptic_seg"] = Combination(**self.metadata["panoptic"])(instances, result["sem_seg"])
+        return result
 
 
 def to_instances(found: Detections, masks: str) -> Instances:

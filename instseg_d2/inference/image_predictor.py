@@ -93,7 +93,7 @@ class ImagePredictor:
             score_threshold, masks: see :meth:`InstanceSegmenter.detect`.
 
         Returns:
-            {"instances": Instances} for each image; a panoptic model adds "panoptic_seg".
+            {"instances": Instances} for each image; a panoptic model adds "panoptic_seg", and its file also "sem_seg".
         """
         raise NotImplementedError
 

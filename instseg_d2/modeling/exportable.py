@@ -12,7 +12,7 @@ from detectron2.structures import ImageList
 from torch import nn
 from torchvision.ops import nms
 
-from .postprocessing import resize_masks
+from .postprocessing import Combination, resize_masks
 
 __all__ = ["CanvasExportable", "CropExportable", "Exportable", "Found", "non_maximum_suppression"]
 
@@ -27,6 +27,7 @@ class Found(NamedTuple):
         boxes: (N, D, 4) float32 x1, y1, x2, y2 in input pixels; None: the tight boxes of the masks.
         masks: crops (N, D, R, R) inside windows, or maps (N, D, h, w) of the padded input; None: there are no masks.
         windows: (N, D, 4) the boxes that crops fill, in input pixels; None: the clipped boxes.
+        semantic: (N, classes, H, W) logits of a panoptic model's semantic classes, of the padded input.
     """
 
     scores: torch.Tensor
@@ -34,6 +35,7 @@ class Found(NamedTuple):
     boxes: Optional[torch.Tensor] = None
     masks: Optional[torch.Tensor] = None
     windows: Optional[torch.Tensor] = None
+    semantic: Optional[torch.Tensor] = None
 
 
 class Exportable(nn.Module):
@@ -54,12 +56,14 @@ class Exportable(nn.Module):
         fills_canvas: images must have the size of the input, without padding, also none that the model needs.
         detections: D is at most this.
         nms_threshold: IoU of the model's NMS; None: it has none.
+        combination: how a panoptic model merges instances and semantic map ("sem_seg"); None: it is not panoptic.
     """
 
     compact_form = "crops"
     free_size = False
     fills_canvas = False
     nms_threshold: Optional[float] = None
+    combination: Optional[Combination] = None
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -139,9 +143,13 @@ class CropExportable(Exportable):
 
     def finish(self, found: Found, canvas: tuple, crop: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, ...]:
         boxes, scores = clipped_boxes(found.boxes, found.scores, crop, size)
-        if found.masks is None or self.compact:
-            return tuple(x for x in (boxes, scores, found.labels, found.masks) if x is not None)
-        return boxes, scores, found.labels, pasted(found.masks, boxes, sides(size)) >= self.model.mask_threshold
+        outputs = [boxes, scores, found.labels]
+        if found.masks is not None:
+            masks = found.masks
+            outputs.append(masks if self.compact else pasted(masks, boxes, sides(size)) >= self.model.mask_threshold)
+        if found.semantic is not None:
+            outputs.append(semantic_map(found.semantic, sides(crop, found.semantic.shape[-2:]), sides(size)))
+        return tuple(outputs)
 
 
 class CanvasExportable(Exportable):
@@ -205,6 +213,17 @@ def pasted(crops: torch.Tensor, boxes: torch.Tensor, size: list) -> torch.Tensor
     rows = weights(boxes[..., 1], boxes[..., 3], size[0])
     columns = weights(boxes[..., 0], boxes[..., 2], size[1])
     return rows @ crops @ columns.transpose(-1, -2)
+
+
+def semantic_map(logits: torch.Tensor, crop: list, size: list) -> torch.Tensor:
+    """
+    The best class of every pixel, as Detectron2's ``sem_seg_postprocess`` and argmax give it: (N, *size) int64.
+
+    Args:
+        logits: (N, classes, H, W) of the padded input; crop: (H, W) of the image in it; size: (H, W) of the output.
+    """
+    image = logits[..., : crop[0], : crop[1]]
+    return F.interpolate(image, size, mode="bilinear", align_corners=False).argmax(1)
 
 
 def tight_boxes(masks: torch.Tensor) -> torch.Tensor:

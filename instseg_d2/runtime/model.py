@@ -89,6 +89,7 @@ class Detections:
         boxes: (D, 4) float32 x1, y1, x2, y2, pixels of the image.
         scores: (D,) float32; labels: (D,) int64 index of the class names.
         size: (H, W) of the image.
+        sem_seg: (H, W) int64, the semantic class of every pixel, 0 for things; None: the model is not panoptic.
     """
 
     boxes: Optional[np.ndarray]
@@ -98,6 +99,7 @@ class Detections:
     _masks: Optional[np.ndarray]
     _place: tuple  # windows, network size, size of the image in it
     _information: Optional[dict]
+    sem_seg: Optional[np.ndarray] = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -136,17 +138,18 @@ def detections(found: dict, metadata: dict, image_size: tuple, size: tuple, scor
     The detections of one image from the outputs of an exported file.
 
     Args:
-        found: the outputs of the image, arrays of D detections.
+        found: the outputs of the image, arrays of D detections, and the semantic map if there is one.
         image_size: (H, W) of the image in the network's input; size: of the output.
         score_threshold: lowest score of a detection.
     """
     keep = np.flatnonzero((found["scores"] > 0) & (found["scores"] >= score_threshold))
     keep = keep[np.argsort(-found["scores"][keep], kind="stable")][: metadata["max_detections"]]
-    found = {name: value[keep] for name, value in found.items()}
+    sem_seg = found.get("sem_seg")
+    found = {name: value[keep] for name, value in found.items() if name != "sem_seg"}
     place = found.get("windows", found.get("boxes")), network_size(image_size, metadata), image_size
     masks = metadata.get("masks") or {"form": "full"}
     result = Detections(
-        found.get("boxes"), found["scores"], found["labels"], tuple(size), found.get("masks"), place, masks
+        found.get("boxes"), found["scores"], found["labels"], tuple(size), found.get("masks"), place, masks, sem_seg
     )
     if masks.get("tight_boxes"):  # the compact masks say only roughly where these are
         result.boxes = np.zeros((len(result), 4), dtype=np.float32)
@@ -168,6 +171,7 @@ class Model:
 
     Attributes:
         class_names: list of str, or None; category_ids: {label: id of the data set}.
+        stuff_names: names of a panoptic model's semantic classes, or None.
         metadata: what the file says about itself.
 
     Raises:
@@ -180,6 +184,7 @@ class Model:
             raise ConfigError(f"{path} was exported by an older version, without boxes: export it again.")
         self.class_names = self.metadata["class_names"]
         self.category_ids = {int(index): value for index, value in self.metadata["category_ids"].items()}
+        self.stuff_names = self.metadata.get("stuff_names")
 
     def __call__(self, image: np.ndarray, score_threshold: float = 0.0) -> Detections:
         """

@@ -252,6 +252,20 @@ def test_figures_of_the_gate_by_hand(expected, found, failure):
     assert parity.failure.startswith(failure) if failure else parity.failure == ""
 
 
+def test_the_gate_compares_semantic_maps():
+    parity = Parity(has_maps=True)
+    parity.add(detections(BEST), detections(BEST), limit=10)
+    assert parity.failure == "the semantic maps of 1 images were not compared"
+    expected = torch.arange(2000).view(40, 50) % 7
+    for wrong, failure in ((2, ""), (3, "99.85% of a semantic map's pixels equal PyTorch's, less than 99.9%")):
+        found = expected.clone()
+        found.flatten()[:wrong] += 1
+        parity.maps = 0
+        parity.add_map(expected, found)
+        assert parity.failure == failure
+    assert parity.figures()["map_share"] == pytest.approx(0.9985)
+
+
 BEST, SECOND, WORST = (0.9, 0, 0, 100), (0.6, 0, 30, 100), (0.3001, 0, 60, 100)
 
 

@@ -13,8 +13,10 @@ from instseg_d2.engine import Predictor
 from instseg_d2.errors import ConfigError
 from instseg_d2.export import FORMATS, ExportedPredictor, compare, export, export_verified
 from instseg_d2.export.exporters import export_metadata
+from instseg_d2.export.parity import reference
 from instseg_d2.export.runtime import ResizeToFit
 from instseg_d2.methods import method_of
+from instseg_d2.runtime import Model, read_image
 from instseg_d2.runtime.sessions import METADATA
 from tests.tiny import tiny_config, tiny_model
 
@@ -28,7 +30,13 @@ HAVE = {
     }.items()
 }
 SIZE = (96, 128)
-PANOPTIC = ["MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True, "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p3", "p4"]]
+PANOPTIC = [
+    "MODEL.PANOPTIC_FPN.COMBINE.ENABLED", True,
+    "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", 0.1,
+    "MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", 30,
+    "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p3", "p4"],
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5,
+]  # fmt: skip
 CLASSIFIED = [
     "MODEL.INSTANCE_FCN.CLASSIFY", True,
     "MODEL.INSTANCE_FCN.CLASSIFIER_SCALE", 64,
@@ -125,8 +133,9 @@ def test_files(name, format, masks, files, tmp_path):
     if not HAVE[format]:
         pytest.skip(f"the packages for {format} are not installed")
     path = tmp_path / f"x{FORMATS[format]}"
-    opts = ["MODEL.FCOS.USE_DEFORMABLE", True] if name == "BlendMask" else []
-    parity = export_verified(decided_predictor(name, *opts), str(path), format, files, masks=masks, size=SIZE)
+    opts = ["MODEL.FCOS.USE_DEFORMABLE", True, *PANOPTIC] if name == "BlendMask" else []
+    predictor = decided_predictor(name, *opts)
+    parity = export_verified(predictor, str(path), format, files, masks=masks, size=SIZE)
     assert parity.failure == ""
     metadata = ExportedPredictor(str(path), trust=True).metadata
     assert metadata == json.loads(Path(f"{path}.json").read_text())
@@ -140,13 +149,28 @@ def test_files(name, format, masks, files, tmp_path):
         graph = onnx.load(path)
         assert {x.domain for x in graph.graph.node} == {""}, "a node that only this package knows"
         assert METADATA in {x.key for x in graph.metadata_props}
+    if name == "BlendMask":
+        assert_same_panoptic(str(path), predictor, files[1])
+
+
+def assert_same_panoptic(path, predictor, file):
+    """The file gives PyTorch's semantic and panoptic maps, and runs without PyTorch."""
+    exported = ExportedPredictor(path, trust=True)
+    record = exported.preprocess(file)
+    (found,) = exported.outputs([record])
+    (expected,) = reference(predictor, [record], SIZE)
+    assert len(found["sem_seg"].unique()) > 2
+    assert np.array_equal(Model(path)(read_image(file)).sem_seg, found["sem_seg"].numpy())
+    ids, segments = found["panoptic_seg"]
+    expected_ids, expected_segments = predictor.model.combination(expected["instances"], expected["sem_seg"])
+    assert {x["isthing"] for x in segments} == {True, False}
+    assert [x["category_id"] for x in segments] == [x["category_id"] for x in expected_segments]
+    assert float((ids == expected_ids).float().mean()) > 0.999
+    assert "panoptic_seg" not in exported.outputs([record], masks="none")[0]
 
 
 def test_what_cannot_be_exported():
-    for name, opts, words in (
-        ("InstanceFCN", CLASSIFIED, "InstanceFCN cannot be exported with ROI heads"),
-        ("BlendMask", PANOPTIC, "a panoptic BlendMask cannot be exported"),
-    ):
+    for name, opts, words in (("InstanceFCN", CLASSIFIED, "InstanceFCN cannot be exported with ROI heads"),):
         predictor = Predictor(tiny_config(name, *opts, finding=True), "", optimize=False)
         with pytest.raises(ConfigError, match=words):
             export(predictor, "pt2", size=SIZE)

@@ -18,11 +18,11 @@ from ...layers import init_normal, join_boxes
 from ..backbone import freeze_unused_levels
 from ..ground_truth import box_masks
 from ..meta_arch import InstanceSegmenter
-from ..postprocessing import filter_detections
+from ..postprocessing import Combination, filter_detections
 from .basis_module import build_basis_module
 from .blender import Blender
 from .explain import explain_image
-from .panoptic import Combination, build_semantic_head, panoptic_output, semantic_losses
+from .panoptic import build_semantic_head, panoptic_output, semantic_losses
 from .targets import semantic_target
 
 

@@ -1,23 +1,22 @@
 """
-Panoptic segmentation with BlendMask: a semantic head for stuff, and merging instances and stuff into one map.
+Panoptic segmentation with BlendMask: a semantic head for stuff, and the output of a panoptic model.
 
 N images, D detections, H x W pixels. Class 0 of the semantic head stands for all things, the others are stuff.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Optional
+from typing import Optional
 
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_sem_seg_head
-from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import Instances
 from torch import nn
 
 from ...errors import DatasetError
 from ..ground_truth import pad_maps
-from ..postprocessing import RunLengthMasks
+from ..postprocessing import Combination
 
 
 def build_semantic_head(cfg, input_shape: dict[str, ShapeSpec]) -> Optional[nn.Module]:
@@ -56,40 +55,6 @@ def semantic_losses(head: nn.Module, features: dict, batched_inputs: Sequence[di
     labelled = (target != head.ignore_value).any()
     losses = head(features, torch.where(labelled, target, 0))[1]
     return {name: loss * labelled for name, loss in losses.items()}
-
-
-class Combination(NamedTuple):
-    """Merges instances and stuff into one map, with the values of MODEL.PANOPTIC_FPN.COMBINE."""
-
-    overlap_threshold: float  # drop an instance if better ones cover a larger share of it
-    stuff_area_limit: float  # drop a stuff class with fewer pixels
-    score_threshold: float
-
-    @classmethod
-    def from_config(cls, cfg):
-        node = cfg.MODEL.PANOPTIC_FPN.COMBINE
-        return cls(node.OVERLAP_THRESH, node.STUFF_AREA_LIMIT, node.INSTANCES_CONFIDENCE_THRESH)
-
-    def __call__(self, instances: Instances, labels: torch.Tensor):
-        """
-        Args:
-            instances: at output size, with pred_masks (D, H, W) or run lengths.
-            labels: (H, W) classes of the semantic head.
-
-        Returns:
-            (H, W) int32 segment ids, 0 for none, and a list of dicts with id, category_id (a contiguous id of a thing
-            or stuff class), isthing and score or area.
-        """
-        if not isinstance(instances.pred_masks, RunLengthMasks):
-            return combine_semantic_and_instance_outputs(instances, labels, *self)
-        index = (instances.scores >= self.score_threshold).nonzero()[:, 0]  # the others do not enter the map
-        confident = instances[index]
-        confident.pred_masks = confident.pred_masks.decode()
-        ids, segments = combine_semantic_and_instance_outputs(confident, labels, *self)
-        for segment in segments:
-            if segment["isthing"]:
-                segment["instance_id"] = int(index[segment["instance_id"]])
-        return ids, segments
 
 
 def panoptic_output(instances: Instances, logits: torch.Tensor, combination: Combination) -> dict:

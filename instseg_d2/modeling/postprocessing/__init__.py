@@ -11,10 +11,12 @@ from .detections import (
     topk_in_order,
 )
 from .masks import masks_to_boxes, rescore, resize_in_chunks, resize_masks
+from .panoptic import Combination
 from .run_lengths import RunLengthMasks
 
 __all__ = [
     "MASK_FORMATS",
+    "Combination",
     "RunLengthMasks",
     "check_mask_format",
     "filter_detections",
