@@ -4,7 +4,7 @@ VENV ?= .venv
 OUTPUT ?= output/blendmask_shapes
 BIN := $(VENV)/bin
 READY := $(VENV)/.instseg_d2_ready
-SOURCES := setup.py pyproject.toml requirements.txt projects/get_detectron2.py $(shell find csrc -type f)
+SOURCES := setup.py pyproject.toml requirements.txt instseg_d2/get_detectron2.py $(shell find csrc -type f)
 
 .PHONY: setup demo test bench lint sanitize sanitize-cuda emulate-cuda emulate-cuda-mutants \
 	emulate-cuda-sanitize
@@ -17,7 +17,7 @@ $(READY): $(SOURCES)
 	$(BIN)/python projects/get_detectron2.py
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-build-isolation --no-deps -e .
 	@touch $@
-	@echo "Ready: $(BIN)/python -m instseg_d2.doctor shows what is installed."
+	@echo "Ready: $(BIN)/instseg doctor shows what is installed."
 
 # Generate data, train a small BlendMask from scratch, evaluate it and draw pictures.
 demo: setup

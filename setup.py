@@ -1,7 +1,7 @@
 """Builds and installs instseg_d2; `extension_modules` decides whether the operators are compiled.
 
 PyTorch and Detectron2 are deliberately not among the requirements: PyTorch must be the build that fits the machine and
-that the operators are compiled against, and Detectron2 is on no package index (projects/get_detectron2.py installs it).
+that the operators are compiled against, and Detectron2 is on no package index (get_detectron2.py installs it).
 Environment: INSTSEG_NO_EXT=1 skips the operators, FORCE_CUDA=1 builds them for CUDA without a GPU, CXX names the
 compiler.
 """
@@ -89,8 +89,10 @@ setup(
     description="One-stage and query-based instance segmentation for Detectron2",
     license="Apache-2.0",
     python_requires=">=3.9",
-    packages=find_packages(include=["instseg_d2", "instseg_d2.*"]),
-    package_data={"instseg_d2": ["zoo.yaml"]},
+    packages=[*find_packages(include=["instseg_d2", "instseg_d2.*"]), "instseg_d2.configs"],
+    package_dir={"instseg_d2.configs": "configs"},
+    package_data={"instseg_d2": ["zoo.yaml"], "instseg_d2.configs": ["**/*.yaml"]},
+    entry_points={"console_scripts": ["instseg = instseg_d2.commands:main"]},
     install_requires=[
         "fvcore",
         "pycocotools",

@@ -13,8 +13,6 @@ import tempfile
 
 __version__ = "0.1.0"
 
-_import_error = None  # what `python -m instseg_d2.doctor` reports
-
 try:
     getpass.getuser()
 except (ImportError, KeyError, OSError):
@@ -23,21 +21,40 @@ except (ImportError, KeyError, OSError):
         "TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"torchinductor_{getattr(os, 'getuid', str)()}")
     )
 
+
+def register() -> None:
+    """
+    Register every method, backbone, head and data set.
+
+    Raises:
+        ImportError: a package that they need is missing or broken.
+    """
+    try:
+        import detectron2
+    except ModuleNotFoundError as error:
+        if error.name != "detectron2":
+            raise
+        raise ModuleNotFoundError(
+            "instseg_d2 needs Detectron2, which is not installed: run `python -m instseg_d2.get_detectron2`, "
+            "or follow https://detectron2.readthedocs.io/en/latest/tutorials/install.html.",
+            name="detectron2",
+        ) from None
+    from . import data, modeling
+
+
+def _registers_later() -> bool:
+    """In a command, `commands.run` registers when the arguments are read, so that help comes at once."""
+    program = os.path.splitext(os.path.basename((getattr(sys, "argv", None) or [""])[0]))[0]
+    return program == "instseg" or getattr(sys.modules.get("__main__"), "INSTSEG_COMMAND", False)
+
+
 _installed = {name for name in ("torch", "onnxruntime", "openvino") if importlib.util.find_spec(name)}
 
-try:
-    if "torch" in _installed or not _installed:
-        import detectron2
-
-        from . import data, modeling
-except Exception as error:
-    # sys.argv[0] is "-m" only while `python -m instseg_d2.doctor` imports the package; the doctor reports the error.
-    _import_error = error
-    if sys.argv[:1] != ["-m"]:
-        if isinstance(error, ModuleNotFoundError) and error.name == "detectron2":
-            raise ModuleNotFoundError(
-                "instseg_d2 needs Detectron2, which is not installed: run `python projects/get_detectron2.py`, "
-                "or follow https://detectron2.readthedocs.io/en/latest/tutorials/install.html.",
-                name="detectron2",
-            ) from None
-        raise
+if ("torch" in _installed or not _installed) and not _registers_later():
+    try:
+        register()
+    except Exception:
+        # sys.argv[0] is "-m" only while `python -m instseg_d2.doctor` or another module imports the package: the
+        # doctor reports the error.
+        if sys.argv[:1] != ["-m"]:
+            raise

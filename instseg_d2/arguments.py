@@ -2,7 +2,16 @@
 
 import argparse
 
-__all__ = ["add_config_file", "add_processes", "add_training"]
+__all__ = ["READINGS", "add_config_file", "add_processes", "add_training"]
+
+# What coordinates may mean instead, by the name that --assume accepts.
+READINGS = {
+    "swapped": "y before x",
+    "normalised": "fractions of the image's sides",
+    "percent": "percent of the image's sides",
+    "xyxy": "[x0, y0, x1, y1] (XYXY)",
+    "centre": "[centre x, centre y, width, height]",
+}
 
 
 def add_config_file(parser: argparse.ArgumentParser, help: str) -> None:
@@ -20,7 +29,7 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 
 def add_training(parser: argparse.ArgumentParser) -> None:
     """What `engine.setup` and `engine.launch` read."""
-    add_config_file(parser, "YAML file, see configs/")
+    add_config_file(parser, "YAML file, or a recipe, such as BlendMask/R_50_1x")
     parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR, if there is one")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS instead of training")
     parser.add_argument("--train-json", metavar="FILE", help="COCO annotations to train on")

@@ -1,53 +1,20 @@
-"""``python -m instseg_d2.check_data``: finds faults in COCO files and their images, and writes clean copies."""
+"""``instseg check``: finds faults in COCO files and their images, and writes clean copies."""
 
-import argparse
 import json
 import os
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Optional
 
 from tabulate import tabulate
 
-from .console import run_script
 from .data.coco import class_difference
 from .data.coco_check import Report, examine
 from .data.faults import ERROR, KEPT, NOTE, WARNING, Finding
-from .data.units import READINGS
 from .errors import DatasetError
 from .files import write_bytes
 
 HEADERS = ("what", "how many", "first", "training", "clean copy")
-READING_HELP = "; ".join(f"{name}: {meaning}" for name, meaning in READINGS.items())
-
-
-def parse(arguments: Optional[Sequence[str]] = None):
-    parser = argparse.ArgumentParser(
-        prog="python -m instseg_d2.check_data",
-        description="Find missing, corrupt and repeated images and wrong ids, boxes, masks, areas and units.",
-        epilog="Exit status: 0 no faults, 1 faults, 2 a file that cannot be read or written.",
-    )
-    parser.add_argument(
-        "files",
-        type=os.path.expanduser,
-        nargs="+",
-        metavar="JSON IMAGES",
-        help="annotation file and image folder; more pairs: other splits",
-    )
-    parser.add_argument("--fix", action="store_true", help="write a clean copy NAME.clean.json beside each file")
-    parser.add_argument(
-        "--assume",
-        nargs="+",
-        default=[],
-        choices=[*READINGS, "nothing"],
-        metavar="READING",
-        help=f"what the coordinates mean, for --fix to convert them ({READING_HELP}; nothing: keep them)",
-    )
-    args = parser.parse_args(arguments)
-    if len(args.files) % 2:
-        parser.error("give an image folder after every annotation file: JSON IMAGES [JSON IMAGES ...]")
-    return args
 
 
 def class_differences(reports: dict[str, Report]) -> list[Finding]:
@@ -87,13 +54,21 @@ def _write_clean(file: str, report: Report) -> int:
     return 0
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """Print a table for each file, and one for what the files share; returns the exit status."""
-    args = parse(arguments)
-    pairs = dict(zip(args.files[::2], args.files[1::2]))
+def check(pairs: dict[str, str], *, fix: bool, assume: Sequence[str]) -> int:
+    """
+    Print a table for each file, and one for what the files share.
+
+    Args:
+        pairs: annotation file -> image folder.
+        fix: write clean copies.
+        assume: readings of the coordinates, see `data.units`.
+
+    Returns:
+        The exit status: 0 no faults, 1 faults, 2 a file that cannot be read or written.
+    """
     progress = sys.stderr.isatty()
     try:
-        reports = {file: examine(file, images, assume=args.assume, progress=progress) for file, images in pairs.items()}
+        reports = {file: examine(file, images, assume=assume, progress=progress) for file, images in pairs.items()}
     except DatasetError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -107,10 +82,12 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
         ]
         sys.stdout.write(f"{title}\n{tabulate(rows, HEADERS) if rows else 'nothing found'}\n\n")
     status = int(any(row.severity != NOTE for findings in tables.values() for row in findings))
-    if args.fix:
+    if fix:
         status = max(status, *(_write_clean(file, report) for file, report in reports.items()))
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    from .commands import run
+
+    sys.exit(run("check", prog="python -m instseg_d2.check_data"))

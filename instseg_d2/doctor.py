@@ -10,7 +10,7 @@ from .console import run_script
 
 MINIMUM_PYTHON = (3, 9)
 MINIMUM_TORCH = (2, 4)
-_SETUP = "run `make setup`, or pip install -r requirements.txt"
+_REQUIREMENTS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "requirements.txt")
 
 
 class Row(NamedTuple):
@@ -48,10 +48,17 @@ def _python() -> Row:
     return Row("Python", f"{version}, {sys.executable}", advice)
 
 
-def _package(title: str, module_name: str, advice: str = _SETUP) -> Row:
+def _remedy(title: str) -> str:
+    """How to install a package: in a checkout, or beside the wheel."""
+    if os.path.isfile(_REQUIREMENTS):
+        return "run `make setup`, or pip install -r requirements.txt"
+    return f"pip install {'opencv-python' if title == 'OpenCV' else title.lower()}"
+
+
+def _package(title: str, module_name: str) -> Row:
     module, fault = _import(module_name)
     if module is None:
-        return Row(title, fault, advice)
+        return Row(title, fault, _remedy(title))
     version = getattr(module, "__version__", "")
     if not version:
         metadata = importlib.import_module("importlib.metadata")
@@ -86,10 +93,10 @@ def _torchvision() -> Row:
 
 
 def _detectron2() -> Row:
-    advice = "run `python projects/get_detectron2.py`"
+    advice = "run `python -m instseg_d2.get_detectron2`"
     module, fault = _import("detectron2")
     if module is None:
-        return Row("Detectron2", fault, advice if fault == "not installed" else _SETUP)
+        return Row("Detectron2", fault, advice if fault == "not installed" else "install what it needs")
     import importlib.metadata
 
     try:
@@ -110,9 +117,11 @@ def _opencv() -> Row:
 
 def _this_package() -> Row:
     package, fault = _import("instseg_d2")
-    error = getattr(package, "_import_error", None)
-    if error is not None:
-        fault = _fault(error, "instseg_d2")
+    if not fault:
+        try:
+            package.register()
+        except Exception as error:
+            fault = _fault(error, "instseg_d2")
     if fault:
         return Row("instseg_d2", fault, "fix what it names, see the rows above")
     return Row("instseg_d2", f"{package.__version__}, {os.path.dirname(package.__file__)}")

@@ -1,26 +1,20 @@
 """
-``python -m instseg_d2.zoo``: every recipe, its size, its published results and where to find the authors' weights.
+``instseg zoo``: every recipe, its size, its published results and where to find the authors' weights.
 
 The numbers are stored only in zoo.yaml; ``--write`` copies them to the methods' pages.
 """
 
-import argparse
 import functools
 import re
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
 
 import yaml
 from tabulate import tabulate
 
-from .console import run_script
-from .files import write_bytes
-from .methods import Publication, methods
-
-ROOT = Path(__file__).resolve().parents[1]  # needs a checkout: configs/ and projects/ are not installed
+ROOT = Path(__file__).resolve().parents[1]  # of a checkout: projects/ is not installed
 COLUMNS = (
     "note", "parameters, M", "mask AP", "box AP", "test-dev mask AP", "test-dev box AP", "PQ",
     "AR@10", "AR@100", "AR@1000", "mask AP50", "mask AP70", "FPS",
@@ -35,8 +29,15 @@ def recipes() -> dict[str, dict]:
     return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
-def publications() -> dict[str, Publication]:
-    """Where the recipes of each folder of configs/ come from."""
+def folders() -> list[str]:
+    """The folders of configs/ whose recipes are in the table."""
+    return list(dict.fromkeys(name.split("/")[0] for name in recipes()))
+
+
+def publications() -> dict:
+    """Where the recipes of each folder of configs/ come from: folder -> `methods.Publication`."""
+    from .methods import Publication, methods
+
     heads = Publication("MaskRCNN-heads", "recipes of this package", "none")
     return {x.folder: x for x in (*(method.publication for method in methods()), heads) if x is not None}
 
@@ -49,7 +50,7 @@ def count(name: str) -> float:
     from .apps.costs import count_parameters
     from .config import load_config
 
-    cfg = load_config(str(ROOT / f"configs/{name}.yaml"), ["MODEL.DEVICE", "meta", "MODEL.WEIGHTS", ""])
+    cfg = load_config(name, ["MODEL.DEVICE", "meta", "MODEL.WEIGHTS", ""])
     with torch.device("meta"):
         return count_parameters(build_model(cfg)) / 1e6
 
@@ -63,6 +64,13 @@ def table(folders: Sequence[str]) -> str:
     known = publications()
     notes = [known[folder].note for folder in folders if folder in known]
     return "\n\n".join([text, *(textwrap.fill(note, 120, break_on_hyphens=False) for note in notes if note)])
+
+
+def section(folder: str) -> str:
+    """What the command shows of a folder: its paper, where its weights are, and its tables."""
+    source = publications()[folder]
+    inner = dict.fromkeys(name.rpartition("/")[0] for name in recipes() if name.split("/")[0] == folder)
+    return f"## {folder} ({source.paper})\n\nWeights: {source.weights}.\n\n{table(list(inner))}\n\n"
 
 
 def pages() -> dict[Path, str]:
@@ -81,33 +89,7 @@ def pages() -> dict[Path, str]:
     }
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> None:
-    """Print the tables, or write them to the pages."""
-    parser = argparse.ArgumentParser(prog="python -m instseg_d2.zoo", description=__doc__.split(": ", 1)[1])
-    known = {folder.lower(): folder for folder in publications()}
-    parser.add_argument(
-        "--method", nargs="+", type=str.lower, choices=list(known), metavar="NAME", help=", ".join(known.values())
-    )
-    parser.add_argument(
-        "--count", action="store_true", help="build the models and print their sizes in million parameters"
-    )
-    parser.add_argument("--write", action="store_true", help="put the tables into projects/*/README.md")
-    args = parser.parse_args(arguments)
-    if args.write:
-        for page, text in pages().items():
-            if text != page.read_text(encoding="utf-8"):
-                write_bytes(page, text.encode())
-                sys.stdout.write(f"{page} written\n")
-        return
-    for folder in [known[name] for name in args.method or known]:
-        names = [name for name in recipes() if name.split("/")[0] == folder]
-        if args.count:
-            sys.stdout.write("".join(f"{name} {count(name):.1f}\n" for name in names))
-            continue
-        source = publications()[folder]
-        sys.stdout.write(f"## {folder} ({source.paper})\n\nWeights: {source.weights}.\n\n")
-        sys.stdout.write(f"{table(list(dict.fromkeys(name.rpartition('/')[0] for name in names)))}\n\n")
-
-
 if __name__ == "__main__":
-    sys.exit(run_script(main))
+    from .commands import run
+
+    sys.exit(run("zoo", prog="python -m instseg_d2.zoo"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from instseg_d2.check_data import main
+from instseg_d2.commands import run
 from instseg_d2.data.coco_check import examine
 from instseg_d2.data.shapes.instances import make_shapes
 
@@ -45,7 +45,7 @@ def write(folder, content, name="train"):
 
 def test_sound_file(tmp_path, capsys):
     json_file = make_shapes(tmp_path, "train", 12, seed=0)
-    assert main([str(json_file), str(tmp_path / "images")]) == 0
+    assert run("check", [str(json_file), str(tmp_path / "images")]) == 0
     text = capsys.readouterr().out
     assert "12 images" in text
     assert "6 categories" in text
@@ -120,7 +120,7 @@ def test_every_fault_is_found_and_repaired(folder, capsys):
         "annotations: ids missing, repeated or below 1": (1, "repaired"),
     }
     before = Path(json_file).read_text()
-    assert main([json_file, images, "--fix"]) == 1
+    assert run("check", [json_file, images, "--fix"]) == 1
     assert Path(json_file).read_text() == before
     text = capsys.readouterr().out
     assert "annotations: object annotated twice" in text
@@ -131,7 +131,7 @@ def test_every_fault_is_found_and_repaired(folder, capsys):
     triangle, square = content["annotations"][1:3]
     assert triangle["area"] == 28  # pixels below the diagonal of 8 x 8
     assert square["bbox"] == [1, 1, 8, 8]
-    assert main([clean, images]) == 1  # two categories of one name are left to look at
+    assert run("check", [clean, images]) == 1  # two categories of one name are left to look at
     assert {row.severity for row in examine(clean, images).findings} == {"warning", "note"}
     assert training_content(clean, images) == content
 
@@ -161,11 +161,11 @@ def with_object(folder, masks=True, categories=(), **values):
 def cleaned(json_file, images):
     """The faults, and the clean copy, which must have none."""
     report = examine(json_file, images)
-    assert main([json_file, images, "--fix"]) == int(any(row.severity != "note" for row in report.findings))
+    assert run("check", [json_file, images, "--fix"]) == int(any(row.severity != "note" for row in report.findings))
     clean = json_file.replace(".json", ".clean.json")
     content = json.loads(Path(clean).read_text())
     assert {row.severity for row in examine(clean, images).findings} <= {"note"}
-    assert main([clean, images, "--fix"]) == 0
+    assert run("check", [clean, images, "--fix"]) == 0
     assert json.loads(Path(clean.replace(".json", ".clean.json")).read_text()) == content
     assert training_content(clean, images) == content
     return faults_of(report), content
@@ -288,7 +288,7 @@ def test_sizes_that_cannot_be(folder):
 def test_a_clean_copy_that_cannot_be_written(folder, capsys):
     json_file, images = with_object(folder)
     (folder / "train.clean.json").mkdir()
-    assert main([json_file, images, "--fix"]) == 2
+    assert run("check", [json_file, images, "--fix"]) == 2
     assert f"{folder}/train.clean.json cannot be written" in capsys.readouterr().err
 
 
@@ -300,9 +300,9 @@ def test_between_files(folder, capsys):
         "categories": [{"id": 1, "name": "cat"}],
     }  # fmt: skip
     train, val = write(folder, content), write(folder, {**content, "categories": [{"id": 1, "name": "dog"}]}, "val")
-    assert main(list(train)) == 0
+    assert run("check", list(train)) == 0
     capsys.readouterr()
-    assert main([*train, *val]) == 1
+    assert run("check", [*train, *val]) == 1
     text = capsys.readouterr().out.split("between the 2 files")[1]
     assert "categories: different from the first file's" in text
     assert "only file 1 has 'cat'; only file 2 has 'dog'" in text
@@ -320,10 +320,10 @@ def test_between_files(folder, capsys):
 def test_files_that_cannot_be_read(folder, capsys, content, message):
     path = folder / "x.json"
     path.write_text(content)
-    assert main([str(path), str(folder / "images")]) == 2
+    assert run("check", [str(path), str(folder / "images")]) == 2
     assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main([str(path)])
+        run("check", [str(path)])
     assert "JSON IMAGES" in capsys.readouterr().err
 
 
@@ -346,5 +346,5 @@ def test_values_of_more_than_eight_bits_and_further_pages(tmp_path, capsys):
     odd = found["images: values far from the range of the others"]
     assert (odd.count, odd.severity) == (1, "warning")
     assert odd.first.startswith(content["images"][5]["file_name"])
-    assert main([str(json_file), str(tmp_path / "images")]) == 1
+    assert run("check", [str(json_file), str(tmp_path / "images")]) == 1
     assert "values 0 to 65535 become 0 to 255" in capsys.readouterr().out

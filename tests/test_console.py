@@ -122,9 +122,10 @@ def test_exit_status(capsys, monkeypatch):
 
 
 def scripts():
+    yield ROOT / "instseg_d2/commands/__init__.py"  # whose main and run others call
     paths = [*(ROOT / "instseg_d2").rglob("*.py"), *(ROOT / "projects").rglob("*.py")]
     own = [path for path in paths if '__name__ == "__main__"' in path.read_text()]
-    return [path for path in own if path.name not in ("get_detectron2.py", "operators.py")]  # no package; a benchmark
+    yield from (path for path in own if path.name not in ("get_detectron2.py", "operators.py"))  # alone; a benchmark
 
 
 @pytest.mark.parametrize("path", scripts(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -132,7 +133,8 @@ def test_every_command_goes_through_run_script(path):
     """So no command stops because of its console."""
     tree = ast.parse(path.read_text())
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    assert {"run_script", "run"} & {call.func.id for call in calls}  # instseg_d2.commands.run calls run_script
+    called = {call.func.id for call in calls}
+    assert "run_script" in called or (called & {"main", "run"} and "commands import" in path.read_text())
 
 
 # --- users ---

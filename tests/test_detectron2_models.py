@@ -118,5 +118,5 @@ def test_deformable_convolutions():
 def test_names_of_the_model_zoo():
     cfg = load_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
     assert (cfg.MODEL.META_ARCHITECTURE, cfg.SOLVER.MAX_ITER, cfg.MODEL.RESNETS.DEPTH) == ("GeneralizedRCNN", 90000, 50)
-    with pytest.raises(ConfigError, match=r"none\.yaml: no such config file, neither here nor in Detectron2's model"):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such config file, neither here nor in this package"):
         load_config("none.yaml")

@@ -42,6 +42,13 @@ def test_missing_and_broken_packages(monkeypatch, tmp_path):
     assert all(row.failed for row in rows)
 
 
+def test_advice_in_a_checkout_and_beside_the_wheel(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert doctor._opencv().advice.startswith("run `make setup`")
+    monkeypatch.setattr(doctor, "_REQUIREMENTS", "absent.txt")
+    assert doctor._opencv().advice == "pip install opencv-python"
+
+
 @pytest.mark.parametrize("library", ["libGL.so.1", "libgthread-2.0.so.0"])
 def test_opencv_without_a_system_library(monkeypatch, tmp_path, library):
     message = f"{library}: cannot open shared object file: No such file or directory"
@@ -71,15 +78,15 @@ def test_data_sets(monkeypatch, tmp_path):
 
 
 def test_a_package_that_cannot_be_imported(tmp_path):
-    """Everything is installed, but SciPy is broken: the doctor reports it, and that this package is unusable."""
-    (tmp_path / "scipy").mkdir()
-    (tmp_path / "scipy" / "__init__.py").write_text("raise ImportError('libopenblas.so: cannot open')")
+    """Everything is installed, but pycocotools is broken: the doctor reports it, and that this package is unusable."""
+    (tmp_path / "pycocotools").mkdir()
+    (tmp_path / "pycocotools" / "__init__.py").write_text("raise ImportError('libgomp.so: cannot open')")
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "instseg_d2.doctor"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "")
-    failed = [line.split("  ")[0] for line in done.stdout.splitlines() if "libopenblas.so: cannot open" in line]
-    assert failed == ["SciPy", "instseg_d2"]
+    failed = [line.split("  ")[0] for line in done.stdout.splitlines() if "libgomp.so: cannot open" in line]
+    assert failed == ["pycocotools", "instseg_d2"]
 
 
 def test_without_any_package(tmp_path):
@@ -94,9 +101,9 @@ def test_without_any_package(tmp_path):
     done = run("-m", "instseg_d2.doctor")
     assert (done.returncode, done.stderr) == (1, "")
     rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
-    assert "Detectron2 not installed run `python projects/get_detectron2.py`" in rows
+    assert "Detectron2 not installed run `python -m instseg_d2.get_detectron2`" in rows
     assert "instseg_d2 needs detectron2 fix what it names, see the rows above" in rows
     done = run("-c", "import instseg_d2")
     assert done.stderr.splitlines()[-1].startswith(
-        "ModuleNotFoundError: instseg_d2 needs Detectron2, which is not installed: run `python projects/get_detectron2"
+        "ModuleNotFoundError: instseg_d2 needs Detectron2, which is not installed: run `python -m instseg_d2.get_"
     )

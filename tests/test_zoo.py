@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from instseg_d2 import zoo
+from instseg_d2.commands import run
 from instseg_d2.config import load_config
-from instseg_d2.console import run_script
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = zoo.recipes()
@@ -59,7 +59,7 @@ def test_a_stale_page_is_written(tmp_path, monkeypatch, capsys):
     page.parent.mkdir(parents=True)
     page.write_text("before\n<!-- zoo: FCOS -->\nold\n<!-- /zoo -->\nafter ü\n", encoding="utf-8")
     monkeypatch.setattr(zoo, "ROOT", tmp_path)
-    zoo.main(["--write"])
+    run("zoo", ["--write"])
     assert capsys.readouterr().out == f"{page} written\n"
     before, _, rest = page.read_text(encoding="utf-8").partition("<!-- zoo: FCOS -->\n")
     table, _, after = rest.partition("<!-- /zoo -->")
@@ -67,7 +67,7 @@ def test_a_stale_page_is_written(tmp_path, monkeypatch, capsys):
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.strip().splitlines()]
     assert cells[0] == ["config", "note", "parameters, M", "box AP"]
     assert cells[2:] == [["FCOS/R_50_1x", "improved FCOS", "32.2", "38.7"]]
-    zoo.main(["--write"])
+    run("zoo", ["--write"])
     assert capsys.readouterr().out == ""
 
 
@@ -75,9 +75,9 @@ def test_pages_are_written_in_a_checkout(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(zoo, "ROOT", tmp_path)
     with pytest.raises(FileNotFoundError, match="run this in a checkout"):
         zoo.pages()
-    assert run_script(zoo.main, ["--write"]) == 2
+    assert run("zoo", ["--write"]) == 2
     assert "has no projects" in capsys.readouterr().err
-    zoo.main(["--method", "FCOS"])  # needs none
+    run("zoo", ["--method", "FCOS"])  # needs none
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_notes_on_the_input_are_those_of_the_recipes():
 
 
 def test_the_tables(capsys):
-    zoo.main(["--method", "blendmask", "FCOS"])
+    run("zoo", ["--method", "blendmask", "FCOS"])
     text = capsys.readouterr().out
     rows = {cells[1].strip(): cells for cells in (line.split("|") for line in text.splitlines()) if len(cells) > 3}
     assert [cell.strip() for cell in rows["BlendMask/R_50_1x"][3:6]] == ["36.0", "35.8", "39.9"]
@@ -102,10 +102,10 @@ def test_the_tables(capsys):
     assert "ISTR" not in text
     assert "## BlendMask (CVPR 2020, arXiv 2001.00309)\n\nWeights: https://github.com/aim-uofa/AdelaiDet" in text
     with pytest.raises(SystemExit):
-        zoo.main(["--method", "yolact"])
+        run("zoo", ["--method", "yolact"])
     assert "yolact" in capsys.readouterr().err
 
 
 def test_counting_anew(capsys):
-    zoo.main(["--count", "--method", "FCOS"])
+    run("zoo", ["--count", "--method", "FCOS"])
     assert re.fullmatch(r"FCOS/R_50_1x 32\.\d\n", capsys.readouterr().out)

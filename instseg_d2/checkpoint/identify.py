@@ -29,7 +29,7 @@ _OTHERS = {
     b"\xff\xd8\xff": "a picture",
 }
 _AGAIN = "copy or download it again"
-_EXPORTED = "an exported model: demo.py runs it with --model"
+_EXPORTED = "an exported model: `instseg predict --model` runs it"
 
 
 def damaged(path: str, reason: str) -> CheckpointError:

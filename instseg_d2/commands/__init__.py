@@ -1,19 +1,34 @@
 """
-What users start: one module a command, also behind the scripts of ``projects/``.
+The program ``instseg``: one module a command, also behind the scripts of ``projects/``.
 
-A module has a docstring, which its help shows, ``add_arguments(parser)``, ``main(args)``, which returns the exit
-status, and an ``EPILOG`` for its help.
+A module has a docstring, which its help shows; ``add_arguments(parser)``; ``main(args)``, which returns the exit
+status; and an ``EPILOG`` for its help. It imports PyTorch only where it needs it, so that help comes at once.
 """
 
 import argparse
 import importlib
+import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Optional
 
+from .. import __version__, register
 from ..console import run_script
+from ..errors import ConfigError
 
-__all__ = ["parse", "run"]
+__all__ = ["COMMANDS", "main", "parse", "run"]
+
+COMMANDS = {
+    "train": "train a method, on your own data or a registered data set",
+    "evaluate": "measure a trained model on annotated images",
+    "predict": "detect instances in images or a video",
+    "explain": "the same, with pictures of what the network sees",
+    "export": "write a trained model as ONNX, OpenVINO or .pt2, and check the file",
+    "compare": "compare models on the same data",
+    "check": "find faults in annotations and images, and write clean copies",
+    "zoo": "list the recipes with their published results, or copy one for editing",
+    "doctor": "show what is installed, and what to do about anything missing",
+}
 
 
 def _parser(command: ModuleType, prog: Optional[str]) -> argparse.ArgumentParser:
@@ -29,8 +44,43 @@ def parse(name: str, arguments: Optional[Sequence[str]] = None, prog: Optional[s
     return _parser(importlib.import_module(f"{__name__}.{name}"), prog).parse_args(arguments)
 
 
+def _register() -> None:
+    try:
+        register()
+    except ImportError as error:
+        if error.name == "detectron2":  # its message says what to do
+            raise ConfigError(str(error)) from error
+        raise ConfigError(f"{error}: `instseg doctor` shows what is missing.") from error
+
+
+def _run(name: str, arguments: Optional[Sequence[str]], prog: Optional[str]) -> int:
+    args = parse(name, arguments, prog)
+    if name != "doctor":  # which reports what is missing
+        _register()
+    return importlib.import_module(f"{__name__}.{name}").main(args)
+
+
 def run(name: str, arguments: Optional[Sequence[str]] = None, prog: Optional[str] = None) -> int:
     """Run a command; returns its exit status, 2 after a user error."""
-    command = importlib.import_module(f"{__name__}.{name}")
-    args = _parser(command, prog).parse_args(arguments)
-    return run_script(command.main, args)
+    return run_script(_run, name, arguments, prog)
+
+
+def _instseg(arguments: Sequence[str]) -> int:
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="instseg",
+        description="Instance segmentation with Detectron2: train, evaluate, explain and deploy.",
+        epilog=f"commands:\n{lines}\n\n`instseg COMMAND --help` shows the arguments of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"instseg_d2 {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    parser.add_argument("arguments", nargs="*", metavar="...", help="its arguments")
+    name = parser.parse_args(arguments[:1]).command
+    return _run(name, arguments[1:], f"instseg {name}")
+
+
+def main() -> int:
+    """The program ``instseg``; returns its exit status."""
+    return run_script(_instseg, sys.argv[1:])

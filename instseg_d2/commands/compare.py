@@ -3,12 +3,12 @@
 import argparse
 import os
 
-EPILOG = "Example: %(prog)s --configs configs/quick/*_shapes.yaml --data shapes --train --iterations 2000"
+EPILOG = "Example: %(prog)s --configs quick/blendmask_shapes quick/istr_shapes --data shapes --iterations 2000"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--configs", nargs="+", required=True, metavar="FILE", help="YAML files, or names in Detectron2's model zoo"
+        "--configs", nargs="+", required=True, metavar="FILE", help="YAML files, recipes, or names in Detectron2's zoo"
     )
     parser.add_argument("--data", required=True, help="NAME of the data sets NAME_train and NAME_val, or a test set")
     models = parser.add_mutually_exclusive_group()

@@ -11,7 +11,7 @@ EPILOG = "Example: %(prog)s --weights model_best.pth --format onnx --output x.on
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="", help="checkpoint; default: random weights")
-    add_config_file(parser, "YAML config; default: the config in the checkpoint")
+    add_config_file(parser, "YAML file or recipe; default: the config in the checkpoint")
     parser.add_argument("--format", required=True, choices=("onnx", "openvino", "pt2"))
     parser.add_argument(
         "--output",

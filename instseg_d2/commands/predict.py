@@ -8,14 +8,13 @@ from ..arguments import add_config_file
 EPILOG = "Example: %(prog)s --weights model_best.pth --input photos/ --output output/demo --explain"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `explain` too."""
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--weights", help="checkpoint to run")
-    model.add_argument(
-        "--model", type=os.path.expanduser, help="exported model to run instead: .onnx or .pt2 from projects/export.py"
-    )
+    model.add_argument("--model", type=os.path.expanduser, help="exported model to run instead: .onnx, .xml or .pt2")
     parser.add_argument("--trust", action="store_true", help="load a .pt2 file, which may run any code it contains")
-    add_config_file(parser, "YAML config; default: the config in the checkpoint")
+    add_config_file(parser, "YAML file or recipe; default: the config in the checkpoint")
     parser.add_argument(
         "--input", nargs="+", required=True, help="images, folders, globs, data sets, or one video file"
     )
@@ -27,8 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="drop objects that score lower (default %(default)s); the config's own threshold applies first",
     )
     parser.add_argument("--max-images", type=int, help="stop after this many images or video frames")
-    parser.add_argument("--explain", action="store_true", help="also write what the network sees in every image")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides KEY VALUE ..., e.g. MODEL.DEVICE cpu")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_shared_arguments(parser)
+    parser.add_argument("--explain", action="store_true", help="also write what the network sees in every image")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ import argparse
 from ..arguments import add_training
 
 EPILOG = """examples:
-  %(prog)s --config-file configs/BlendMask/R_50_1x.yaml --num-gpus 8
+  %(prog)s --config-file BlendMask/R_50_1x --num-gpus 8
   %(prog)s --config-file FILE --train-json A --train-images DIR --val-json B --val-images DIR
   %(prog)s --config-file FILE --eval-only MODEL.WEIGHTS output/model_final.pth
   %(prog)s --config-file FILE --num-gpus 0 --num-processes 4 SOLVER.MAX_ITER 1000
@@ -17,16 +17,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training(parser)
 
 
+def evaluate(cfg) -> None:
+    """Evaluate MODEL.WEIGHTS of a config that `engine.setup` has made."""
+    from ..checkpoint import InstSegCheckpointer
+    from ..engine import Trainer
+
+    model = Trainer.build_model(cfg)
+    InstSegCheckpointer(model, for_test=True).load(cfg.MODEL.WEIGHTS)
+    Trainer.test(cfg, model)
+
+
 def work(args: argparse.Namespace) -> None:
     """Train, or evaluate with --eval-only; runs in every process of the job."""
-    from ..checkpoint import InstSegCheckpointer
+    from .. import register
     from ..engine import Trainer, setup
 
+    register()
     cfg = setup(args)
     if args.eval_only:
-        model = Trainer.build_model(cfg)
-        InstSegCheckpointer(model, for_test=True).load(cfg.MODEL.WEIGHTS)
-        Trainer.test(cfg, model)
+        evaluate(cfg)
         return
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)

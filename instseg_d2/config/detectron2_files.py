@@ -7,25 +7,29 @@ from typing import Union
 from detectron2.config import CfgNode
 
 from ..errors import ConfigError
+from .recipes import find_recipe, meant
 
 
 def find_config_file(path: Union[str, os.PathLike]) -> str:
     """
-    The path of a config file, which may also be a name from Detectron2's model zoo, for instance
-    ``COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml``.
+    The path of a config file: a file here, a recipe of this package (``BlendMask/R_50_1x``), or a name from
+    Detectron2's model zoo (``COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml``).
 
     Raises:
         ConfigError: there is no such file.
     """
     path = os.path.expanduser(path)
-    if os.path.isfile(path):
-        return path
+    found = next((file for file in (path, f"{path}.yaml") if os.path.isfile(file)), None) or find_recipe(path)
+    if found:
+        return found
     try:
         from detectron2 import model_zoo
 
         return model_zoo.get_config_file(path)
     except (ImportError, RuntimeError):  # no pkg_resources; no such file
-        raise ConfigError(f"{path}: no such config file, neither here nor in Detectron2's model zoo.") from None
+        raise ConfigError(
+            f"{path}: no such config file, neither here nor in this package nor in Detectron2's model zoo.{meant(path)}"
+        ) from None
 
 
 def add_project_config(cfg: CfgNode, values: Mapping) -> None:

@@ -10,16 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..arguments import READINGS
+
 __all__ = ["READINGS", "Cause", "Geometry", "convert", "corners", "diagnose", "differ", "fractions"]
 
-# What coordinates may mean instead, by the name that --assume accepts.
-READINGS = {
-    "swapped": "y before x",
-    "normalised": "fractions of the image's sides",
-    "percent": "percent of the image's sides",
-    "xyxy": "[x0, y0, x1, y1] (XYXY)",
-    "centre": "[centre x, centre y, width, height]",
-}
 _SCALES = {"normalised": 1.0, "percent": 100.0}
 _BOX_READINGS = [
     tuple(name for name in (scale, layout) if name)

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import logging
 import os
+from typing import Optional
 
 import torch
 import torch.distributed as dist
@@ -162,18 +163,19 @@ def _check_solver(cfg: CfgNode) -> None:
         ) from error
 
 
-def setup(args) -> CfgNode:
+def setup(args, cfg: Optional[CfgNode] = None) -> CfgNode:
     """
     The frozen config of a run, fitted to overrides, data, number of classes and device; also sets up logging and seeds.
     The config of an evaluation is written to ``OUTPUT_DIR/inference/config.yaml``; the trainer writes its own.
 
     Args:
         args: from :func:`argument_parser`.
+        cfg: the config; None: that of ``args.config_file`` and ``args.opts``.
 
     Raises:
         ConfigError, DatasetError, CheckpointError: see `errors`.
     """
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts) if cfg is None else cfg
     check_config(cfg)
     if cfg.MODEL.KEYPOINT_ON or cfg.MODEL.LOAD_PROPOSALS:
         raise ConfigError("MODEL.KEYPOINT_ON and MODEL.LOAD_PROPOSALS are not supported; set both to False.")

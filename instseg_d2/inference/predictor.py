@@ -21,7 +21,7 @@ from ..modeling.meta_arch import detect
 from .image_predictor import ImageLike, ImagePredictor
 from .optimize import optimize_for_inference
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "checkpoint_config"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,27 +100,7 @@ class Predictor(ImagePredictor):
             ConfigError: there is no config, or it does not fit this version.
         """
         path = os.path.expanduser(path)
-        information = _checkpoint_info(path)
-        text = information.get("cfg")
-        if not config_file and text is None:
-            raise ConfigError(f"{path} contains no config: give the YAML file it was trained with (--config-file).")
-        if config_file:
-            cfg = load_config(config_file, opts)
-            cfg.INPUT.VALUE_RANGE = cfg.INPUT.VALUE_RANGE or trained_range(text)
-            if information.get("class_names"):
-                set_num_classes(cfg, len(information["class_names"]))
-            if information.get("stuff_names"):
-                cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(information["stuff_names"])
-        else:
-            cfg = get_cfg()
-            try:
-                values = CfgNode.load_cfg(text)
-                add_project_config(cfg, values)
-                cfg.merge_from_other_cfg(values)
-            except Exception as error:
-                raise ConfigError(f"{path}: its config does not fit this version ({error}).") from error
-            merge_overrides(cfg, opts)
-        return cls(cfg, path, optimize=optimize)
+        return cls(checkpoint_config(path, config_file, opts), path, optimize=optimize)
 
     def outputs(self, inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[dict]:
         results = []
@@ -137,6 +117,32 @@ class Predictor(ImagePredictor):
             return []
         with torch.no_grad():
             return self.model.explain([self.preprocess(image, channel_order)], max_instances)[0]
+
+
+def checkpoint_config(path: str, config_file: str = "", opts: Sequence = ()) -> CfgNode:
+    """The config to run a checkpoint with; see :meth:`Predictor.from_checkpoint`."""
+    path = os.path.expanduser(path)
+    information = _checkpoint_info(path)
+    text = information.get("cfg")
+    if not config_file and text is None:
+        raise ConfigError(f"{path} contains no config: give the YAML file it was trained with (--config-file).")
+    if config_file:
+        cfg = load_config(config_file, opts)
+        cfg.INPUT.VALUE_RANGE = cfg.INPUT.VALUE_RANGE or trained_range(text)
+        if information.get("class_names"):
+            set_num_classes(cfg, len(information["class_names"]))
+        if information.get("stuff_names"):
+            cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(information["stuff_names"])
+    else:
+        cfg = get_cfg()
+        try:
+            values = CfgNode.load_cfg(text)
+            add_project_config(cfg, values)
+            cfg.merge_from_other_cfg(values)
+        except Exception as error:
+            raise ConfigError(f"{path}: its config does not fit this version ({error}).") from error
+        merge_overrides(cfg, opts)
+    return cfg
 
 
 def _checkpoint_info(path: str) -> dict:

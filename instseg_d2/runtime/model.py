@@ -166,7 +166,7 @@ class Model:
     An exported model.
 
     Args:
-        path: .onnx or .xml file of projects/export.py.
+        path: .onnx or .xml file of `instseg export`.
         threads: of the CPU; default: the runtime's.
 
     Attributes:

@@ -112,5 +112,5 @@ def open_session(
         what = other_format(path) or f"damaged, or was not exported here ({first_line(error)})"
         raise ConfigError(f"{path} is {what}.") from error
     if not session.text:
-        raise ConfigError(f"{path}: carries no metadata of instseg_d2; export it with projects/export.py.")
+        raise ConfigError(f"{path}: carries no metadata of instseg_d2; export it with `instseg export`.")
     return session, json.loads(session.text)

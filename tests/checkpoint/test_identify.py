@@ -150,7 +150,7 @@ OTHERS = {
     "npz": (zipped(**{"a.npy": "x"}), "is a zip archive, but not from PyTorch (it contains a.npy)"),
     "pt2": (
         zipped(m__archive_format="pt2", m__byteorder="little"),
-        "is an exported model: demo.py runs it with",
+        "is an exported model: `instseg predict --model` runs it",
     ),
     "npy": (numpy_file(), "is a single NumPy array"),
     "Keras": (b"\x89HDF\r\n\x1a\n" + bytes(50), "is an HDF5 file"),

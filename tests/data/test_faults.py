@@ -10,7 +10,7 @@ import pytest
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from instseg_d2.check_data import main
+from instseg_d2.commands import run
 from instseg_d2.data.coco_check import examine
 from instseg_d2.data.faults import DROPPED, ERROR, FAULTS, NOTE, REPAIRED, WARNING
 from instseg_d2.errors import DatasetError
@@ -231,7 +231,7 @@ def test_training_and_check_data_say_the_same(registered, tmp_path, caplog, caps
     else:
         said = [record for record in caplog.records if what in record.getMessage()]
         assert [record.levelno for record in said] == [levels[severity]]
-    assert main(list(files)) == int(any(row.severity != NOTE for row in thorough.values()))
+    assert run("check", list(files)) == int(any(row.severity != NOTE for row in thorough.values()))
     if name in thorough:
         assert name in capsys.readouterr().out
 
@@ -270,7 +270,7 @@ def test_odd_values_end_in_a_sentence_and_clean_copies_are_clean(registered, tmp
     with contextlib.suppress(DatasetError):
         DatasetCatalog.get(registered("odd", *files))
     reading = draw.choice(["nothing", "xyxy", "swapped", "normalised", "percent", "centre"])
-    assert main([*files, "--fix", "--assume", reading]) in (0, 1, 2)
+    assert run("check", [*files, "--fix", "--assume", reading]) in (0, 1, 2)
     clean = tmp_path / "ann.clean.json"
     if clean.exists():
         assert {row.severity for row in examine(str(clean), files[1]).findings} <= {WARNING, NOTE}

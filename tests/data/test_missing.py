@@ -6,7 +6,7 @@ import pytest
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from instseg_d2.check_data import main
+from instseg_d2.commands import run
 from instseg_d2.data import check_images
 from instseg_d2.data.missing import near_misses
 from instseg_d2.errors import DatasetError
@@ -89,7 +89,7 @@ def test_what_is_said(registered, tmp_path, capsys, training):
         f"6 of 7 images of missing are missing in {files[1]}, the first is train\\0.png; 4 would be found with / "
         "instead of \\ (train\\0.png -> train/0.png); 1 would be found with another suffix (5.JPG -> 5.png)."
     )
-    assert main(list(files)) == 1
+    assert run("check", list(files)) == 1
     text = capsys.readouterr().out
     assert "images: missing, but there with / instead of \\" in text
     assert "train\\0.png -> train/0.png" in text

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
 
-from instseg_d2.check_data import main
+from instseg_d2.commands import run
 from instseg_d2.data.coco_check import examine
 from instseg_d2.errors import DatasetError
 from tests.coco_sets import SIZE, rectangles, write_set
@@ -103,13 +103,13 @@ def test_a_contradiction_is_reported_and_converted_on_request(tmp_path, capsys, 
     assert causes(files, clean=False) == expected  # what training says
 
     clean = tmp_path / "ann.clean.json"
-    assert main([*files, "--fix"]) == 1
+    assert run("check", [*files, "--fix"]) == 1
     assert not clean.exists()
     assert f"no clean copy of {files[0]}: add --assume" in capsys.readouterr().out
-    assert main([*files, "--fix", "--assume", *assumed.split()]) == 1
+    assert run("check", [*files, "--fix", "--assume", *assumed.split()]) == 1
     assert causes((str(clean), files[1])) == []
     assert geometry(json.loads(clean.read_text())) == geometry(right_content(tmp_path / "right", size=size))
-    assert main([str(clean), files[1]]) == 0
+    assert run("check", [str(clean), files[1]]) == 0
 
 
 @pytest.mark.parametrize("size", [SIZE, (640, 480)])
@@ -126,7 +126,7 @@ def test_a_contradiction_is_reported_and_converted_on_request(tmp_path, capsys, 
 def test_boxes_alone(tmp_path, boxes, named, assumed, size):
     files = spoiled(tmp_path, boxes, number=40, size=size, masks=False)
     assert causes(files) == [f"annotations: {named}"]
-    main([*files, "--fix", "--assume", *assumed])
+    run("check", [*files, "--fix", "--assume", *assumed])
     content = json.loads((tmp_path / "ann.clean.json").read_text())
     assert geometry(content) == geometry(right_content(tmp_path / "right", number=40, size=size, masks=False))
 
@@ -168,7 +168,7 @@ def test_part_of_a_file(tmp_path):
     read = np.array([BOXES["xyxy"](b, SIZE) for b in truth])
     distance = np.abs(read[:, 2:] - truth[:, 2:]).max(1)  # of the far corners, if they are taken for sides
     assert row.count == (distance > np.maximum(2, 0.1 * truth[:, 2:].max(1))).sum() >= 5
-    main([*files, "--fix", "--assume", "xyxy"])
+    run("check", [*files, "--fix", "--assume", "xyxy"])
     content = json.loads((tmp_path / "ann.clean.json").read_text())
     assert geometry(content) == geometry(right_content(tmp_path / "right", number=20))
 
@@ -206,7 +206,7 @@ def test_objects_that_all_lie_in_a_corner_are_not_percent(tmp_path):
 
 def test_assuming_nothing_leaves_the_coordinates(tmp_path):
     files = spoiled(tmp_path, "xyxy")
-    main([*files, "--fix", "--assume", "nothing"])
+    run("check", [*files, "--fix", "--assume", "nothing"])
     content = json.loads((tmp_path / "ann.clean.json").read_text())
     assert geometry(content) == geometry(right_content(tmp_path / "right"))  # the boxes of the masks
 
@@ -214,7 +214,7 @@ def test_assuming_nothing_leaves_the_coordinates(tmp_path):
 def test_assuming_without_a_sign_converts_everything(tmp_path):
     files = spoiled(tmp_path, "percent", "percent", number=1)
     assert causes(files) == []  # one object tells nothing
-    main([*files, "--fix", "--assume", "percent"])
+    run("check", [*files, "--fix", "--assume", "percent"])
     content = json.loads((tmp_path / "ann.clean.json").read_text())
     assert geometry(content) == geometry(right_content(tmp_path / "right", number=1))
 

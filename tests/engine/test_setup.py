@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from instseg_d2.checkpoint import InstSegCheckpointer
+from instseg_d2.commands import run
 from instseg_d2.commands.train import work
 from instseg_d2.config import class_count_keys, get_cfg, get_value
 from instseg_d2.console import run_script
@@ -365,6 +366,14 @@ def test_a_user_trains_resumes_and_evaluates(tmp_path, data, capsys):
     assert json.loads((out / "inference" / "results.json").read_text()) == results
     assert torch.load(out / "model_final.pth")["class_names"] == ["cup", "fork", "spoon"]
     assert (out / "config.yaml").read_text() == config  # an evaluation has its own
+
+    words = ["--weights", str(out / "model_final.pth"), "--output", str(tmp_path / "evaluation"), "--num-gpus", "0"]
+    assert run("evaluate", [*words, "--json", data[5], "--images", data[7]]) == 0  # with the config in the file
+    assert json.loads((tmp_path / "evaluation" / "inference" / "results.json").read_text()) == results
+    for name in ("custom_train", "custom_val"):
+        DatasetCatalog.remove(name)
+    assert run("evaluate", words) == 2
+    assert "--json and --images, or --data (the test set of its config, custom_val, is not" in capsys.readouterr().err
     assert f"WEIGHTS: {out}/model_final.pth" in (out / "inference" / "config.yaml").read_text()
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 
 
 def match_by_score(scores: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -21,6 +20,8 @@ def match_by_score(scores: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, t
         (prediction, object) for each image: int64 index vectors of length min(Q, M_i) on the scores' device, sorted by
         prediction.
     """
+    from scipy.optimize import linear_sum_assignment  # half the time of importing this package
+
     max_objects = max((x.shape[1] for x in scores), default=0)
     padded = torch.stack([F.pad(x.detach().float(), (0, max_objects - x.shape[1])) for x in scores])
     on_host = torch.nan_to_num(padded, nan=-1e6, posinf=1e6, neginf=-1e6).cpu().numpy()
