@@ -4,10 +4,7 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import unicodedata
-from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
@@ -20,6 +17,7 @@ from instseg_d2.apps.results import MAX_STEM, ResultsFile, unique_stem
 from instseg_d2.files import write_bytes
 from instseg_d2.inference.predictor import Predictor
 from tests.bright_spots import save_checkpoint, spots_config, spots_image
+from tests.processes import forked
 
 
 @pytest.fixture
@@ -170,28 +168,23 @@ def test_a_full_disk_is_one_sentence(tmp_path, weights):
     assert run_script(lambda: run_demo(predictor, folder, out, score_threshold=0)) == 2
 
 
-KILLED = """
-import os, signal, sys
-from instseg_d2.apps import predict
-from instseg_d2.inference.predictor import Predictor
-import tests.bright_spots
-draw, drawn = predict.draw_instances, []
-def deadly(*args, **kwargs):
-    drawn.append(0)
-    if len(drawn) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return draw(*args, **kwargs)
-predict.draw_instances = deadly
-predict.run_demo(Predictor.from_checkpoint(sys.argv[1]), sys.argv[2], sys.argv[3], score_threshold=0)
-"""
+def killed_in_the_third_picture(weights, folder, out):
+    draw, drawn = predict.draw_instances, []
+
+    def deadly(*args, **kwargs):
+        drawn.append(0)
+        if len(drawn) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return draw(*args, **kwargs)
+
+    predict.draw_instances = deadly
+    run_demo(Predictor.from_checkpoint(weights), folder, out, score_threshold=0)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="has no SIGKILL")
 def test_a_killed_run_keeps_its_results(tmp_path, weights):
     folder, out = write(tmp_path / "in", "a.png", "b.png", "c.png"), tmp_path / "out"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", KILLED, weights, str(folder), str(out)]
-    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert forked(killed_in_the_third_picture, weights, folder, out)[0] == -signal.SIGKILL
     entries = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [entry["file_name"] for entry in entries] == ["a.png", "a.png", "b.png", "b.png"]
     assert not (out / "results.json").exists()

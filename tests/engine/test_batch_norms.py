@@ -11,6 +11,7 @@ from detectron2.utils.events import EventStorage
 from instseg_d2.checkpoint import InstSegCheckpointer
 from instseg_d2.engine import launch
 from instseg_d2.engine.batch_norms import sync_batchnorm_on_cpu
+from tests.processes import forking
 from tests.tiny import METHODS, random_batch, tiny_model
 
 # Norms without batch statistics: those differ between one process and two by definition. All windows, no sample.
@@ -68,7 +69,8 @@ def of_two_processes(tmp_path_factory):
     """The folder of what two processes computed for all methods."""
     folder = tmp_path_factory.mktemp("two")
     processes = {"num_gpus": 0, "num_processes": 2, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
-    launch(_gradients_of_one_rank, argparse.Namespace(folder=folder, **processes))
+    with forking():
+        launch(_gradients_of_one_rank, argparse.Namespace(folder=folder, **processes))
     return folder
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -17,10 +16,13 @@ import torch.multiprocessing as mp
 from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 from torch import nn
+from torch.distributed import run
+from torch.distributed.launcher.api import elastic_launch
 
 from instseg_d2.engine import launch
 from instseg_d2.engine.launch import slurm_environment
 from instseg_d2.errors import ConfigError, WorkerError
+from tests.processes import forked, forking
 
 
 def arguments(folder="", **kwargs):
@@ -139,7 +141,7 @@ def distributed_main(args):
 
 def test_two_processes(tmp_path):
     """They give the gradients of one process with both images; the error of one process is raised here."""
-    with pytest.raises(ConfigError, match="a key is wrong"):
+    with forking(), pytest.raises(ConfigError, match="a key is wrong"):
         launch(distributed_main, arguments(tmp_path, num_processes=2))
     model, images = toy_and_images()
     expected = gradients(model, images) / 2
@@ -168,7 +170,7 @@ def dying_main(args):
     ],
 )
 def test_the_death_of_a_process_ends_the_others(death, error, message):
-    with pytest.raises(error, match=message):
+    with forking(), pytest.raises(error, match=message):
         launch(dying_main, arguments(death, num_processes=2))
     assert not mp.active_children()
 
@@ -179,28 +181,30 @@ def waiting_main(args):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-@pytest.mark.parametrize("starting", [True, False])
-def test_ctrl_c(starting):
-    """From a terminal, which signals all processes; also while they start."""
+def test_ctrl_c():
+    """From a terminal, which signals all processes: while they start, and while they run."""
     code = (
-        "import argparse, sys\n"
+        "import sys\n"
         "from instseg_d2.console import run_script\n"
         "from instseg_d2.engine import launch\n"
         "from tests.engine.test_launch import arguments, waiting_main\n"
+        "from tests.processes import forking\n"
         "print('starts', flush=True)\n"
-        "sys.exit(run_script(launch, waiting_main, arguments(num_processes=2)))"
+        "print(run_script(launch, waiting_main, arguments(num_processes=2)), flush=True)\n"
+        "with forking():\n"
+        "    sys.exit(run_script(launch, waiting_main, arguments(num_processes=2)))"
     )
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(
         [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    for _ in range(1 if starting else 3):
-        process.stdout.readline()
-    if starting:
-        time.sleep(1)
+    assert process.stdout.readline() == "starts\n"
+    time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == "stopped by the user\n"
+    assert [process.stdout.readline() for _ in range(3)] == ["130\n", "waits\n", "waits\n"]
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == 2 * "stopped by the user\n"
     assert process.returncode == 130
 
 
@@ -210,26 +214,23 @@ def test_one_process_needs_no_group():
     assert seen == [(0, False)]
 
 
+def write_ranks(path):
+    """Main function of a process that torchrun starts."""
+    launch(write_ranks_main, arguments(path))
+
+
+def write_ranks_main(args):
+    ranks = comm.all_gather((comm.get_rank(), comm.get_local_rank()))
+    if comm.is_main_process():
+        Path(args.folder).write_text(json.dumps(ranks))
+
+
+def torchrun(function, *args):
+    """As the command starts a script, but forks."""
+    words = ["--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--start-method=fork", ""]
+    elastic_launch(run.config_from_args(run.parse_args(words))[0], function)(*args)
+
+
 def test_under_torchrun(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        textwrap.dedent(
-            """
-            import argparse, json, sys
-            from detectron2.utils import comm
-            from instseg_d2.engine import launch
-
-            def main(args):
-                ranks = comm.all_gather((comm.get_rank(), comm.get_local_rank()))
-                if comm.is_main_process():
-                    json.dump(ranks, open(sys.argv[1], "w"))
-
-            launch(main, argparse.Namespace(num_gpus=0, num_processes=1))
-            """
-        )
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([*command, script, tmp_path / "ranks.json"], env=env)
-    assert done.returncode == 0
+    assert forked(torchrun, write_ranks, tmp_path / "ranks.json")[0] == 0
     assert json.loads((tmp_path / "ranks.json").read_text()) == [[0, 0], [1, 1]]

@@ -1,36 +1,35 @@
 """Freed memory and denormal numbers: tuned by the commands, but not by a library user's Predictor."""
 
 import platform
+import resource
+import statistics
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from instseg_d2.engine import argument_parser, setup
-from instseg_d2.inference.cpu import keep_freed_memory
+from instseg_d2.inference.cpu import keep_freed_memory, tune_cpu
+from tests.processes import forked
 from tests.scripts import call, registered_shapes, restore_logging  # noqa: F401 (a fixture)
 
-CODE = """
-import resource, statistics, sys
-import torch
-from instseg_d2.inference.cpu import keep_freed_memory
-assert keep_freed_memory(sys.argv[1] == "keep")
-faults = []
-for _ in range(15):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.zeros(25 * 2**20)  # 100 MiB
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(statistics.median(faults))
-"""
+
+def page_faults(keep):
+    """The median over 15 allocations: the first few may need new memory, depending on where the heap starts."""
+    assert keep_freed_memory(keep)
+    faults = []
+    for _ in range(15):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.zeros(25 * 2**20)  # 100 MiB
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return statistics.median(faults)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_page_faults():
-    """The median over 15 allocations: the first few may need new memory, depending on where the heap starts."""
-    keep, back = (
-        float(subprocess.run([sys.executable, "-c", CODE, way], capture_output=True, text=True, check=True).stdout)
-        for way in ("keep", "return")
-    )
+    """In processes of their own, since the setting would persist; as in the next test."""
+    keep, back = (forked(page_faults, keep)[1] for keep in (True, False))
     assert keep * 4 < back
 
 
@@ -39,16 +38,18 @@ def test_other_c_libraries_are_left_alone(monkeypatch):
     assert keep_freed_memory() is False
 
 
+def denormals():
+    """A sum of denormal numbers, before and after."""
+    torch.set_flush_denormal(False)  # another test may have called a command
+    x = torch.full((9,), 1e-30)
+    before = float((x * 1e-10).sum())
+    tune_cpu()
+    return before, float((x * 1e-10).sum())
+
+
 def test_denormals_are_flushed():
-    """In separate processes, since the setting would persist."""
-    code = "import torch; from instseg_d2.inference.cpu import tune_cpu; {}; "
-    code += "print(float((torch.full((9,), 1e-30) * 1e-10).sum()))"
-    printed = [
-        subprocess.run([sys.executable, "-c", code.format(call)], capture_output=True, text=True, check=True).stdout
-        for call in ("tune_cpu()", "pass")
-    ]
-    assert float(printed[0]) == 0
-    assert float(printed[1]) > 0
+    before, after = forked(denormals)[1]
+    assert before > after == 0
 
 
 PREDICTOR = """
