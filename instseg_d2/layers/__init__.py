@@ -3,18 +3,18 @@
 from .adaptive_average import adaptive_average, make_pools_exportable
 from .arguments import check_choice
 from .assemble_boxes import assemble_boxes, crop_boxes, crop_nearest, join_boxes
-from .convolved_linear import ConvolvedLinear
 from .deform_conv import DeformConv, SelfOffsetDeformConv, make_block_deformable
 from .locations import LocationGrid, conv_at_rows, flatten_levels
 from .norm import fold_norm, get_norm
+from .packed_linear import PackedLinear, pack_linears
 from .pyramid_pooler import PyramidPooler
 from .tower import ConvTower, conv_norm_elu, conv_stack, init_normal
 
 __all__ = [
     "ConvTower",
-    "ConvolvedLinear",
     "DeformConv",
     "LocationGrid",
+    "PackedLinear",
     "PyramidPooler",
     "SelfOffsetDeformConv",
     "adaptive_average",
@@ -32,4 +32,5 @@ __all__ = [
     "join_boxes",
     "make_block_deformable",
     "make_pools_exportable",
+    "pack_linears",
 ]

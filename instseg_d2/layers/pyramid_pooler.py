@@ -38,6 +38,11 @@ def axis_samples(low, high, limit: torch.Tensor, resolution: int, ratio: int):
     return index.unflatten(1, (resolution, ratio)).flatten(2), weights.unflatten(1, (resolution, ratio)).flatten(2)
 
 
+def _every(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """Repeat T values per cell in a new dimension: (D, R, T) -> (D, R, T * T)."""
+    return values.unsqueeze(dim).expand(*values.shape, values.shape[2]).flatten(2)
+
+
 class PyramidPooler(nn.Module):
     """
     RoIAlign ("ROIAlignV2") of each box at the pyramid level of its size (FPN, eq. 1): level
@@ -94,12 +99,12 @@ class PyramidPooler(nn.Module):
         x, x_weight = axis_samples(left, right, width, self.resolution, self.sampling_ratio)
         image = torch.arange(batch, device=flat.device).repeat_interleave(count, output_size=batch * count)
         first_row = (start + image * height * width)[:, None, None]
-        index = (first_row + y * width[:, None, None])[:, :, None, :, None] + x[:, None, :, None, :]
-        weights = y_weight[:, :, None, :, None] * x_weight[:, None, :, None, :]
+        # Every y with every x. Long last dimensions make this fast on a CPU.
+        index = _every(first_row + y * width[:, None, None], 3)[:, :, None] + _every(x, 2)[:, None]
+        weights = _every(y_weight, 3)[:, :, None] * _every(x_weight, 2)[:, None]
         rows = self.rows(maps) if rows is None else rows
-        taps = (2 * self.sampling_ratio) ** 2
         pooled = F.embedding_bag(
-            index.reshape(-1, taps), rows, per_sample_weights=weights.reshape(-1, taps).to(rows.dtype), mode="sum"
+            index.flatten(0, 2), rows, per_sample_weights=weights.flatten(0, 2).to(rows.dtype), mode="sum"
         )
         return pooled.view(batch * count, self.resolution**2, -1)
 
@@ -116,5 +121,12 @@ class PyramidPooler(nn.Module):
 
     @staticmethod
     def rows(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """All cells of all maps in float32: (sum of N * h_l * w_l, C)."""
-        return flatten_levels(maps).float()
+        """
+        All cells of all maps: (sum of N * h_l * w_l, C), in float32.
+
+        Maps in bfloat16 stay so on a CPU without gradients, because pooling spends its time on reading them; it sums in
+        float32 all the same.
+        """
+        rows = flatten_levels(maps)
+        keep = rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and not torch.is_grad_enabled()
+        return rows if keep else rows.float()

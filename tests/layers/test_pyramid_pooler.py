@@ -37,6 +37,18 @@ def test_pooler_is_roi_align_on_the_level_of_the_box(resolution, ratio):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_maps_in_bfloat16():
+    """They keep their type for inference on a CPU; the sums are made in float32 and rounded once."""
+    torch.manual_seed(0)
+    maps, boxes = [x.bfloat16() for x in pyramid()], some_boxes()
+    pooler = PyramidPooler([4, 8, 16, 32], 7)
+    exact = pooler(maps, boxes)
+    with torch.no_grad():
+        found = pooler(maps, boxes)
+    assert (exact.dtype, found.dtype) == (torch.float32, torch.bfloat16)
+    torch.testing.assert_close(found.float(), exact, rtol=0.01, atol=0.01)
+
+
 def test_pooler_by_hand_and_with_boxes_that_are_no_numbers():
     maps = [torch.arange(64.0).view(1, 1, 8, 8)]
     pooler = PyramidPooler([4], 2, 1)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...layers import ConvolvedLinear, conv_norm_elu
+from ...layers import conv_norm_elu, pack_linears
 
 ROI_ATTENTIONS = ("dynamic", "multihead")
 MASK_ROI_SIZE = 28  # cells per side of the RoI feature that the RoI mask branch reads
@@ -51,12 +51,6 @@ class DynamicAttention(nn.Module):
         x = F.elu(self.norm1(torch.bmm(rois.to(first.dtype), first.view(-1, channels, dim))), inplace=True)
         x = F.elu(self.norm2(torch.bmm(x.to(second.dtype), second.view(-1, dim, channels))), inplace=True)
         return F.elu(self.norm3(self.out_layer(x.flatten(1))), inplace=True)
-
-    def fold(self) -> None:
-        """For inference on a CPU: replace the large linear layers by faster ones, in place."""
-        if self.out_layer.weight.device.type == "cpu":
-            self.dynamic_layer = ConvolvedLinear(self.dynamic_layer)
-            self.out_layer = ConvolvedLinear(self.out_layer)
 
 
 class MultiHeadRoIAttention(nn.Module):
@@ -119,6 +113,29 @@ class RoIMaskBranch(nn.Module):
         return self.layers(rois).flatten(1), feature
 
 
+class SelfAttention(nn.Module):
+    """
+    A copy of a multi-head self-attention for inference, whose linear layers can be packed (`pack_linears`).
+
+    Args:
+        layer: with batch_first.
+    """
+
+    def __init__(self, layer: nn.MultiheadAttention):
+        super().__init__()
+        self.num_heads = layer.num_heads
+        width = layer.embed_dim
+        self.projections = nn.Linear(width, 3 * width, device="meta")
+        self.projections.weight, self.projections.bias = layer.in_proj_weight, layer.in_proj_bias
+        self.output = nn.Linear(width, width, device="meta")
+        self.output.weight, self.output.bias = layer.out_proj.weight, layer.out_proj.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, Q, C) -> (N, Q, C)."""
+        q, k, v = self.projections(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.output(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
 class RefinementHead(nn.Module):
     """
     Self-attention of the queries, attention to the RoI feature, feed-forward layer, and class, box and mask branches.
@@ -161,12 +178,21 @@ class RefinementHead(nn.Module):
 
     def forward(self, queries: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """queries (N, Q, C), rois (N * Q, R * R, C) of their boxes -> queries (N, Q, C)."""
-        attended = self.self_attention(queries, queries, queries, need_weights=False)[0]
+        if isinstance(self.self_attention, SelfAttention):
+            attended = self.self_attention(queries)
+        else:
+            attended = self.self_attention(queries, queries, queries, need_weights=False)[0]
         queries = self.norm1(queries + self.dropout(attended))
         attended = self.roi_attention(queries.flatten(0, 1), rois).view_as(queries)
         queries = self.norm2(queries + self.dropout(attended))
         inner = self.dropout(F.elu(self.linear1(queries), inplace=True))
         return self.norm3(queries + self.dropout(self.linear2(inner)))
+
+    def fold(self) -> None:
+        """For inference on a CPU: replace the large linear layers by faster ones, in place."""
+        if self.linear1.weight.device.type == "cpu":
+            self.self_attention = SelfAttention(self.self_attention)
+            pack_linears(self)
 
     def classify(self, queries: torch.Tensor) -> torch.Tensor:
         """queries (..., C) -> class logits (..., K)."""

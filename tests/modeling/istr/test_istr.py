@@ -7,6 +7,7 @@ from detectron2.structures import masks as mask_module
 
 from instseg_d2.errors import ConfigError
 from instseg_d2.inference.optimize import optimize_for_inference
+from instseg_d2.layers import packed_linear
 from instseg_d2.modeling import ground_truth
 from instseg_d2.modeling.istr import criterion, targets
 from projects.benchmarks.plain.istr import plain_infer, plain_losses
@@ -58,7 +59,8 @@ def test_losses_and_gradients(method, opts):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("optimised", [False, True])
-def test_inference(method, optimised):
+def test_inference(method, optimised, monkeypatch):
+    monkeypatch.setattr(packed_linear, "SMALLEST", 0)
     model = tiny_model("ISTR", METHOD, method, "TEST.DETECTIONS_PER_IMAGE", 25).eval()
     for norm in (m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         torch.nn.init.uniform_(norm.running_var, 0.5, 2)
