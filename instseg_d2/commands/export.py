@@ -6,6 +6,7 @@ import sys
 
 from ..arguments import add_config_file
 
+MAX_CALIBRATION = 300  # images
 EPILOG = "Example: %(prog)s --weights model_best.pth --format onnx --output x.onnx --dynamic --images photos/"
 
 
@@ -34,7 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", nargs="+", help="images, folders, globs or data sets to check on (default: the test data set)"
     )
-    parser.add_argument("--max-images", type=int, default=4, help="check on at most this many (default %(default)s)")
+    parser.add_argument("--max-images", type=int, help="check on at most this many (default: 4, with --int8 50)")
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="8-bit layers, calibrated on most of the images, at most 300; every fifth checks the file instead",
+    )
+    parser.add_argument("--data", metavar="NAME", help="with --int8: check by the AP on this data set")
+    parser.add_argument("--val-json", metavar="FILE", help="with --int8: check by the AP on these COCO annotations")
+    parser.add_argument("--val-images", metavar="DIR", help="folder of the images of --val-json")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides KEY VALUE ...")
 
 
@@ -56,8 +65,9 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError(f"--output {args.output} must end in {FORMATS[args.format]}")
     if args.dynamic and (args.size or args.batch != 1):
         raise ConfigError("--dynamic leaves batch and size free: omit --batch and --size")
-    if args.max_images < 1:
+    if args.max_images is not None and args.max_images < 1:
         raise ConfigError(f"--max-images must be at least 1; got {args.max_images}")
+    data = _labelled_data(args)
     files = find_inputs(args.images) if args.images else []  # before the model, to report a wrong path at once
     opts = [*args.opts, "MODEL.DEVICE", "cpu"]
     if args.weights:
@@ -70,19 +80,64 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError(f"give images to check the file on (--images): {error}") from error
     if not files:
         raise ConfigError("give images to check the file on (--images): the config has no test data set")
+    calibration: list[str] = []
+    if args.int8:
+        calibration, files = _split(files, bool(data))
     try:
         export_verified(
             predictor,
             args.output,
             args.format,
-            files[: args.max_images],
+            files[: args.max_images or (50 if args.int8 else 4)],
             size=args.size,
             batch=args.batch,
             dynamic=args.dynamic,
             dtype=torch.float32 if args.float else torch.uint8,
             masks=args.masks,
+            calibration=calibration,
+            data=data,
         )
         return 0
     except ParityError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+
+
+def _labelled_data(args: argparse.Namespace) -> str:
+    """The registered data set that an 8-bit file is checked on; empty: none is given."""
+    from ..data.coco import register_coco, require_registered
+    from ..errors import ConfigError
+
+    if bool(args.val_json) != bool(args.val_images):
+        raise ConfigError("--val-json and --val-images need each other: give both.")
+    if args.data and args.val_json:
+        raise ConfigError("give --data or --val-json, not both.")
+    if not args.data and not args.val_json:
+        return ""
+    if not args.int8:
+        raise ConfigError(
+            "an AP is compared with --int8 only: other files must find the same as PyTorch in every image."
+        )
+    if args.val_json:
+        register_coco("custom_val", args.val_json, args.val_images)
+        return "custom_val"
+    require_registered(args.data)
+    return args.data
+
+
+def _split(files: list[str], labelled: bool) -> tuple[list[str], list[str]]:
+    """Images for calibration, and others for the check, which needs none if there are labelled ones."""
+    from ..errors import ConfigError
+    from ..export import MIN_CALIBRATION
+
+    check = [] if labelled else files[::5]
+    calibration = [file for index, file in enumerate(files) if labelled or index % 5]
+    if len(calibration) < MIN_CALIBRATION:
+        kept = "" if labelled else ", because every fifth image is kept for the check"
+        raise ConfigError(
+            f"--int8 needs at least {MIN_CALIBRATION} images for calibration, better 100; of {len(files)} there are "
+            f"{len(calibration)}{kept}."
+        )
+    step = max(1, len(calibration) / MAX_CALIBRATION)
+    chosen = (calibration[int(index * step)] for index in range(min(len(calibration), MAX_CALIBRATION)))
+    return list(chosen), check

@@ -111,7 +111,9 @@ def leaves_out(dataset_name: str) -> bool:
     return kind in ("coco", "sem_seg") or (kind == "coco_panoptic_seg" and not importlib.util.find_spec("panopticapi"))
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_dir: str, *, instances_only: bool = False
+) -> DatasetEvaluator:
     """
     The evaluator for the ``evaluator_type`` in the data set's metadata: coco, lvis, cityscapes_instance,
     coco_panoptic_seg, pascal_voc or sem_seg. The APs of COCO and LVIS count up to ``TEST.DETECTIONS_PER_IMAGE``
@@ -119,6 +121,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
 
     Args:
         output_dir: folder for the predictions.
+        instances_only: leave out the maps of a panoptic data set.
 
     Raises:
         DatasetError: see :func:`check_evaluator`.
@@ -126,4 +129,6 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
     kind = check_evaluator(dataset_name)
     if dataset_name in DatasetCatalog and not MetadataCatalog.get(dataset_name).get("thing_classes"):
         DatasetCatalog.get(dataset_name)  # sets the file that the evaluator must read
+    if instances_only and kind == "coco_panoptic_seg":
+        kind = "coco"
     return _EVALUATORS[kind](cfg, dataset_name, output_dir)

@@ -8,22 +8,28 @@ import logging
 import os
 import tempfile
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Optional
 
 import torch
+from tqdm import tqdm
 
+from ..console import is_terminal
 from ..errors import ConfigError
 from ..inference.predictor import Predictor
 from ..methods import method_of, methods
 from ..runtime import masks as compact_masks
 from ..runtime.sessions import INPUTS, METADATA, needed
+from .quantize import quantized
+from .runtime import ExportedPredictor, network_inputs
 
 __all__ = ["FORMATS", "MASKS", "MIN_SIDE", "Export", "export"]
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 MASKS = ("full", "crops", "canvas")
 OPSET = 19
+MIN_CALIBRATION = 10  # images
 MAX_BATCH, MAX_SIDE = 1024, 16384
 MIN_SIDE = 33  # of a free size: padded to 32 there is one coarsest cell, and the graph differs
 _MASK_TEXT = {
@@ -93,6 +99,7 @@ class Export:
     def __init__(self, program, information: dict, format: str, output_names, dynamic: bool):
         self.information = information
         self.format = format
+        self._openvino = None
         if format == "pt2":
             self._program = program
             return
@@ -111,8 +118,26 @@ class Export:
                 verbose=False,
             )
         self._program = written.model_proto
-        if format == "openvino":
-            self._program = _to_openvino(self._program)
+
+    def quantize(self, modules: Sequence[str], records: Iterable[dict]) -> None:
+        """
+        Give 8 bits to the layers of these modules.
+
+        Args:
+            modules: see `Exportable.eight_bit_modules`.
+            records: preprocessed images, to measure the ranges of the activations.
+        """
+        metadata, count = self.information, 0
+
+        def inputs():
+            nonlocal count
+            for record in records:
+                count += 1
+                yield network_inputs([record], metadata)
+
+        self._program = quantized(self._program, modules, inputs())
+        metadata["precision"] = "int8"
+        metadata["calibration_images"] = count
 
     @property
     def text(self) -> str:
@@ -132,8 +157,10 @@ class Export:
         else:
             import openvino
 
-            self._program.set_rt_info(self.text, ["instseg_d2"])
-            openvino.save_model(self._program, path, compress_to_fp16=False)
+            if self._openvino is None:
+                self._openvino = _to_openvino(self._program)
+            self._openvino.set_rt_info(self.text, ["instseg_d2"])
+            openvino.save_model(self._openvino, path, compress_to_fp16=False)
 
 
 def _to_openvino(proto):
@@ -155,6 +182,7 @@ def export(
     dynamic: bool = False,
     dtype: torch.dtype = torch.uint8,
     masks: str = "full",
+    calibration: Sequence[str] = (),
 ) -> Export:
     """
     The predictor's model as one graph.
@@ -166,6 +194,7 @@ def export(
         dynamic: batch, height and width are free; not every method can.
         dtype: dtype of the images, uint8 or float32.
         masks: one of MASKS: at the size of the output, or in the method's compact form, crops or canvas.
+        calibration: image files; if given, most layers get 8 bits, and these images tell the ranges of their values.
 
     Raises:
         ConfigError: this model, format or size cannot be exported, or a package is missing.
@@ -174,6 +203,10 @@ def export(
         raise ConfigError(f"the format must be one of {', '.join(FORMATS)}; got {format}")
     if masks not in MASKS:
         raise ConfigError(f"masks must be one of {', '.join(MASKS)}; got {masks}")
+    if calibration and format == "pt2":
+        raise ConfigError("8-bit files are ONNX or OpenVINO files: use --format onnx or openvino, not pt2.")
+    if 0 < len(calibration) < MIN_CALIBRATION:
+        raise ConfigError(f"8 bits need at least {MIN_CALIBRATION} images for calibration; got {len(calibration)}.")
     module = _exportable(predictor, format, masks)
     if dynamic and not module.free_size:
         name = type(predictor.model).__name__
@@ -185,7 +218,12 @@ def export(
     # Avoid 1 and multiples of 32 as example sizes, because they could become constants of the graph.
     program = trace(module, (75, 106), 2, True, dtype) if dynamic else trace(module, size, batch, False, dtype)
     information = export_metadata(predictor, module, masks, *((None, None) if dynamic else (size, batch)), dtype)
-    return Export(program, information, format, module.output_names, dynamic)
+    result = Export(program, information, format, module.output_names, dynamic)
+    if calibration:
+        reader = ExportedPredictor.of(None, information)
+        files = tqdm(calibration, desc="calibrating", unit="image", leave=False, disable=not is_terminal())
+        result.quantize(module.eight_bit_modules, (reader.preprocess(file) for file in files))
+    return result
 
 
 def export_metadata(predictor: Predictor, module, masks: str, size, batch, dtype=torch.uint8) -> dict:
@@ -211,6 +249,7 @@ def export_metadata(predictor: Predictor, module, masks: str, size, batch, dtype
         "masks": None,
         "channel_order": "RGB",
         "dtype": str(dtype).replace("torch.", ""),
+        "precision": "float32",
         "batch": batch,
         "size": size and list(size),
         "min_side": MIN_SIDE,  # of a free size

@@ -24,7 +24,7 @@ from ..modeling.meta_arch import detect
 from ..runtime.sessions import first_line
 from .runtime import ExportedPredictor
 
-__all__ = ["Parity", "compare"]
+__all__ = ["Parity", "compare", "reference", "time_both"]
 
 MAX_SCORE_DIFFERENCE = 1e-3
 MAX_BOX_DIFFERENCE = 0.5  # pixels of the network's input
@@ -103,6 +103,15 @@ class Parity:
         """Compare the semantic maps (H, W) of one image."""
         self.maps += 1
         self.map_share = min(self.map_share, float((expected == found).float().mean()))
+
+    @property
+    def summary(self) -> str:
+        """The figures in words."""
+        return (
+            f"{self.images} images, {self.detections} detections and {self.masks} masks compared: worst score difference "
+            f"{self.score_difference:.2g}, worst box difference {self.box_difference:.2g} pixels, worst mask IoU "
+            f"{self.mask_iou:.4f}"
+        )
 
     def add(
         self,
@@ -227,13 +236,16 @@ class _Ties:
 
 
 @torch.no_grad()
-def reference(predictor: Predictor, records: Sequence[dict], canvas: tuple[int, int], moved: float = 0.0) -> list:
+def reference(
+    predictor: Predictor, records: Sequence[dict], canvas: tuple[int, int], moved: float = 0.0, masks: str = "full"
+) -> list:
     """
     PyTorch's outputs for preprocessed RGB images: "instances" and, of a panoptic model, "sem_seg", the best classes.
 
     Args:
         canvas: (H, W) of the file's input, before it is padded to what the model needs.
         moved: what the model's threshold is higher by.
+        masks: see `InstanceSegmenter.detect`.
     """
     graph, original = method_of(predictor.cfg).exportable(predictor.model), predictor.model
     model = copy.copy(graph.threshold_moved(moved))
@@ -248,7 +260,7 @@ def reference(predictor: Predictor, records: Sequence[dict], canvas: tuple[int, 
     if model.input_format == "BGR":
         records = [{**x, "image": x["image"].flip(0)} for x in records]
     results = []
-    for found in detect(model, records):
+    for found in detect(model, records, masks=masks):
         instances = found["instances"].to("cpu")
         maps = {"sem_seg": found["sem_seg"].argmax(0)} if "sem_seg" in found else {}
         results.append({"instances": instances[instances.scores > 0], **maps})
@@ -294,15 +306,16 @@ def compare(predictor: Predictor, exported: ExportedPredictor, files: Sequence[s
             parity.add(expected, instances, limit=limit, scale=max(scale, 1.0), moved=moved, nms_threshold=nms)
             if "sem_seg" in one and "sem_seg" in found:
                 parity.add_map(one["sem_seg"], found["sem_seg"])
-    _time(parity, predictor, exported, images[-1], repeats)
+    parity.pytorch_ms, parity.exported_ms = time_both(predictor, exported, images[-1], repeats)
     return parity
 
 
-def _time(parity: Parity, predictor: Predictor, exported: ExportedPredictor, image, repeats: int) -> None:
+def time_both(predictor: Predictor, exported: ExportedPredictor, image, repeats: int = 3) -> tuple[float, float]:
+    """Median milliseconds per batch of PyTorch and of the file, in turns."""
     seconds: tuple[list, list] = ([], [])
     for one, times in ((predictor, seconds[0]), (exported, seconds[1])) * (repeats + 1):
         records = [one.preprocess(image, "RGB")] * (exported.metadata["batch"] or 1)
         start = time.perf_counter()
         one.predict(records)
         times.append(time.perf_counter() - start)
-    parity.pytorch_ms, parity.exported_ms = (1e3 * statistics.median(times[1:]) for times in seconds)
+    return tuple(1e3 * statistics.median(times[1:]) for times in seconds)

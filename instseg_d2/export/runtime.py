@@ -56,6 +56,17 @@ class Pt2Session:
         return {name: value.numpy() for name, value in zip(self._names, found)}
 
 
+def network_inputs(inputs: Sequence[dict], metadata: dict) -> dict[str, np.ndarray]:
+    """Preprocessed images that share one size and one output size, as inputs of a file with this metadata."""
+    height, width = inputs[0]["image"].shape[-2:]
+    count = metadata["batch"] or len(inputs)
+    images = np.zeros((count, 3, *network_size((height, width), metadata)), dtype=metadata["dtype"])
+    for image, x in zip(images, inputs):
+        image[:, :height, :width] = x["image"].numpy()
+    size = np.array([inputs[0]["height"], inputs[0]["width"]])
+    return {"images": images, "image_size": np.array([height, width]), "output_size": size}
+
+
 class ExportedPredictor(ImagePredictor):
     """
     An exported model with the interface of `instseg_d2.engine.Predictor`.
@@ -78,7 +89,17 @@ class ExportedPredictor(ImagePredictor):
     def __init__(self, path: str, trust: bool = False):
         kinds = {**SESSIONS, ".pt2": lambda path, threads: Pt2Session(path, trust)}
         threads = torch.get_num_threads()
-        self.session, self.metadata = open_session(path, threads, kinds=kinds, other_format=other_format)
+        self._describe(*open_session(path, threads, kinds=kinds, other_format=other_format))
+
+    @classmethod
+    def of(cls, session, metadata: dict) -> "ExportedPredictor":
+        """The predictor of an open session; with None it only preprocesses images."""
+        predictor = cls.__new__(cls)
+        predictor._describe(session, metadata)
+        return predictor
+
+    def _describe(self, session, metadata: dict) -> None:
+        self.session, self.metadata = session, metadata
         self.class_names = self.metadata["class_names"]
         self.category_ids = {int(index): value for index, value in self.metadata["category_ids"].items()}
         self.stuff_names = self.metadata.get("stuff_names")
@@ -95,13 +116,7 @@ class ExportedPredictor(ImagePredictor):
         Run preprocessed images that share one size and one output size. If the file's batch is fixed, there may be at
         most that many. Returns the file's outputs for each image, arrays of D detections.
         """
-        height, width = inputs[0]["image"].shape[-2:]
-        count = self.metadata["batch"] or len(inputs)
-        images = np.zeros((count, 3, *self.canvas(inputs[0]["image"])), dtype=self.metadata["dtype"])
-        for image, x in zip(images, inputs):
-            image[:, :height, :width] = x["image"].numpy()
-        size = np.array([inputs[0]["height"], inputs[0]["width"]])
-        found = self.session({"images": images, "image_size": np.array([height, width]), "output_size": size})
+        found = self.session(network_inputs(inputs, self.metadata))
         return [{name: value[index] for name, value in found.items()} for index in range(len(inputs))]
 
     def outputs(self, inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[dict]:

@@ -57,6 +57,8 @@ class Exportable(nn.Module):
         detections: D is at most this.
         nms_threshold: IoU of the model's NMS; None: it has none.
         combination: how a panoptic model merges instances and semantic map ("sem_seg"); None: it is not panoptic.
+        eight_bit_modules: paths in the model of the modules whose convolutions and linear layers may have 8 bits. The
+            last layers are none of them: they decide about small differences of scores, boxes and masks.
     """
 
     compact_form = "crops"
@@ -64,6 +66,7 @@ class Exportable(nn.Module):
     fills_canvas = False
     nms_threshold: Optional[float] = None
     combination: Optional[Combination] = None
+    eight_bit_modules: tuple[str, ...] = ("backbone",)
 
     def __init__(self, model: nn.Module):
         super().__init__()

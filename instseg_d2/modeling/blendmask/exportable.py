@@ -13,6 +13,11 @@ from ..proposal_generator.exportable import ExportableFCOS, detect_fixed
 class ExportableBlendMask(ExportableFCOS):
     """A `BlendMask` as one graph; a panoptic one also gives its semantic map."""
 
+    eight_bit_modules = (
+        *ExportableFCOS.eight_bit_modules,
+        *(f"basis_module.{name}" for name in ("refine", "tower", "upsampled_conv")),
+    )
+
     @property
     def output_names(self) -> tuple[str, ...]:
         return ("boxes", "scores", "labels", "masks", *(("sem_seg",) if self.combination is not None else ()))

@@ -8,12 +8,19 @@ from detectron2.structures import ImageList
 
 from ...ops import traceable
 from ..exportable import CanvasExportable, Found, clipped_boxes, sides
-from ..proposal_generator.exportable import detect_fixed, number_of_detections, with_threshold_moved
+from ..proposal_generator.exportable import (
+    FCOS_EIGHT_BIT_MODULES,
+    detect_fixed,
+    number_of_detections,
+    with_threshold_moved,
+)
 from .window_masks import detection_windows
 
 
 class ExportableEmbedMask(CanvasExportable):
     """An `EmbedMask` as one graph."""
+
+    eight_bit_modules = ("backbone", *FCOS_EIGHT_BIT_MODULES, "pixel_head.tower")
 
     @property
     def nms_threshold(self) -> float:

@@ -31,6 +31,11 @@ class ExportableInstanceFCN(CropExportable):
     """
 
     fills_canvas = True
+    eight_bit_modules = (
+        "backbone",
+        "proposal_generator.head.instance_conv",
+        "proposal_generator.head.objectness_conv",
+    )
 
     def __init__(self, model: nn.Module):
         super().__init__(model)

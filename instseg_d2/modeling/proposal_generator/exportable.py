@@ -12,6 +12,8 @@ from .fcos import FCOS
 from .fcos_head import HeadOutputs
 from .fcos_inference import candidates, decode
 
+FCOS_EIGHT_BIT_MODULES = tuple(f"proposal_generator.head.{name}_tower" for name in ("shared", "class", "box"))
+
 
 class FixedDetections(NamedTuple):
     """`fcos_inference.detect` with D detections for every image: (N, D) scores, classes and rows; boxes (N, D, 4)."""
@@ -65,6 +67,8 @@ def with_threshold_moved(model, by: float):
 
 class ExportableFCOS(CropExportable):
     """An `FCOSDetector` as one graph: boxes, scores and labels."""
+
+    eight_bit_modules = ("backbone", *FCOS_EIGHT_BIT_MODULES)
 
     @property
     def output_names(self) -> tuple[str, ...]:

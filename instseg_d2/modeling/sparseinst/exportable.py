@@ -14,6 +14,7 @@ class ExportableSparseInst(CanvasExportable):
     """A `SparseInst` as one graph."""
 
     free_size = True
+    eight_bit_modules = ("backbone", "encoder", "decoder.instance_branch.convs", "decoder.mask_branch.convs")
 
     @property
     def detections(self) -> int:

@@ -1,0 +1,127 @@
+"""8-bit files: which layers get 8 bits, how, and how a file is judged."""
+
+import importlib.util
+
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from instseg_d2.export.accuracy import Accuracy, partners
+from instseg_d2.modeling.postprocessing import RunLengthMasks
+
+HAVE_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+needs_onnx = pytest.mark.skipif(not HAVE_ONNX, reason="onnx, onnxscript or onnxruntime is not installed")
+
+
+class Pyramid(nn.Module):
+    """One layer on two levels whose values differ a hundredfold, and one layer that stays wide."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Module()
+        self.model.head = nn.Conv2d(3, 4, 3, bias=True)
+        self.model.last = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        small, large = self.model.head(x), self.model.head(100 * x)
+        return small, large, self.model.last(small.relu())
+
+
+def on_grid(x, low, high, levels=255):
+    """Rounded to the ``levels + 1`` values that 8 bits have from low to high, one of which is 0."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / levels
+    zero = round(-low / scale)
+    return (torch.round(x / scale) + zero).clamp(0, levels).sub(zero).mul(scale)
+
+
+@needs_onnx
+def test_layers_are_rounded_as_by_hand():
+    """Activations have 256 values of one range, weights 255 of one for each output channel; biases follow the inputs."""
+    import onnxruntime
+
+    from instseg_d2.export.quantize import quantized
+
+    torch.manual_seed(0)
+    module = Pyramid().eval()
+    x = torch.randn(1, 3, 8, 8)
+    program = torch.export.export(module, (x,), strict=False)
+    proto = torch.onnx.export(program, dynamo=True, input_names=["x"], opset_version=19, verbose=False).model_proto
+    result = quantized(proto, ["head"], [{"x": x.numpy()}])
+    session = onnxruntime.InferenceSession(result.SerializeToString(), providers=["CPUExecutionProvider"])
+    small, large, last = map(torch.from_numpy, session.run(None, {"x": x.numpy()}))
+
+    weight, bias = (p.detach() for p in module.model.head.parameters())
+    scale = weight.abs().amax((1, 2, 3), keepdim=True) / 127
+    weight = torch.round(weight / scale).clamp(-127, 127) * scale
+    for found, level in ((small, x), (large, 100 * x)):
+        with torch.no_grad():
+            exact = module.model.head(level)
+        step = (exact.max() - exact.min()) / 255
+        expected = nn.functional.conv2d(on_grid(level, float(level.min()), float(level.max())), weight, bias)
+        expected = on_grid(expected, float(exact.min()), float(exact.max()))
+        off = (found - expected).abs()
+        assert off.max() <= 1.01 * step  # one value further where a sum is half way between two
+        assert (off > 0.01 * step).float().mean() < 0.05
+    with torch.no_grad():
+        torch.testing.assert_close(last, module.model.last(small.relu()))
+    with pytest.raises(ValueError, match="no convolution or linear layer in tail"):
+        quantized(proto, ["tail"], [])
+
+
+def instances(*rows, size=(20, 20)):
+    """Rows of score, class, and first and last column of a mask of whole columns."""
+    result = Instances(size)
+    masks = torch.zeros(len(rows), *size, dtype=torch.bool)
+    for mask, (_, _, first, last) in zip(masks, rows):
+        mask[:, first:last] = True
+    result.scores = torch.tensor([row[0] for row in rows])
+    result.pred_classes = torch.tensor([row[1] for row in rows])
+    result.pred_boxes = Boxes(torch.tensor([[float(a), 0.0, float(b), size[0]] for *_, a, b in rows]).view(-1, 4))
+    result.pred_masks = RunLengthMasks.encode(masks)
+    return result
+
+
+@pytest.mark.parametrize("boxes", [False, True])
+def test_partners_by_hand(boxes):
+    expected = instances((0.9, 0, 0, 10), (0.8, 1, 0, 10), (0.7, 0, 10, 20), (0.49, 0, 5, 15))
+    found = instances((0.41, 0, 0, 8), (0.9, 0, 9, 20), (0.3, 1, 0, 10), (0.6, 0, 18, 20))
+    if boxes:
+        for x in (expected, found):
+            x.remove("pred_masks")
+    # The second one's score has become too low, and the fourth does not count.
+    assert partners(expected, found) == pytest.approx([0.8, 0.0, 10 / 11])
+    assert partners(found, expected) == pytest.approx([10 / 11, 0.0])
+    assert partners(expected, instances(*[(0.9, 0, 0, 1)] * 0)) == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("result", "failure"),
+    [
+        (Accuracy(images=5, detections=100, lost=2, added=2, mean_iou=0.95), ""),
+        (Accuracy(images=5, detections=100, lost=3, mean_iou=1.0), "of 100 detections 3 are lost, more than 2%"),
+        (Accuracy(images=5, detections=100, added=3, mean_iou=1.0), "of 100 detections 3 are added, more than 2%"),
+        (Accuracy(images=5, detections=100, mean_iou=0.949), "the mean IoU with PyTorch's is 0.949, less than 0.95"),
+        (Accuracy(images=5, detections=100, mean_iou=float("nan")), "the mean IoU with PyTorch's is nan"),
+        (Accuracy(images=5), "nothing was compared: in 5 images PyTorch detects nothing"),
+        (Accuracy(data="x", metric="segm AP", pytorch=40.0, exported=39.5), ""),
+        (Accuracy(data="x", metric="segm AP", pytorch=40.0, exported=41.0), ""),
+        (
+            Accuracy(data="x", metric="segm AP", pytorch=40.0, exported=39.4),
+            "the segm AP on x is 39.40, PyTorch's 40.00",
+        ),
+        (Accuracy(data="x", metric="segm AP", pytorch=40.0, exported=float("nan")), "the segm AP on x is nan"),
+        (Accuracy(data="x", metric="segm AP", pytorch=0.0, exported=0.0), "nothing was compared: PyTorch's segm AP"),
+        (Accuracy(data="x", metric="AP", pytorch=float("nan"), exported=1.0), "nothing was compared"),
+        (
+            Accuracy(detections=9, mean_iou=1.0, map_shares=[1.0, 0.89]),
+            "the semantic maps agree in 94.5% of the pixels",
+        ),
+    ],
+)
+def test_limits(result, failure):
+    assert result.failure.startswith(failure)
+    assert bool(result.failure) == bool(failure)
+    assert result.summary
+    assert result.figures()["images"] == result.images
