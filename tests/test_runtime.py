@@ -17,7 +17,7 @@ from PIL import Image
 from instseg_d2.errors import ConfigError
 from instseg_d2.export import ExportedPredictor, export_verified
 from instseg_d2.modeling.postprocessing import resize_masks
-from instseg_d2.runtime import Model, mask_patch
+from instseg_d2.runtime import Model, mask_patch, sessions
 from instseg_d2.runtime.model import fitting_size, resize
 from tests.export.test_methods import SIZE, decided_predictor
 
@@ -155,3 +155,22 @@ def test_errors(tmp_path):
     ):
         with pytest.raises(kind, match=words):
             Model(str(tmp_path / name))
+
+
+class Refuses:
+    runtime = "TheRuntime"
+    text = json.dumps({"version": 3})
+
+    def __init__(self, *_):
+        pass
+
+    def __call__(self, inputs):
+        raise MemoryError("no memory\nat 0x1")
+
+
+def test_a_newer_file_and_a_size_that_the_runtime_refuses(tmp_path):
+    (tmp_path / "a.onnx").write_bytes(b"any")
+    with pytest.raises(ConfigError, match=r"a\.onnx was exported by a newer instseg_d2: update this one"):
+        sessions.open_session(str(tmp_path / "a.onnx"), kinds={".onnx": Refuses})
+    with pytest.raises(ConfigError, match=r"TheRuntime cannot run this file on 2 images of 5 x 7 pixels: no memory$"):
+        sessions.run(Refuses(), {"images": np.zeros((2, 3, 5, 7))})

@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError("--dynamic leaves batch and size free: omit --batch and --size")
     if args.max_images is not None and args.max_images < 1:
         raise ConfigError(f"--max-images must be at least 1; got {args.max_images}")
-    data = _labelled_data(args)
+    data = labelled_data(args)
     files = find_inputs(args.images) if args.images else []  # before the model, to report a wrong path at once
     opts = [*args.opts, "MODEL.DEVICE", "cpu"]
     if args.weights:
@@ -75,14 +75,14 @@ def main(args: argparse.Namespace) -> int:
     else:
         predictor = Predictor(load_config(args.config_file, opts), "")
     try:
-        files = files or find_inputs(predictor.cfg.DATASETS.TEST)
+        files = files or find_inputs(predictor.cfg.DATASETS.TRAIN if args.int8 else predictor.cfg.DATASETS.TEST)
     except FileNotFoundError as error:
         raise ConfigError(f"give images to check the file on (--images): {error}") from error
     if not files:
         raise ConfigError("give images to check the file on (--images): the config has no test data set")
     calibration: list[str] = []
     if args.int8:
-        calibration, files = _split(files, bool(data))
+        calibration, files = split_images(files, labelled=bool(data))
     try:
         export_verified(
             predictor,
@@ -103,7 +103,7 @@ def main(args: argparse.Namespace) -> int:
         return 1
 
 
-def _labelled_data(args: argparse.Namespace) -> str:
+def labelled_data(args: argparse.Namespace) -> str:
     """The registered data set that an 8-bit file is checked on; empty: none is given."""
     from ..data.coco import register_coco, require_registered
     from ..errors import ConfigError
@@ -116,7 +116,7 @@ def _labelled_data(args: argparse.Namespace) -> str:
         return ""
     if not args.int8:
         raise ConfigError(
-            "an AP is compared with --int8 only: other files must find the same as PyTorch in every image."
+            "--data and --val-json need --int8: other files must find the same as PyTorch in every image."
         )
     if args.val_json:
         register_coco("custom_val", args.val_json, args.val_images)
@@ -125,7 +125,7 @@ def _labelled_data(args: argparse.Namespace) -> str:
     return args.data
 
 
-def _split(files: list[str], labelled: bool) -> tuple[list[str], list[str]]:
+def split_images(files: list[str], labelled: bool) -> tuple[list[str], list[str]]:
     """Images for calibration, and others for the check, which needs none if there are labelled ones."""
     from ..errors import ConfigError
     from ..export import MIN_CALIBRATION

@@ -46,7 +46,7 @@ class Accuracy:
         images: how many were compared; detections: of PyTorch's, with a score of at least SCORE.
         lost: of these, without a partner in the file's; added: the file's without one in PyTorch's.
         mean_iou: of the pairs, of masks, or of boxes where there are no masks.
-        map_shares: of each image, the share of the pixels to which both give the same semantic class, if they have maps.
+        map_shares: of each image, the share of the pixels with the same semantic class, if there are maps.
         data: the labelled set; empty: detections were compared. metric: what was measured on it, of PyTorch and of the
             file, both 0-100.
         pytorch_ms, exported_ms: median milliseconds per batch.
@@ -80,8 +80,8 @@ class Accuracy:
                 return f"nothing was compared: PyTorch's {self.metric} on {self.data} is {self.pytorch:.1f}"
             if not self.exported >= self.pytorch - MAX_DROP:
                 return (
-                    f"the {self.metric} on {self.data} is {self.exported:.2f}, PyTorch's {self.pytorch:.2f}, and it may "
-                    f"lose at most {MAX_DROP}; calibrate on more images, or on images that are more alike those"
+                    f"the {self.metric} on {self.data} is {self.exported:.2f}, PyTorch's {self.pytorch:.2f}, and may "
+                    f"fall by {MAX_DROP}; calibrate on more images, or on images that are more like those"
                 )
             return ""
         if not self.detections:
@@ -109,7 +109,8 @@ class Accuracy:
     def summary(self) -> str:
         """The figures in words."""
         if self.data:
-            return f"{self.metric} on {self.images} images of {self.data}: {self.exported:.2f}, PyTorch's {self.pytorch:.2f}"
+            values = f"{self.exported:.2f}, PyTorch's {self.pytorch:.2f}"
+            return f"{self.metric} on {self.images} images of {self.data}: {values}"
         return (
             f"{self.images} images, {self.detections} detections compared: {self.lost} lost, {self.added} added, mean "
             f"IoU {self.mean_iou:.3f}"

@@ -20,7 +20,7 @@ from ..errors import ConfigError
 from ..inference.predictor import Predictor
 from ..methods import method_of, methods
 from ..runtime import masks as compact_masks
-from ..runtime.sessions import INPUTS, METADATA, needed
+from ..runtime.sessions import INPUTS, METADATA, VERSION, needed
 from .quantize import quantized
 from .runtime import ExportedPredictor, network_inputs
 
@@ -238,7 +238,7 @@ def export_metadata(predictor: Predictor, module, masks: str, size, batch, dtype
         "sem_seg": "(B, height, width) int64, the best semantic class of every pixel: 0 a thing, others of stuff_names",
     }
     information = {
-        "version": 2,
+        "version": VERSION,
         "method": type(predictor.model).__name__,
         "inputs": {
             "images": "(B, 3, H, W), RGB, 0-255, not normalised",

@@ -108,9 +108,9 @@ class Parity:
     def summary(self) -> str:
         """The figures in words."""
         return (
-            f"{self.images} images, {self.detections} detections and {self.masks} masks compared: worst score difference "
-            f"{self.score_difference:.2g}, worst box difference {self.box_difference:.2g} pixels, worst mask IoU "
-            f"{self.mask_iou:.4f}"
+            f"{self.images} images, {self.detections} detections and {self.masks} masks compared: worst score "
+            f"difference {self.score_difference:.2g}, worst box difference {self.box_difference:.2g} pixels, worst "
+            f"mask IoU {self.mask_iou:.4f}"
         )
 
     def add(

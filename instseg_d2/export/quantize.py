@@ -1,5 +1,6 @@
 """
-8-bit models: static quantisation by ONNX Runtime, as QuantizeLinear and DequantizeLinear nodes that OpenVINO reads, too.
+8-bit models: static quantisation by ONNX Runtime, as QuantizeLinear and DequantizeLinear nodes. OpenVINO reads these,
+too.
 
 Activations are unsigned and have one range each, weights are signed and have one for each output channel. What is not
 named stays float32: the selection of boxes, scores, and whatever is done to masks.

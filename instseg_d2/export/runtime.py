@@ -14,10 +14,11 @@ from ..checkpoint.identify import other_format
 from ..errors import ConfigError
 from ..inference.image_predictor import ImagePredictor
 from ..modeling.postprocessing import Combination, RunLengthMasks, check_mask_format, masks_to_boxes
+from ..runtime import sessions
 from ..runtime.model import Detections, detections, fitting_size, network_size
 from ..runtime.sessions import INPUTS, METADATA, SESSIONS, open_session
 
-__all__ = ["ExportedPredictor", "ResizeToFit"]
+__all__ = ["ExportedPredictor", "ResizeToFit", "network_inputs"]
 
 
 class ResizeToFit(T.Augmentation):
@@ -36,6 +37,8 @@ class ResizeToFit(T.Augmentation):
 
 class Pt2Session:
     """A .pt2 file of torch.export. ``trust``: see `ExportedPredictor`."""
+
+    runtime = "PyTorch"
 
     def __init__(self, path: str, trust: bool):
         if not trust:
@@ -116,7 +119,7 @@ class ExportedPredictor(ImagePredictor):
         Run preprocessed images that share one size and one output size. If the file's batch is fixed, there may be at
         most that many. Returns the file's outputs for each image, arrays of D detections.
         """
-        found = self.session(network_inputs(inputs, self.metadata))
+        found = sessions.run(self.session, network_inputs(inputs, self.metadata))
         return [{name: value[index] for name, value in found.items()} for index in range(len(inputs))]
 
     def outputs(self, inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[dict]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ConfigError, ImageError
 from .masks import mask_patch
-from .sessions import open_session
+from .sessions import open_session, run
 
 __all__ = ["Detections", "Model", "detections", "fitting_size", "network_size", "read_image", "resize"]
 
@@ -201,5 +201,5 @@ class Model:
         images = np.zeros((self.metadata["batch"] or 1, 3, *network_size(size, self.metadata)), self.metadata["dtype"])
         images[0, :, : size[0], : size[1]] = resize(image, size).transpose(2, 0, 1)
         sizes = {"image_size": np.array(size), "output_size": np.array(image.shape[:2])}
-        found = {name: value[0] for name, value in self._session({"images": images, **sizes}).items()}
+        found = {name: value[0] for name, value in run(self._session, {"images": images, **sizes}).items()}
         return detections(found, self.metadata, size, image.shape[:2], score_threshold)

@@ -10,9 +10,10 @@ import numpy as np
 
 from ..errors import ConfigError
 
-__all__ = ["INPUTS", "METADATA", "SESSIONS", "first_line", "needed", "open_session"]
+__all__ = ["INPUTS", "METADATA", "SESSIONS", "VERSION", "first_line", "needed", "open_session", "run"]
 
 INPUTS = ("images", "image_size", "output_size")
+VERSION = 2  # of the metadata
 METADATA = "instseg_d2.json"  # name of the metadata inside the files
 
 
@@ -38,6 +39,8 @@ def first_line(error: Exception) -> str:
 class OnnxSession:
     """An .onnx file in ONNX Runtime, on the GPU if possible."""
 
+    runtime = "ONNX Runtime"
+
     def __init__(self, path: str, threads: Optional[int] = None):
         needed("ONNX files", "export", "onnxruntime")
         import onnxruntime
@@ -58,6 +61,8 @@ class OnnxSession:
 
 class OpenVinoSession:
     """An .xml file in OpenVINO, on the CPU, in the precision that it was written in."""
+
+    runtime = "OpenVINO"
 
     def __init__(self, path: str, threads: Optional[int] = None):
         needed("OpenVINO files", "openvino", "openvino")
@@ -113,4 +118,24 @@ def open_session(
         raise ConfigError(f"{path} is {what}.") from error
     if not session.text:
         raise ConfigError(f"{path}: carries no metadata of instseg_d2; export it with `instseg export`.")
-    return session, json.loads(session.text)
+    metadata = json.loads(session.text)
+    if metadata.get("version", 1) > VERSION:
+        raise ConfigError(f"{path} was exported by a newer instseg_d2: update this one, or export the file again.")
+    return session, metadata
+
+
+def run(session, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """
+    The outputs of a session.
+
+    Raises:
+        ConfigError: the runtime refuses, for example because its memory does not suffice.
+    """
+    try:
+        return session(inputs)
+    except Exception as error:  # the runtimes raise all kinds
+        count, _, height, width = inputs["images"].shape
+        raise ConfigError(
+            f"{session.runtime} cannot run this file on {count} images of {height} x {width} pixels: "
+            f"{first_line(error)}"
+        ) from error

@@ -5,8 +5,13 @@ import importlib.util
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 from torch import nn
 
+from instseg_d2.commands import run
+from instseg_d2.commands.export import split_images
+from instseg_d2.errors import ConfigError
+from instseg_d2.export import export
 from instseg_d2.export.accuracy import Accuracy, partners
 from instseg_d2.modeling.postprocessing import RunLengthMasks
 
@@ -38,7 +43,7 @@ def on_grid(x, low, high, levels=255):
 
 @needs_onnx
 def test_layers_are_rounded_as_by_hand():
-    """Activations have 256 values of one range, weights 255 of one for each output channel; biases follow the inputs."""
+    """Activations have 256 values of one range, weights 255 of a range for each output channel."""
     import onnxruntime
 
     from instseg_d2.export.quantize import quantized
@@ -109,14 +114,14 @@ def test_partners_by_hand(boxes):
         (Accuracy(data="x", metric="segm AP", pytorch=40.0, exported=41.0), ""),
         (
             Accuracy(data="x", metric="segm AP", pytorch=40.0, exported=39.4),
-            "the segm AP on x is 39.40, PyTorch's 40.00",
+            "the segm AP on x is 39.40, PyTorch's 40",
         ),
         (Accuracy(data="x", metric="segm AP", pytorch=40.0, exported=float("nan")), "the segm AP on x is nan"),
         (Accuracy(data="x", metric="segm AP", pytorch=0.0, exported=0.0), "nothing was compared: PyTorch's segm AP"),
         (Accuracy(data="x", metric="AP", pytorch=float("nan"), exported=1.0), "nothing was compared"),
         (
             Accuracy(detections=9, mean_iou=1.0, map_shares=[1.0, 0.89]),
-            "the semantic maps agree in 94.5% of the pixels",
+            "the semantic maps agree in 94.5%",
         ),
     ],
 )
@@ -125,3 +130,39 @@ def test_limits(result, failure):
     assert bool(result.failure) == bool(failure)
     assert result.summary
     assert result.figures()["images"] == result.images
+
+
+def test_calibration_has_enough_images(capsys, tmp_path):
+    """Too few images, or a format without 8 bits, is one sentence, before anything is traced."""
+    files = []
+    for index in range(12):
+        files.append(str(tmp_path / f"{index:02}.png"))
+        Image.new("RGB", (40, 30), (index, 90, 200)).save(files[-1])
+    common = ["--config-file", "quick/blendmask_shapes", "--format", "onnx", "--output", str(tmp_path / "x.onnx")]
+    for words, message in (
+        (["--images", *files[:12]], "of 12 there are 9, because every fifth image is kept for the check"),
+        (["--images", *files[:9], "--data", "shapes_val"], "of 9 there are 9."),
+        (["--images", *files, "--data", "shapes"], "shapes"),
+        (["--images", *files, "--val-json", "a.json"], "--val-json and --val-images need each other"),
+        (["--images", *files, "--data", "shapes_val", "--val-json", "a", "--val-images", "b"], "not both"),
+    ):
+        assert run("export", [*common, "--int8", *words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+    assert run("export", [*common, "--data", "shapes_val", "--images", *files]) == 2
+    assert "need --int8" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="8 bits need at least 10 images for calibration; got 9"):
+        export(None, "onnx", calibration=files[:9])
+    with pytest.raises(ConfigError, match="use --format onnx or openvino, not pt2"):
+        export(None, "pt2", calibration=files)
+
+
+def test_split_of_many_images():
+    """300 of them spread over all calibrate, and none of these checks."""
+    files = [str(index) for index in range(2000)]
+    calibration, check = split_images(files, labelled=False)
+    assert len(set(calibration)) == 300
+    assert len(check) == 400
+    assert not set(calibration) & set(check)
+    assert int(calibration[-1]) > 1980
+    assert split_images(files[:20], labelled=True) == (files[:20], [])

@@ -14,7 +14,6 @@ from instseg_d2.errors import ConfigError
 from instseg_d2.export import FORMATS, ExportedPredictor, compare, export, export_verified
 from instseg_d2.export.exporters import export_metadata
 from instseg_d2.export.parity import reference
-from instseg_d2.export.runtime import ResizeToFit
 from instseg_d2.methods import method_of
 from instseg_d2.runtime import Model, read_image
 from instseg_d2.runtime.sessions import METADATA
@@ -96,15 +95,13 @@ def test_graph_finds_what_the_model_finds(name, masks, files):
     graph = method_of(predictor.cfg).exportable(predictor.model).eval()
     graph.compact = masks == "compact"
     metadata = export_metadata(predictor, graph, graph.compact_form if graph.compact else "full", SIZE, 2)
-    exported = ExportedPredictor.__new__(ExportedPredictor)
-    exported.metadata, exported.input_format, exported.resize = metadata, "RGB", ResizeToFit(metadata)
 
     def session(inputs):
         with torch.no_grad():
             found = graph(*(torch.from_numpy(x) for x in inputs.values()))
         return {name: x.numpy() for name, x in zip(graph.output_names, found)}
 
-    exported.session = session
+    exported = ExportedPredictor.of(session, metadata)
     parity = compare(predictor, exported, files, repeats=1)
     assert parity.failure == ""
     assert parity.images == 2 * len(files)
