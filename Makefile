@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.instseg_d2_ready
 SOURCES := setup.py pyproject.toml requirements.txt instseg_d2/get_detectron2.py $(shell find csrc -type f)
 
-.PHONY: setup demo test bench lint sanitize sanitize-cuda emulate-cuda emulate-cuda-mutants \
+.PHONY: setup demo test wheel-test bench lint sanitize sanitize-cuda emulate-cuda emulate-cuda-mutants \
 	emulate-cuda-sanitize
 
 setup: $(READY)
@@ -29,6 +29,10 @@ demo: setup
 # On all cores, up to 8.
 test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+# The wheel, installed without the checkout and used in an empty folder.
+wheel-test: setup
+	PYTHON=$(BIN)/python tests/wheel.sh
 
 bench: setup
 	$(BIN)/python projects/bench.py

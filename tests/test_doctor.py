@@ -107,3 +107,9 @@ def test_without_any_package(tmp_path):
     assert done.stderr.splitlines()[-1].startswith(
         "ModuleNotFoundError: instseg_d2 needs Detectron2, which is not installed: run `python -m instseg_d2.get_"
     )
+    done = run("-m", "instseg_d2.get_detectron2")  # it starts, and here lacks pip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("pip download failed, see above; Detectron2 was not installed.")
+    done = run("-m", "instseg_d2", "train")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "error: instseg_d2 needs Detectron2" in done.stderr

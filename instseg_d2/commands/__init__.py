@@ -76,7 +76,7 @@ def _instseg(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"instseg_d2 {__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
-    parser.add_argument("arguments", nargs="*", metavar="...", help="its arguments")
+    parser.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="its arguments")
     name = parser.parse_args(arguments[:1]).command
     return _run(name, arguments[1:], f"instseg {name}")
 
