@@ -44,8 +44,10 @@ def register() -> None:
 
 def _registers_later() -> bool:
     """In a command, `commands.run` registers when the arguments are read, so that help comes at once."""
-    program = os.path.splitext(os.path.basename((getattr(sys, "argv", None) or [""])[0]))[0]
-    return program == "instseg" or getattr(sys.modules.get("__main__"), "INSTSEG_COMMAND", False)
+    program = (getattr(sys, "argv", None) or [""])[0]
+    if os.path.basename(program) in ("instseg", "instseg.exe") and os.path.isfile(program):
+        return True
+    return getattr(sys.modules.get("__main__"), "INSTSEG_COMMAND", False)  # a script of projects/
 
 
 _installed = {name for name in ("torch", "onnxruntime", "openvino") if importlib.util.find_spec(name)}

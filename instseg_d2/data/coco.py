@@ -155,7 +155,7 @@ def require_registered(name: str) -> None:
     near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3, cutoff=0.5)
     hint = f" (similar: {', '.join(near)})" if near else ""
     raise DatasetError(
-        f"there is no data set named {name}{hint}; give --train-json and --train-images, or set INSTSEG_DATASETS to a "
+        f"there is no data set named {name}{hint}; give your own annotations and images, or set INSTSEG_DATASETS to a "
         "folder with <name>/train.json, <name>/val.json and <name>/images/."
     )
 

@@ -1,12 +1,14 @@
 """The program ``instseg``: its help, its errors, and the scripts of projects/ that call the same commands."""
 
 import importlib
+import os
 import pkgutil
 import subprocess
 import sys
 
 import pytest
 
+import instseg_d2
 from instseg_d2 import commands
 from instseg_d2.commands import COMMANDS, parse, run
 from tests.scripts import ROOT
@@ -32,7 +34,7 @@ def instseg():
     from instseg_d2.commands import main
     main()
 
-sys.argv = ["/usr/bin/instseg", "--help"]
+sys.argv = ["bin/instseg", "--help"]
 text = shown(instseg)
 from instseg_d2.commands import COMMANDS
 for name, line in COMMANDS.items():
@@ -46,11 +48,25 @@ for script in sys.stdin.read().split():
 """
 
 
-def test_help_comes_before_pytorch():
+def test_help_comes_before_pytorch(tmp_path):
     """For every command and script; sys.modules tells."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/instseg").touch()
     scripts = "\n".join(str(ROOT / f"projects/{name}.py") for name in SCRIPTS)
-    done = subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, input=scripts, capture_output=True, text=True)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", HELP]
+    done = subprocess.run(command, cwd=tmp_path, env=env, input=scripts, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("program", "later"), [("instseg", True), ("instseg.py", False), ("folder/instseg", False)])
+def test_only_the_program_registers_later(tmp_path, monkeypatch, program, later):
+    """A user's script or folder of that name finds everything registered."""
+    path = tmp_path / program
+    path.parent.mkdir(exist_ok=True)
+    path.mkdir() if path.parent.name == "folder" else path.touch()
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    assert instseg_d2._registers_later() is later
 
 
 def test_every_command_is_listed_and_complete():
