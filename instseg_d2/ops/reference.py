@@ -8,7 +8,8 @@ from functools import partial
 from typing import NamedTuple, Optional
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def blend_masks(
@@ -100,6 +101,14 @@ def is_nearest(top_interp: str) -> bool:
     if top_interp not in ("bilinear", "nearest"):
         raise ValueError(f'blend_masks: top_interp should be "bilinear" or "nearest", got {top_interp!r}')
     return top_interp == "nearest"
+
+
+def dynamic_attention(rois: Tensor, matrices: Tensor, norm1: nn.LayerNorm, norm2: nn.LayerNorm) -> Tensor:
+    """See :func:`instseg_d2.ops.dynamic_attention`."""
+    channels, dim = norm2.normalized_shape[0], norm1.normalized_shape[0]
+    first, second = matrices.split(channels * dim, dim=1)  # views, nothing is copied
+    x = F.elu(norm1(torch.bmm(rois.to(first.dtype), first.view(-1, channels, dim))), inplace=True)
+    return F.elu(norm2(torch.bmm(x.to(second.dtype), second.view(-1, dim, channels))), inplace=True)
 
 
 def _check_blend_masks(bases, boxes, batch_index, attention, box_index, resolution) -> None:

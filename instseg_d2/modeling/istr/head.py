@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...layers import conv_norm_elu, pack_linears
+from ...ops import dynamic_attention
 
 ROI_ATTENTIONS = ("dynamic", "multihead")
 MASK_ROI_SIZE = 28  # cells per side of the RoI feature that the RoI mask branch reads
@@ -45,11 +46,7 @@ class DynamicAttention(nn.Module):
 
     def forward(self, queries: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """queries (N * Q, C), rois (N * Q, R * R, C) -> (N * Q, C)."""
-        channels, dim = self.shape
-        first, second = self.dynamic_layer(queries).split(channels * dim, dim=1)
-        # The matrices are views of the layer's output, so nothing is copied.
-        x = F.elu(self.norm1(torch.bmm(rois.to(first.dtype), first.view(-1, channels, dim))), inplace=True)
-        x = F.elu(self.norm2(torch.bmm(x.to(second.dtype), second.view(-1, dim, channels))), inplace=True)
+        x = dynamic_attention(rois, self.dynamic_layer(queries), self.norm1, self.norm2)
         return F.elu(self.norm3(self.out_layer(x.flatten(1))), inplace=True)
 
 
