@@ -158,6 +158,3 @@ def mask_head_of(cfg: CfgNode) -> MaskHead:
     """The record of MODEL.ROI_MASK_HEAD.NAME; a default record for heads from outside this package."""
     name = cfg.MODEL.ROI_MASK_HEAD.NAME
     return _MASK_HEADS.get(name) or MaskHead(name)
-
-
-register_method(Method("PanopticFPN", panoptic=lambda cfg: True))  # Detectron2's

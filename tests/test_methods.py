@@ -63,7 +63,7 @@ def of_this_package(registry):
 
 def test_everything_registered_has_a_record():
     names = {name for method in methods.methods() for name in (method.name, *method.aliases)}
-    assert names - {"PanopticFPN"} == of_this_package(META_ARCH_REGISTRY)
+    assert names - {"GeneralizedRCNN", "PanopticFPN"} == of_this_package(META_ARCH_REGISTRY)
     cfg = get_cfg()
     for name in of_this_package(ROI_MASK_HEAD_REGISTRY):
         cfg.MODEL.ROI_MASK_HEAD.NAME = name
@@ -88,8 +88,8 @@ def test_keys_and_schemes_exist():
 @pytest.mark.parametrize(
     ("name", "facts"),
     [
-        ("GeneralizedRCNN", {}),
-        ("PanopticFPN", {"panoptic"}),
+        ("GeneralizedRCNN", {"export"}),
+        ("PanopticFPN", {"panoptic", "export"}),
         ("FCOSDetector", {"keys", "export"}),
         ("OneStageDetector", {"keys", "export"}),
         ("BlendMask", {"keys", "semantic", "panoptic", "export"}),

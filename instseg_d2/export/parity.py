@@ -240,7 +240,7 @@ def reference(
     predictor: Predictor, records: Sequence[dict], canvas: tuple[int, int], moved: float = 0.0, masks: str = "full"
 ) -> list:
     """
-    PyTorch's outputs for preprocessed RGB images: "instances" and, of a panoptic model, "sem_seg", the best classes.
+    PyTorch's outputs for preprocessed RGB images; instances with score 0 are left out, and "sem_seg" are the classes.
 
     Args:
         canvas: (H, W) of the file's input, before it is padded to what the model needs.
@@ -249,21 +249,21 @@ def reference(
     """
     graph, original = method_of(predictor.cfg).exportable(predictor.model), predictor.model
     model = copy.copy(graph.threshold_moved(moved))
-    unit = 1 if graph.fills_canvas else max(1, original.size_divisibility)
+    unit = 1 if graph.fills_canvas else max(1, graph.size_divisibility)
 
     def preprocess(records):
-        images = original.preprocess(records)
+        images = getattr(original, graph.preprocess_name)(records)
         bottom, right = (-(-side // unit) * unit - now for side, now in zip(canvas, images.tensor.shape[-2:]))
         return ImageList(F.pad(images.tensor, (0, max(right, 0), 0, max(bottom, 0))), images.image_sizes)
 
-    model.preprocess = preprocess
+    setattr(model, graph.preprocess_name, preprocess)
     if model.input_format == "BGR":
         records = [{**x, "image": x["image"].flip(0)} for x in records]
     results = []
     for found in detect(model, records, masks=masks):
         instances = found["instances"].to("cpu")
         maps = {"sem_seg": found["sem_seg"].argmax(0)} if "sem_seg" in found else {}
-        results.append({"instances": instances[instances.scores > 0], **maps})
+        results.append({**found, "instances": instances[instances.scores > 0], **maps})
     return results
 
 

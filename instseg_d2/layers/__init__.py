@@ -8,6 +8,7 @@ from .locations import LocationGrid, conv_at_rows, flatten_levels
 from .norm import fold_norm, get_norm
 from .packed_linear import PackedLinear, pack_linears
 from .pyramid_pooler import PyramidPooler
+from .roi_pooler import TraceablePooler, pool_boxes
 from .tower import ConvTower, conv_norm_elu, conv_stack, init_normal
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "PackedLinear",
     "PyramidPooler",
     "SelfOffsetDeformConv",
+    "TraceablePooler",
     "adaptive_average",
     "assemble_boxes",
     "check_choice",
@@ -33,4 +35,5 @@ __all__ = [
     "make_block_deformable",
     "make_pools_exportable",
     "pack_linears",
+    "pool_boxes",
 ]

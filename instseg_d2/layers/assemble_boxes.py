@@ -17,8 +17,8 @@ __all__ = ["assemble_boxes", "crop_boxes", "crop_nearest", "join_boxes"]
 def join_boxes(boxes: Sequence[Boxes]) -> tuple[Tensor, Tensor]:
     """Concatenate the boxes of N images: boxes (D, 4) and the image index of each, (D,) int64."""
     tensor = torch.cat([x.tensor for x in boxes])
-    counts = torch.tensor([len(x) for x in boxes])
-    return tensor, torch.repeat_interleave(counts).to(tensor.device, non_blocking=True)
+    index = torch.cat([torch.full((len(x),), image) for image, x in enumerate(boxes)])
+    return tensor, index.to(tensor.device, non_blocking=True)
 
 
 def crop_nearest(maps: Tensor, boxes: Tensor, batch_index: Tensor, resolution: int, spatial_scale: float) -> Tensor:
@@ -110,7 +110,7 @@ def assemble_boxes(
     # If R is not a multiple of k, parts differ by a cell. Crop all at the size of the largest.
     size = -(-resolution // grid)
     steps = torch.arange(grid, device=boxes.device)
-    first = -(-steps * resolution // grid)  # the first cell of each part
+    first = (steps * resolution + grid - 1) // grid  # the first cell of each part
     edges = torch.stack([first, first + size]).to(boxes) / resolution  # (2, k), as shares of the box
     low, extent = boxes[:, None, :2], (boxes[:, 2:] - boxes[:, :2])[:, None]
     x1, y1, x2, y2 = torch.cat([low + extent * edges[0, :, None], low + extent * edges[1, :, None]], dim=2).unbind(2)

@@ -3,6 +3,7 @@ RoIAlign on a feature pyramid in one gather. N images, Q boxes per image, D = N 
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import nn
 from torchvision.ops import roi_align
 
 from .locations import flatten_levels
+from .roi_pooler import pool_levels
 
 
 def axis_samples(low, high, limit: torch.Tensor, resolution: int, ratio: int):
@@ -109,15 +111,14 @@ class PyramidPooler(nn.Module):
         return pooled.view(batch * count, self.resolution**2, -1)
 
     def _traceable(self, maps: Sequence[torch.Tensor], boxes: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        """`forward` for export: RoIAlign of every map, where the boxes of other levels lie outside and read 0."""
+        """`forward` for export, see `pool_levels`."""
         count = len(boxes) // len(maps[0])
         image = torch.arange(len(maps[0]), device=boxes.device).repeat_interleave(count, output_size=len(boxes))
-        total = 0
-        for index, (x, stride) in enumerate(zip(maps, self.strides)):
-            placed = torch.where((level == index)[:, None], boxes, -4.0 * stride)
-            rois = torch.cat([image[:, None].float(), placed], dim=1)
-            total = total + roi_align(x.float(), rois, self.resolution, 1 / stride, self.sampling_ratio, aligned=True)
-        return total.flatten(2).transpose(1, 2)
+        scales = [1 / stride for stride in self.strides]
+        options = {"output_size": self.resolution, "sampling_ratio": self.sampling_ratio, "aligned": True}
+        poolers = [partial(roi_align, spatial_scale=scale, **options) for scale in scales]
+        pooled = pool_levels([x.float() for x in maps], scales, poolers, boxes, image, level)
+        return pooled.flatten(2).transpose(1, 2)
 
     @staticmethod
     def rows(maps: Sequence[torch.Tensor]) -> torch.Tensor:

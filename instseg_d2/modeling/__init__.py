@@ -1,6 +1,6 @@
 """Models. Importing this package registers them in Detectron2's registries."""
 
-from . import backbone, blendmask, embedmask, instancefcn, istr, proposal_generator, sparseinst
+from . import backbone, blendmask, embedmask, instancefcn, istr, proposal_generator, rcnn_exportable, sparseinst
 from .meta_arch import InstanceSegmenter
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "instancefcn",
     "istr",
     "proposal_generator",
+    "rcnn_exportable",
     "sparseinst",
 ]

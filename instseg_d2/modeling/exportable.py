@@ -3,6 +3,7 @@ Inference as a function of tensors, with outputs of fixed sizes. N images, D det
 h x w cells of a map, H x W pixels.
 """
 
+import copy
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -47,7 +48,7 @@ class Exportable(nn.Module):
     Subclasses write ``found`` and, for masks of another form, `finish`.
 
     Args:
-        model: an `InstanceSegmenter`.
+        model: an `InstanceSegmenter`; for others the properties below say what it calls things.
 
     Attributes:
         compact: masks are given in the compact form instead of at full size.
@@ -56,6 +57,7 @@ class Exportable(nn.Module):
         fills_canvas: images must have the size of the input, without padding, also none that the model needs.
         detections: D is at most this.
         nms_threshold: IoU of the model's NMS; None: it has none.
+        preprocess_name: the model's method that makes the padded `ImageList` of a batch.
         combination: how a panoptic model merges instances and semantic map ("sem_seg"); None: it is not panoptic.
         eight_bit_modules: paths in the model of the modules whose convolutions and linear layers may have 8 bits. The
             last layers are none of them: they decide about small differences of scores, boxes and masks.
@@ -65,6 +67,7 @@ class Exportable(nn.Module):
     free_size = False
     fills_canvas = False
     nms_threshold: Optional[float] = None
+    preprocess_name = "preprocess"
     combination: Optional[Combination] = None
     eight_bit_modules: tuple[str, ...] = ("backbone",)
 
@@ -81,6 +84,20 @@ class Exportable(nn.Module):
     @property
     def detections(self) -> int:
         raise NotImplementedError
+
+    @property
+    def size_divisibility(self) -> int:
+        """Height and width of the padded input are multiples of this."""
+        return self.model.size_divisibility
+
+    @property
+    def mask_threshold(self) -> float:
+        """The least probability of a mask's pixel."""
+        return self.model.mask_threshold
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """The input of the network (..., 3, H, W) from channels of 0-255."""
+        return self.model.normalize(images)
 
     def threshold_moved(self, by: float) -> nn.Module:
         """A copy of the model whose threshold is higher by a little; it shares the weights. Without one: the model."""
@@ -122,7 +139,7 @@ class Exportable(nn.Module):
             (N, D, *output_size) bool, or in the compact form; further outputs as `output_names` says.
         """
         # Positive numbers only: ONNX's integer division rounds to zero, not down.
-        unit = 1 if self.fills_canvas else max(1, self.model.size_divisibility)
+        unit = 1 if self.fills_canvas else max(1, self.size_divisibility)
         canvas = tuple((side + unit - 1) // unit * unit for side in images.shape[-2:])
         prepared = ImageList(self._prepared(images, image_size, canvas), [])
         found = self.found(prepared, image_size)
@@ -134,7 +151,7 @@ class Exportable(nn.Module):
         height, width = images.shape[-2:]
         rows = torch.arange(height, device=x.device) < image_size[0]
         columns = torch.arange(width, device=x.device) < image_size[1]
-        x = torch.where(rows[:, None] & columns, self.model.normalize(x), 0.0)
+        x = torch.where(rows[:, None] & columns, self.normalize(x), 0.0)
         return F.pad(x, (0, canvas[1] - width, 0, canvas[0] - height))
 
 
@@ -142,14 +159,14 @@ class CropExportable(Exportable):
     """Base for methods whose masks are crops inside boxes."""
 
     def mask_information(self) -> dict:
-        return {"form": "crops", "threshold": self.model.mask_threshold}
+        return {"form": "crops", "threshold": self.mask_threshold}
 
     def finish(self, found: Found, canvas: tuple, crop: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, ...]:
         boxes, scores = clipped_boxes(found.boxes, found.scores, crop, size)
         outputs = [boxes, scores, found.labels]
         if found.masks is not None:
             masks = found.masks
-            outputs.append(masks if self.compact else pasted(masks, boxes, sides(size)) >= self.model.mask_threshold)
+            outputs.append(masks if self.compact else pasted(masks, boxes, sides(size)) >= self.mask_threshold)
         if found.semantic is not None:
             outputs.append(semantic_map(found.semantic, sides(crop, found.semantic.shape[-2:]), sides(size)))
         return tuple(outputs)
@@ -161,22 +178,29 @@ class CanvasExportable(Exportable):
     compact_form = "canvas"
 
     def mask_information(self) -> dict:
-        unit = max(1, self.model.size_divisibility)
+        unit = max(1, self.size_divisibility)
         return {
             "form": "canvas",
-            "threshold": self.model.mask_threshold,
+            "threshold": self.mask_threshold,
             "size_divisibility": unit,
             "tight_boxes": True,  # in the compact form the graph knows them only roughly
         }
 
     def finish(self, found: Found, canvas: tuple, crop: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if self.compact:
-            boxes = tight_boxes(found.masks > self.model.mask_threshold)
+            boxes = tight_boxes(found.masks > self.mask_threshold)
             pixels = boxes.new_tensor([now / cells for now, cells in zip(canvas, found.masks.shape[-2:])])
             scale = (pixels * size / crop).flip(0).repeat(2)
             return boxes * scale, found.scores, found.labels, found.masks
-        masks = resize_masks(found.masks, canvas, sides(crop, canvas), sides(size)) > self.model.mask_threshold
+        masks = resize_masks(found.masks, canvas, sides(crop, canvas), sides(size)) > self.mask_threshold
         return tight_boxes(masks), found.scores, found.labels, masks
+
+
+def shared_copy(module: nn.Module) -> nn.Module:
+    """A copy that shares the weights, and whose parts can be replaced."""
+    copied = copy.copy(module)
+    copied._modules = dict(module._modules)
+    return copied
 
 
 def sides(size: torch.Tensor, limits: Optional[tuple] = None) -> list:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import BaseMaskRCNNHead
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
 from detectron2.structures import Boxes, Instances
+
+from ..layers import TraceablePooler
 
 
 class ImageMaskHead(BaseMaskRCNNHead):
@@ -80,7 +81,7 @@ def rescale_threshold(masks: torch.Tensor, threshold: float) -> torch.Tensor:
     return masks * (0.5 / threshold)
 
 
-def box_pooler(cfg, input_shape: dict[str, ShapeSpec], size: int) -> ROIPooler:
+def box_pooler(cfg, input_shape: dict[str, ShapeSpec], size: int) -> TraceablePooler:
     """RoIAlign to size x size cells, with MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO."""
     scales = [1.0 / shape.stride for shape in input_shape.values()]
-    return ROIPooler(size, scales, cfg.MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO, "ROIAlignV2")
+    return TraceablePooler(size, scales, cfg.MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO, "ROIAlignV2")

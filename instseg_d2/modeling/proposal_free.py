@@ -1,6 +1,6 @@
 """Base class of ROI heads that need no proposals. N images, C channels, h x w cells of a map."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Optional
 
 import torch
@@ -14,7 +14,12 @@ class ProposalFreeROIHeads:
     """
     Gives a module with ``losses(images, features, targets)`` and ``infer(images, features)`` the interface of
     Detectron2's ROI heads. Proposals are ignored. List it first among the base classes.
+
+    Attributes:
+        exportable: model -> the module to export of a GeneralizedRCNN with these heads, an `Exportable`.
     """
+
+    exportable: Callable
 
     def forward(
         self,

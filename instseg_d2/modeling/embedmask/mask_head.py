@@ -18,6 +18,7 @@ from torch import nn
 from ... import ops
 from ...config.embedmask import embedmask_value, mask_stride
 from ...layers import ConvTower, crop_boxes, init_normal, join_boxes
+from ...ops import traceable
 from ..ground_truth import box_masks
 from ..image_mask_head import ImageMaskHead, add_masks, box_pooler, rescale_threshold
 from ..losses.lovasz import lovasz_hinge
@@ -196,6 +197,8 @@ class EmbedMaskHead(ImageMaskHead):
         embeddings, margins = self.proposal_head(pooled, boxes, self.position_scale)
         size = self.resolution
         crops = crop_boxes(pixels, boxes, images, size, self.spatial_scale, sampling_ratio=self.sampling_ratio)
+        if torch.compiler.is_exporting():
+            return traceable.mask_prob(crops, embeddings[:, None], margins[:, None])[:, 0]
         own = torch.arange(len(boxes), device=boxes.device)
         return ops.mask_prob(crops, embeddings, margins, None, own).view(-1, size, size)
 

@@ -12,7 +12,8 @@ from ..image_mask_head import rescale_threshold
 from ..proposal_free import ProposalFreeROIHeads
 from .criterion import ISTRCriterion
 from .embedding import MaskEmbedding, build_mask_embedding, require_fitted
-from .inference import detect, initial_queries, paste_threshold, to_instances, whole_image_boxes
+from .exportable import ExportableISTRHeads
+from .inference import Detections, detect, initial_queries, paste_threshold, to_instances, whole_image_boxes
 from .refinement import RefinementHeads
 
 
@@ -24,6 +25,8 @@ class ISTRHeads(ProposalFreeROIHeads, RefinementHeads):
     The keys are those of MODEL.ISTR, except for MODEL.ROI_HEADS.NUM_CLASSES. A
     MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO of 0, Detectron2's default, is replaced by 2, ISTR's.
     """
+
+    exportable = ExportableISTRHeads
 
     @configurable
     def __init__(
@@ -79,11 +82,14 @@ class ISTRHeads(ProposalFreeROIHeads, RefinementHeads):
         predictions = RefinementHeads.forward(self, features, *self._initial_state(images, features))
         return self.criterion(predictions, targets, self.mask_embedding)
 
+    def detect(self, images: ImageList, features: dict[str, torch.Tensor]) -> Detections:
+        """The best (query, class) pairs; ``images.image_sizes`` may also be a tensor (N, 2)."""
+        return detect(self, features, *self._initial_state(images, features), self.mask_embedding, self.max_detections)
+
     @torch.no_grad()
     def infer(self, images: ImageList, features: dict[str, torch.Tensor]) -> list[Instances]:
         """Detections, best first, with pred_masks (D, 1, S, S) inside the unclipped boxes."""
-        found = detect(self, features, *self._initial_state(images, features), self.mask_embedding, self.max_detections)
-        results = to_instances(found, images.image_sizes)
+        results = to_instances(self.detect(images, features), images.image_sizes)
         for x in results:
             x.pred_masks = rescale_threshold(x.pred_masks, self.mask_threshold)
         return results

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from detectron2.structures import ImageList
 
-from ..exportable import CropExportable, Found, non_maximum_suppression
+from ..exportable import CropExportable, Found, non_maximum_suppression, shared_copy
 from .fcos import FCOS
 from .fcos_head import HeadOutputs
 from .fcos_inference import candidates, decode
@@ -57,8 +57,7 @@ def number_of_detections(fcos: FCOS) -> int:
 
 def with_threshold_moved(model, by: float):
     """A copy of a model whose FCOS has a higher threshold; it shares the weights."""
-    moved = copy.copy(model)
-    moved._modules = dict(model._modules)
+    moved = shared_copy(model)
     moved.proposal_generator = copy.copy(model.proposal_generator)
     limits = model.proposal_generator.limits_test
     moved.proposal_generator.limits_test = dataclasses.replace(limits, score_threshold=limits.score_threshold + by)

@@ -18,6 +18,7 @@ from ..proposal_free import ProposalFreeROIHeads
 from .criterion import SparseInstCriterion
 from .decoder import build_sparse_inst_decoder
 from .encoder import build_sparse_inst_encoder
+from .exportable import ExportableSparseInstHeads
 from .inference import CanvasMasks, detections
 
 
@@ -35,6 +36,8 @@ class SparseInstHeads(ProposalFreeROIHeads, nn.Module):
     The keys are those of MODEL.SPARSE_INST, except for MODEL.ROI_HEADS.NUM_CLASSES. On an FPN the encoder reads p3, p4
     and p5 in place of res3, res4 and res5.
     """
+
+    exportable = ExportableSparseInstHeads
 
     @configurable
     def __init__(
