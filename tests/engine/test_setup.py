@@ -372,6 +372,7 @@ def test_a_user_trains_resumes_and_evaluates(tmp_path, data, capsys):
     assert json.loads((tmp_path / "evaluation" / "inference" / "results.json").read_text()) == results
     for name in ("custom_train", "custom_val"):
         DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name)
     assert run("evaluate", words) == 2
     assert "--json and --images, or --data (the test set of its config, custom_val, is not" in capsys.readouterr().err
     assert f"WEIGHTS: {out}/model_final.pth" in (out / "inference" / "config.yaml").read_text()
