@@ -27,12 +27,19 @@ def forked(function, *args):
 
 
 @contextlib.contextmanager
-def forking():
-    """`launch` forks in this block what it spawns for a user; tests/engine/test_setup.py has spawned processes."""
+def forking(method="fork"):
+    """
+    `launch` forks in this block what it spawns for a user; tests/engine/test_setup.py has spawned processes.
+
+    Args:
+        method: "forkserver" for gradients. PyTorch refuses them in a fork of a process that has had gradients and a
+            device besides the CPU, which can be the one of tests/pretend_device.py.
+    """
+    multiprocessing.set_forkserver_preload(["instseg_d2.engine"])
     start = mp.start_processes
 
     def fork(*args, **options):
-        return start(*args, **{**options, "start_method": "fork"})
+        return start(*args, **{**options, "start_method": method})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mp, "start_processes", fork)

@@ -69,7 +69,7 @@ def of_two_processes(tmp_path_factory):
     """The folder of what two processes computed for all methods."""
     folder = tmp_path_factory.mktemp("two")
     processes = {"num_gpus": 0, "num_processes": 2, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
-    with forking():
+    with forking("forkserver"):
         launch(_gradients_of_one_rank, argparse.Namespace(folder=folder, **processes))
     return folder
 

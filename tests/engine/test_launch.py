@@ -141,7 +141,7 @@ def distributed_main(args):
 
 def test_two_processes(tmp_path):
     """They give the gradients of one process with both images; the error of one process is raised here."""
-    with forking(), pytest.raises(ConfigError, match="a key is wrong"):
+    with forking("forkserver"), pytest.raises(ConfigError, match="a key is wrong"):
         launch(distributed_main, arguments(tmp_path, num_processes=2))
     model, images = toy_and_images()
     expected = gradients(model, images) / 2
