@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Time every stage of inference and every compiled operator, plain against optimised, in one run."""
+"""
+Time every stage of inference and every compiled operator, plain against optimised, in one run. Below each table: the
+network's operations, its rate, and the share of what a plain 3x3 convolution of 256 channels reaches beside it.
+"""
 
 import argparse
 import os
@@ -111,9 +114,10 @@ def main(args) -> None:
                 print(f"\n{os.path.basename(config_file)}, one {size[0]} x {size[1]} image, random weights")
                 print(tabulate(rows, headers=("runtime", "ms", "speed", "MB"), floatfmt=".2f"))
                 continue
-            headers, rows = stage_rows(model, resized, size, args.repeats)
+            headers, rows, rates = stage_rows(model, resized, size, args.repeats)
             print(f"\n{os.path.basename(config_file)}, one {size[0]} x {size[1]} image, random weights")
             print(tabulate(rows, headers=headers, floatfmt=".2f"))
+            print(rates)
             if args.large_image:
                 found, peak, seconds = large_image_row(model)
                 print(

@@ -14,6 +14,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, Instances
+from torch.utils.flop_counter import FlopCounterMode
 
 from instseg_d2.apps.costs import cpu_peak, interleaved_medians
 from instseg_d2.data import InstanceDatasetMapper, make_shapes, register_coco
@@ -27,6 +28,7 @@ from instseg_d2.modeling.postprocessing import masks_to_boxes
 from instseg_d2.visualization import draw_instances
 
 from .plain import PLAIN
+from .rates import PlainConvolution
 
 STAGES = ("load", "preprocess", "network", "post-process", "draw")
 
@@ -113,10 +115,10 @@ class StageTimer:
         return [statistics.median(row) for row in rows] + [statistics.median(map(sum, zip(*rows)))]
 
 
-def stage_rows(model, path: str, size: tuple = (800, 1088), repeats: int = 5) -> tuple[list[str], list[list]]:
+def stage_rows(model, path: str, size: tuple = (800, 1088), repeats: int = 5) -> tuple[list[str], list[list], str]:
     """
     Median milliseconds of each stage on one image: plain, optimised and, if the device supports it, optimised under
-    autocast.
+    autocast; and how fast the optimised network is, compared with a plain convolution.
 
     Args:
         model: a method of this package in eval mode.
@@ -125,25 +127,34 @@ def stage_rows(model, path: str, size: tuple = (800, 1088), repeats: int = 5) ->
         repeats: number of runs after one warm-up.
 
     Returns:
-        the headers, and one row per stage and for their sum. A ratio is the plain time over that in the column before.
+        the headers, one row per stage and for their sum, and a line with the rates. A ratio is the plain time over that
+        in the column before. Only convolutions, except deformable ones, and matrix products count as operations.
     """
     fast = optimize_for_inference(model)
     timers = [StageTimer(plain_model(model), keep_memory=False), StageTimer(fast)]
     headers = ["stage", "plain ms", "optimised ms", "ratio"]
+    convolutions = [PlainConvolution(model.device, torch.float32)]
     half = autocast_type(True, model.device)
     if half is not None:
         timers.append(StageTimer(fast, autocast=half))
-        name = str(half).replace("torch.", "")
-        headers += [f"{name} ms", "ratio"]
+        convolutions.append(PlainConvolution(model.device, half))
+        headers += [f"{convolutions[-1].name} ms", "ratio"]
+    with FlopCounterMode(display=False) as counter:
+        timers[1].run(path, size)
     for repeat in range(repeats + 1):
         for timer in timers:
             timer.run(path, size)
-            if repeat == 0:
+        for convolution in convolutions:
+            convolution.run()
+        if repeat == 0:
+            for timer in timers:
                 timer.seconds = {stage: [] for stage in STAGES}
     rows = []
     for name, plain, *others in zip((*STAGES, "all"), *(timer.medians() for timer in timers)):
         rows.append([name, plain, *(value for other in others for value in (other, plain / other))])
-    return headers, rows
+    gflop = counter.get_total_flops() / 1e9
+    rates = (x.compare(gflop, timer.seconds["network"]) for x, timer in zip(convolutions, timers[1:]))
+    return headers, rows, "; ".join([f"network of {gflop:.3g} GFLOP", *rates])
 
 
 def training_samples(cfg, folder: str, count: int) -> list:

@@ -1,5 +1,6 @@
 """The benchmark: every method has a plain twin that goes through the same detection, and the stages are measured."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from instseg_d2.errors import ConfigError
 from instseg_d2.inference.predictor import Predictor
 from projects.benchmarks import runtimes
 from projects.benchmarks.plain import fcos
+from projects.benchmarks.rates import PlainConvolution
 from projects.benchmarks.stages import STAGES, large_image_row, plain_model, stage_rows
 from tests.tiny import METHODS, random_batch, tiny_config, tiny_model
 
@@ -25,10 +28,14 @@ def test_stages(name, tmp_path, monkeypatch):
     path = str(tmp_path / "image.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 100, 3), np.uint8)).save(path)
     monkeypatch.setattr("projects.benchmarks.stages.autocast_type", lambda *_: torch.bfloat16)
-    headers, rows = stage_rows(model, path, (64, 96), repeats=1)
+    monkeypatch.setattr("projects.benchmarks.rates.HEIGHT", 1)  # quick
+    headers, rows, rates = stage_rows(model, path, (64, 96), repeats=1)
     assert [row[0] for row in rows] == [*STAGES, "all"]
     assert headers == ["stage", "plain ms", "optimised ms", "ratio", "bfloat16 ms", "ratio"]
     assert all(len(row) == len(headers) and min(row[1:]) > 0 for row in rows)
+    number = r"[\d.e+-]+"
+    rate = rf"{number} GFLOP/s, \d+% of a 3x3 convolution's {number}"
+    assert re.fullmatch(rf"network of {number} GFLOP; float32 {rate}; bfloat16 {rate}", rates)
     for column in (1, 2, 4):
         assert max(row[column] for row in rows[:-1]) <= rows[-1][column]
 
@@ -58,6 +65,18 @@ def test_the_twin_is_asked(monkeypatch):
     model = tiny_model("FCOSDetector").eval()
     assert plain_model(model).detect(random_batch([0])) == []
     assert asked == [model]
+
+
+def test_rates():
+    """Of a network that is nothing but the convolution to compare with."""
+    convolution = PlainConvolution(torch.device("cpu"), torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        convolution.layer(convolution.x)
+    convolution.run()
+    assert min(convolution.seconds) > 0
+    convolution.seconds = [1, 2, 0.5]
+    words = convolution.compare(counter.get_total_flops() / 1e9, [2, 3, 1])
+    assert words == "float32 8 GFLOP/s, 50% of a 3x3 convolution's 16"
 
 
 def test_a_large_image():
