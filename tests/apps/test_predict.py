@@ -1,6 +1,6 @@
 """The demo as a user calls it: images, folders, globs, a video; broken files; wrong arguments; the files it writes."""
 
-import importlib.util
+import functools
 import json
 import logging
 import os
@@ -16,18 +16,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from instseg_d2.apps.video import Video
+from instseg_d2.commands import run
 from tests.bright_spots import CLASS_NAMES, save_checkpoint, spots_clip, spots_config, spots_image
 from tests.tiny import tiny_config
 
 SCRIPT = Path(__file__).resolve().parents[2] / "projects" / "demo.py"
-
-
-@pytest.fixture(scope="module")
-def demo():
-    spec = importlib.util.spec_from_file_location("demo_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+predict = functools.partial(run, "predict")
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +54,9 @@ def _results(folder):
     return json.loads((folder / "results.json").read_text())
 
 
-def test_folder_with_a_broken_image(demo, folder, weights, tmp_path, capsys):
+def test_folder_with_a_broken_image(folder, weights, tmp_path, capsys):
     out = tmp_path / "out"
-    assert demo.run(["--weights", weights, "--input", str(folder), "--output", str(out), "--score-threshold", "0"]) == 0
+    assert predict(["--weights", weights, "--input", str(folder), "--output", str(out), "--score-threshold", "0"]) == 0
     assert sorted(os.listdir(out)) == ["black.jpg", "index.html", "results.json", "spots.jpg", "turned.jpg"]
     text = "".join(capsys.readouterr())
     (line,) = [line for line in text.splitlines() if "broken.jpg" in line]
@@ -80,9 +74,9 @@ def test_folder_with_a_broken_image(demo, folder, weights, tmp_path, capsys):
     assert "broken" not in page
 
 
-def test_results_are_coco_results(demo, folder, weights, tmp_path):
+def test_results_are_coco_results(folder, weights, tmp_path):
     out = tmp_path / "out"
-    demo.run(["--weights", weights, "--input", str(folder), "--output", str(out), "--score-threshold", "0"])
+    predict(["--weights", weights, "--input", str(folder), "--output", str(out), "--score-threshold", "0"])
     results = _results(out)
     assert [r["file_name"] for r in results] == ["spots.png"] * 2 + ["turned.png"] * 2
     assert {(r["category_id"], r["category_name"]) for r in results} == {(0, "red spot"), (1, "blue spot")}
@@ -102,56 +96,56 @@ def test_results_are_coco_results(demo, folder, weights, tmp_path):
     assert red["score"] == pytest.approx(200 / 255, abs=1e-6)
 
 
-def test_score_threshold_rules_pictures_and_results(demo, folder, weights, tmp_path, capsys):
+def test_score_threshold_rules_pictures_and_results(folder, weights, tmp_path, capsys):
     out, spots = tmp_path / "out", str(folder / "spots.png")
     arguments = ["--weights", weights, "--input", spots, "--output", str(out), "--score-threshold"]
-    assert demo.run([*arguments, "0.5"]) == 0
+    assert predict([*arguments, "0.5"]) == 0
     assert [r["category_name"] for r in _results(out)] == ["red spot"]
     blue = cv2.imread(str(out / "spots.jpg"))[47:53, 52:68, ::-1].astype(int)
     assert np.abs(blue - (0, 0, 100)).max() < 40  # not drawn
     capsys.readouterr()
-    assert demo.run([*arguments, "0.9"]) == 0
+    assert predict([*arguments, "0.9"]) == 0
     assert _results(out) == []
     assert "Nothing reaches the score threshold of 0.9: the best score is 0.784." in "".join(capsys.readouterr())
 
 
-def test_the_best_score_of_many_images_is_that_of_the_first(demo, weights, tmp_path, capsys):
+def test_the_best_score_of_many_images_is_that_of_the_first(weights, tmp_path, capsys):
     folder = tmp_path / "many"
     folder.mkdir()
     for i in range(9):
         Image.fromarray(spots_image()).save(folder / f"{i}.png")
     words = ["--weights", weights, "--input", str(folder), "--output", str(tmp_path / "out"), "--score-threshold", "1"]
-    assert demo.run(words) == 0
+    assert predict(words) == 0
     assert "threshold of 1: the best score in the first 8 images is 0.784." in "".join(capsys.readouterr())
 
 
-def test_nothing_found_at_all(demo, folder, weights, tmp_path, capsys):
-    assert demo.run(["--weights", weights, "--input", str(folder / "black.jpg"), "--output", str(tmp_path / "o")]) == 0
+def test_nothing_found_at_all(folder, weights, tmp_path, capsys):
+    assert predict(["--weights", weights, "--input", str(folder / "black.jpg"), "--output", str(tmp_path / "o")]) == 0
     assert "Nothing reaches the score threshold of 0.5: the model found nothing." in "".join(capsys.readouterr())
 
 
-def test_explain(demo, folder, weights, tmp_path, capsys):
+def test_explain(folder, weights, tmp_path, capsys):
     out = tmp_path / "out"
-    assert demo.run(["--weights", weights, "--input", str(folder), "--output", str(out), "--explain"]) == 0
+    assert predict(["--weights", weights, "--input", str(folder), "--output", str(out), "--explain"]) == 0
     explained = cv2.imread(str(out / "spots_explain.jpg"))
     assert explained.shape[1] > 2 * 320
     assert 'href="spots_explain.jpg"' in (out / "index.html").read_text()
 
     silent = save_checkpoint(tmp_path / "silent.pth", spots_config(explains=False), CLASS_NAMES)
     out = tmp_path / "silent"
-    assert demo.run(["--weights", silent, "--input", str(folder), "--output", str(out), "--explain"]) == 0
+    assert predict(["--weights", silent, "--input", str(folder), "--output", str(out), "--explain"]) == 0
     assert not list(out.glob("*_explain*"))
     assert "".join(capsys.readouterr()).count("Nothing to explain") == 1
 
 
-def test_equal_names_do_not_overwrite_each_other(demo, tmp_path, weights):
+def test_equal_names_do_not_overwrite_each_other(tmp_path, weights):
     for sub, scale in (("a", 1), ("b", 2)):
         (tmp_path / sub).mkdir()
         Image.fromarray(np.tile(spots_image(), (scale, 1, 1))).save(tmp_path / sub / "x.png")
     Image.fromarray(spots_image()).save(tmp_path / "a" / "x_explain.png")
     out = tmp_path / "out"
     arguments = ["--input", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(out), "--explain"]
-    assert demo.run(["--weights", weights, *arguments, "--score-threshold", "0"]) == 0
+    assert predict(["--weights", weights, *arguments, "--score-threshold", "0"]) == 0
     heights = {name: cv2.imread(str(out / name)).shape[0] for name in ("x.jpg", "x_explain_2.jpg", "x_2.jpg")}
     assert heights == {"x.jpg": 60, "x_explain_2.jpg": 60, "x_2.jpg": 120}
     names = [r["file_name"] for r in _results(out)]
@@ -159,22 +153,22 @@ def test_equal_names_do_not_overwrite_each_other(demo, tmp_path, weights):
     assert len(names) == 2 + 2 + 4
 
 
-def test_max_images_and_overrides(demo, folder, weights, tmp_path):
+def test_max_images_and_overrides(folder, weights, tmp_path):
     out = tmp_path / "out"
     arguments = ["--input", str(folder / "*.png"), "--output", str(out), "--max-images", "1"]
-    assert demo.run(["--weights", weights, *arguments, "INPUT.FORMAT", "RGB", "MODEL.DEVICE", "cpu"]) == 0
+    assert predict(["--weights", weights, *arguments, "INPUT.FORMAT", "RGB", "MODEL.DEVICE", "cpu"]) == 0
     assert sorted(os.listdir(out)) == ["index.html", "results.json", "spots.jpg"]
     assert [r["category_name"] for r in _results(out)] == ["red spot"]
 
 
-def test_nothing_readable_is_exit_status_1(demo, folder, weights, tmp_path, capsys):
-    assert demo.run(["--weights", weights, "--input", str(folder / "broken.jpg"), "--output", str(tmp_path / "o")]) == 1
+def test_nothing_readable_is_exit_status_1(folder, weights, tmp_path, capsys):
+    assert predict(["--weights", weights, "--input", str(folder / "broken.jpg"), "--output", str(tmp_path / "o")]) == 1
     assert "No image could be processed" in "".join(capsys.readouterr())
 
 
-def test_video_in_video_out(demo, weights, tmp_path):
+def test_video_in_video_out(weights, tmp_path):
     path, out = spots_clip(tmp_path / "clip"), tmp_path / "out"
-    assert demo.run(["--weights", weights, "--input", path, "--output", str(out), "--score-threshold", "0.2"]) == 0
+    assert predict(["--weights", weights, "--input", path, "--output", str(out), "--score-threshold", "0.2"]) == 0
     written = out / os.path.basename(path)
     assert sorted(os.listdir(out)) == sorted([written.name, "index.html", "results.json"])
     video = Video(str(written))
@@ -191,10 +185,10 @@ def test_video_in_video_out(demo, weights, tmp_path):
     assert "<video" in (out / "index.html").read_text()
 
 
-def test_video_limits_and_interruption(demo, weights, tmp_path, monkeypatch):
+def test_video_limits_and_interruption(weights, tmp_path, monkeypatch):
     path, out = spots_clip(tmp_path / "clip"), tmp_path / "out"
     arguments = ["--weights", weights, "--input", path, "--output", str(out)]
-    assert demo.run([*arguments, "--max-images", "2"]) == 0
+    assert predict([*arguments, "--max-images", "2"]) == 0
     assert len(list(Video(str(out / os.path.basename(path))))) == 2
 
     from instseg_d2.apps import predict as engine
@@ -208,7 +202,7 @@ def test_video_limits_and_interruption(demo, weights, tmp_path, monkeypatch):
         return args[0]
 
     monkeypatch.setattr(engine, "draw_instances", interrupted)
-    assert demo.run(arguments) == 0
+    assert predict(arguments) == 0
     assert len(list(Video(str(out / os.path.basename(path))))) == 3
     assert not list(out.glob("*.part*"))
 
@@ -226,16 +220,16 @@ def test_video_limits_and_interruption(demo, weights, tmp_path, monkeypatch):
         ({"SOLVER.BASE_RL": "1"}, "SOLVER.BASE_LR"),
     ],
 )
-def test_wrong_arguments_are_one_line_and_exit_status_2(demo, folder, weights, tmp_path, capsys, change, message):
+def test_wrong_arguments_are_one_line_and_exit_status_2(folder, weights, tmp_path, capsys, change, message):
     arguments = {"--weights": weights, "--input": str(folder), "--output": str(tmp_path / "out"), **change}
     words = [word.format(folder=folder) for pair in arguments.items() for word in pair]
-    assert demo.run(words) == 2
+    assert predict(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
 
 
-def test_folder_without_images_and_video_beside_images(demo, folder, weights, tmp_path, capsys):
+def test_folder_without_images_and_video_beside_images(folder, weights, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     path = spots_clip(tmp_path / "clip")
     common = ["--weights", weights, "--output", str(tmp_path / "out")]
@@ -244,14 +238,14 @@ def test_folder_without_images_and_video_beside_images(demo, folder, weights, tm
         (["--input", path, str(folder)], "a video must be the only input"),
         (["--input", path, "--explain"], "--explain works only on images"),
     ):
-        assert demo.run([*common, *words]) == 2
+        assert predict([*common, *words]) == 2
         assert message in capsys.readouterr().err
 
 
-def test_debug_variable_shows_the_traceback(demo, folder, weights, tmp_path, monkeypatch):
+def test_debug_variable_shows_the_traceback(folder, weights, tmp_path, monkeypatch):
     monkeypatch.setenv("INSTSEG_DEBUG", "1")
     with pytest.raises(FileNotFoundError):
-        demo.run(["--weights", weights, "--input", "absent.jpg", "--output", str(tmp_path / "out")])
+        predict(["--weights", weights, "--input", "absent.jpg", "--output", str(tmp_path / "out")])
 
 
 def test_as_a_process_with_a_blendmask(folder, tmp_path):
