@@ -46,9 +46,10 @@ def picture(seed, size=(60, 80)):
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
 
 
-@pytest.fixture
-def records(predictor):
-    return [predictor.preprocess(picture(seed)) for seed in (0, 1)]
+def has_boxes(predictor):
+    """Of its own, not those of its masks."""
+    model = predictor.model
+    return model.infer(model.preprocess([predictor.preprocess(picture(0))]))[0]["instances"].has("pred_boxes")
 
 
 def victim(instances):
@@ -71,17 +72,23 @@ def spoil(instances, field, value):
     return instances
 
 
-def outcomes(monkeypatch, model, field, value, way):
-    """The output with the victim spoilt, without the victim, and with the intact victim."""
-    infer, results = model.infer, []
-    for change in (lambda x: spoil(x, field, value), without_victim, lambda x: x):
+def outcome(model, change, way):
+    """The output when ``change`` has been applied to the detections."""
+    infer = model.infer
 
-        def changed(images, change=change):
-            return [{**found, "instances": change(found["instances"])} for found in infer(images)]
+    def changed(images):
+        return [{**found, "instances": change(found["instances"])} for found in infer(images)]
 
-        monkeypatch.setattr(model, "infer", changed)
-        results.append(way())
-    return results
+    model.infer = changed
+    try:
+        return way()
+    finally:
+        del model.infer
+
+
+def references(model, way):
+    """The output without the victim, and with the intact victim."""
+    return outcome(model, without_victim, way), outcome(model, lambda x: x, way)
 
 
 def assert_same(found, expected):
@@ -97,20 +104,27 @@ def assert_same(found, expected):
             assert torch.equal(other, value)
 
 
+def every_way(predictor):
+    model, records = predictor.model, [predictor.preprocess(picture(seed)) for seed in (0, 1)]
+    results = [model(records), detect(model, records)]
+    results += [model.detect(records, masks=masks) for masks in ("full", "run_lengths", "none")]
+    results += [predictor.outputs(records), predictor.outputs(records, 1e-6, "run_lengths")]
+    instances = [x["instances"] for outputs in results for x in outputs] + predictor.predict(records)
+    return [*instances, *predictor.batch([picture(0), picture(1)]), predictor(picture(0))]
+
+
+@pytest.fixture(scope="module")
+def references_of_every_way(predictor):
+    return references(predictor.model, lambda: every_way(predictor))
+
+
 @pytest.mark.parametrize("case", SPOILT)
-def test_every_way_to_instances(predictor, records, monkeypatch, case):
+def test_every_way_to_instances(predictor, references_of_every_way, case):
     model, (field, value) = predictor.model, SPOILT[case]
-    if field == "pred_boxes" and not model.infer(model.preprocess(records))[0]["instances"].has("pred_boxes"):
+    if field == "pred_boxes" and not has_boxes(predictor):
         pytest.skip("its boxes are those of its masks")
-
-    def ways():
-        results = [model(records), detect(model, records)]
-        results += [model.detect(records, masks=masks) for masks in ("full", "run_lengths", "none")]
-        results += [predictor.outputs(records), predictor.outputs(records, 1e-6, "run_lengths")]
-        instances = [x["instances"] for outputs in results for x in outputs] + predictor.predict(records)
-        return [*instances, *predictor.batch([picture(0), picture(1)]), predictor(picture(0))]
-
-    for found, expected, sound in zip(*outcomes(monkeypatch, model, field, value, ways)):
+    spoilt = outcome(model, lambda x: spoil(x, field, value), lambda: every_way(predictor))
+    for found, expected, sound in zip(spoilt, *references_of_every_way):
         assert_same(found, expected)
         assert len(found) == len(sound) - 1
 
@@ -141,7 +155,7 @@ def test_evaluation_demo_and_comparison(predictor, dataset, tmp_path, monkeypatc
     """The files they write."""
     model, (field, value) = predictor.model, SPOILT[case]
     inputs = [{**predictor.preprocess(picture(i)), "image_id": i} for i in (1, 2)]
-    if field == "pred_boxes" and not model.infer(model.preprocess(inputs))[0]["instances"].has("pred_boxes"):
+    if field == "pred_boxes" and not has_boxes(predictor):
         pytest.skip("its boxes are those of its masks")
     monkeypatch.setattr(comparison, "gflops", lambda *_: 1.0)
     monkeypatch.setattr(comparison, "peak_memory", lambda *_: 1)
@@ -158,7 +172,8 @@ def test_evaluation_demo_and_comparison(predictor, dataset, tmp_path, monkeypatc
             files.append("evaluation/coco_instances_results.json")
         return json.dumps(results, default=str), *((folder / file).read_bytes() for file in files)
 
-    found, expected, sound = outcomes(monkeypatch, model, field, value, ways)
+    found = outcome(model, lambda x: spoil(x, field, value), ways)
+    expected, sound = references(model, ways)
     assert found == expected
     counts = [len(json.loads(written[1])) for written in (expected, sound)]
     assert 3 < counts[0] < counts[1]
@@ -211,7 +226,7 @@ def graph_of_an_export(predictor, size=(60, 80)):
 def test_reference_of_an_export(predictor, monkeypatch):
     """The gate compares the sound detections alone."""
     record = {**predictor.preprocess(picture(0)), "image": torch.from_numpy(picture(0)).permute(2, 0, 1)}
-    (before,) = reference(predictor, [record], (60, 80))
+    (before,) = (x["instances"] for x in reference(predictor, [record], (60, 80)))
     infer = type(predictor.model).infer
 
     def changed(self, images):
@@ -219,7 +234,7 @@ def test_reference_of_an_export(predictor, monkeypatch):
         return [{**found, "instances": spoil(found["instances"], "scores", math.nan)}]
 
     monkeypatch.setattr(type(predictor.model), "infer", changed)
-    (after,) = reference(predictor, [record], (60, 80))
+    (after,) = (x["instances"] for x in reference(predictor, [record], (60, 80)))
     assert len(after) == len(before) - 1 > 1
     assert set(after.scores.tolist()) < set(before.scores.tolist())
 

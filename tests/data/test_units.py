@@ -97,7 +97,8 @@ CASES = [
 @pytest.mark.parametrize(("boxes", "polygons", "named", "assumed"), CASES)
 @pytest.mark.parametrize("size", [SIZE, (640, 480), (300, 900)])
 def test_a_contradiction_is_reported_and_converted_on_request(tmp_path, capsys, boxes, polygons, named, assumed, size):
-    files = spoiled(tmp_path, boxes, polygons, size=size)
+    layout = {"size": size, "per_image": 1 if size == SIZE else 6}
+    files = spoiled(tmp_path, boxes, polygons, **layout)
     expected = [f"annotations: {what}" for what in named]
     assert causes(files) == expected
     assert causes(files, clean=False) == expected  # what training says
@@ -108,7 +109,7 @@ def test_a_contradiction_is_reported_and_converted_on_request(tmp_path, capsys, 
     assert f"no clean copy of {files[0]}: add --assume" in capsys.readouterr().out
     assert run("check", [*files, "--fix", "--assume", *assumed.split()]) == 1
     assert causes((str(clean), files[1])) == []
-    assert geometry(json.loads(clean.read_text())) == geometry(right_content(tmp_path / "right", size=size))
+    assert geometry(json.loads(clean.read_text())) == geometry(right_content(tmp_path / "right", **layout))
     assert run("check", [str(clean), files[1]]) == 0
 
 
@@ -124,11 +125,12 @@ def test_a_contradiction_is_reported_and_converted_on_request(tmp_path, capsys, 
     ],
 )
 def test_boxes_alone(tmp_path, boxes, named, assumed, size):
-    files = spoiled(tmp_path, boxes, number=40, size=size, masks=False)
+    layout = {"number": 40, "size": size, "masks": False, "per_image": 1 if size == SIZE else 8}
+    files = spoiled(tmp_path, boxes, **layout)
     assert causes(files) == [f"annotations: {named}"]
     run("check", [*files, "--fix", "--assume", *assumed])
     content = json.loads((tmp_path / "ann.clean.json").read_text())
-    assert geometry(content) == geometry(right_content(tmp_path / "right", number=40, size=size, masks=False))
+    assert geometry(content) == geometry(right_content(tmp_path / "right", **layout))
 
 
 def test_corners_that_stay_inside_are_recognised_by_the_areas(tmp_path):

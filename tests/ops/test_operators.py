@@ -14,7 +14,7 @@ from instseg_d2 import ops
 from instseg_d2.ops import reference
 from tests.ops.assemble_instances import ASSEMBLE_INSTANCES
 from tests.ops.blend_masks import BLEND_MASKS
-from tests.ops.harness import allocated, assert_same, compiled, cuda
+from tests.ops.harness import OPERATORS_ALONE, allocated, assert_same, compiled, cuda
 from tests.ops.mask_prob import MASK_PROB
 
 OPERATORS = [ASSEMBLE_INSTANCES, BLEND_MASKS, MASK_PROB]
@@ -237,7 +237,7 @@ def test_the_plain_twin_calls_pytorch_alone(operator):
 
 
 def test_environment_variable_turns_the_extension_off():
-    code = "from instseg_d2 import ops; print(ops.has_extension())"
+    code = f"{OPERATORS_ALONE}print(ops.has_extension())"
     done = subprocess.run(
         [sys.executable, "-c", code], env={"INSTSEG_NO_EXT": "1"}, stdout=subprocess.PIPE, text=True, check=True
     )
