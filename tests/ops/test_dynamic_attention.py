@@ -33,7 +33,7 @@ def oracle(rois, matrices, norm1, norm2):
     return torch.stack(results)
 
 
-SIZES = [(3, 49, 256, 64), (2, 1, 6, 3), (4, 7, 20, 17), (1, 11, 33, 16), (5, 4, 16, 1)]
+SIZES = [(3, 49, 256, 64), (2, 9, 38, 6), (2, 1, 6, 3), (4, 7, 20, 17), (1, 11, 33, 16), (5, 4, 16, 1)]
 
 
 @pytest.mark.parametrize("sizes", SIZES)

@@ -1,5 +1,5 @@
 // dynamic_attention on the CPU: a thread takes a query through both products, norms and activations, while its
-// matrices are in the cache. Computes in float32.
+// matrices are in the cache. Sums in float32.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "bfloat16_rows.h"
 #include "dynamic_attention_rows.h"
 
 namespace instseg_d2 {
@@ -41,44 +42,71 @@ Sizes check(const at::Tensor& rois, const at::Tensor& matrices, at::TensorList n
   return {queries, static_cast<int>(rois.size(1)), static_cast<int>(channels), static_cast<int>(dim)};
 }
 
-int panels(int columns) {
-  return (columns + kPanel - 1) / kPanel;
+int64_t padded(int64_t columns, int panel) {
+  return (columns + panel - 1) / panel * panel;
 }
 
-const float* float_rows(const float* from, float*, int64_t) {
-  return from;
-}
-
-// Converts bfloat16.
-const float* float_rows(const uint16_t* from, float* to, int64_t size) {
-  rows<Widen>(to, from, size);
-  return to;
-}
-
+// The product of two matrices, in float32; with the memory for its panels.
 template <typename T>
+struct Product {
+  static constexpr int kPadding = kPanel;
+
+  void operator()(float* out, const T* left, const T* right, int count, int inner, int columns) {
+    panels.resize(padded(columns, kPanel) * (inner + 1));
+    rows<Pack>(panels.data(), right, inner, columns);
+    rows<Multiply>(
+        out, as_float(left, int64_t(count) * inner), static_cast<const float*>(panels.data()), count, inner,
+        static_cast<int>(padded(columns, kPanel) / kPanel));
+  }
+
+  std::vector<float> panels, widened;
+
+ private:
+  const float* as_float(const float* from, int64_t) {
+    return from;
+  }
+
+  const float* as_float(const uint16_t* from, int64_t size) {
+    widened.resize(size);
+    rows<Widen>(widened.data(), from, size);
+    return widened.data();
+  }
+};
+
+// The same of bfloat16 with the processor's instructions for it; `inner` is even.
+struct PairProduct {
+  static constexpr int kPadding = kPairPanel;
+
+  void operator()(float* out, const uint16_t* left, const uint16_t* right, int count, int inner, int columns) {
+    panels.resize(padded(columns, kPairPanel) * (inner + 2));
+    pack_pairs(panels.data(), right, inner, columns);
+    multiply_bfloat16(
+        out, left, panels.data(), count, inner, static_cast<int>(padded(columns, kPairPanel) / kPairPanel));
+  }
+
+  std::vector<uint16_t> panels;
+};
+
+template <typename Multiplier, typename T>
 void attend(
     T* out, const T* rois, const T* matrices, const std::vector<at::Tensor>& norms, const Sizes& s, float epsilon) {
   const int64_t roi_size = int64_t(s.cells) * s.channels, matrix_size = int64_t(s.channels) * s.dim;
-  const int narrow = panels(s.dim), wide = panels(s.channels); // panels of the two products
+  const auto inner_width = static_cast<int>(padded(s.dim, Multiplier::kPadding));
+  const auto outer_width = static_cast<int>(padded(s.channels, Multiplier::kPadding));
   at::parallel_for(0, s.queries, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> left(roi_size), right(int64_t(std::max(narrow * (s.channels + 1), wide * (s.dim + 1))) * kPanel);
-    std::vector<float> product(int64_t(s.cells) * std::max(narrow, wide) * kPanel);
+    Multiplier multiply;
+    std::vector<float> product(int64_t(s.cells) * std::max(inner_width, outer_width));
+    std::vector<T> hidden(int64_t(s.cells) * s.dim);
     for (int64_t query = begin; query < end; ++query) {
       const T* const matrix = matrices + query * 2 * matrix_size;
-      const float* const roi = float_rows(rois + query * roi_size, left.data(), roi_size);
-      rows<Pack>(right.data(), matrix, s.channels, s.dim);
-      rows<Multiply>(
-          product.data(), roi, static_cast<const float*>(right.data()), s.cells, static_cast<int>(s.channels), narrow);
+      multiply(product.data(), rois + query * roi_size, matrix, s.cells, s.channels, s.dim);
       rows<NormElu>(
-          left.data(), static_cast<const float*>(product.data()), norms[0].const_data_ptr<float>(),
-          norms[1].const_data_ptr<float>(), s.cells, s.dim, narrow * kPanel, epsilon);
-      rows<Pack>(right.data(), matrix + matrix_size, s.dim, s.channels);
-      rows<Multiply>(
-          product.data(), static_cast<const float*>(left.data()), static_cast<const float*>(right.data()), s.cells,
-          s.dim, wide);
+          hidden.data(), static_cast<const float*>(product.data()), norms[0].const_data_ptr<float>(),
+          norms[1].const_data_ptr<float>(), s.cells, s.dim, inner_width, epsilon);
+      multiply(product.data(), hidden.data(), matrix + matrix_size, s.cells, s.dim, s.channels);
       rows<NormElu>(
           out + query * roi_size, static_cast<const float*>(product.data()), norms[2].const_data_ptr<float>(),
-          norms[3].const_data_ptr<float>(), s.cells, s.channels, wide * kPanel, epsilon);
+          norms[3].const_data_ptr<float>(), s.cells, s.channels, outer_width, epsilon);
     }
   });
 }
@@ -97,11 +125,16 @@ at::Tensor dynamic_attention(
   const at::Tensor x = rois.contiguous(), y = matrices.contiguous(), out = at::empty(x.sizes(), x.options());
   const auto e = static_cast<float>(epsilon);
   if (x.scalar_type() == at::kFloat) {
-    attend(out.data_ptr<float>(), x.const_data_ptr<float>(), y.const_data_ptr<float>(), norms, sizes, e);
+    attend<Product<float>>(out.data_ptr<float>(), x.const_data_ptr<float>(), y.const_data_ptr<float>(), norms, sizes, e);
+    return out;
+  }
+  auto* const to = static_cast<uint16_t*>(out.data_ptr());
+  const auto* const from = static_cast<const uint16_t*>(x.const_data_ptr());
+  const auto* const matrix = static_cast<const uint16_t*>(y.const_data_ptr());
+  if (multiplies_bfloat16() && sizes.channels % 2 == 0 && sizes.dim % 2 == 0) {
+    attend<PairProduct>(to, from, matrix, norms, sizes, e);
   } else {
-    attend(
-        static_cast<uint16_t*>(out.data_ptr()), static_cast<const uint16_t*>(x.const_data_ptr()),
-        static_cast<const uint16_t*>(y.const_data_ptr()), norms, sizes, e);
+    attend<Product<uint16_t>>(to, from, matrix, norms, sizes, e);
   }
   return out;
 }
