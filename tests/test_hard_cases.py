@@ -16,7 +16,7 @@ from instseg_d2.data import InstanceDatasetMapper
 from instseg_d2.errors import DatasetError
 from instseg_d2.modeling.postprocessing import filter_detections, masks_to_boxes
 from instseg_d2.modeling.postprocessing.run_lengths import run_lengths
-from tests.tiny import METHODS, random_batch, tiny_config, tiny_model
+from tests.tiny import METHODS, THIN, random_batch, tiny_config, tiny_model
 
 
 def sample(masks: torch.Tensor, boxes=None, classes=None) -> dict:
@@ -106,7 +106,7 @@ def check_training(model, batch, dtype=None):
 
 @pytest.fixture(scope="module", params=METHODS)
 def model(request):
-    return tiny_model(request.param, finding=True)
+    return tiny_model(request.param, *THIN, finding=True)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -211,7 +211,7 @@ def test_images_of_one_colour_at_another_size(model, value):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("num_classes", [1, 2, 3, 4, 7, 80])
 def test_numbers_of_classes(method, num_classes):
-    model = tiny_model(method, num_classes=num_classes, finding=True)
+    model = tiny_model(method, *THIN, num_classes=num_classes, finding=True)
     record = sample(rectangles(2, 64, 64, 20), classes=torch.tensor([0, num_classes - 1]))
     check_training(model, [record, sample(rectangles(1, 64, 64, 30))])
     with torch.no_grad():

@@ -15,6 +15,14 @@ _RESNET = [
     "MODEL.RESNETS.DEPTH", 18,
     "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
 ]  # fmt: skip
+# Overrides for a ResNet-50 of a quarter of the width, with which training steps cost a third. Each untrained block adds
+# to the variance, so that the images are scaled down.
+THIN = [
+    "MODEL.RESNETS.DEPTH", 50,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS", 16,
+    "MODEL.RESNETS.WIDTH_PER_GROUP", 16,
+    "MODEL.PIXEL_STD", [900.0, 900.0, 900.0],
+]  # fmt: skip
 _CAFFE2_SCALE = ["MODEL.PIXEL_STD", [57.375, 57.12, 58.395]]
 _FCOS = [
     *_RESNET,
