@@ -19,12 +19,13 @@ needs_compiler = pytest.mark.skipif(
 
 @pytest.fixture
 def sources(tmp_path):
-    """The package with one subpackage and, of csrc, the module alone: it compiles in a moment."""
+    """The package with one subpackage, one recipe and, of csrc, the module alone: it compiles in a moment."""
     for name in (
         "setup.py",
         "pyproject.toml",
         "instseg_d2/__init__.py",
         "instseg_d2/ops/__init__.py",
+        "configs/FCOS/R_50_1x.yaml",
         "csrc/library.cpp",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +87,7 @@ def test_one_library_for_every_python(sources):
     (wheel,) = (sources / "dist").iterdir()
     assert re.fullmatch(rf"instseg_d2-{VERSION}-cp39-abi3-.+\.whl", wheel.name)
     shutil.unpack_archive(wheel, sources / "unpacked", format="zip")
+    assert (sources / "unpacked/instseg_d2/configs/FCOS/R_50_1x.yaml").exists()
     (library,) = (sources / "unpacked" / "instseg_d2").glob("_C*")
     assert library.name in ("_C.abi3.so", "_C.pyd")
     code = (
