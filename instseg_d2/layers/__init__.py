@@ -4,6 +4,7 @@ from .adaptive_average import adaptive_average, make_pools_exportable
 from .arguments import check_choice
 from .assemble_boxes import assemble_boxes, crop_boxes, crop_nearest, join_boxes
 from .deform_conv import DeformConv, SelfOffsetDeformConv, make_block_deformable
+from .inference_conv import InferenceConv2d
 from .locations import LocationGrid, conv_at_rows, flatten_levels
 from .norm import fold_norm, get_norm
 from .packed_linear import PackedLinear, pack_linears
@@ -14,6 +15,7 @@ from .tower import ConvTower, conv_norm_elu, conv_stack, init_normal
 __all__ = [
     "ConvTower",
     "DeformConv",
+    "InferenceConv2d",
     "LocationGrid",
     "PackedLinear",
     "PyramidPooler",

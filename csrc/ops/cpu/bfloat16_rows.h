@@ -74,7 +74,8 @@ INSTSEG_BFLOAT16_TARGET inline void multiply_pairs(
 }
 
 // out (rows, panels * kPairPanel) = left (rows, inner) times the panels of pack_pairs.
-inline void multiply_bfloat16(float* out, const uint16_t* left, const uint16_t* panels, int rows, int inner, int count) {
+inline void multiply_bfloat16(
+    float* out, const uint16_t* left, const uint16_t* panels, int rows, int inner, int count) {
   using Block = void (*)(float*, const uint16_t*, const uint16_t*, int, int);
   constexpr Block blocks[] = {multiply_pairs<1>, multiply_pairs<2>, multiply_pairs<3>, multiply_pairs<4>,
                               multiply_pairs<5>, multiply_pairs<6>, multiply_pairs<7>, multiply_pairs<8>};

@@ -125,7 +125,8 @@ at::Tensor dynamic_attention(
   const at::Tensor x = rois.contiguous(), y = matrices.contiguous(), out = at::empty(x.sizes(), x.options());
   const auto e = static_cast<float>(epsilon);
   if (x.scalar_type() == at::kFloat) {
-    attend<Product<float>>(out.data_ptr<float>(), x.const_data_ptr<float>(), y.const_data_ptr<float>(), norms, sizes, e);
+    attend<Product<float>>(
+        out.data_ptr<float>(), x.const_data_ptr<float>(), y.const_data_ptr<float>(), norms, sizes, e);
     return out;
   }
   auto* const to = static_cast<uint16_t*>(out.data_ptr());
