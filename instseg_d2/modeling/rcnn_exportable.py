@@ -117,6 +117,41 @@ def best_boxes(boxes: torch.Tensor, scores: torch.Tensor, valid: torch.Tensor, i
     return scores.clamp(min=0), pairs % classes, boxes, pairs // classes
 
 
+def check_heads(heads: StandardROIHeads) -> None:
+    """
+    Raises:
+        ValueError: Detectron2's ROI heads have a part that cannot be exported.
+    """
+    poolers = [heads.box_pooler, heads.mask_pooler if heads.mask_on else None]
+    if not all(isinstance(x, ROIAlign) for pooler in poolers if pooler for x in pooler.level_poolers):
+        raise ValueError("only RoIAlign can be exported: set POOLER_TYPE to ROIAlignV2 or ROIAlign.")
+    if heads.keypoint_on:
+        raise ValueError("keypoints cannot be exported: set MODEL.KEYPOINT_ON to False.")
+
+
+def predictor_of(heads: StandardROIHeads) -> nn.Module:
+    """The box predictor whose thresholds are used, of a cascade the last."""
+    predictor = heads.box_predictor
+    return predictor[-1] if isinstance(predictor, nn.ModuleList) else predictor
+
+
+def number_of_boxes(heads: StandardROIHeads) -> int:
+    """D, the most detections of an image."""
+    limit = predictor_of(heads).test_topk_per_image
+    return limit if limit >= 0 else CANDIDATES
+
+
+def heads_with_threshold_moved(model: nn.Module, by: float) -> nn.Module:
+    """A copy of a model whose ROI heads have a higher score threshold; it shares the weights."""
+    moved, predictor = shared_copy(model), shared_copy(predictor_of(model.roi_heads))
+    moved.roi_heads = shared_copy(model.roi_heads)
+    predictor.test_score_thresh += by
+    if isinstance(moved.roi_heads.box_predictor, nn.ModuleList):
+        predictor = nn.ModuleList([*moved.roi_heads.box_predictor[:-1], predictor])
+    moved.roi_heads.box_predictor = predictor
+    return moved
+
+
 class OfRCNN(Exportable):
     """What Detectron2's GeneralizedRCNN calls the things that an `Exportable` needs. List it first among the bases."""
 
@@ -156,11 +191,7 @@ class ExportableRCNN(OfRCNN, CropExportable):
             raise ValueError(
                 f"{type(generator).__name__} cannot be exported: MODEL.PROPOSAL_GENERATOR.NAME must be {known}."
             )
-        poolers = [heads.box_pooler, heads.mask_pooler if heads.mask_on else None]
-        if not all(isinstance(x, ROIAlign) for pooler in poolers if pooler for x in pooler.level_poolers):
-            raise ValueError("only RoIAlign can be exported: set POOLER_TYPE to ROIAlignV2 or ROIAlign.")
-        if heads.keypoint_on:
-            raise ValueError("keypoints cannot be exported: set MODEL.KEYPOINT_ON to False.")
+        check_heads(heads)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -176,36 +207,22 @@ class ExportableRCNN(OfRCNN, CropExportable):
         return Combination(*thresholds, model.combine_instances_score_thresh)
 
     @property
-    def predictor(self) -> nn.Module:
-        """The box predictor whose thresholds are used, of a cascade the last."""
-        predictor = self.model.roi_heads.box_predictor
-        return predictor[-1] if isinstance(predictor, nn.ModuleList) else predictor
-
-    @property
     def nms_threshold(self) -> float:
-        return self.predictor.test_nms_thresh
+        return predictor_of(self.model.roi_heads).test_nms_thresh
 
     @property
     def detections(self) -> int:
-        limit = self.predictor.test_topk_per_image
-        return limit if limit >= 0 else CANDIDATES
+        return number_of_boxes(self.model.roi_heads)
 
     def threshold_moved(self, by: float) -> nn.Module:
-        moved = shared_copy(self.model)
-        moved.roi_heads = shared_copy(self.model.roi_heads)
-        predictor = shared_copy(self.predictor)
-        predictor.test_score_thresh += by
-        if isinstance(moved.roi_heads.box_predictor, nn.ModuleList):
-            predictor = nn.ModuleList([*moved.roi_heads.box_predictor[:-1], predictor])
-        moved.roi_heads.box_predictor = predictor
-        return moved
+        return heads_with_threshold_moved(self.model, by)
 
     def found(self, images: ImageList, image_size: torch.Tensor) -> Found:
         model, heads = self.model, self.model.roi_heads
         features = model.backbone(images.tensor)
         proposals = PROPOSAL_GENERATORS[type(model.proposal_generator)](model.proposal_generator, features, image_size)
         boxes, scores = classify(heads, features, proposals, image_size)
-        scores, labels, boxes, _ = best_boxes(boxes, scores, proposals.valid, image_size, self.predictor)
+        scores, labels, boxes, _ = best_boxes(boxes, scores, proposals.valid, image_size, predictor_of(heads))
         masks = self._masks(features, boxes, labels) if heads.mask_on else None
         semantic = model.sem_seg_head(features)[0] if self.combination is not None else None
         return Found(scores, labels, boxes, masks, semantic=semantic)

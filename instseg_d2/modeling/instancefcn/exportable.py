@@ -9,6 +9,15 @@ from torch import nn
 from ...ops import traceable
 from ..exportable import CropExportable, Found, non_maximum_suppression, pasted, sides, tight_boxes
 from ..postprocessing import rescore
+from ..rcnn_exportable import (
+    Proposals,
+    best_boxes,
+    check_heads,
+    classify,
+    heads_with_threshold_moved,
+    number_of_boxes,
+)
+from .inference import ProposalLimits
 from .windows import inside_image, window_corners
 
 
@@ -24,10 +33,16 @@ def resize_weights(cells: int, after: int, padded: int) -> torch.Tensor:
     return weights * (torch.arange(padded) < after)[:, None]
 
 
+def picked(index: torch.Tensor, *values: torch.Tensor):
+    """The rows (N, D) of values (N, n, ...)."""
+    for x in values:
+        yield x.gather(1, index.view(*index.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:]))
+
+
 class ExportableInstanceFCN(CropExportable):
     """
-    An `InstanceFCN` without ROI heads as one graph, for images that fill the canvas: its size gives those of all
-    scales.
+    An `InstanceFCN`, with ROI heads or without, as one graph, for images that fill the canvas: its size gives those of
+    all scales.
     """
 
     fills_canvas = True
@@ -40,7 +55,7 @@ class ExportableInstanceFCN(CropExportable):
     def __init__(self, model: nn.Module):
         super().__init__(model)
         if model.roi_heads is not None:
-            raise ValueError("InstanceFCN cannot be exported with ROI heads: set MODEL.INSTANCE_FCN.CLASSIFY to False.")
+            check_heads(model.roi_heads)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -48,39 +63,72 @@ class ExportableInstanceFCN(CropExportable):
 
     @property
     def nms_threshold(self) -> float:
-        return self.model.proposal_generator.limits.nms_threshold
+        heads = self.model.roi_heads
+        return heads.box_predictor.test_nms_thresh if heads else self.model.proposal_generator.limits.nms_threshold
 
     @property
     def detections(self) -> int:
-        return self.model.proposal_generator.limits.max_proposals
+        return number_of_boxes(self.model.roi_heads) if self.model.roi_heads else self._limits.max_proposals
+
+    @property
+    def _limits(self) -> ProposalLimits:
+        return self.model.proposal_generator.limits
+
+    def threshold_moved(self, by: float) -> nn.Module:
+        return heads_with_threshold_moved(self.model, by) if self.model.roi_heads else self.model
 
     def mask_information(self) -> dict:
         return {"form": "crops", "threshold": 0.5, "tight_boxes": True}
 
     def found(self, images: ImageList, image_size: torch.Tensor) -> Found:
-        parts = [self._at_scale(images.tensor, scale) for scale in self.model.scales]
+        parts, classifier_input = [], None
+        for scale in self.model.scales:
+            image, target = self._resized(images.tensor, scale)
+            features = self.model.backbone(image)
+            parts.append(self._segments(features, target, tuple(images.tensor.shape[-2:])))
+            if scale == self.model.classifier_scale:
+                classifier_input = features, target
         scores, boxes, masks, windows = (torch.cat(x, dim=1) for x in zip(*parts))
-        limits = self.model.proposal_generator.limits
+        limits = self._limits
         labels = torch.zeros_like(scores, dtype=torch.int64)
         keep = non_maximum_suppression(boxes, scores, labels, limits.nms_threshold)
         count = min(limits.max_proposals, scores.shape[1])
         scores, index = torch.where(keep, scores, -1.0).topk(count, dim=1)
-        boxes, windows = (x.gather(1, index[..., None].expand(-1, -1, 4)) for x in (boxes, windows))
-        masks = masks.gather(1, index[..., None, None].expand(-1, -1, *masks.shape[2:]))
-        return Found(scores.clamp(min=0), labels[:, :count], boxes, masks, windows)
+        boxes, masks, windows = picked(index, boxes, masks, windows)
+        found = Found(scores.clamp(min=0), labels[:, :count], boxes, masks, windows)
+        return found if self.model.roi_heads is None else self._classified(found, image_size, *classifier_input)
 
-    def _at_scale(self, images: torch.Tensor, scale: int):
-        """Scores (N, n), -1 for none, boxes (N, n, 4), masks (N, n, m, m) and windows (N, n, 4) in input pixels."""
-        model, generator = self.model, self.model.proposal_generator
-        size, limits = generator.mask_size, generator.limits
-        height, width = images.shape[-2:]
+    def _classified(self, found: Found, image_size: torch.Tensor, features: dict, target: tuple) -> Found:
+        """The segments with the classes of the ROI heads, which read the features of an image of ``target`` (H, W)."""
+        heads, valid = self.model.roi_heads, found.scores > 0
+        target = torch.tensor(target)
+        scale = (target / image_size).flip(0).repeat(2)
+        boxes = found.boxes * scale
+        scores = classify(heads, features, Proposals(boxes, valid), target)[1]
+        scores, labels, boxes, index = best_boxes(boxes, scores, valid, target, heads.box_predictor)
+        return Found(scores, labels, boxes / scale, *picked(index, found.masks, found.windows))
+
+    def _resized(self, images: torch.Tensor, scale: int):
+        """Images with a shorter side of ``scale`` pixels, padded for the backbone, and their (H, W) without padding."""
+        model, (height, width) = self.model, images.shape[-2:]
         target = ResizeShortestEdge.get_output_shape(height, width, scale, model.max_size)
         unit = max(1, model.size_divisibility)
         rows, columns = (
             resize_weights(before, after, -(-after // unit) * unit) for before, after in zip((height, width), target)
         )
-        score_maps, objectness = generator.outputs(model.backbone(rows @ images @ columns.T))
-        inside = inside_image(tuple(objectness.shape[-2:]), target, generator.stride, size, images.device)
+        return rows @ images @ columns.T, target
+
+    def _segments(self, features: dict, target: tuple, canvas: tuple):
+        """
+        Scores (N, n), -1 for none, boxes (N, n, 4), masks (N, n, m, m) and windows (N, n, 4) in pixels of the canvas.
+
+        Args:
+            features: of an image of ``target`` (H, W).
+        """
+        generator, limits, (height, width) = self.model.proposal_generator, self._limits, canvas
+        size = generator.mask_size
+        score_maps, objectness = generator.outputs(features)
+        inside = inside_image(tuple(objectness.shape[-2:]), target, generator.stride, size, objectness.device)
         objectness = torch.where(inside & ~objectness.isnan(), objectness.float(), -torch.inf)
         # There may be fewer windows than are wanted.
         logits, cells = F.pad(objectness.flatten(1), (0, limits.top_windows), value=-torch.inf).topk(limits.top_windows)
