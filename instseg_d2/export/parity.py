@@ -107,10 +107,11 @@ class Parity:
     @property
     def summary(self) -> str:
         """The figures in words."""
+        maps = f", least share of equal pixels in a semantic map {self.map_share:.2%}" if self.has_maps else ""
         return (
             f"{self.images} images, {self.detections} detections and {self.masks} masks compared: worst score "
             f"difference {self.score_difference:.2g}, worst box difference {self.box_difference:.2g} pixels, worst "
-            f"mask IoU {self.mask_iou:.4f}"
+            f"mask IoU {self.mask_iou:.4f}{maps}"
         )
 
     def add(
