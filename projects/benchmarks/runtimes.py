@@ -9,7 +9,7 @@ import torch
 from instseg_d2.apps.costs import interleaved_medians
 from instseg_d2.data.images import read_image
 from instseg_d2.errors import ConfigError
-from instseg_d2.export import FORMATS, ExportedPredictor, export
+from instseg_d2.export import FORMATS, MIN_CALIBRATION, ExportedPredictor, export
 from instseg_d2.inference.precision import autocast_type
 from instseg_d2.inference.predictor import Predictor
 from instseg_d2.methods import method_of
@@ -53,17 +53,20 @@ def runtime_rows(predictor: Predictor, image: str, size: tuple, repeats: int) ->
     exportable = method_of(predictor.cfg).exportable
     form = exportable(predictor.model).compact_form if exportable else "full"
     with tempfile.TemporaryDirectory() as folder:
-        for format in installed() if exportable else ():
-            path = Path(folder, format, f"model{FORMATS[format]}")
+        # For the time, ranges of values that are measured on one image are good enough.
+        kinds = [(x, bits) for x in installed() for bits in ("", " 8 bits")] if exportable else []
+        for format, bits in kinds:
+            path = Path(folder, format + bits, f"model{FORMATS[format]}")
             path.parent.mkdir()
+            calibration = [image] * MIN_CALIBRATION if bits else []
             try:
-                export(predictor, format, size=size, masks=form).save(str(path))
+                export(predictor, format, size=size, masks=form, calibration=calibration).save(str(path))
             except ConfigError as error:
-                print(f"{NAMES[format]}: {error}")
+                print(f"{NAMES[format]}{bits}: {error}")
                 continue
             exported = ExportedPredictor(str(path))
             inputs = exported.preprocess(pixels, "RGB")
-            names.append(NAMES[format])
+            names.append(NAMES[format] + bits)
             functions.append(lambda exported=exported, inputs=inputs: exported.run([inputs]))
             megabytes.append(sum(x.stat().st_size for x in path.parent.iterdir()) / 1e6)
         times = interleaved_medians(functions, repeats)

@@ -110,7 +110,13 @@ def test_runtimes(tmp_path, monkeypatch):
     one = SimpleNamespace(preprocess=lambda *_: {}, run=lambda inputs: None)
     monkeypatch.setattr(runtimes, "ExportedPredictor", lambda path: one)
     rows = runtimes.runtime_rows(predictor, path, (64, 96), repeats=1)
-    assert [row[0] for row in rows] == ["PyTorch float32", "PyTorch bfloat16", "ONNX Runtime"]
+    assert [row[0] for row in rows] == [
+        "PyTorch float32",
+        "PyTorch bfloat16",
+        "ONNX Runtime",
+        "ONNX Runtime 8 bits",
+    ]
     assert rows[0][2] == 1
-    assert exported == [(x, {"size": (64, 96), "masks": "crops"}) for x in ("onnx", "openvino")]
-    assert rows[2][3] == 5e-6
+    options = [{"size": (64, 96), "masks": "crops", "calibration": x} for x in ([], [path] * 10)]
+    assert exported == [(x, y) for x in ("onnx", "openvino") for y in options]
+    assert rows[2][3] == rows[3][3] == 5e-6
