@@ -22,6 +22,7 @@ from instseg_d2.inference.cpu import tune_cpu
 from instseg_d2.inference.optimize import optimize_for_inference
 from instseg_d2.inference.predictor import Predictor
 from instseg_d2.modeling.build import build
+from instseg_d2.modeling.istr.components import PCA
 from projects.benchmarks.operators import format_table, op_table
 from projects.benchmarks.runtimes import runtime_rows
 from projects.benchmarks.stages import (
@@ -69,7 +70,8 @@ def parse(arguments=None):
 def random_model(config_file: str, device: str):
     """
     The config and its model, with random weights that detect as many objects as allowed. ISTR's boxes start at random
-    places and change little; otherwise they would soon leave the image, where they cost less.
+    places and change little; otherwise they would soon leave the image, where they cost less. Its mask embedding is
+    random, too, because there are no masks to fit it to.
     """
     torch.manual_seed(0)
     cfg = load_config(config_file, ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device, "MODEL.BASIS_MODULE.NORM", "BN"])
@@ -81,6 +83,8 @@ def random_model(config_file: str, device: str):
             torch.nn.init.normal_(module.weight, std=0.01)
         elif name.endswith("initial_boxes"):
             torch.nn.init.uniform_(module.weight, 0.1, 0.9)
+        elif isinstance(module, PCA):
+            torch.nn.init.orthogonal_(module.components)
     return cfg, model
 
 
