@@ -4,8 +4,13 @@ Each method and each head learns two images of two large objects within a hundre
 A full box instead of a mask has an IoU of 0.5 here, so an AP of at most 10. Results: projects/benchmarks.md.
 """
 
+import importlib.util
+
 import pytest
 
+from instseg_d2.apps.inputs import find_inputs
+from instseg_d2.engine import Predictor
+from instseg_d2.export import ExportedPredictor, compare_on_images, export_verified
 from tests.learning.overfitting import SIDE, overfit_large_shapes
 
 # A ResNet-50 of a quarter of the width, cheaper than a ResNet-18.
@@ -107,3 +112,23 @@ def test_learning_large_shapes(tmp_path, request, name):
     config_file = request.config.rootpath / f"configs/quick/{method}_shapes.yaml"
     task, metric = result.split("/")
     assert overfit_large_shapes(tmp_path, config_file, iterations, rate, [*THIN, *opts])[task][metric] >= goal
+    if name == "BlendMask" and all(importlib.util.find_spec(x) for x in ("onnx", "onnxscript", "onnxruntime")):
+        check_eight_bits(tmp_path)
+
+
+def check_eight_bits(folder):
+    """A trained model passes both gates in 8 bits, by its AP and by its detections, and is smaller."""
+    predictor = Predictor.from_checkpoint(str(folder / "output" / "model_final.pth"), "", ["MODEL.DEVICE", "cpu"])
+    path, data = folder / "eight_bits.onnx", f"shapes_{folder.name}"
+    files = find_inputs([data])
+    options = {"size": (SIDE, SIDE), "masks": "crops", "calibration": files * 5, "data": data}
+    by_ap = export_verified(predictor, str(path), "onnx", files, **options)
+    assert by_ap.metric == "segm AP"
+    exported = ExportedPredictor(str(path))
+    assert exported.metadata["precision"] == "int8"
+    assert exported.metadata["calibration_images"] == 5 * len(files)
+    by_detections = compare_on_images(predictor, exported, files)
+    assert by_detections.failure == ""
+    assert by_detections.detections == 4
+    weights = sum(x.numel() for x in predictor.model.parameters())
+    assert path.stat().st_size < 3 * weights  # of 4 bytes each before; a small file is largely graph
