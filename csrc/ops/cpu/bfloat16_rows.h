@@ -17,12 +17,23 @@ constexpr int kPairPanel = 32; // columns of a panel: two registers
 
 #ifdef INSTSEG_WITH_BFLOAT16
 
+#if defined(__clang__)
 #define INSTSEG_BFLOAT16_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
+#else
+#define INSTSEG_BFLOAT16_TARGET \
+  __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,prefer-vector-width=512")))
+#endif
 
 inline bool multiplies_bfloat16() {
   static const bool found = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl");
   return found;
+}
+
+// `rows` for machines with these instructions.
+template <typename Operation, typename... Arguments>
+INSTSEG_BFLOAT16_TARGET void widest_rows(Arguments... arguments) {
+  Operation::run(arguments...);
 }
 
 // Copies (inner, columns), both even, into panels (columns / kPairPanel, inner / 2 + 1, kPairPanel, 2), so that two
@@ -97,6 +108,9 @@ inline void multiply_bfloat16(
 inline bool multiplies_bfloat16() {
   return false;
 }
+
+template <typename Operation, typename... Arguments>
+void widest_rows(Arguments...) {}
 
 inline void pack_pairs(uint16_t*, const uint16_t*, int, int) {}
 

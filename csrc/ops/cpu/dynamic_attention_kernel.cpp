@@ -59,6 +59,11 @@ struct Product {
         static_cast<int>(padded(columns, kPanel) / kPanel));
   }
 
+  template <typename... Arguments>
+  static void norm(Arguments... arguments) {
+    rows<NormElu>(arguments...);
+  }
+
   std::vector<float> panels, widened;
 
  private:
@@ -84,6 +89,11 @@ struct PairProduct {
         out, left, panels.data(), count, inner, static_cast<int>(padded(columns, kPairPanel) / kPairPanel));
   }
 
+  template <typename... Arguments>
+  static void norm(Arguments... arguments) {
+    widest_rows<NormElu>(arguments...);
+  }
+
   std::vector<uint16_t> panels;
 };
 
@@ -100,11 +110,11 @@ void attend(
     for (int64_t query = begin; query < end; ++query) {
       const T* const matrix = matrices + query * 2 * matrix_size;
       multiply(product.data(), rois + query * roi_size, matrix, s.cells, s.channels, s.dim);
-      rows<NormElu>(
+      multiply.norm(
           hidden.data(), static_cast<const float*>(product.data()), norms[0].const_data_ptr<float>(),
           norms[1].const_data_ptr<float>(), s.cells, s.dim, inner_width, epsilon);
       multiply(product.data(), hidden.data(), matrix + matrix_size, s.cells, s.dim, s.channels);
-      rows<NormElu>(
+      multiply.norm(
           out + query * roi_size, static_cast<const float*>(product.data()), norms[2].const_data_ptr<float>(),
           norms[3].const_data_ptr<float>(), s.cells, s.channels, outer_width, epsilon);
     }
