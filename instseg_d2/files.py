@@ -7,12 +7,20 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import DatasetError
 
-__all__ = ["atomic_write", "cache_folder", "remove_unfinished", "temporary_home", "write_bytes", "write_json"]
+__all__ = [
+    "ListFile",
+    "atomic_write",
+    "cache_folder",
+    "remove_unfinished",
+    "temporary_home",
+    "write_bytes",
+    "write_json",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +62,42 @@ def write_bytes(path, data: bytes) -> None:
     """Write ``data`` to ``path``, whole or not at all."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
+
+
+class ListFile:
+    """
+    A JSON list. Until it is finished, its entries are in PATH + "l" (.jsonl), one per line and on disk as soon as they
+    are added, so a killed run loses nothing.
+
+    Attributes:
+        path: path of the finished file.
+        count: number of entries so far.
+
+    Raises:
+        OSError: the folder is not writable, or the disk is full.
+    """
+
+    def __init__(self, path):
+        self.path = os.fspath(path)
+        self.count = 0
+        self._lines = open(f"{self.path}l", "w+", encoding="ascii")  # noqa: SIM115 (open as long as the run)
+
+    def add(self, entries: Iterable[dict]) -> None:
+        lines = [json.dumps(entry) + "\n" for entry in entries]
+        self._lines.write("".join(lines))
+        self._lines.flush()
+        self.count += len(lines)
+
+    def finish(self) -> None:
+        """Write the list and remove the lines; only one entry is in memory at a time."""
+        self._lines.seek(0)
+        with atomic_write(self.path) as path, open(path, "w", encoding="ascii") as file:
+            file.write("[")
+            for number, line in enumerate(self._lines):
+                file.write(",\n" * bool(number) + line.rstrip("\n"))
+            file.write("]\n")
+        self._lines.close()
+        os.remove(f"{self.path}l")
 
 
 @functools.cache  # warns once

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ..data import common_range, read_image
 from ..data.images import further_frames
+from ..data.labels import Writer
 from ..errors import ConfigError
 from ..files import write_bytes
 from ..inference.predictor import Predictor
@@ -29,7 +30,7 @@ from ..visualization.html import write_index
 from ..visualization.overlay import draw_instances, draw_panoptic
 from ..visualization.panels import titled_grid
 from .inputs import find_inputs, is_video
-from .results import ResultsFile, named_results, shown_name, unique_stem
+from .results import ResultsFile, label_writer, named_results, relative_names, shown_name, unique_stem
 from .video import Video, write_video
 
 __all__ = ["run_demo"]
@@ -48,6 +49,7 @@ def run_demo(
     score_threshold: float = 0.5,
     max_images: Optional[int] = None,
     explain: bool = False,
+    label_format: str = "coco",
 ) -> bool:
     """
     Detect on every input and write the pictures, ``results.json`` and ``index.html`` into ``output``.
@@ -61,6 +63,8 @@ def run_demo(
         score_threshold: instances that score lower are dropped, for every method.
         max_images: stop after this many images or frames.
         explain: also draw what the network sees in every image.
+        label_format: "coco": only ``results.json``; "labelme", "yolo", "label-studio" or "png": also labels for this
+            program, or VOC's maps of the objects, in a folder of this name.
 
     Returns:
         True if at least one image was processed.
@@ -81,9 +85,10 @@ def run_demo(
         raise ConfigError(f"{output} is a file; the output must be a folder")
     if explain and is_video(files[0]):
         raise ConfigError(f"{files[0]} is a video; --explain works only on images")
+    labels = label_writer(label_format, os.path.join(output, label_format), predictor, files)
     video = Video(files[0]) if is_video(files[0]) else None
     os.makedirs(output, exist_ok=True)
-    run = _Run(predictor, output, score_threshold)
+    run = _Run(predictor, output, score_threshold, labels)
     try:
         if video is not None:
             run.video(video, files[0], max_images)
@@ -104,22 +109,22 @@ def run_demo(
 class _Run:
     """The state of one call of :func:`run_demo`."""
 
-    def __init__(self, predictor: Predictor, output: str, score_threshold: float):
+    def __init__(self, predictor: Predictor, output: str, score_threshold: float, labels: Optional[Writer]):
         self.predictor, self.output, self.score_threshold = predictor, output, score_threshold
         self.results = ResultsFile(output)
+        self.labels = labels
         self.entries: list[dict] = []
         self.seconds: dict[str, list[float]] = {"load": [], "network": [], "draw": []}
         self.first: list[dict] = []  # records, to report the best score if nothing reaches the threshold
         self.done = self.failed = self.unwritten = 0
 
     def images(self, files: Sequence[str], explain: bool) -> None:
-        common = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+        common, names = relative_names(files)
         value_range = common_range(files, shown_name(common), self.predictor.value_range)
         taken: set[str] = set()
         further = []  # numbers of pages or frames that are not read
-        for file in tqdm(files, unit="image", disable=None):
+        for file, name in zip(tqdm(files, unit="image", disable=None), names):
             start = time.perf_counter()
-            name = os.path.relpath(os.path.abspath(file), common)
             try:
                 image = read_image(file, "RGB", value_range=value_range)
                 record = self.predictor.preprocess(image, "RGB")
@@ -200,7 +205,11 @@ class _Run:
 
     def keep(self, instances: Instances, image_id: int, name: str) -> Counter:
         """Add the objects of an image to the results; returns their number per class name."""
-        self.results.add(named_results(instances, self.predictor, image_id, name))
+        results = named_results(instances, self.predictor, image_id, name)
+        self.results.add(results)
+        if self.labels is not None:
+            height, width = instances.image_size
+            self.labels.add({"file_name": name, "height": height, "width": width}, results)
         return Counter(self.predictor.class_name(index) for index in instances.pred_classes.tolist())
 
     def save(self, name: str, image_rgb: np.ndarray, file: str) -> bool:
@@ -224,8 +233,10 @@ class _Run:
         return f"the best score{where} is {max(scores):.3f}" if scores else f"the model found nothing{where}"
 
     def finish(self) -> str:
-        """Write ``results.json`` and ``index.html``; return the path of the latter."""
+        """Write ``results.json``, the labels and ``index.html``; return the path of the latter."""
         self.results.finish()
+        if self.labels is not None:
+            self.labels.finish()
         return write_index(self.output, self.entries, "Detections")
 
     def report(self) -> None:
@@ -238,5 +249,7 @@ class _Run:
         if self.unwritten:
             skipped += f", {self.unwritten} picture{'s' * (self.unwritten > 1)} not written"
         logger.info("%d done%s, %d objects; medians: %s", self.done, skipped, self.results.count, times)
+        for what, count in self.labels.notes.items() if self.labels is not None else ():
+            logger.info("%s: %d", what, count)
         if not self.results.count:
             logger.warning("Nothing reaches the score threshold of %g: %s.", self.score_threshold, self.best_score())

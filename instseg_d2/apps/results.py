@@ -1,54 +1,28 @@
 """Writes the results of a detection run as they come, and names its pictures."""
 
-import json
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Optional
 
 from detectron2.structures import Instances
 
+from ..data.labels import WRITERS, Writer
+from ..errors import ConfigError
 from ..evaluation.coco import coco_results
-from ..files import atomic_write
+from ..files import ListFile
 from ..inference.image_predictor import ImagePredictor
+from .inputs import is_video
 
-__all__ = ["ResultsFile", "named_results", "shown_name", "unique_stem"]
+__all__ = ["ResultsFile", "label_writer", "named_results", "relative_names", "shown_name", "unique_stem"]
 
 MAX_STEM = 200  # bytes; the full name may have at most 255
 
 
-class ResultsFile:
-    """
-    ``results.json`` of a folder, a JSON list. Until it is finished, its entries are in ``results.jsonl``, one per line
-    and on disk as soon as they are added, so a killed run loses nothing.
-
-    Attributes:
-        path: path of the finished file.
-        count: number of entries so far.
-
-    Raises:
-        OSError: the folder is not writable, or the disk is full.
-    """
+class ResultsFile(ListFile):
+    """``results.json`` of a folder; ``results.jsonl`` until it is finished."""
 
     def __init__(self, folder: str):
-        self.path = os.path.join(folder, "results.json")
-        self.count = 0
-        self._lines = open(f"{self.path}l", "w+", encoding="ascii")  # noqa: SIM115 (open as long as the run)
-
-    def add(self, entries: Iterable[dict]) -> None:
-        lines = [json.dumps(entry) + "\n" for entry in entries]
-        self._lines.write("".join(lines))
-        self._lines.flush()
-        self.count += len(lines)
-
-    def finish(self) -> None:
-        """Write the list and remove ``results.jsonl``; only one entry is in memory at a time."""
-        self._lines.seek(0)
-        with atomic_write(self.path) as path, open(path, "w", encoding="ascii") as file:
-            file.write("[")
-            for number, line in enumerate(self._lines):
-                file.write(",\n" * bool(number) + line.rstrip("\n"))
-            file.write("]\n")
-        self._lines.close()
-        os.remove(f"{self.path}l")
+        super().__init__(os.path.join(folder, "results.json"))
 
 
 def shown_name(name: str) -> str:
@@ -67,6 +41,34 @@ def named_results(instances: Instances, predictor: ImagePredictor, image_id: int
         result["score"] = round(result["score"], 6)
         result["file_name"] = file_name
     return results
+
+
+def relative_names(files: Sequence[str]) -> tuple[str, list[str]]:
+    """The folder that files share, and their paths from there."""
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+    return common, [os.path.relpath(os.path.abspath(file), common) for file in files]
+
+
+def label_writer(label_format: str, folder: str, predictor: ImagePredictor, files: Sequence[str]) -> Optional[Writer]:
+    """
+    The writer of a run's labels; None for "coco", since these are the results.
+
+    Raises:
+        ConfigError: the input is a video, or the class names are unknown.
+        DatasetError: two images would share a label file.
+    """
+    if label_format == "coco":
+        return None
+    if is_video(files[0]):
+        raise ConfigError(f"{files[0]} is a video; --format {label_format} works only on images")
+    if predictor.class_names is None:
+        raise ConfigError(f"--format {label_format} needs the names of the classes, which this model does not know")
+    classes = range(len(predictor.class_names))
+    categories = [{"id": predictor.category_id(i), "name": predictor.class_name(i)} for i in classes]
+    common, names = relative_names(files)
+    writer = WRITERS["voc" if label_format == "png" else label_format](folder, categories, common)
+    writer.check_names(names)
+    return writer
 
 
 def unique_stem(file: str, taken: set[str], ends: tuple[str, ...] = ("",)) -> str:

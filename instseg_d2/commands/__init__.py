@@ -26,6 +26,7 @@ COMMANDS = {
     "export": "write a trained model as ONNX, OpenVINO or .pt2, and check the file",
     "compare": "compare models on the same data",
     "check": "find faults in annotations and images, and write clean copies",
+    "convert": "convert labels between COCO, YOLO, LabelMe, VIA, VOC masks and Label Studio",
     "zoo": "list the recipes with their published results, or copy one for editing",
     "doctor": "show what is installed, and what to do about anything missing",
 }

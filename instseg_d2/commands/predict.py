@@ -25,6 +25,12 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.5,
         help="drop objects that score lower (default %(default)s); the config's own threshold applies first",
     )
+    parser.add_argument(
+        "--format",
+        default="coco",
+        choices=["coco", "labelme", "yolo", "label-studio", "png"],
+        help="also write labels for this program, or maps of the objects (png), into a folder of this name in --output",
+    )
     parser.add_argument("--max-images", type=int, help="stop after this many images or video frames")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides KEY VALUE ..., e.g. MODEL.DEVICE cpu")
 
@@ -60,5 +66,6 @@ def main(args: argparse.Namespace) -> int:
         score_threshold=args.score_threshold,
         max_images=args.max_images,
         explain=args.explain,
+        label_format=args.format,
     )
     return int(not worked)

@@ -19,7 +19,14 @@ from .coco_check import Report, examine
 from .coco_file import renumber
 from .faults import DROPPED, ERROR, NOTE, REPAIRED, WARNING, listed
 
-__all__ = ["DatasetError", "check_same_classes", "class_names", "register_coco", "register_from_environment"]
+__all__ = [
+    "DatasetError",
+    "check_same_classes",
+    "class_names",
+    "make_names_unique",
+    "register_coco",
+    "register_from_environment",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +58,7 @@ def _log_faults(report: Report, json_file: str, image_root: str) -> None:
         logger.info(f"{json_file}: {listed(rest)}.")
 
 
-def _make_names_unique(categories: list) -> bool:
+def make_names_unique(categories: list) -> bool:
     """Append the id to names shared by several categories, in place, to keep their results apart."""
     names = Counter(category["name"] for category in categories)
     for category in categories:
@@ -98,7 +105,7 @@ class CocoSource:
                 return self._checked[1:]
         report = examine(self.json_file, self.image_root, clean=False)
         _log_faults(report, self.json_file, self.image_root)
-        renamed, originals = _make_names_unique(report.content["categories"]), renumber(report.content)
+        renamed, originals = make_names_unique(report.content["categories"]), renumber(report.content)
         path = self.json_file
         changed = renamed or originals or any(row.severity in (DROPPED, REPAIRED) for row in report.findings)
         if changed or _is_misread(self.json_file):

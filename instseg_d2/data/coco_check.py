@@ -12,7 +12,7 @@ from .coco_images import open_images, size_images
 from .coco_objects import check_annotations
 from .faults import Findings, listed
 
-__all__ = ["Report", "examine"]
+__all__ = ["Report", "examine", "examine_content"]
 
 
 class Report(NamedTuple):
@@ -71,6 +71,29 @@ def examine(json_file: str, image_root: str, *, clean: bool = True, assume=(), p
     """
     found = Findings()
     content = load_coco(json_file, image_root, found)
+    return examine_content(content, json_file, image_root, found, clean=clean, assume=assume, progress=progress)
+
+
+def examine_content(
+    content: dict,
+    json_file: str,
+    image_root: str,
+    found: Findings,
+    *,
+    clean: bool = False,
+    assume=(),
+    progress: bool = False,
+    need_masks: bool = True,
+) -> Report:
+    """
+    The same for the content of a file; it is changed in place.
+
+    Args:
+        need_masks: if any object has a mask, drop those that have only a box.
+
+    Raises:
+        DatasetError: no image or category is usable.
+    """
     for key in ("categories", "images", "annotations"):
         content[key] = valid_entries(content, key, found)
     all_ids = {"category_id": Ids(content["categories"]), "image_id": Ids(content["images"])}
@@ -80,7 +103,9 @@ def examine(json_file: str, image_root: str, *, clean: bool = True, assume=(), p
     else:
         content["images"] = size_images(content["images"], image_root, found)
     number = len(content["annotations"])
-    content["annotations"], readings = check_annotations(content, same, all_ids, clean, assume, found, progress)
+    content["annotations"], readings = check_annotations(
+        content, same, all_ids, clean, assume, found, progress, need_masks
+    )
     for key in ("categories", "images"):
         if not content[key]:
             raise DatasetError(

@@ -9,13 +9,28 @@ from typing import Optional
 from ..errors import DatasetError
 from .faults import Findings
 
-__all__ = ["Ids", "category_name", "id_order", "load_coco", "plain_ids", "renumber", "valid_entries"]
+__all__ = ["Ids", "category_name", "id_order", "load_coco", "plain_ids", "read_json", "renumber", "valid_entries"]
 
 NEEDED_KEYS = {
     "categories": ("id", "name"),
     "images": ("id", "file_name"),
     "annotations": ("image_id", "category_id"),
 }
+
+
+def read_json(path) -> tuple:
+    """
+    The content of a JSON file, and its encoding.
+
+    Raises:
+        DatasetError: it is not a JSON file.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read()
+        return json.loads(text), json.detect_encoding(text)
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path} is not a JSON file ({error}).") from error
 
 
 def load_coco(json_file: str, image_root: str, found: Findings) -> dict:
@@ -29,13 +44,7 @@ def load_coco(json_file: str, image_root: str, found: Findings) -> dict:
         raise DatasetError(f"{json_file}: no such annotation file.")
     if not os.path.isdir(image_root):
         raise DatasetError(f"{image_root}: no such image folder (for {json_file}).")
-    try:
-        with open(json_file, "rb") as file:
-            text = file.read()
-        encoding = json.detect_encoding(text)
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{json_file} is not a JSON file ({error}).") from error
+    content, encoding = read_json(json_file)
     missing = [
         key for key in sorted(NEEDED_KEYS) if not (isinstance(content, dict) and isinstance(content.get(key), list))
     ]

@@ -186,10 +186,19 @@ def _number(annotations: list, found: Findings) -> None:
         annotation["id"] = number
 
 
-def check_annotations(content: dict, same: dict, all_ids: dict, clean: bool, assume, found: Findings, progress: bool):
+def check_annotations(
+    content: dict,
+    same: dict,
+    all_ids: dict,
+    clean: bool,
+    assume,
+    found: Findings,
+    progress: bool,
+    need_masks: bool = True,
+):
     """The usable annotations, and the readings that would resolve their contradictions."""
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
-    with_masks = any(annotation.get("segmentation") for annotation in content["annotations"])
+    with_masks = need_masks and any(annotation.get("segmentation") for annotation in content["annotations"])
     objects = []
     for annotation in content["annotations"]:
         name = f"annotation {annotation.get('id', 'without id')}"

@@ -7,12 +7,12 @@ from urllib.parse import unquote
 
 from .images import image_suffixes
 
-__all__ = ["near_misses", "reasons"]
+__all__ = ["images_below", "near_misses", "reasons"]
 
 _MAX_FILES = 1_000_000  # files of a folder to look at
 
 
-def _images_below(root: str) -> list[str]:
+def images_below(root: str) -> list[str]:
     """The image files below a folder, relative to it, with / between the parts."""
     suffixes, files = image_suffixes(), []
     for folder, _, names in os.walk(root):
@@ -68,7 +68,7 @@ def near_misses(missing: Sequence[str], root: str) -> list[tuple[str, int, str]]
     frequent first. A name counts only for the first reason that yields exactly one file.
     """
     rows, missing = [], list(missing)
-    files = _images_below(root) if missing else []
+    files = images_below(root) if missing else []
     for reason, of_listed, of_file in _REASONS if files else ():
         there = {}
         for file in files:

@@ -20,7 +20,18 @@ from tqdm import tqdm
 from ..errors import DatasetError
 from ..files import write_json
 
-__all__ = ["CLASSES", "prepare_voc", "read_sbd_objects", "read_voc_objects", "voc_splits"]
+__all__ = [
+    "CLASSES",
+    "COLORS",
+    "PALETTE",
+    "VOID",
+    "VOID_COLOR",
+    "object_annotations",
+    "prepare_voc",
+    "read_sbd_objects",
+    "read_voc_objects",
+    "voc_splits",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +40,10 @@ CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 VOID = 255
+# VOC's colours, (256, 3): the bits of a number go to r, g and b in turn, to their highest bits first.
+PALETTE = sum(((np.arange(256)[:, None] >> (3 * bit + np.arange(3))) & 1) << (7 - bit) for bit in range(8))
+COLORS = {(r << 16) | (g << 8) | b: number for number, (r, g, b) in enumerate(PALETTE.tolist())}
+VOID_COLOR = 0xE0E0C0
 
 
 def _require(path: Path, what: str) -> Path:
@@ -71,20 +86,44 @@ def voc_splits(voc_root, sbd_root=None) -> dict:
     return {split: sorted(names) for split, names in splits.items()}
 
 
-def read_voc_objects(voc_root, name: str):
+def _read_map(path: Path, colors: dict) -> np.ndarray:
+    """A map of numbers; ``colors`` {r << 16 | g << 8 | b: number} are those of an RGB image, as CVAT writes."""
+    image = Image.open(path)
+    if image.mode not in ("RGB", "RGBA"):
+        return np.array(image)  # palette images: the indices are the numbers
+    shown = np.array(image.convert("RGB")).astype(int) @ (1 << 16, 1 << 8, 1)
+    found, place = np.unique(shown, return_inverse=True)
+    unknown = [color for color in found.tolist() if color not in colors]
+    if unknown:
+        raise DatasetError(f"{path}: the colour #{unknown[0]:06x} is not in VOC's palette, nor in labelmap.txt.")
+    return np.array([colors[color] for color in found.tolist()])[place].reshape(shown.shape)
+
+
+def read_voc_objects(
+    voc_root,
+    name: str,
+    class_count: int = len(CLASSES),
+    folders: tuple = ("SegmentationObject", "SegmentationClass"),
+    class_colors: Optional[dict] = None,
+):
     """
     The objects of a VOC image; the void along their borders belongs to no object.
 
+    Args:
+        class_count: number of classes of the set.
+        folders: names of the folders of the two maps.
+        class_colors: see `_read_map`; default: VOC's.
+
     Returns:
-        (H, W) uint8 map of object numbers, 0 elsewhere; {number: class from 0}, the majority class of its pixels.
+        (H, W) map of object numbers, 0 elsewhere; {number: class from 0}, the majority class of its pixels.
 
     Raises:
         DatasetError: a map is missing, or the two maps differ in size.
     """
     maps = []
-    for folder in ("SegmentationObject", "SegmentationClass"):
+    for folder, colors in zip(folders, (None, class_colors)):
         path = _require(Path(voc_root) / folder / f"{name}.png", "VOC 2012 is incomplete")
-        maps.append(np.array(Image.open(path)))  # palette images: the indices are the numbers
+        maps.append(_read_map(path, colors or COLORS))
     objects, labels = maps
     if objects.shape != labels.shape or objects.ndim != 2:
         raise DatasetError(f"{name}: SegmentationObject and SegmentationClass are not palette images of one size.")
@@ -92,8 +131,8 @@ def read_voc_objects(voc_root, name: str):
     classes = {}
     for number in np.unique(objects[objects > 0]):
         label = int(np.bincount(labels[objects == number]).argmax())
-        if label > len(CLASSES):
-            raise DatasetError(f"{name}: SegmentationClass has class {label}, but VOC has only {len(CLASSES)}.")
+        if label > class_count:
+            raise DatasetError(f"{name}: {folders[1]} has class {label}, but there are only {class_count}.")
         classes[int(number)] = label - 1
     return objects, classes
 
@@ -120,7 +159,8 @@ def read_sbd_objects(sbd_root, name: str):
     return objects, {int(number): int(labels[number - 1]) - 1 for number in numbers}
 
 
-def _annotations(objects: np.ndarray, classes: dict, image_id: int) -> list:
+def object_annotations(objects: np.ndarray, classes: dict, image_id: int) -> list:
+    """COCO annotations without ids, for a map of object numbers and {number: class from 0}."""
     annotations = []
     for number, label in classes.items():
         mask = (objects == number).astype(np.uint8)
@@ -173,7 +213,7 @@ def prepare_voc(voc_root, sbd_root: Optional[str], output) -> dict:
             objects, classes = reader(source, name)
             height, width = objects.shape
             content["images"].append({"id": image_id, "file_name": f"{name}.jpg", "height": height, "width": width})
-            content["annotations"] += _annotations(objects, classes, image_id)
+            content["annotations"] += object_annotations(objects, classes, image_id)
         for number, annotation in enumerate(content["annotations"], start=1):
             annotation["id"] = number
         path = output / f"{split}.json"

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -22,14 +21,6 @@ from tests.tiny import tiny_config
 
 SCRIPT = Path(__file__).resolve().parents[2] / "projects" / "demo.py"
 predict = functools.partial(run, "predict")
-
-
-@pytest.fixture(autouse=True)
-def _restore_logging():
-    root = logging.getLogger()
-    before = list(root.handlers)
-    yield
-    root.handlers[:] = before
 
 
 @pytest.fixture
