@@ -83,9 +83,9 @@ INSTSEG_INLINE void narrow(float x, uint16_t& to) {
   to = static_cast<uint16_t>(x == x ? rounded : 0x7fc0u);
 }
 
-// Copies (inner, columns) into panels (columns / kPanel, inner + 1, kPanel); the last is filled with 0. Reads in order of
-// memory, because the matrices come from outside the cache. The row between panels keeps them from sharing the same few
-// lines of the cache.
+// Copies (inner, columns) into panels (columns / kPanel, inner + 1, kPanel); the last is filled with 0. Reads in order
+// of memory, because the matrices come from outside the cache. The row between panels keeps them from sharing the same
+// few lines of the cache.
 struct Pack {
   template <typename T>
   INSTSEG_INLINE static void run(float* INSTSEG_RESTRICT to, const T* INSTSEG_RESTRICT from, int inner, int columns) {
