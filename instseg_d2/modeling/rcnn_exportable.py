@@ -10,7 +10,7 @@ import torch
 from detectron2.layers import ROIAlign
 from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.modeling.roi_heads import CascadeROIHeads
+from detectron2.modeling.roi_heads import BaseMaskRCNNHead, CascadeROIHeads
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
@@ -125,6 +125,10 @@ def check_heads(heads: StandardROIHeads) -> None:
     poolers = [heads.box_pooler, heads.mask_pooler if heads.mask_on else None]
     if not all(isinstance(x, ROIAlign) for pooler in poolers if pooler for x in pooler.level_poolers):
         raise ValueError("only RoIAlign can be exported: set POOLER_TYPE to ROIAlignV2 or ROIAlign.")
+    if heads.mask_on and not isinstance(heads.mask_head, BaseMaskRCNNHead):  # such as PointRend's
+        raise ValueError(
+            f"{type(heads.mask_head).__name__} cannot be exported: choose another MODEL.ROI_MASK_HEAD.NAME."
+        )
     if heads.keypoint_on:
         raise ValueError("keypoints cannot be exported: set MODEL.KEYPOINT_ON to False.")
 

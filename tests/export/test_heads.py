@@ -14,6 +14,8 @@ from instseg_d2.engine import Predictor
 from instseg_d2.errors import ConfigError
 from instseg_d2.export import export, export_verified
 from instseg_d2.layers import pool_boxes
+from instseg_d2.modeling.exportable import shared_copy
+from instseg_d2.modeling.rcnn_exportable import check_heads
 from tests.export.test_methods import HAVE, SIZE, assert_same_panoptic, files, graph_parity  # noqa: F401 (a fixture)
 from tests.tiny import tiny_config
 
@@ -197,3 +199,10 @@ def test_what_cannot_be_exported(opts, words):
     predictor = Predictor(tiny_config("MaskRCNN", "MODEL.BACKBONE.NAME", "SmallPyramid", *opts), "", optimize=False)
     with pytest.raises(ConfigError, match=words):
         export(predictor, "pt2", size=SIZE)
+
+
+def test_mask_heads_of_others_cannot_be_exported():
+    heads = shared_copy(decided_heads("Mask R-CNN").model.roi_heads)
+    heads.mask_head = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"Identity cannot be exported: choose another MODEL\.ROI_MASK_HEAD\.NAME"):
+        check_heads(heads)
