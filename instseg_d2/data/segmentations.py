@@ -16,6 +16,7 @@ from ..errors import DatasetError
 
 __all__ = [
     "crop_annotation",
+    "fill",
     "paint_semantic",
     "to_rle",
     "transform_bitmasks",
@@ -48,7 +49,7 @@ def to_rle(segmentation, height: int, width: int) -> dict:
     return segmentation
 
 
-def _fill(canvas: np.ndarray, rle: dict, value) -> None:
+def fill(canvas: np.ndarray, rle: dict, value) -> None:
     """Set the pixels of a mask in ``canvas`` (H, W), in place; works only on the mask's bounding box."""
     x, y, w, h = mask_util.toBbox(rle).astype(int)
     window = np.s_[y : y + h, x : x + w]
@@ -88,7 +89,7 @@ def paint_semantic(segmentations: list, classes: list, height: int, width: int) 
     """
     canvas = np.zeros((height, width), np.int32)
     for segmentation, label in zip(segmentations, classes):
-        _fill(canvas, to_rle(segmentation, height, width), label + 1)
+        fill(canvas, to_rle(segmentation, height, width), label + 1)
     return canvas
 
 
@@ -127,9 +128,9 @@ def transform_bitmasks(segmentations: list, transforms, size, new_size) -> BitMa
     masks = np.zeros((len(segmentations), *new_size), dtype=bool)
     polygons = [i for i, segmentation in enumerate(segmentations) if isinstance(segmentation, list)]
     for i, parts in zip(polygons, transform_polygons([segmentations[i] for i in polygons], transforms)):
-        _fill(masks[i], to_rle(parts, *new_size), True)
+        fill(masks[i], to_rle(parts, *new_size), True)
     for i in sorted(set(range(len(segmentations))).difference(polygons)):
         mask = np.zeros(size, np.uint8)
-        _fill(mask, to_rle(segmentations[i], *size), 1)
+        fill(mask, to_rle(segmentations[i], *size), 1)
         masks[i] = transforms.apply_segmentation(mask)
     return BitMasks(torch.from_numpy(masks))

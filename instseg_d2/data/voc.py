@@ -86,12 +86,13 @@ def voc_splits(voc_root, sbd_root=None) -> dict:
     return {split: sorted(names) for split, names in splits.items()}
 
 
-def _read_map(path: Path, colors: dict) -> np.ndarray:
-    """A map of numbers; ``colors`` {r << 16 | g << 8 | b: number} are those of an RGB image, as CVAT writes."""
+def _read_map(path: Path, colors: Optional[dict] = None) -> np.ndarray:
+    """A map of numbers; ``colors`` {r << 16 | g << 8 | b: number} are those of CVAT, default: VOC's."""
     image = Image.open(path)
-    if image.mode not in ("RGB", "RGBA"):
+    if image.mode not in (("RGB", "RGBA") if colors is None else ("RGB", "RGBA", "P")):
         return np.array(image)  # palette images: the indices are the numbers
     shown = np.array(image.convert("RGB")).astype(int) @ (1 << 16, 1 << 8, 1)
+    colors = colors or COLORS
     found, place = np.unique(shown, return_inverse=True)
     unknown = [color for color in found.tolist() if color not in colors]
     if unknown:
@@ -123,7 +124,7 @@ def read_voc_objects(
     maps = []
     for folder, colors in zip(folders, (None, class_colors)):
         path = _require(Path(voc_root) / folder / f"{name}.png", "VOC 2012 is incomplete")
-        maps.append(_read_map(path, colors or COLORS))
+        maps.append(_read_map(path, colors))
     objects, labels = maps
     if objects.shape != labels.shape or objects.ndim != 2:
         raise DatasetError(f"{name}: SegmentationObject and SegmentationClass are not palette images of one size.")

@@ -74,6 +74,11 @@ def source(tmp_path):
     return write
 
 
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
 def objects_of(path):
     """[(file name, class id, mask or box, crowd)] of a COCO file, rasterised by pycocotools."""
     content = json.loads(path.read_text())
@@ -294,7 +299,7 @@ def test_voc_masks_of_the_programs(tmp_path, program):
     if program == "cvat":
         names = ["left: one", "right"]
         (tmp_path / "labelmap.txt").write_text(
-            "# label:color_rgb:parts:actions\nbackground:0,0,0::\nleft: one:250,50,83::\nright:51,221,255::\n"
+            "# label:color_rgb:parts:actions\nleft: one:250,50,83::\nbackground:0,0,0::\nright:51,221,255::\n"
         )
     if program == "labelme":
         names = ["dog", "cat"]
@@ -369,6 +374,27 @@ def test_label_studio(source, tmp_path):
     assert config.count('<Label value="späte Birne: groß"/>') == 2
 
 
+def test_huge_boxes_are_cut_at_the_image(source, tmp_path):
+    """pycocotools would need memory for every pixel along their sides."""
+    path, images = source(lambda content: content["annotations"][-1].update(bbox=[46, 36, 1e300, 10]))
+    convert(path, "voc", tmp_path / "out", images=images)
+    classes = np.array(Image.open(tmp_path / "out/SegmentationClass/sub folder/été 1.png"))
+    assert (classes[36:, 46:] == 1).all()
+
+
+def test_a_yolo_file_names_the_folder(tmp_path):
+    """Splits as Roboflow writes them."""
+    for split, line in (("train", "0 0.5 0.5 0.5 0.5"), ("valid", "1 0 0 0.5 0 0.5 0.5")):
+        write(tmp_path / "data" / split / "labels/a.txt", line)
+        (tmp_path / "data" / split / "images").mkdir()
+        Image.new("L", (8, 6)).save(tmp_path / "data" / split / "images/a.png")
+    write(tmp_path / "mine.yaml", "path: data\ntrain: train/images\nval: valid/images\nnames: [a, b]")
+    convert(tmp_path / "mine.yaml", "coco", tmp_path / "out")
+    content = json.loads((tmp_path / "out/annotations.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["train/images/a.png", "valid/images/a.png"]
+    assert [a["bbox"] for a in content["annotations"]] == [[2, 1.5, 4, 3], [0, 0, 4, 3]]
+
+
 def test_long_runs_are_split():
     mask = np.zeros((200, 100), np.uint8)
     assert unpacked(packed(mask)) == [0] * 80000
@@ -392,11 +418,6 @@ def test_images_of_another_size_or_without_a_file(source, tmp_path):
     assert lines[0] == "read labelme labels: 2 images, 0 objects, 3 classes"
 
 
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-
-
 FAULTS = {
     "no format": ({"x/readme.md": ""}, [], "x is not recognised"),
     "not there": ({}, [], "x: no such file or folder"),
@@ -406,6 +427,16 @@ FAULTS = {
     "not a fraction": ({"x/data.yaml": "names: [a]", "x/a.txt": "0 3 1 2 1 2 3"}, ["x/a.png"], "a.txt, line 1: not a"),
     "no such class": ({"x/data.yaml": "names: [a]", "x/a.txt": "4 0 0 0 1 1 1"}, ["x/a.png"], "line 1: class 4, but"),
     "odd": ({"x/data.yaml": "names: [a]", "x/a.txt": "0 0 0 0 1 1 1 .5\n\n"}, ["x/a.png"], ""),
+    "two names alike": ({"x/data.yaml": "names: [a, b, a]"}, ["x/a.png"], "x: two classes are called 'a'; rename"),
+    "no background": (
+        {"x/labelmap.txt": "a:1,2,3::", "x/SegmentationClass/b": ""}, ["x/SegmentationObject/a.png"],
+        "labelmap.txt has no line for background",
+    ),
+    "LabelMe mask": (
+        {"x/a.json": {"imagePath": "a.png", "shapes": [
+            {"label": "b", "points": [[1e999, 1], [2, 2]], "shape_type": "mask", "mask": png(np.uint8([[1]]))},
+        ]}}, ["x/a.png"], "a.json: a shape is not what LabelMe writes",
+    ),
     "LabelMe shape": (
         {"x/a.json": {"imagePath": "a.png", "shapes": [{"label": "b", "points": [[1], [2]]}]}}, ["x/a.png"],
         "a.json: a shape is not what LabelMe writes",
@@ -451,6 +482,8 @@ def test_broken_files_are_one_sentence(tmp_path, monkeypatch, capsys, fault):
     ("names", "message"),
     [
         (["a.png", "a.jpg"], "a.png and a.jpg would share the label file a.txt: rename one of them."),
+        (["\ud800.png"], "'\\ud800.png': no file can have this name."),
+        ([f"{'n' * 252}.jpg"], f"{'n' * 252}.jpg: too long a name for a label file .txt; shorten it."),
         (["a.png", "../b.png"], "'../b.png': the name of an image must lead to a file below the image folder."),
     ],
 )

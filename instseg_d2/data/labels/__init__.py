@@ -17,9 +17,9 @@ from . import coco, labelme, via, voc, yolo
 from .common import CATEGORIES, Reading, Writer
 from .label_studio import LabelStudioWriter
 
-__all__ = ["READERS", "WRITERS", "Writer", "default_images", "read_labels", "recognise"]
+__all__ = ["WRITERS", "Writer", "default_images", "read_labels", "recognise"]
 
-READERS = {"labelme": labelme.read, "via": via.read, "voc": voc.read, "yolo": yolo.read, "coco": coco.read}
+READERS = {"labelme": labelme.read, "via": via.read, "voc": voc.read, "yolo": yolo.read}
 WRITERS: dict[str, type[Writer]] = {
     "coco": coco.CocoWriter,
     "yolo": yolo.YoloWriter,
@@ -76,7 +76,7 @@ def recognise(source: Path) -> tuple[str, Path]:
 
 def default_images(source: Path, name: str) -> Path:
     """The folder where a data set has its images by custom."""
-    root = source if source.is_dir() else source.parent
+    root = yolo.find_root(source) if name == "yolo" else source if source.is_dir() else source.parent
     for folder in {"voc": ("JPEGImages",), "labelme": ()}.get(name, ("images",)):
         if (root / folder).is_dir():
             return root / folder
@@ -89,7 +89,7 @@ def read_labels(source, name: str, images_folder) -> tuple[dict, list[str]]:
 
     Args:
         source: file or folder.
-        name: of the format, one of READERS.
+        name: of the format: "coco" or one of READERS.
         images_folder: the file names of images are relative to it.
 
     Raises:
@@ -106,6 +106,8 @@ def read_labels(source, name: str, images_folder) -> tuple[dict, list[str]]:
     rows = [row for row in found.rows() if row.what not in NO_OBJECT]
     if any(row.severity == ERROR for row in rows):
         raise DatasetError(f"{source}: {listed([row for row in rows if row.severity in (ERROR, DROPPED)])}.")
+    for category in content["categories"]:
+        category["name"] = category["name"].encode("utf-8", "replace").decode()  # half a surrogate pair in JSON
     if make_names_unique(content["categories"]):
         reading.notes["classes that share a name: their id is added to it"] += 1
     root = reading.source if reading.source.is_dir() else reading.source.parent

@@ -1,5 +1,6 @@
 """COCO instances files."""
 
+import os
 from pathlib import Path
 
 from ...files import write_json
@@ -31,7 +32,7 @@ def leave_out_other_sizes(content: dict, reading: Reading, found: Findings) -> N
     wrong = set()
     for image in content["images"]:
         path = reading.images_folder / image["file_name"]
-        if not path.is_file():
+        if not os.path.isfile(path):
             reading.notes["images whose file is missing: their labels are kept"] += 1
             continue
         size, listed = image_size(path), (image["width"], image["height"])

@@ -19,6 +19,7 @@ from ..segmentations import to_rle
 __all__ = ["CATEGORIES", "Reading", "Writer", "by_stem", "known_categories", "read_text"]
 
 CATEGORIES = "categories.json"  # beside the labels: [{"id": , "name": }, ...], since only COCO files hold ids
+LONGEST_NAME = 255  # bytes, of a file without its folder
 BRIDGED = "objects with holes: cut open by bridges of no width"
 JOINED = "objects of several parts: joined by bridges of no width"
 BOXES = "boxes without a mask: written as rectangles"
@@ -52,7 +53,7 @@ def known_categories(folder: Path) -> list[dict]:
         return []
     entries = read_json(path)[0]
     fits = isinstance(entries, list) and all(isinstance(e, dict) and {"id", "name"} <= e.keys() for e in entries)
-    if not fits or any(category_name(entry["name"]) is None for entry in entries):
+    if not fits or any(category_name(e["name"]) is None or not isinstance(e["id"], (int, str)) for e in entries):
         raise DatasetError(f'{path} is not a list of categories ([{{"id": 1, "name": "cat"}}, ...]).')
     return entries
 
@@ -82,7 +83,7 @@ class Reading:
             ImageError: the file is not an image.
         """
         path = self.images_folder / file_name
-        if path.is_file():
+        if os.path.isfile(path):  # unlike Path's, False for names that no file can have
             found = image_size(path)
             if size is not None and tuple(size) != found:
                 self.notes[f"images of another size than their labels say: left out (first: {file_name})"] += 1
@@ -116,10 +117,14 @@ class Reading:
             names: further classes of the data set, in order; those that only objects name follow in alphabetic order.
 
         Raises:
-            DatasetError: there is no image.
+            DatasetError: there is no image, or two classes have one name.
         """
         if not self.images:
             raise DatasetError(f"{self.source}: no image with labels{self.reasons()}.")
+        for listed in (list(names), [category_name(entry["name"]) for entry in known]):
+            twice = next((name for name in listed if listed.count(name) > 1), None)
+            if twice is not None:
+                raise DatasetError(f"{self.source}: two classes are called {twice!r}; rename one of them.")
         categories = [dict(entry) for entry in known]
         listed = {category_name(entry["name"]) for entry in categories}
         used = sorted({annotation["category_id"] for annotation in self.annotations})
@@ -164,8 +169,14 @@ class Writer:
         taken: dict[str, str] = {}
         for name in file_names:
             path = Path(name)
+            try:
+                os.fsencode(name)
+            except UnicodeEncodeError as error:
+                raise DatasetError(f"{name!r}: no file can have this name.") from error
             if path.is_absolute() or ".." in path.parts or "\0" in name:
                 raise DatasetError(f"{name!r}: the name of an image must lead to a file below the image folder.")
+            if self.per_image and len(os.fsencode(self.path(path.name).name)) > LONGEST_NAME:
+                raise DatasetError(f"{name}: too long a name for a label file {self.suffix}; shorten it.")
             stem = os.path.splitext(name)[0]
             if self.per_image and taken.setdefault(stem, name) != name:
                 raise DatasetError(
@@ -179,7 +190,7 @@ class Writer:
     def place(self, file_name: str, *below: str) -> None:
         """Link the image below the folder; copy it where links cannot be made."""
         source, target = self.images_folder / file_name, self.folder.joinpath(*below, file_name)
-        if not source.is_file() or target.exists():
+        if not os.path.isfile(source) or target.exists():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

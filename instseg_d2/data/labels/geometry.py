@@ -52,9 +52,10 @@ def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> lis
     """A polygon [x0, y0, ...] of 72 corners with the area of the ellipse; angle in radians."""
     turns = np.arange(72) * (math.pi / 36)
     swell = math.sqrt((math.pi / 36) / math.sin(math.pi / 36))
-    u, v = rx * swell * np.cos(turns), ry * swell * np.sin(turns)
     cos, sin = math.cos(angle), math.sin(angle)
-    return np.stack([x + u * cos - v * sin, y + u * sin + v * cos], 1).round(3).ravel().tolist()
+    with np.errstate(all="ignore"):  # the check of polygons finds infinite ones
+        u, v = rx * swell * np.cos(turns), ry * swell * np.sin(turns)
+        return np.stack([x + u * cos - v * sin, y + u * sin + v * cos], 1).round(3).ravel().tolist()
 
 
 def pieces(annotation: dict, image: dict, *, inside: bool = False) -> list[Piece]:

@@ -18,6 +18,7 @@ from PIL import Image
 from ...errors import DatasetError
 from ...files import write_bytes
 from ..coco_file import read_json
+from ..coco_masks import LARGEST_SIDE
 from ..segmentations import to_rle
 from .common import CATEGORIES, Reading, Writer, known_categories
 from .geometry import ellipse, pieces
@@ -82,19 +83,19 @@ def _image_name(path: Path, image_path: str, reading: Reading) -> str:
     beside = os.path.relpath(path.parent / os.path.basename(image_path), reading.source)
     choices = (os.path.relpath(named, reading.images_folder), beside, os.path.basename(image_path))
     choices = [choice.replace(os.sep, "/") for choice in choices if not choice.startswith("..")]
-    return next((choice for choice in choices if (reading.images_folder / choice).is_file()), choices[0])
+    return next((choice for choice in choices if os.path.isfile(reading.images_folder / choice)), choices[0])
 
 
 def _read_file(path: Path, content: dict, reading: Reading) -> None:
     size: Optional[tuple] = (content.get("imageWidth"), content.get("imageHeight"))
-    if not all(type(side) is int and side > 0 for side in size):
+    if not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in size):
         size = None
     image = reading.image(_image_name(path, str(content["imagePath"]), reading), size)
     if image is None:
         return
     try:
         _add_objects(content["shapes"], image, reading)
-    except (ValueError, TypeError, KeyError, AttributeError, OSError, SyntaxError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, OSError, SyntaxError) as error:
         raise DatasetError(
             f"{path}: a shape is not what LabelMe writes (label, shape_type, points [[x, y], ...]): "
             f"{type(error).__name__} {error}."

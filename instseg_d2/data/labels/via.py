@@ -1,6 +1,6 @@
 """
 The JSON files of the VGG Image Annotator (VIA) 2: projects, and exported annotations. A region has one outline, so the
-parts of an object are regions with one ``object`` number.
+parts of an object are regions with one ``object_number``.
 """
 
 import json
@@ -16,7 +16,7 @@ from .geometry import bridged, ellipse, pieces
 __all__ = ["ViaWriter", "is_via", "read"]
 
 CLASS_NAMES = ("class", "label", "category", "name", "type")  # of the attribute with the class, if there are several
-OWN = ("object", "crowd", "score")  # the further attributes that we write
+OWN = ("object_number", "crowd")  # the further attributes that we write
 
 
 def is_via(content) -> bool:
@@ -79,7 +79,7 @@ def _add_objects(regions: list, image: dict, attribute: str, reading: Reading) -
             reading.notes[f"regions {what}: left out"] += 1
             continue
         key, value = found
-        group = region["region_attributes"].get("object")
+        group = region["region_attributes"].get("object_number")
         if key == "segmentation" and group and (name, group) in groups:
             groups[name, group]["segmentation"].append(value)
             continue
@@ -107,12 +107,12 @@ def read(reading: Reading) -> dict:
         attribute = _class_attribute(entries, path)
         if project and attribute:
             shown = content.get("_via_attributes", {}).get("region", {}).get(attribute, {})
-            names = list(shown.get("options") or {})
+            names = [str(name) for name in shown.get("options") or {}]
         for entry in entries:
             image = reading.image(str(entry["filename"]))
             if image is not None:
                 _add_objects(_regions(entry), image, attribute, reading)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(
@@ -142,7 +142,7 @@ class ViaWriter(Writer):
         if any(holes for _, holes in found):
             self.notes[BRIDGED] += 1
         if len(found) > 1:
-            attributes["object"] = str(number)
+            attributes["object_number"] = str(number)
         regions = []
         for outer, holes in found:
             x, y = bridged([outer, *holes]).T.tolist()
@@ -152,7 +152,7 @@ class ViaWriter(Writer):
 
     def add(self, image: dict, annotations: list[dict]) -> None:
         name, path = image["file_name"], self.images_folder / image["file_name"]
-        size = path.stat().st_size if path.is_file() else -1
+        size = os.path.getsize(path) if os.path.isfile(path) else -1
         kept = self.kept(image, annotations, crowds=True)
         regions = [r for i, a in enumerate(kept, start=1) for r in self._regions(a, image, i)]
         self._images[f"{name}{size}"] = {"filename": name, "size": size, "regions": regions, "file_attributes": {}}
@@ -163,7 +163,7 @@ class ViaWriter(Writer):
         plain = {"type": "text", "description": "", "default_value": ""}
         attributes = {
             "class": {"type": "dropdown", "description": "", "options": options, "default_options": {}},
-            "object": {**plain, "description": "regions of one object have one number"},
+            "object_number": {**plain, "description": "regions of one object have one number"},
             "crowd": {**plain, "description": "1: a crowd"},
         }
         folder = os.path.join(os.path.abspath(self.images_folder), "")

@@ -5,6 +5,7 @@ the class, and labelmap.txt (CVAT, Datumaro) or class_names.txt (LabelMe) the na
 
 import io
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -12,10 +13,10 @@ from PIL import Image
 
 from ...errors import DatasetError
 from ...files import write_bytes
-from ..segmentations import to_rle
+from ..segmentations import fill, to_rle
 from ..voc import CLASSES, PALETTE, VOID, VOID_COLOR, object_annotations, read_voc_objects
 from .common import BOXES, Reading, Writer, by_stem, known_categories, read_text
-from .geometry import rectangle
+from .geometry import pieces
 
 __all__ = ["VocWriter", "find_folders", "read"]
 
@@ -34,24 +35,27 @@ def find_folders(root: Path):
     return None
 
 
-def _classes(root: Path) -> tuple[list, dict]:
-    """Class names by number - 1, and their colours {r << 16 | g << 8 | b: number}, empty for VOC's."""
+def _classes(root: Path) -> tuple[list, Optional[dict]]:
+    """Class names by number - 1, and their colours {r << 16 | g << 8 | b: number}; None: VOC's."""
     path = root / "labelmap.txt"
     if path.is_file():
         rows = [line.rsplit(":", 3) for line in read_text(path).splitlines() if line.strip() and line[0] != "#"]
+        if "background" not in [row[0] for row in rows]:
+            raise DatasetError(f"{path} has no line for background.")
         try:
             colors = {VOID_COLOR: VOID}
+            rows.sort(key=lambda row: row[0] != "background")
             for number, (_, color, *_) in enumerate(rows):
                 r, g, b = map(int, color.split(","))
                 colors[(r << 16) | (g << 8) | b] = number
         except ValueError as error:
             raise DatasetError(f"{path} is not a label map (lines name:r,g,b:parts:actions).") from error
-        return [row[0] for row in rows[1:]], colors  # the first is the background
+        return [row[0] for row in rows[1:]], colors
     path = root / "class_names.txt"
     if path.is_file():
         names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-        return [name for name in names if name not in ("__ignore__", "_background_")], {}
-    return list(CLASSES), {}
+        return [name for name in names if name not in ("__ignore__", "_background_")], None
+    return list(CLASSES), None
 
 
 def read(reading: Reading) -> dict:
@@ -100,7 +104,7 @@ class VocWriter(Writer):
         mask = annotation.get("segmentation")
         if not mask:
             self.notes[BOXES] += 1
-            mask = [rectangle(annotation["bbox"]).ravel().tolist()]
+            mask = [outer.ravel().tolist() for outer, _ in pieces(annotation, image, inside=True)]
         return to_rle(mask, image["height"], image["width"])
 
     def _save(self, array: np.ndarray, file_name: str, folder: str) -> None:
@@ -120,8 +124,8 @@ class VocWriter(Writer):
         objects = np.zeros(shape, np.uint16 if numbers and numbers[-1] > VOID else np.uint8)
         labels = np.zeros(shape, np.uint8)
         for number, (code, label) in zip(numbers, codes):
-            mask = mask_util.decode(code).view(bool)
-            objects[mask], labels[mask] = number, label
+            fill(objects, code, number)
+            fill(labels, code, label)
         left = np.bincount(objects.ravel(), minlength=len(codes) + 2)
         for number, (code, _) in zip(numbers, codes):
             if left[number] < max(int(mask_util.area(code)), 1):
@@ -134,5 +138,6 @@ class VocWriter(Writer):
         super().finish()
         lines = ["# label:color_rgb:parts:actions", "background:0,0,0::"]
         for entry, color in zip(self.categories, PALETTE[1:].tolist()):
-            lines.append(f"{' '.join(entry['name'].split())}:{','.join(map(str, color))}::")
+            name = entry["name"].replace("\n", " ")
+            lines.append(f"{name}:{','.join(map(str, color))}::")
         write_bytes(self.folder / "labelmap.txt", ("\n".join(lines) + "\n").encode())

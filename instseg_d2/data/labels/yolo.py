@@ -43,6 +43,16 @@ def find_settings(source: Path):
     return (source, None) if (source / "classes.txt").is_file() else None
 
 
+def find_root(source: Path) -> Path:
+    """The folder of the data set, which the YAML file may name."""
+    root, settings = find_settings(source) or (source, None)
+    try:
+        path = yaml.safe_load(read_text(settings)).get("path") if settings else None
+    except (yaml.YAMLError, AttributeError):  # reading the names reports it
+        path = None
+    return root / path if isinstance(path, str) and (root / path).is_dir() else root
+
+
 def _label_files(root: Path, image: str) -> list[Path]:
     """Where the labels of an image may be; ``image`` is relative to the image folder."""
     text = f"{os.path.splitext(image)[0]}.txt"
@@ -79,6 +89,7 @@ def read(reading: Reading) -> dict:
     if settings is None and not (root / "classes.txt").is_file():
         raise DatasetError(f"{root}: no data.yaml (or classes.txt) that names the classes.")
     names = _class_names(root, settings)
+    root = find_root(reading.source)
     labels = {p for p in root.rglob("*.txt") if p.parent != root or p.name not in ("classes.txt", "notes.txt")}
     for name in images_below(os.fspath(reading.images_folder)):
         file = next((file for file in _label_files(root, name) if file in labels), None)
