@@ -85,11 +85,17 @@ def has_overlaps(rings: list[np.ndarray], image: dict) -> bool:
 
 
 def bridged(rings: list[np.ndarray]) -> np.ndarray:
-    """One ring through all rings; bridges of no width join them at their nearest corners."""
-    joined = rings[0]
-    for ring in rings[1:]:
-        distances, nearest = cKDTree(joined).query(ring)
+    """One ring through all rings; bridges of no width join the first with each other one, where they are nearest."""
+    first, *others = rings
+    tree = cKDTree(first)
+    detours: dict[int, list] = {}  # at each corner of the first ring
+    for ring in others:
+        distances, nearest = tree.query(ring)
         j = int(distances.argmin())
         i = int(nearest[j])
-        joined = np.concatenate([joined[: i + 1], ring[j:], ring[: j + 1], joined[i:]])
-    return joined
+        detours.setdefault(i, []).extend([ring[j:], ring[: j + 1], first[i : i + 1]])
+    parts, start = [], 0
+    for i in sorted(detours):
+        parts += [first[start : i + 1], *detours[i]]
+        start = i + 1
+    return np.concatenate([*parts, first[start:]])
