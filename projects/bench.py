@@ -13,6 +13,8 @@ import cv2
 import torch
 from tabulate import tabulate
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # projects/ is not installed
+
 import instseg_d2  # noqa: F401 (registers the methods)
 from instseg_d2.config import load_config
 from instseg_d2.console import run_script

@@ -28,6 +28,7 @@ export PATH="$work/venv/bin:$PATH" OMP_NUM_THREADS=1
 mkdir "$work/empty"
 cd "$work/empty"
 [[ $(python -c "import importlib.util as u; print(u.find_spec('instseg_d2').origin)") == "$work/venv/"* ]] || fail "another instseg_d2 is found"
+[[ $(command -v instseg) == "$work/venv/bin/instseg" ]] || fail "another instseg is found: $(command -v instseg)"
 
 python -c "
 from instseg_d2.data import make_shapes

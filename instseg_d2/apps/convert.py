@@ -36,8 +36,7 @@ def convert(
     source, output = Path(source).expanduser(), Path(output).expanduser()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} is not an empty folder; choose another --output")
-    if source_format is None or not source.exists():
-        source_format, source = recognise(source)
+    source_format, source = recognise(source, source_format)
     folder = Path(images).expanduser() if images else default_images(source, source_format)
     content, notes = read_labels(source, source_format, folder)
     writer = WRITERS[target](output, content["categories"], folder)

@@ -14,7 +14,7 @@ from typing import Optional
 
 from .. import __version__, register
 from ..console import run_script
-from ..errors import ConfigError
+from ..errors import ConfigError, is_user_error
 
 __all__ = ["COMMANDS", "main", "parse", "run"]
 
@@ -52,6 +52,11 @@ def _register() -> None:
         if error.name == "detectron2":  # its message says what to do
             raise ConfigError(str(error)) from error
         raise ConfigError(f"{error}: `instseg doctor` shows what is missing.") from error
+    except Exception as error:  # a package compiled for another version of PyTorch, NumPy or CUDA raises any kind
+        if is_user_error(error):
+            raise
+        message = f"the installed packages do not fit together ({error}): `instseg doctor` shows their versions."
+        raise ConfigError(message) from error
 
 
 def _run(name: str, arguments: Optional[Sequence[str]], prog: Optional[str]) -> int:

@@ -3,6 +3,8 @@
 import importlib
 import os
 import pkgutil
+import runpy
+import signal
 import subprocess
 import sys
 
@@ -11,9 +13,11 @@ import pytest
 import instseg_d2
 from instseg_d2 import commands
 from instseg_d2.commands import COMMANDS, parse, run
+from instseg_d2.errors import DatasetError
 from tests.scripts import ROOT
 
 SCRIPTS = {"train_net": "train", "demo": "predict", "export": "export", "compare": "compare"}
+MISMATCH = "error: the installed packages do not fit together ({}): `instseg doctor` shows their versions.\n"
 HELP = """
 import contextlib, io, runpy, sys
 
@@ -77,9 +81,15 @@ def test_every_command_is_listed_and_complete():
         assert all(hasattr(module, part) for part in ("EPILOG", "add_arguments", "main"))
 
 
-def test_scripts_call_their_commands():
+def test_scripts_call_their_commands(monkeypatch):
+    called = []
+    monkeypatch.setattr(commands, "run", lambda *args: called.append(args) or 7)
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
     for script, name in SCRIPTS.items():
-        assert f'run("{name}")' in (ROOT / f"projects/{script}.py").read_text()
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / f"projects/{script}.py"), run_name="__main__")
+        assert end.value.code == 7
+        assert called.pop() == (name,)
 
 
 def test_explain_is_predict_with_pictures():
@@ -92,16 +102,26 @@ def test_explain_is_predict_with_pictures():
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        (("instseg_d2 needs Detectron2: get it.", "detectron2"), "error: instseg_d2 needs Detectron2: get it.\n"),
         (
-            ("No module named 'torch'", "torch"),
+            ModuleNotFoundError("instseg_d2 needs Detectron2: get it.", name="detectron2"),
+            "error: instseg_d2 needs Detectron2: get it.\n",
+        ),
+        (
+            ModuleNotFoundError("No module named 'torch'", name="torch"),
             "error: No module named 'torch': `instseg doctor` shows what is missing.\n",
         ),
+        (
+            RuntimeError("operator torchvision::nms does not exist"),
+            MISMATCH.format("operator torchvision::nms does not exist"),
+        ),
+        (OSError("libcudart.so: undefined symbol: x"), MISMATCH.format("libcudart.so: undefined symbol: x")),
+        (AttributeError("module has no\nattribute"), MISMATCH.format("module has no attribute")),
+        (DatasetError("train.json is broken."), "error: train.json is broken.\n"),
     ],
 )
-def test_a_missing_package_is_one_sentence(monkeypatch, capsys, missing, message):
+def test_a_package_that_cannot_be_imported_is_one_sentence(monkeypatch, capsys, missing, message):
     def register():
-        raise ModuleNotFoundError(missing[0], name=missing[1])
+        raise missing
 
     monkeypatch.setattr(commands, "register", register)
     assert run("zoo", []) == 2

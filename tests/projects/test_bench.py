@@ -1,6 +1,9 @@
 """The benchmark: every method has a plain twin that goes through the same detection, and the stages are measured."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +19,17 @@ from projects.benchmarks import runtimes
 from projects.benchmarks.plain import fcos
 from projects.benchmarks.rates import PlainConvolution
 from projects.benchmarks.stages import STAGES, large_image_row, plain_model, stage_rows
+from tests.scripts import ROOT
 from tests.tiny import METHODS, random_batch, tiny_config, tiny_model
+
+
+def test_the_script_works_from_any_folder(tmp_path):
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, ROOT / "projects/bench.py", "--help"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: bench.py")
 
 
 @pytest.mark.parametrize("name", [*METHODS, "FCOSDetector", "OneStageDetector"])

@@ -7,14 +7,21 @@ from ...files import write_json
 from ..coco_file import load_coco
 from ..faults import Findings
 from ..images import image_size
-from .common import Reading, Writer
+from .common import Reading
+from .writer import Writer
 
-__all__ = ["CocoWriter", "is_coco", "read"]
+__all__ = ["CocoWriter", "file_names", "is_coco", "read"]
 
 
 def is_coco(content) -> bool:
     """True for the content of a COCO instances file."""
     return isinstance(content, dict) and all(isinstance(content.get(key), list) for key in ("images", "annotations"))
+
+
+def file_names(content) -> list:
+    """The images that a file lists."""
+    images = content["images"] if is_coco(content) else ()
+    return [image.get("file_name") for image in images if isinstance(image, dict)]
 
 
 def read(reading: Reading, found: Findings) -> dict:

@@ -3,6 +3,7 @@ Label Studio's tasks with predictions: polygons in percent of the image; masks w
 strokes, whose pixels are packed as run lengths (rle-pack of thi.ng/umbrella) of R, G, B and A.
 """
 
+import functools
 import os
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
@@ -12,8 +13,8 @@ import pycocotools.mask as mask_util
 
 from ...files import ListFile, write_bytes
 from ..segmentations import to_rle
-from .common import BOXES, Writer
 from .geometry import pieces
+from .writer import BOXES, Writer
 
 __all__ = ["LabelStudioWriter", "packed"]
 
@@ -55,10 +56,10 @@ class LabelStudioWriter(Writer):
 
     per_image = False
 
-    def __init__(self, *args):
-        super().__init__(*args)
+    @functools.cached_property
+    def _tasks(self) -> ListFile:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._tasks = ListFile(self.folder / "tasks.json")
+        return ListFile(self.folder / "tasks.json")
 
     def _value(self, annotation: dict, image: dict) -> tuple[str, dict]:
         """("polygon" or "brush", the value of the result)."""

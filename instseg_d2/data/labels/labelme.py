@@ -20,8 +20,9 @@ from ...files import write_bytes
 from ..coco_file import read_json
 from ..coco_masks import LARGEST_SIDE
 from ..segmentations import to_rle
-from .common import CATEGORIES, Reading, Writer, known_categories
+from .common import CATEGORIES, Reading, known_categories
 from .geometry import ellipse, pieces
+from .writer import Writer
 
 __all__ = ["LabelmeWriter", "is_labelme", "read"]
 
@@ -79,10 +80,13 @@ def _add_objects(shapes: list, image: dict, reading: Reading) -> None:
 def _image_name(path: Path, image_path: str, reading: Reading) -> str:
     """The image's name below the image folder: by its path from the JSON file, else by its last part."""
     image_path = image_path.replace("\\", "/")
+    last = os.path.basename(image_path)
+    if last in ("", ".", ".."):
+        raise DatasetError(f"{path}: imagePath is {image_path!r}, which names no image file.")
     named = os.path.normpath(path.parent / image_path)
-    beside = os.path.relpath(path.parent / os.path.basename(image_path), reading.source)
-    choices = (os.path.relpath(named, reading.images_folder), beside, os.path.basename(image_path))
-    choices = [choice.replace(os.sep, "/") for choice in choices if not choice.startswith("..")]
+    beside = os.path.relpath(path.parent / last, reading.source)
+    choices = [os.path.relpath(named, reading.images_folder).replace(os.sep, "/"), beside.replace(os.sep, "/"), last]
+    choices = [choice for choice in choices if not choice.startswith("../")]
     return next((choice for choice in choices if os.path.isfile(reading.images_folder / choice)), choices[0])
 
 

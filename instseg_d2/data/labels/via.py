@@ -10,10 +10,11 @@ from collections import Counter
 from ...errors import DatasetError
 from ...files import write_bytes
 from ..coco_file import read_json
-from .common import BRIDGED, Reading, Writer, known_categories
+from .common import Reading, known_categories
 from .geometry import bridged, ellipse, pieces
+from .writer import BRIDGED, Writer
 
-__all__ = ["ViaWriter", "is_via", "read"]
+__all__ = ["ViaWriter", "file_names", "is_via", "read"]
 
 CLASS_NAMES = ("class", "label", "category", "name", "type")  # of the attribute with the class, if there are several
 OWN = ("object_number", "crowd")  # the further attributes that we write
@@ -27,6 +28,12 @@ def is_via(content) -> bool:
     entries = list(images.values()) if isinstance(images, dict) else [None]
     fits = all(isinstance(entry, dict) and {"filename", "regions"} <= entry.keys() for entry in entries)
     return fits and bool(entries or "_via_img_metadata" in content)
+
+
+def file_names(content) -> list:
+    """The images that a file lists."""
+    entries = content.get("_via_img_metadata", content).values() if is_via(content) else ()
+    return [entry["filename"] for entry in entries]
 
 
 def _regions(entry: dict) -> list[dict]:
@@ -46,13 +53,19 @@ def _class_attribute(entries: list, path) -> str:
     raise DatasetError(f"{path}: none of the region attributes {', '.join(names)} is called class; rename one.")
 
 
-def _class_name(region: dict, attribute: str) -> str:
-    """The class of a region, "object" without attributes; "" if it has none. Checkboxes are {name: true}."""
+def _class_name(region: dict, attribute: str, names: list) -> str:
+    """
+    The class of a region, "object" without attributes; "" if it has none. Checkboxes are {name: true}.
+
+    Args:
+        names: those that can be chosen; a typed one may have spaces around it.
+    """
     value = region["region_attributes"].get(attribute, "") if attribute else "object"
     if isinstance(value, dict):
         ticked = [name for name, on in value.items() if on]
         value = ticked[0] if len(ticked) == 1 else ""
-    return str(value).strip()
+    value = str(value)
+    return value if value in names else value.strip()
 
 
 def _outline(shape: dict):
@@ -70,10 +83,10 @@ def _outline(shape: dict):
     return None
 
 
-def _add_objects(regions: list, image: dict, attribute: str, reading: Reading) -> None:
+def _add_objects(regions: list, image: dict, attribute: str, names: list, reading: Reading) -> None:
     groups: dict[tuple, dict] = {}
     for region in regions:
-        name, found = _class_name(region, attribute), _outline(region["shape_attributes"])
+        name, found = _class_name(region, attribute, names), _outline(region["shape_attributes"])
         if found is None or not name:
             what = "without a class" if not name else f"without area ({region['shape_attributes']['name']})"
             reading.notes[f"regions {what}: left out"] += 1
@@ -111,7 +124,7 @@ def read(reading: Reading) -> dict:
         for entry in entries:
             image = reading.image(str(entry["filename"]))
             if image is not None:
-                _add_objects(_regions(entry), image, attribute, reading)
+                _add_objects(_regions(entry), image, attribute, names, reading)
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
         if isinstance(error, DatasetError):
             raise

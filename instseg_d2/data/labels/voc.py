@@ -15,8 +15,9 @@ from ...errors import DatasetError
 from ...files import write_bytes
 from ..segmentations import fill, to_rle
 from ..voc import CLASSES, PALETTE, VOID, VOID_COLOR, object_annotations, read_voc_objects
-from .common import BOXES, Reading, Writer, by_stem, known_categories, read_text
+from .common import Reading, by_stem, known_categories, read_text
 from .geometry import pieces
+from .writer import BOXES, Writer
 
 __all__ = ["VocWriter", "find_folders", "read"]
 
@@ -94,11 +95,18 @@ class VocWriter(Writer):
     """See `Writer`. Small objects are painted over large ones."""
 
     suffix = ".png"
+    image_folder = IMAGES
 
     def __init__(self, folder, categories: list[dict], images_folder):
         super().__init__(folder, categories, images_folder)
         if len(categories) >= VOID:
             raise DatasetError(f"VOC masks hold at most {VOID - 1} classes, not {len(categories)}.")
+        for name in self.names.values():
+            if name.lstrip().startswith("#") or "".join(name.splitlines()) != name:
+                raise DatasetError(
+                    f"the class {name!r} cannot be in VOC's label map, where it would be a comment or several lines; "
+                    "rename it."
+                )
 
     def _rle(self, annotation: dict, image: dict) -> dict:
         mask = annotation.get("segmentation")
@@ -132,12 +140,11 @@ class VocWriter(Writer):
                 self.notes[COVERED if left[number] else HIDDEN] += 1
         self._save(objects, image["file_name"], FOLDERS[0])
         self._save(labels, image["file_name"], FOLDERS[1])
-        self.place(image["file_name"], IMAGES)
+        self.place(image["file_name"])
 
     def finish(self) -> None:
         super().finish()
         lines = ["# label:color_rgb:parts:actions", "background:0,0,0::"]
         for entry, color in zip(self.categories, PALETTE[1:].tolist()):
-            name = entry["name"].replace("\n", " ")
-            lines.append(f"{name}:{','.join(map(str, color))}::")
+            lines.append(f"{entry['name']}:{','.join(map(str, color))}::")
         write_bytes(self.folder / "labelmap.txt", ("\n".join(lines) + "\n").encode())

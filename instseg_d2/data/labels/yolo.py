@@ -1,6 +1,7 @@
 """
 YOLO's segmentation labels, as Ultralytics reads them: labels/NAME.txt beside images/NAME.jpg, a line for each object:
 its class from 0 and the corners x y of one polygon, as fractions of the image's sides; data.yaml names the classes.
+In the path of an image, Ultralytics replaces the last folder images by labels.
 """
 
 import os
@@ -12,18 +13,21 @@ from ...errors import DatasetError
 from ...files import write_bytes
 from ..missing import images_below
 from ..segmentations import to_rle
-from .common import BOXES, BRIDGED, EMPTY, JOINED, Reading, Writer, known_categories, read_text
+from .common import Reading, known_categories, read_text
 from .geometry import bridged, has_overlaps, pieces, traced
+from .writer import BOXES, BRIDGED, EMPTY, JOINED, Writer
 
-__all__ = ["YoloWriter", "read"]
+__all__ = ["YoloWriter", "find_root", "find_settings", "has_labels", "read"]
 
+CLASSES = "classes.txt"
+OTHER_TEXTS = (CLASSES, "notes.txt")  # beside the labels
 SLACK = 0.01  # by which a fraction may be above 1 or below 0, as in Ultralytics
 
 
 def _class_names(root: Path, settings) -> list[str]:
     """The class names by index, from data.yaml, else from classes.txt (Label Studio)."""
     if settings is None:
-        return [line.strip() for line in read_text(root / "classes.txt").splitlines() if line.strip()]
+        return [line.strip() for line in read_text(root / CLASSES).splitlines() if line.strip()]
     try:
         names = yaml.safe_load(read_text(settings))["names"]
         if isinstance(names, dict):
@@ -33,31 +37,65 @@ def _class_names(root: Path, settings) -> list[str]:
         raise DatasetError(f"{settings} does not name the classes (names: [cat, dog], or 0: cat, 1: dog).") from error
 
 
+def _settings(file: Path) -> dict:
+    """The content of a YAML file; {} if it has no keys, or is broken, which reading the names reports."""
+    try:
+        content = yaml.safe_load(read_text(file))
+    except (yaml.YAMLError, DatasetError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def find_settings(source: Path):
-    """(Folder of the data set, its YAML file or None); None if this is no YOLO set."""
+    """(Folder of the data set, its YAML file or None); None if nothing can name the classes."""
     if source.is_file():
         return (source.parent, source) if source.suffix in (".yaml", ".yml") else None
     files = sorted([*source.glob("*.yaml"), *source.glob("*.yml")], key=lambda file: (file.stem != "data", file))
-    if files:
-        return source, files[0]
-    return (source, None) if (source / "classes.txt").is_file() else None
+    named = [file for file in files if "names" in _settings(file)]
+    if named:
+        return source, named[0]
+    if (source / CLASSES).is_file():
+        return source, None
+    return (source, files[0]) if files and files[0].stem == "data" else None
 
 
 def find_root(source: Path) -> Path:
     """The folder of the data set, which the YAML file may name."""
     root, settings = find_settings(source) or (source, None)
-    try:
-        path = yaml.safe_load(read_text(settings)).get("path") if settings else None
-    except (yaml.YAMLError, AttributeError):  # reading the names reports it
-        path = None
+    path = _settings(settings).get("path") if settings else None
     return root / path if isinstance(path, str) and (root / path).is_dir() else root
 
 
-def _label_files(root: Path, image: str) -> list[Path]:
-    """Where the labels of an image may be; ``image`` is relative to the image folder."""
-    text = f"{os.path.splitext(image)[0]}.txt"
-    head, found, tail = f"/{text}".rpartition("/images/")
-    return [root / "labels" / text, *([root / f"{head}/labels/{tail}".lstrip("/")] if found else []), root / text]
+def _label_files(root: Path) -> list[Path]:
+    return [p for p in root.rglob("*.txt") if p.parent != root or p.name not in OTHER_TEXTS]
+
+
+def has_labels(source: Path) -> bool:
+    """True if the classes have names, and one of the first files has lines of numbers."""
+    if find_settings(source) is None:
+        return False
+    for file in sorted(_label_files(find_root(source)))[:100]:
+        try:
+            label, *values = map(float, file.read_text(errors="replace").split("\n", 1)[0].split()[:5])
+        except ValueError:  # another text, or nothing
+            continue
+        if label % 1 == 0 and len(values) == 4:
+            return True
+    return False
+
+
+def _label_path(image: Path) -> Path:
+    """The label file of an image by Ultralytics' rule."""
+    *folders, name = image.parts
+    if "images" in folders:
+        folders[len(folders) - 1 - folders[::-1].index("images")] = "labels"
+    return Path(*folders, f"{os.path.splitext(name)[0]}.txt")
+
+
+def _places(root: Path, images: Path, name: str) -> list[str]:
+    """Where the labels of an image may be: where its folder says, then for images that are kept elsewhere."""
+    found = [_label_path(folder / name) for folder in (images, root / "images", root, root / "labels")]
+    return [os.path.abspath(path) for path in found]
 
 
 def _read_line(line: str, where: str, names: list, image: dict, reading: Reading) -> None:
@@ -86,21 +124,23 @@ def read(reading: Reading) -> dict:
         DatasetError: a file is missing or broken.
     """
     root, settings = find_settings(reading.source) or (reading.source, None)
-    if settings is None and not (root / "classes.txt").is_file():
+    if settings is None and not (root / CLASSES).is_file():
         raise DatasetError(f"{root}: no data.yaml (or classes.txt) that names the classes.")
     names = _class_names(root, settings)
     root = find_root(reading.source)
-    labels = {p for p in root.rglob("*.txt") if p.parent != root or p.name not in ("classes.txt", "notes.txt")}
+    labels = {os.path.abspath(file): file for file in _label_files(root)}
+    used: dict[Path, str] = {}
     for name in images_below(os.fspath(reading.images_folder)):
-        file = next((file for file in _label_files(root, name) if file in labels), None)
-        labels.discard(file)
+        file = next((labels[p] for p in _places(root, reading.images_folder, name) if p in labels), None)
+        if file and used.setdefault(file, name) != name:
+            raise DatasetError(f"{file}: {used[file]} and {name} could both be its image; rename one, or set --images.")
         image = reading.image(name)
         for number, line in enumerate(read_text(file).splitlines() if file else [], start=1):
             if line.strip():
                 _read_line(line, f"{file}, line {number}", names, image, reading)
-    labels = [file for file in labels if "labels" in file.parts[len(root.parts) :]]
-    if labels:
-        reading.notes[f"label files without an image: left out (first: {min(labels)})"] += len(labels)
+    left = [f for f in labels.values() if f not in used and "labels" in f.parts[len(root.parts) :]]
+    if left:
+        reading.note("label files without an image: left out", str(min(left)), len(left))
     return reading.content(known_categories(root), names)
 
 
@@ -108,6 +148,10 @@ class YoloWriter(Writer):
     """See `Writer`."""
 
     suffix = ".txt"
+    image_folder = "images"
+
+    def path(self, file_name: str, *below: str) -> Path:
+        return self.folder / _label_path(Path(self.image_folder, file_name))
 
     def _ring(self, annotation: dict, image: dict):
         """The one ring of an object."""
@@ -133,8 +177,8 @@ class YoloWriter(Writer):
             values = (ring / (image["width"], image["height"])).ravel().tolist()
             label = self.index[annotation["category_id"]]
             lines.append(" ".join([str(label), *(f"{value:.8g}" for value in values)]) + "\n")
-        write_bytes(self.path(image["file_name"], "labels"), "".join(lines).encode())
-        self.place(image["file_name"], "images")
+        write_bytes(self.path(image["file_name"]), "".join(lines).encode())
+        self.place(image["file_name"])
 
     def finish(self) -> None:
         super().finish()
