@@ -18,7 +18,7 @@ from instseg_d2.errors import ConfigError
 from instseg_d2.export import ExportedPredictor, export_verified
 from instseg_d2.modeling.postprocessing import resize_masks
 from instseg_d2.runtime import Model, mask_patch, sessions
-from instseg_d2.runtime.model import fitting_size, resize
+from instseg_d2.runtime.model import detections, fitting_size, resize
 from tests.export.test_methods import SIZE, decided_predictor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,3 +174,18 @@ def test_a_newer_file_and_a_size_that_the_runtime_refuses(tmp_path):
         sessions.open_session(str(tmp_path / "a.onnx"), kinds={".onnx": Refuses})
     with pytest.raises(ConfigError, match=r"TheRuntime cannot run this file on 2 images of 5 x 7 pixels: no memory$"):
         sessions.run(Refuses(), {"images": np.zeros((2, 3, 5, 7))})
+
+
+def test_an_empty_mask_is_no_detection_where_masks_are_crops():
+    """As in PyTorch: one hot cell of 21 x 21 in a window of 3 pixels covers the centre of no pixel."""
+    masks = {"form": "crops", "threshold": 0.5, "tight_boxes": True}
+    metadata = {"size": [20, 20], "max_detections": 5, "masks": masks}
+    crops = np.zeros((2, 21, 21), np.float32)
+    crops[0, 0, 0] = 1
+    crops[1] = 1
+    windows = np.array([[2, 2, 5, 5], [4, 5, 10, 12]], np.float32)
+    arrays = {"boxes": windows, "windows": windows, "masks": crops, "labels": np.array([0, 1])}
+    found = detections({**arrays, "scores": np.array([0.9, 0.8], np.float32)}, metadata, (20, 20), (20, 20), 0.0)
+    assert found.labels.tolist() == [1]
+    assert found.boxes.tolist() == [[4, 5, 10, 12]]
+    assert found.mask(0).sum() == 6 * 7

@@ -7,7 +7,7 @@ import sys
 from ..arguments import add_config_file
 
 MAX_CALIBRATION = 300  # images
-EPILOG = "Example: %(prog)s --weights model_best.pth --format onnx --output x.onnx --dynamic --images photos/"
+EPILOG = "Example: %(prog)s --weights model_best.pth --format onnx --output x.onnx --images photos/"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--float", action="store_true", help="images as float32 instead of uint8")
     parser.add_argument(
-        "--images", nargs="+", help="images, folders, globs or data sets to check on (default: the test data set)"
+        "--images",
+        nargs="+",
+        help="images, folders, globs or data sets to check on (default: the test set, with --int8 the training set)",
     )
     parser.add_argument("--max-images", type=int, help="check on at most this many (default: 4, with --int8 50)")
     parser.add_argument(
@@ -77,9 +79,9 @@ def main(args: argparse.Namespace) -> int:
     try:
         files = files or find_inputs(predictor.cfg.DATASETS.TRAIN if args.int8 else predictor.cfg.DATASETS.TEST)
     except FileNotFoundError as error:
-        raise ConfigError(f"give images to check the file on (--images): {error}") from error
+        raise ConfigError(f"give images (--images), on which the file is checked: {error}") from error
     if not files:
-        raise ConfigError("give images to check the file on (--images): the config has no test data set")
+        raise ConfigError("give images (--images), on which the file is checked: the config names no data set")
     calibration: list[str] = []
     if args.int8:
         calibration, files = split_images(files, labelled=bool(data))

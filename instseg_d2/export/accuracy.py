@@ -23,10 +23,11 @@ from ..data.loader import build_test_loader
 from ..errors import ConfigError
 from ..evaluation import build_evaluator, leaves_out
 from ..inference.predictor import Predictor
+from ..methods import method_of
 from .parity import reference, time_both
 from .runtime import ExportedPredictor
 
-__all__ = ["Accuracy", "compare_on_data", "compare_on_images"]
+__all__ = ["Accuracy", "check_classes", "compare_on_data", "compare_on_images"]
 
 MAX_DROP = 0.5  # of AP, in points of 100
 MIN_MEAN_IOU = 0.95
@@ -77,7 +78,8 @@ class Accuracy:
             return f"the semantic maps agree in {self.map_share:.1%} of the pixels, less than {MIN_MAP_SHARE:.0%}"
         if self.data:
             if not self.pytorch > 0:
-                return f"nothing was compared: PyTorch's {self.metric} on {self.data} is {self.pytorch:.1f}"
+                what = f"PyTorch's {self.metric} is {self.pytorch:.1f}" if self.images else "it has no readable image"
+                return f"nothing was compared on {self.data}: {what}"
             if not self.exported >= self.pytorch - MAX_DROP:
                 return (
                     f"the {self.metric} on {self.data} is {self.exported:.2f}, PyTorch's {self.pytorch:.2f}, and may "
@@ -132,10 +134,11 @@ def partners(a: Instances, b: Instances) -> list[float]:
     """The IoU of every instance of ``a`` with a score of at least SCORE with its partner in ``b``; 0: it has none."""
     a, b = a[a.scores >= SCORE], b[b.scores >= SCORE - SCORE_SLACK]
     ious = _ious(a, b)
+    ious = np.where(ious >= PARTNER_IOU, ious, 0.0)
     found = np.zeros(len(a))
     first, second = linear_sum_assignment(ious, maximize=True)
     found[first] = ious[first, second]
-    return np.where(found >= PARTNER_IOU, found, 0.0).tolist()
+    return found.tolist()
 
 
 def _results(predictor, exported, record: dict, result: Accuracy) -> tuple[Instances, Instances]:
@@ -185,33 +188,46 @@ def _metric(results: dict) -> tuple[str, float]:
     return f"{task} {name}", metrics[name]
 
 
+def check_classes(predictor: Predictor, name: str) -> None:
+    """
+    Raises:
+        ConfigError: the classes of a data set are not the model's.
+        DatasetError: the data set is unusable.
+    """
+    names = class_names(name)
+    if predictor.class_names and not method_of(predictor.cfg).class_agnostic(predictor.cfg):
+        difference = class_difference(predictor.class_names, names, "the model", name)
+        if difference:
+            raise ConfigError(f"the data set {name} does not have the classes of the model: {difference}.")
+
+
 def compare_on_data(predictor: Predictor, exported: ExportedPredictor, name: str) -> Accuracy:
     """
     Run both on a labelled data set and compare their AP.
 
     Raises:
-        ConfigError: its classes are not the model's.
         DatasetError: it is unusable.
     """
-    if predictor.class_names and exported.metadata["class_names"] != ["object"]:
-        difference = class_difference(predictor.class_names, class_names(name), "the model", name)
-        if difference:
-            raise ConfigError(f"the data set {name} does not have the classes of the model: {difference}.")
 
     def read(sample):
         return {**sample, **exported.preprocess(sample["file_name"])}
 
-    loader = build_test_loader(predictor.cfg, name, read)
+    cfg = predictor.cfg.clone()
+    cfg.defrost()
+    cfg.DATALOADER.NUM_WORKERS = 0  # the reader cannot be sent to a started process
+    loader = build_test_loader(cfg, name, read)
     loader.leave_out = leaves_out(name)
     result = Accuracy(data=name)
     with tempfile.TemporaryDirectory() as folder:
-        evaluators = [build_evaluator(predictor.cfg, name, folder, instances_only=True) for _ in range(2)]
+        evaluators = [build_evaluator(cfg, name, folder, instances_only=True) for _ in range(2)]
         for evaluator in evaluators:
             evaluator.reset()
         record = None
         for (record,) in tqdm(loader, desc=name, unit="image", leave=False, disable=not is_terminal()):
             for evaluator, instances in zip(evaluators, _results(predictor, exported, record, result)):
                 evaluator.process([record], [{"instances": instances}])
+        if not result.images:
+            return result
         results = [_evaluated(evaluator) for evaluator in evaluators]
     (result.metric, result.pytorch), (_, result.exported) = map(_metric, results)
     result.pytorch_ms, result.exported_ms = time_both(predictor, exported, record["file_name"])

@@ -9,7 +9,7 @@ from typing import Union
 
 from ..files import write_bytes
 from ..inference.predictor import Predictor
-from .accuracy import Accuracy, compare_on_data, compare_on_images
+from .accuracy import Accuracy, check_classes, compare_on_data, compare_on_images
 from .exporters import export
 from .parity import Parity, compare
 from .runtime import ExportedPredictor
@@ -39,10 +39,12 @@ def export_verified(
         the result of the comparison.
 
     Raises:
-        ParityError: the results differ; no file is left at ``path``.
-        ConfigError: see `export`.
+        ParityError: the results differ; nothing is written.
+        ConfigError: see `export` and `check_classes`.
     """
     path = Path(path)
+    if data:
+        check_classes(predictor, data)
     exported = export(predictor, format, **options)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem[:40]}-") as folder:

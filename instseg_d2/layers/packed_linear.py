@@ -10,7 +10,11 @@ from torch.utils.flop_counter import register_flop_formula
 SMALLEST = 1 << 16  # weights; for smaller layers the BLAS is as fast
 _AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
+_DTYPES = [torch.float32]
+
 if _AVAILABLE:
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        _DTYPES.append(torch.bfloat16)
 
     @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
     def _flops(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
@@ -23,7 +27,7 @@ class PackedLinear(nn.Module):
 
     The first call in float32 and the first in bfloat16 (also by autocast) copy the weights into oneDNN's layout. They
     are then neither converted nor reordered again, and oneDNN is fast also where the BLAS is not tuned for the
-    processor. A graph, an export and other dtypes get the plain layer.
+    processor. A graph, an export, other dtypes and devices get the plain layer.
     """
 
     def __init__(self, layer: nn.Linear):
@@ -35,7 +39,8 @@ class PackedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out)."""
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if dtype not in (torch.float32, torch.bfloat16) or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        served = dtype in _DTYPES and self.weight.device.type == "cpu"
+        if not served or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return F.linear(x, self.weight, self.bias)
         if dtype not in self.packed:
             weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.to(dtype))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import roi_align
 
+from ..ops import traceable
 from .locations import flatten_levels
 from .roi_pooler import pool_levels
 
@@ -85,7 +86,7 @@ class PyramidPooler(nn.Module):
         batch, count = boxes.shape[:2]
         flat = boxes.detach().float().flatten(0, 1)
         level = self.levels(flat)
-        if torch.compiler.is_exporting():
+        if traceable.is_exporting():
             return self._traceable(maps, flat, level)
         sizes = [(x.shape[2], x.shape[3]) for x in maps]
         starts = [0]

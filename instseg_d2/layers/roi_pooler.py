@@ -7,6 +7,7 @@ from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.structures import Boxes
 from torch import Tensor
 
+from ..ops import traceable
 from .assemble_boxes import join_boxes
 
 
@@ -47,4 +48,4 @@ class TraceablePooler(ROIPooler):
 
     def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
         """See Detectron2's."""
-        return pool_boxes(self, x, box_lists) if torch.compiler.is_exporting() else super().forward(x, box_lists)
+        return pool_boxes(self, x, box_lists) if traceable.is_exporting() else super().forward(x, box_lists)

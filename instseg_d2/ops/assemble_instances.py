@@ -31,7 +31,7 @@ def assemble_instances(
         ValueError: an argument of the wrong shape, type or device; the message names it.
         IndexError: an image index in windows is out of range (on CUDA: a device-side assertion).
     """
-    if torch.compiler.is_exporting():
+    if traceable.is_exporting():
         return traceable.assemble_instances(score_maps, windows, mask_size, grid, outside)
     if extension.serves(score_maps.device.type):
         return torch.ops.instseg_d2.assemble_instances(score_maps, windows, mask_size, grid, outside)

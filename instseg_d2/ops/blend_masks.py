@@ -53,7 +53,7 @@ def blend_masks(
     nearest = reference.is_nearest(top_interp)
     dtype = torch.promote_types(bases.dtype, attention.dtype)
     bases, attention, boxes = bases.to(dtype), attention.to(dtype), boxes.detach()
-    if torch.compiler.is_exporting() and box_index is None:
+    if traceable.is_exporting() and box_index is None:
         return traceable.blend_masks(bases, boxes, batch_index, attention, resolution, spatial_scale, top_interp)
     if extension.serves(bases.device.type):
         return torch.ops.instseg_d2.blend_masks(

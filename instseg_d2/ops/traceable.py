@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-__all__ = ["assemble_instances", "blend_masks", "mask_prob"]
+__all__ = ["assemble_instances", "blend_masks", "is_exporting", "mask_prob"]
+
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # before PyTorch 2.7
 
 
 def blend_masks(

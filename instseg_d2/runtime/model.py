@@ -104,6 +104,11 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def select(self, index: np.ndarray) -> "Detections":
+        """Some of the detections, by indices or booleans."""
+        fields = {name: getattr(self, name)[index] for name in ("boxes", "scores", "labels", "_masks")}
+        return dataclasses.replace(self, **fields, _place=(self._place[0][index], *self._place[1:]))
+
     @property
     def has_masks(self) -> bool:
         return self._masks is not None
@@ -158,6 +163,8 @@ def detections(found: dict, metadata: dict, image_size: tuple, size: tuple, scor
             rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
             if len(rows):
                 box[:] = x + columns[0], y + rows[0], x + columns[-1] + 1, y + rows[-1] + 1
+        if masks["form"] == "crops":  # empty ones are no detections there
+            return result.select(result.boxes[:, 2] > result.boxes[:, 0])
     return result
 
 

@@ -1,6 +1,9 @@
 """8-bit files: which layers get 8 bits, how, and how a file is judged."""
 
 import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,10 +13,15 @@ from torch import nn
 
 from instseg_d2.commands import run
 from instseg_d2.commands.export import split_images
+from instseg_d2.config import load_config
+from instseg_d2.data import register_coco
 from instseg_d2.errors import ConfigError
-from instseg_d2.export import export
+from instseg_d2.export import accuracy, compare_on_data, compare_on_images, export
 from instseg_d2.export.accuracy import Accuracy, partners
+from instseg_d2.methods import method_of
 from instseg_d2.modeling.postprocessing import RunLengthMasks
+from tests.export.test_methods import METHODS
+from tests.tiny import tiny_config, tiny_model
 
 HAVE_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(not HAVE_ONNX, reason="onnx, onnxscript or onnxruntime is not installed")
@@ -98,7 +106,14 @@ def test_partners_by_hand(boxes):
     # The second one's score has become too low, and the fourth does not count.
     assert partners(expected, found) == pytest.approx([0.8, 0.0, 10 / 11])
     assert partners(found, expected) == pytest.approx([10 / 11, 0.0])
-    assert partners(expected, instances(*[(0.9, 0, 0, 1)] * 0)) == [0.0, 0.0, 0.0]
+    assert partners(expected, instances()) == [0.0, 0.0, 0.0]
+    # Two pairs of little overlap would have a larger sum of IoUs than the one true pair.
+    first = instances((0.9, 0, 0, 100), (0.9, 0, 10, 54), size=(4, 100))
+    second = instances((0.9, 0, 10, 100), (0.9, 0, 51, 100), size=(4, 100))
+    if boxes:
+        for x in (first, second):
+            x.remove("pred_masks")
+    assert partners(first, second) == pytest.approx([0.9, 0.0])
 
 
 @pytest.mark.parametrize(
@@ -117,8 +132,9 @@ def test_partners_by_hand(boxes):
             "the segm AP on x is 39.40, PyTorch's 40",
         ),
         (Accuracy(data="x", metric="segm AP", pytorch=40.0, exported=float("nan")), "the segm AP on x is nan"),
-        (Accuracy(data="x", metric="segm AP", pytorch=0.0, exported=0.0), "nothing was compared: PyTorch's segm AP"),
-        (Accuracy(data="x", metric="AP", pytorch=float("nan"), exported=1.0), "nothing was compared"),
+        (Accuracy(images=1, data="x", metric="AP", pytorch=0.0), "nothing was compared on x: PyTorch's AP is 0.0"),
+        (Accuracy(images=1, data="x", metric="AP", exported=1.0), "nothing was compared on x: PyTorch's AP is nan"),
+        (Accuracy(data="x"), "nothing was compared on x: it has no readable image"),
         (
             Accuracy(detections=9, mean_iou=1.0, map_shares=[1.0, 0.89]),
             "the semantic maps agree in 94.5%",
@@ -166,3 +182,69 @@ def test_split_of_many_images():
     assert not set(calibration) & set(check)
     assert int(calibration[-1]) > 1980
     assert split_images(files[:20], labelled=True) == (files[:20], [])
+
+
+@pytest.fixture
+def two_results(monkeypatch):
+    """A predictor and a file whose results for an image are given: `results[name] = (PyTorch's, the file's)`."""
+    results = {}
+    exported = SimpleNamespace(
+        preprocess=lambda file: {"image": file, "file": Path(file).name},
+        canvas=lambda image: None,
+        outputs=lambda records, masks: [{"instances": results[records[0]["file"]][1]}],
+    )
+    monkeypatch.setattr(
+        accuracy,
+        "reference",
+        lambda predictor, records, canvas, masks: [{"instances": results[records[0]["file"]][0]}],
+    )
+    monkeypatch.setattr(accuracy, "time_both", lambda *_: (1.0, 1.0))
+    predictor = SimpleNamespace(cfg=load_config("quick/blendmask_shapes"), class_names=["thing"])
+    return results, predictor, exported
+
+
+def test_lost_and_added_detections_are_counted(two_results):
+    results, predictor, exported = two_results
+    one, two = (0.9, 0, 0, 10), (0.8, 0, 12, 20)
+    results["a"] = instances(one, two), instances(one, two)
+    results["b"] = instances(one, two), instances(two)
+    results["c"] = instances(one), instances((0.9, 0, 0, 9), two)
+    found = compare_on_images(predictor, exported, ["a", "b", "c"])
+    assert (found.images, found.detections, found.lost, found.added) == (3, 5, 1, 1)
+    assert found.mean_iou == pytest.approx((1 + 1 + 1 + 0.9) / 4)
+    assert "of 5 detections 1 are lost" in found.failure
+
+
+def test_the_ap_of_both_is_measured(two_results, tmp_path):
+    """Of two objects the file finds one: recall 0.5, and COCO's AP over 101 recalls is 51 / 101."""
+    results, predictor, exported = two_results
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    boxes = [[0, 0, 10, 20], [12, 0, 8, 20]]
+    objects = [
+        {"id": i + 1, "image_id": 1, "category_id": 1, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0,
+         "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]}
+        for i, (x, y, w, h) in enumerate(boxes)
+    ]  # fmt: skip
+    images = [{"id": 1, "file_name": "a.png", "width": 20, "height": 20}]
+    content = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "thing"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    name = f"eight_bits_{tmp_path.name}"
+    register_coco(name, tmp_path / "a.json", tmp_path)
+    one, two = (0.9, 0, 0, 10), (0.8, 0, 12, 20)
+    results["a.png"] = instances(one, two), instances(one)
+    accuracy.check_classes(predictor, name)
+    found = compare_on_data(predictor, exported, name)
+    assert (found.images, found.metric) == (1, "segm AP")
+    assert found.pytorch == pytest.approx(100)
+    assert found.exported == pytest.approx(100 * 51 / 101)
+    assert found.failure
+    predictor.class_names = ["other"]
+    with pytest.raises(ConfigError, match="does not have the classes of the model: only the model has 'other'"):
+        accuracy.check_classes(predictor, name)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_modules_of_eight_bits_exist(name):
+    model = tiny_model(name, finding=True)
+    exportable = method_of(tiny_config(name, finding=True)).exportable(model)
+    assert set(exportable.eight_bit_modules) <= set(dict(model.named_modules()))

@@ -389,7 +389,7 @@ def test_errors_are_one_sentence(tmp_path, predictor, weights, folder, monkeypat
         ([*common, "pt2", "--images", str(folder)], "must end in .pt2"),
         ([*common, "onnx", "--images", "absent/*.jpg"], "absent/*.jpg: no such file"),
         ([*common, "onnx", "--images", str(folder), "--dynamic", "--batch", "2"], "--dynamic leaves batch"),
-        ([*common, "onnx"], "give images to check the file on (--images)"),
+        ([*common, "onnx"], "give images (--images), on which the file is checked"),
         ([*common, "onnx", "--images", str(folder), "--max-images", "0"], "--max-images"),
     ):
         assert run("export", words) == 2

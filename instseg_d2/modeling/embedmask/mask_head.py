@@ -197,7 +197,7 @@ class EmbedMaskHead(ImageMaskHead):
         embeddings, margins = self.proposal_head(pooled, boxes, self.position_scale)
         size = self.resolution
         crops = crop_boxes(pixels, boxes, images, size, self.spatial_scale, sampling_ratio=self.sampling_ratio)
-        if torch.compiler.is_exporting():
+        if traceable.is_exporting():
             return traceable.mask_prob(crops, embeddings[:, None], margins[:, None])[:, 0]
         own = torch.arange(len(boxes), device=boxes.device)
         return ops.mask_prob(crops, embeddings, margins, None, own).view(-1, size, size)
