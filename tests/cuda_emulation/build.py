@@ -23,11 +23,15 @@ TREE = ("instseg_d2", "projects", "tests", "pyproject.toml", "setup.py", "csrc",
 
 
 def read_sources(change=lambda path, text: text) -> dict:
-    """{path in csrc: rewritten text}; ``change`` gets each CUDA source first."""
+    """
+    {path in csrc: rewritten text}; ``change`` gets each CUDA source first. Kernels of the CPU stay only where there is
+    none of CUDA.
+    """
     sources = {}
+    replaced = {path.stem for path in (ROOT / "csrc").rglob("*.cu")}
     for path in sorted((ROOT / "csrc").rglob("*.*")):
         name = path.relative_to(ROOT / "csrc").as_posix()
-        if not name.startswith("ops/cpu/"):
+        if not (name.startswith("ops/cpu/") and path.suffix == ".cpp" and path.stem in replaced):
             text = path.read_text()
             sources[name] = rewrite(change(name, text)) if name.startswith("ops/cuda/") else text
     return sources
