@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -184,7 +185,8 @@ def waiting_main(args):
 def test_ctrl_c():
     """From a terminal, which signals all processes: while they start, and while they run."""
     code = (
-        "import sys\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where tests run in the background
         "from instseg_d2.console import run_script\n"
         "from instseg_d2.engine import launch\n"
         "from tests.engine.test_launch import arguments, waiting_main\n"
@@ -199,6 +201,8 @@ def test_ctrl_c():
         [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
+    watchdog = threading.Timer(120, os.killpg, (process.pid, signal.SIGKILL))
+    watchdog.start()
     assert process.stdout.readline() == "starts\n"
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
@@ -206,6 +210,7 @@ def test_ctrl_c():
     os.killpg(process.pid, signal.SIGINT)
     assert process.communicate(timeout=60)[1] == 2 * "stopped by the user\n"
     assert process.returncode == 130
+    watchdog.cancel()
 
 
 def test_one_process_needs_no_group():
