@@ -1,7 +1,6 @@
 """``instseg convert``: labels of one program as those of another."""
 
 import os
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Optional
@@ -44,7 +43,7 @@ def convert(
     objects = defaultdict(list)
     for annotation in content["annotations"]:
         objects[annotation["image_id"]].append(annotation)
-    for image in tqdm(content["images"], unit="image", disable=not sys.stderr.isatty()):
+    for image in tqdm(content["images"], unit="image", disable=None):
         writer.add(image, objects[image["id"]])
     writer.finish()
     summary = (

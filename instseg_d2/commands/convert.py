@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 
 EPILOG = "Example: %(prog)s labelme_folder/ --to coco --output converted/"
 FORMATS = ("coco", "yolo", "labelme", "via", "voc")
@@ -22,5 +23,5 @@ def main(args: argparse.Namespace) -> int:
     from ..apps.convert import convert
 
     for line in convert(args.input, args.to, args.output, images=args.images, source_format=args.source):
-        print(line)
+        sys.stdout.write(f"{line}\n")
     return 0

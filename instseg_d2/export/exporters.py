@@ -24,7 +24,7 @@ from ..runtime.sessions import INPUTS, METADATA, VERSION, needed
 from .quantize import quantized
 from .runtime import ExportedPredictor, network_inputs
 
-__all__ = ["FORMATS", "MASKS", "MIN_SIDE", "Export", "export"]
+__all__ = ["FORMATS", "MASKS", "MIN_CALIBRATION", "MIN_SIDE", "Export", "export"]
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 MASKS = ("full", "crops", "canvas")

@@ -104,8 +104,8 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def select(self, index: np.ndarray) -> "Detections":
-        """Some of the detections, by indices or booleans."""
+    def _select(self, index: np.ndarray) -> "Detections":
+        """Those of a (D,) bool array; there must be boxes and masks."""
         fields = {name: getattr(self, name)[index] for name in ("boxes", "scores", "labels", "_masks")}
         return dataclasses.replace(self, **fields, _place=(self._place[0][index], *self._place[1:]))
 
@@ -164,7 +164,7 @@ def detections(found: dict, metadata: dict, image_size: tuple, size: tuple, scor
             if len(rows):
                 box[:] = x + columns[0], y + rows[0], x + columns[-1] + 1, y + rows[-1] + 1
         if masks["form"] == "crops":  # empty ones are no detections there
-            return result.select(result.boxes[:, 2] > result.boxes[:, 0])
+            return result._select(result.boxes[:, 2] > result.boxes[:, 0])
     return result
 
 

@@ -1,13 +1,3 @@
 """Fixtures of the tests of applications."""
 
-import logging
-
-import pytest
-
-
-@pytest.fixture(autouse=True)
-def _restore_logging():
-    root = logging.getLogger()
-    before = list(root.handlers)
-    yield
-    root.handlers[:] = before
+from tests.scripts import restore_logging  # noqa: F401 (a fixture)

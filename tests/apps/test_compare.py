@@ -10,7 +10,7 @@ from instseg_d2.apps import compare as comparison
 from instseg_d2.commands import parse
 from instseg_d2.config import load_config
 from instseg_d2.errors import ConfigError, DatasetError
-from tests.scripts import ROOT, call, registered_shapes, restore_logging  # noqa: F401 (a fixture)
+from tests.scripts import ROOT, call, registered_shapes
 
 DATA = "few_shapes_of_comparison"
 CONFIGS = [str(ROOT / f"configs/quick/{name}_shapes.yaml") for name in ("sparseinst", "maskrcnn")]

@@ -4,7 +4,6 @@ import copy
 import importlib.util
 import io
 import json
-import logging
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ from instseg_d2.engine import Predictor
 from instseg_d2.errors import ConfigError
 from instseg_d2.export import ExportedPredictor, Parity, ParityError, compare, export, export_verified
 from instseg_d2.layers import adaptive_average, make_pools_exportable
+from tests.scripts import restore_logging  # noqa: F401 (a fixture)
 from tests.tiny import tiny_config
 
 NAMES = ["disk", "square", "ring"]
@@ -35,14 +35,6 @@ needs_onnx = pytest.mark.skipif(
     reason="needs onnx, onnxscript and onnxruntime",
 )
 FORMATS = [pytest.param("onnx", marks=needs_onnx), "pt2"]
-
-
-@pytest.fixture(autouse=True)
-def _restore_logging():
-    root = logging.getLogger()
-    before = list(root.handlers)
-    yield
-    root.handlers[:] = before
 
 
 @pytest.fixture(scope="module")
