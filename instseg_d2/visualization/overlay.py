@@ -10,6 +10,7 @@ from typing import Optional
 
 import cv2
 import numpy as np
+import pycocotools.mask as mask_util
 import torch
 from detectron2.structures import BitMasks, Instances
 
@@ -51,8 +52,8 @@ def draw_instances(
 
     Args:
         image_rgb: (H, W, 3) uint8, RGB.
-        instances: any of ``pred_masks`` ((M, H, W) bool or BitMasks), ``pred_boxes`` (pixels, XYXY), ``scores`` and
-            ``pred_classes``, on any device; missing fields are not drawn.
+        instances: any of ``pred_masks`` ((M, H, W) bool, BitMasks or RunLengthMasks), ``pred_boxes`` (pixels, XYXY),
+            ``scores`` and ``pred_classes``, on any device; missing fields are not drawn.
         class_names: name of every contiguous class index.
         score_threshold: instances that score lower are not drawn.
         alpha: opacity of the masks, 0 to 1.
@@ -69,7 +70,7 @@ def draw_instances(
         tags = [class_name(class_names, index) for index in instances.pred_classes.tolist()]
     if labels and instances.has("scores"):
         tags = [f"{tag} {score:.0%}".strip() for tag, score in zip(tags, instances.scores.tolist())]
-    masks = _mask_array(instances.pred_masks) if instances.has("pred_masks") else None
+    masks = _mask_list(instances.pred_masks) if instances.has("pred_masks") else None
     xyxy = instances.pred_boxes.tensor.detach().cpu().numpy()[kept] if instances.has("pred_boxes") else None
     # Views of the masks: indexing all at once would copy them.
     kept_masks = None if masks is None else [masks[index] for index in kept]
@@ -123,7 +124,7 @@ def draw_layers(
     :func:`draw_instances` for plain arrays.
 
     Args:
-        masks: M arrays (H, W), bool or uint8 of 0 and 1, or None.
+        masks: M arrays (H, W), bool or uint8 of 0 and 1, or COCO's compressed run lengths; or None.
         xyxy: (M, 4) boxes in pixels; None: the boxes of the masks.
         tags: M texts; empty ones are not drawn.
         colors: M RGB triples; None: ``instance_color``.
@@ -134,13 +135,12 @@ def draw_layers(
     count = len(tags)
     if count == 0 or (masks is None and xyxy is None):
         return image
+    extents = None
     if masks is not None:
-        if masks[0].shape != image.shape[:2]:
-            raise ValueError(
-                f"masks of {masks[0].shape} pixels cannot be drawn on an image of {image.shape[:2]} pixels"
-            )
-        masks = [np.ascontiguousarray(mask).view(np.uint8) for mask in masks]
-    extents = [cv2.boundingRect(mask) for mask in masks] if masks is not None else None
+        size = tuple(masks[0]["size"] if isinstance(masks[0], dict) else masks[0].shape)
+        if size != image.shape[:2]:
+            raise ValueError(f"masks of {size} pixels cannot be drawn on an image of {image.shape[:2]} pixels")
+        extents = [_extent(mask) for mask in masks]
     rects = _rectangles(xyxy, extents, image.shape[:2])
     width = max(1, round(min(image.shape[:2]) / 500))
     colors = [instance_color(index) for index in range(count)] if colors is None else colors
@@ -156,10 +156,19 @@ def draw_layers(
     return image
 
 
-def _mask_array(masks) -> np.ndarray:
-    """Tensor or BitMasks as a bool array (M, H, W), not copied if in host memory."""
+def _mask_list(masks) -> Sequence:
+    """Tensor or BitMasks as a bool array (M, H, W), not copied if in host memory; RunLengthMasks as their codes."""
+    if hasattr(masks, "codes"):
+        return masks.codes
     masks = masks.tensor if isinstance(masks, BitMasks) else torch.as_tensor(masks)
     return masks.detach().cpu().numpy().astype(bool, copy=False)
+
+
+def _extent(mask) -> Sequence[int]:
+    """The tight box x, y, width, height of an array or of COCO's run lengths; all 0 if empty."""
+    if isinstance(mask, dict):
+        return mask_util.toBbox(mask).astype(int).tolist()
+    return cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
 
 
 def _rectangles(xyxy, extents, size) -> list[Optional[tuple[int, int, int, int]]]:
@@ -176,7 +185,9 @@ def _rectangles(xyxy, extents, size) -> list[Optional[tuple[int, int, int, int]]
 def _blend_mask(image, mask, extent, color, alpha: float, width: int) -> None:
     """Tint the mask and draw its outline, working only on the mask's box."""
     x, y, w, h = extent
-    region, inside = image[y : y + h, x : x + w], mask[y : y + h, x : x + w]
+    pixels = mask_util.decode(mask) if isinstance(mask, dict) else mask
+    region, inside = image[y : y + h, x : x + w], pixels[y : y + h, x : x + w]
+    inside = np.ascontiguousarray(inside).view(np.uint8)
     ramp = np.arange(256, dtype=np.float32)[:, None] * (1 - alpha) + alpha * np.float32(color)
     tinted = cv2.LUT(region, ramp.round().astype(np.uint8)[None])
     cv2.copyTo(tinted, inside, region)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
+from instseg_d2.modeling.postprocessing.detections import set_mask_format
 from instseg_d2.visualization import class_name, draw_instances, instance_color
 
 GREY = 100
@@ -55,6 +56,17 @@ def test_holes_of_a_mask_stay():
     drawn = draw_instances(_image(), instances, labels=False, boxes=False)
     assert (drawn[63:77, 73:87] == GREY).all()
     assert (drawn[40, 50] != GREY).any()
+
+
+def test_run_lengths_are_drawn_as_their_masks():
+    rectangles = [(40, 30, 120, 110), (0, 0, 160, 120), (150, 100, 151, 101), (5, 5, 5, 5)]  # the last one is empty
+    instances = _instances(rectangles, scores=[0.9, 0.2, 0.8, 0.7])
+    instances.pred_masks[0, 60:80, 70:90] = False
+    coded = set_mask_format(instances, "run_lengths")
+    for options in ({}, {"score_threshold": 0.5}, {"boxes": False, "labels": False}):
+        assert (draw_instances(_image(), coded, **options) == draw_instances(_image(), instances, **options)).all()
+    with pytest.raises(ValueError, match="120"):
+        draw_instances(_image(60, 60), coded)
 
 
 def test_small_masks_lie_over_large_ones_whatever_their_order():

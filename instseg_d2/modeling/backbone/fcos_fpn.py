@@ -4,6 +4,7 @@ FPN with the extra levels of FCOS: P6 and P7 from P5, or the next levels above a
 N images, C channels, h x w cells of a map, H x W pixels.
 """
 
+import threading
 from collections.abc import Iterable
 
 import fvcore.nn.weight_init as weight_init
@@ -78,8 +79,13 @@ class FPNWithBottomUp(PaddedFPN):
 
     def forward(self, x: torch.Tensor) -> dict:
         """x (N, 3, H, W) -> name -> (N, C, H / stride, W / stride)."""
-        captured = {}
-        hook = self.bottom_up.register_forward_hook(lambda module, inputs, maps: captured.update(maps))
+        captured, thread = {}, threading.get_ident()
+
+        def capture(module, inputs, maps):
+            if threading.get_ident() == thread:  # another thread may be running the same network
+                captured.update(maps)
+
+        hook = self.bottom_up.register_forward_hook(capture)
         try:
             pyramid = super().forward(x)
         finally:
