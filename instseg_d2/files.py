@@ -7,8 +7,9 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Optional
 
 from .errors import DatasetError
 
@@ -69,18 +70,39 @@ class ListFile:
     A JSON list. Until it is finished, its entries are in PATH + "l" (.jsonl), one per line and on disk as soon as they
     are added, so a killed run loses nothing.
 
-    Attributes:
+    Args:
         path: path of the finished file.
-        count: number of entries so far.
+        keep: continue the list of an earlier run, finished or not, with those of its entries for which this is True;
+            None: begin a new one.
+
+    Attributes:
+        path; count: number of entries so far.
 
     Raises:
         OSError: the folder is not writable, or the disk is full.
+        DatasetError: the earlier file is not such a list.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, keep: Optional[Callable[[dict], bool]] = None):
         self.path = os.fspath(path)
         self.count = 0
-        self._lines = open(f"{self.path}l", "w+", encoding="ascii")  # noqa: SIM115 (open as long as the run)
+        if keep is not None:
+            self._take_up(keep)
+        # Open as long as the run.
+        self._lines = open(f"{self.path}l", "w+" if keep is None else "a+", encoding="ascii")  # noqa: SIM115
+
+    def _take_up(self, keep: Callable[[dict], bool]) -> None:
+        earlier = next((path for path in (f"{self.path}l", self.path) if os.path.exists(path)), os.devnull)
+        with atomic_write(f"{self.path}l") as path, open(path, "w", encoding="ascii") as file:
+            for entry in _entries(earlier):
+                if keep(entry):
+                    file.write(json.dumps(entry) + "\n")
+                    self.count += 1
+
+    def __iter__(self) -> Iterator[dict]:
+        """The entries so far; only one is in memory at a time."""
+        with open(f"{self.path}l", encoding="ascii") as lines:
+            yield from map(json.loads, lines)
 
     def add(self, entries: Iterable[dict]) -> None:
         lines = [json.dumps(entry) + "\n" for entry in entries]
@@ -89,15 +111,37 @@ class ListFile:
         self.count += len(lines)
 
     def finish(self) -> None:
-        """Write the list and remove the lines; only one entry is in memory at a time."""
-        self._lines.seek(0)
+        """Write the list and remove the lines."""
+        self._lines.close()
         with atomic_write(self.path) as path, open(path, "w", encoding="ascii") as file:
             file.write("[")
-            for number, line in enumerate(self._lines):
-                file.write(",\n" * bool(number) + line.rstrip("\n"))
+            with open(f"{self.path}l", encoding="ascii") as lines:
+                for number, line in enumerate(lines):
+                    file.write(",\n" * bool(number) + line.rstrip("\n"))
             file.write("]\n")
-        self._lines.close()
         os.remove(f"{self.path}l")
+
+
+def _entries(path: str) -> Iterator[dict]:
+    """
+    The entries of a list that `ListFile` wrote, finished or not. An unfinished one may end within an entry.
+
+    Raises:
+        DatasetError: another program wrote it.
+    """
+    with open(path, encoding="utf-8") as lines:
+        for line in lines:
+            text = line.strip().removeprefix("[").rstrip(",]")
+            if not text:
+                continue
+            try:
+                entry = json.loads(text)
+            except ValueError:
+                entry = None
+            if isinstance(entry, dict):
+                yield entry
+            elif line.endswith("\n"):  # else the run was killed while it wrote this line
+                raise DatasetError(f"{path} is not a list of an earlier run: move it away, or choose another folder.")
 
 
 @functools.cache  # warns once

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 
 from instseg_d2.errors import ConfigError
 from instseg_d2.export import ExportedPredictor, export_verified
+from instseg_d2.export.runtime import network_inputs
 from instseg_d2.modeling.postprocessing import resize_masks
 from instseg_d2.runtime import Model, mask_patch, sessions
 from instseg_d2.runtime.model import detections, fitting_size, resize
@@ -115,6 +117,27 @@ def test_the_same_as_the_predictor(exported):
     assert best.scores.min() >= found.scores[4]
     with pytest.raises(ValueError, match=r"an image is an array \(H, W, 3\) of uint8"):
         model(photo[..., 0])
+
+
+@needs_onnx
+@pytest.mark.parametrize("kind", [sessions.OnnxSession, sessions.OpenVinoSession])
+def test_threads_that_call_at_the_same_time_get_their_own_results(exported, kind):
+    if kind is sessions.OpenVinoSession:
+        pytest.importorskip("openvino")
+    path, photo, _ = exported  # OpenVINO reads ONNX as well
+    metadata = Model(path).metadata
+    inputs = []
+    for shift in range(6):
+        record = ExportedPredictor.of(None, metadata).preprocess(np.roll(photo, 10 * shift, 1), "RGB")
+        inputs.append(network_inputs([record], metadata))
+    session = kind(path, 2, parallel=2)
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(session, inputs))
+    scores = [found["scores"].tobytes() for found in together]
+    assert len(set(scores)) == 6
+    alone = kind(path, 1)
+    for found, x in zip(together, inputs):
+        np.testing.assert_allclose(found["scores"], alone(x)["scores"], atol=1e-5)
 
 
 @needs_onnx

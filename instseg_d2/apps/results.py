@@ -1,28 +1,83 @@
 """Writes the results of a detection run as they come, and names its pictures."""
 
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Optional
 
 from detectron2.structures import Instances
 
 from ..data.labels import WRITERS, Writer
+from ..data.labels.geometry import bridged, traced
 from ..errors import ConfigError
 from ..evaluation.coco import coco_results
 from ..files import ListFile
 from ..inference.image_predictor import ImagePredictor
-from .inputs import is_video
 
-__all__ = ["ResultsFile", "label_writer", "named_results", "relative_names", "shown_name", "unique_stem"]
+__all__ = ["Records", "label_writer", "named_results", "relative_names", "shown_name", "unique_stem"]
 
+RECORDS = "images.json", "results.json"
 MAX_STEM = 200  # bytes; the full name may have at most 255
 
 
-class ResultsFile(ListFile):
-    """``results.json`` of a folder; ``results.jsonl`` until it is finished."""
+class Records:
+    """
+    What a run has done, in two lists of its folder: ``results.json``, the objects in COCO's results format, and
+    ``images.json``, the images. Until the run is finished they are ``results.jsonl`` and ``images.jsonl``.
 
-    def __init__(self, folder: str):
-        super().__init__(os.path.join(folder, "results.json"))
+    An entry of an image has ``id``, ``file_name``, ``width``, ``height``, ``objects`` (class name -> number) and the
+    files ``picture`` and ``explain``, if written; or, if the image was skipped, ``id``, ``file_name`` and ``error``.
+
+    Args:
+        folder: an existing folder.
+        resume: continue those of an earlier run, without the images that it skipped or did not finish.
+
+    Attributes:
+        done: {file name: id} of the images of the earlier run.
+        pictures: their files.
+        results: number of objects so far.
+    """
+
+    def __init__(self, folder: str, resume: bool = False):
+        self.done: dict[str, int] = {}
+        self.pictures: list[str] = []
+        if not resume:
+            self._images, self._results = (ListFile(os.path.join(folder, name)) for name in RECORDS)
+            return
+        self._images = ListFile(os.path.join(folder, RECORDS[0]), lambda image: "error" not in image)
+        for image in self._images:
+            self.done[image["file_name"]] = image["id"]
+            self.pictures += [image[key] for key in ("picture", "explain") if key in image]
+        ids = set(self.done.values())
+        self._results = ListFile(os.path.join(folder, RECORDS[1]), lambda result: result["image_id"] in ids)
+
+    @property
+    def results(self) -> int:
+        return self._results.count
+
+    def add(self, image: dict, results: list[dict]) -> None:
+        """Add an image and its objects; the image last, so that it is complete if it is there."""
+        self._results.add(results)
+        self._images.add([image])
+
+    def images(self) -> Iterator[dict]:
+        """The entries of the images so far."""
+        return iter(self._images)
+
+    def both(self) -> Iterator[tuple[dict, list[dict]]]:
+        """Each image that was not skipped, with its objects."""
+        groups = itertools.groupby(self._results, lambda result: result["image_id"])
+        group = next(groups, None)
+        for image in self._images:
+            if group is not None and group[0] == image["id"]:
+                yield image, list(group[1])
+                group = next(groups, None)
+            elif "error" not in image:
+                yield image, []
+
+    def finish(self) -> None:
+        self._results.finish()
+        self._images.finish()
 
 
 def shown_name(name: str) -> str:
@@ -30,8 +85,15 @@ def shown_name(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
-def named_results(instances: Instances, predictor: ImagePredictor, image_id: int, file_name: str) -> list[dict]:
-    """COCO results of an image, with the data set's category ids, ``category_name`` and ``file_name``."""
+def named_results(
+    instances: Instances, predictor: ImagePredictor, image_id: int, file_name: str, polygons: bool = False
+) -> list[dict]:
+    """
+    COCO results of an image, with the data set's category ids, ``category_name`` and ``file_name``.
+
+    Args:
+        polygons: give masks as polygons, to the pixel; holes are cut open by bridges of no width.
+    """
     results = coco_results(instances, image_id)
     for result in results:
         index = result["category_id"]
@@ -40,6 +102,9 @@ def named_results(instances: Instances, predictor: ImagePredictor, image_id: int
         result["bbox"] = [round(value, 3) for value in result["bbox"]]
         result["score"] = round(result["score"], 6)
         result["file_name"] = file_name
+        if polygons and "segmentation" in result:
+            outlines = (bridged([ring, *holes]) for ring, holes in traced(result["segmentation"]))
+            result["segmentation"] = [outline.ravel().tolist() for outline in outlines]
     return results
 
 
@@ -54,13 +119,11 @@ def label_writer(label_format: str, folder: str, predictor: ImagePredictor, file
     The writer of a run's labels; None for "coco", since these are the results.
 
     Raises:
-        ConfigError: the input is a video, or the class names are unknown.
+        ConfigError: the class names are unknown.
         DatasetError: two images would share a label file.
     """
     if label_format == "coco":
         return None
-    if is_video(files[0]):
-        raise ConfigError(f"{files[0]} is a video; --format {label_format} works only on images")
     if predictor.class_names is None:
         raise ConfigError(f"--format {label_format} needs the names of the classes, which this model does not know")
     classes = range(len(predictor.class_names))

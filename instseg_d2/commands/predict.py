@@ -8,6 +8,14 @@ from ..arguments import add_config_file
 EPILOG = "Example: %(prog)s --weights model_best.pth --input photos/ --output output/demo --explain"
 
 
+def _shard(text: str) -> tuple[int, int]:
+    first, _, count = text.partition("/")
+    try:
+        return int(first), int(count)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"a part is written I/N, such as 1/4; got {text}") from error
+
+
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `explain` too."""
     model = parser.add_mutually_exclusive_group(required=True)
@@ -31,6 +39,14 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["coco", "labelme", "yolo", "label-studio", "png"],
         help="also write labels for this program, or maps of the objects (png), into a folder of this name in --output",
     )
+    parser.add_argument("--polygons", action="store_true", help="give masks in results.json as polygons, not as RLE")
+    parser.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="images at a time: faster, same results, more memory"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output: only images not done yet")
+    parser.add_argument(
+        "--shard", type=_shard, default=(1, 1), metavar="I/N", help="only the I-th of N parts, into a subfolder"
+    )
     parser.add_argument("--max-images", type=int, help="stop after this many images or video frames")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides KEY VALUE ..., e.g. MODEL.DEVICE cpu")
 
@@ -38,6 +54,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared_arguments(parser)
     parser.add_argument("--explain", action="store_true", help="also write what the network sees in every image")
+    parser.add_argument("--no-pictures", action="store_true", help="write only results and labels")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -56,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
     if args.model and (args.config_file or args.opts):
         raise ConfigError("--model takes no config, since an exported model is fixed: omit --config-file and KEY VALUE")
     if args.model:
-        predictor = ExportedPredictor(args.model, args.trust)
+        predictor = ExportedPredictor(args.model, args.trust, args.batch)
     else:
         predictor = Predictor.from_checkpoint(args.weights, args.config_file, args.opts)
     worked = run_demo(
@@ -65,7 +82,12 @@ def main(args: argparse.Namespace) -> int:
         args.output,
         score_threshold=args.score_threshold,
         max_images=args.max_images,
+        batch=args.batch,
         explain=args.explain,
         label_format=args.format,
+        polygons=args.polygons,
+        pictures=not args.no_pictures,
+        resume=args.resume,
+        shard=args.shard,
     )
     return int(not worked)

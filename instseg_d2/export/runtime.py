@@ -39,6 +39,7 @@ class Pt2Session:
     """A .pt2 file of torch.export. ``trust``: see `ExportedPredictor`."""
 
     runtime = "PyTorch"
+    on_cpu = True
 
     def __init__(self, path: str, trust: bool):
         if not trust:
@@ -80,6 +81,7 @@ class ExportedPredictor(ImagePredictor):
     Args:
         path: .onnx, .xml or .pt2 file of `export`; it contains its metadata.
         trust: also load .pt2 files; PyTorch runs any code that such a file contains.
+        parallel: number of threads that will call it at the same time.
 
     Attributes:
         session: dict of arrays -> dict of arrays, see `runtime.sessions`.
@@ -89,10 +91,10 @@ class ExportedPredictor(ImagePredictor):
         FileNotFoundError, ConfigError: the file is missing, of another kind or not trusted, or a package is missing.
     """
 
-    def __init__(self, path: str, trust: bool = False):
-        kinds = {**SESSIONS, ".pt2": lambda path, threads: Pt2Session(path, trust)}
+    def __init__(self, path: str, trust: bool = False, parallel: int = 1):
+        kinds = {**SESSIONS, ".pt2": lambda path, threads, parallel: Pt2Session(path, trust)}
         threads = torch.get_num_threads()
-        self._describe(*open_session(path, threads, kinds=kinds, other_format=other_format))
+        self._describe(*open_session(path, threads, parallel, kinds=kinds, other_format=other_format))
 
     @classmethod
     def of(cls, session, metadata: dict) -> "ExportedPredictor":
@@ -110,8 +112,15 @@ class ExportedPredictor(ImagePredictor):
         self.value_range = tuple(self.metadata.get("value_range", ()))
         self.resize = ResizeToFit(self.metadata)
 
+    @property
+    def on_cpu(self) -> bool:
+        return self.session.on_cpu
+
+    @property
+    def batches(self) -> bool:
+        return self.metadata["batch"] > 1 or not self.on_cpu
+
     def canvas(self, image: torch.Tensor) -> tuple[int, int]:
-        """(H, W) of the network's input for a preprocessed image (3, h, w)."""
         return network_size(image.shape[-2:], self.metadata)
 
     def run(self, inputs: Sequence[dict]) -> list[dict]:

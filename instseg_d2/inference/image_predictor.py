@@ -58,6 +58,8 @@ class ImagePredictor:
         input_format: "BGR" or "RGB", the channel order of the inputs of ``outputs``.
         resize: Detectron2's augmentation at test time.
         value_range: (low, high) that become 0 and 255 in images of more than eight bits; (): estimated per image.
+        on_cpu: whether it runs there.
+        batches: whether it runs several images faster together than one by one.
     """
 
     class_names: Optional[list] = None
@@ -66,6 +68,8 @@ class ImagePredictor:
     input_format: str
     resize: T.Augmentation
     value_range: tuple = ()
+    on_cpu: bool
+    batches: bool
 
     def class_name(self, index: int) -> str:
         """The name of a contiguous class index."""
@@ -83,6 +87,14 @@ class ImagePredictor:
             resized = resized[:, :, ::-1]
         tensor = torch.from_numpy(resized.transpose(2, 0, 1).copy())
         return {"image": tensor, "height": rgb.shape[0], "width": rgb.shape[1]}
+
+    def canvas(self, image: torch.Tensor) -> tuple[int, int]:
+        """(H, W) of the network's input for a preprocessed image (3, h, w)."""
+        raise NotImplementedError
+
+    def batch_key(self, record: dict) -> tuple:
+        """Preprocessed images with the same key can run together, and their results do not change."""
+        return tuple(record["image"].shape), record["height"], record["width"]
 
     def outputs(self, inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[dict]:
         """

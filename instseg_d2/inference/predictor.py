@@ -9,6 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
+from detectron2.structures import ImageList
 
 from ..checkpoint import InstSegCheckpointer, read_extra
 from ..config import get_cfg, get_value, home_expanded, load_config, merge_overrides, set_num_classes
@@ -101,6 +102,24 @@ class Predictor(ImagePredictor):
         """
         path = os.path.expanduser(path)
         return cls(checkpoint_config(path, config_file, opts), path, optimize=optimize)
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.cfg.MODEL.DEVICE == "cpu"
+
+    @property
+    def batches(self) -> bool:
+        return not self.on_cpu
+
+    def canvas(self, image: torch.Tensor) -> tuple[int, int]:
+        backbone, shape_only = self.model.backbone, torch.empty(image.shape, device="meta")
+        padded = ImageList.from_tensors(
+            [shape_only], backbone.size_divisibility, padding_constraints=backbone.padding_constraints
+        )
+        return tuple(padded.tensor.shape[-2:])
+
+    def batch_key(self, record: dict) -> tuple:
+        return self.canvas(record["image"])
 
     def outputs(self, inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[dict]:
         results = []

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping
 from typing import Optional
 
@@ -41,17 +42,18 @@ class OnnxSession:
 
     runtime = "ONNX Runtime"
 
-    def __init__(self, path: str, threads: Optional[int] = None):
+    def __init__(self, path: str, threads: Optional[int] = None, parallel: int = 1):
         needed("ONNX files", "export", "onnxruntime")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads:
-            options.intra_op_num_threads = threads
+            options.intra_op_num_threads = max(1, threads // parallel)
         wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
         providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
         self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        self.on_cpu = self._session.get_providers()[0] == "CPUExecutionProvider"
         self._names = [x.name for x in self._session.get_outputs()]
         self.text = self._session.get_modelmeta().custom_metadata_map.get(METADATA, "")
 
@@ -63,8 +65,9 @@ class OpenVinoSession:
     """An .xml file in OpenVINO, on the CPU, in the precision that it was written in."""
 
     runtime = "OpenVINO"
+    on_cpu = True
 
-    def __init__(self, path: str, threads: Optional[int] = None):
+    def __init__(self, path: str, threads: Optional[int] = None, parallel: int = 1):
         needed("OpenVINO files", "openvino", "openvino")
         import openvino
 
@@ -75,10 +78,15 @@ class OpenVinoSession:
         options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
+        if parallel > 1:
+            options["NUM_STREAMS"] = parallel
         self._model = core.compile_model(model, "CPU", options)
+        self._own = threading.local()
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = self._model(inputs)
+        if not hasattr(self._own, "request"):
+            self._own.request = self._model.create_infer_request()
+        found = self._own.request.infer(inputs)
         return {port.get_any_name(): np.array(value) for port, value in found.items()}
 
 
@@ -88,6 +96,7 @@ SESSIONS = {".onnx": OnnxSession, ".xml": OpenVinoSession}
 def open_session(
     path: str,
     threads: Optional[int] = None,
+    parallel: int = 1,
     *,
     kinds: Mapping[str, Callable] = SESSIONS,
     other_format: Callable[[str], Optional[str]] = lambda path: None,
@@ -96,7 +105,9 @@ def open_session(
     Open an exported file: (session, metadata). A session takes and returns dicts of arrays.
 
     Args:
-        kinds: suffix -> session, called with path and threads.
+        threads: of the CPU, all together; None: the runtime's choice.
+        parallel: number of calls at the same time, each from a thread of its own.
+        kinds: suffix -> session, called with path, threads and parallel.
         other_format: says what a file is that no session can read, or None.
 
     Raises:
@@ -110,7 +121,7 @@ def open_session(
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
-        session = kind(path, threads)
+        session = kind(path, threads, parallel)
     except ConfigError:
         raise
     except Exception as error:  # the runtimes raise all kinds

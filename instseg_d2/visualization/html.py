@@ -1,7 +1,8 @@
-"""Writes a static page with the pictures of a run: one file, without scripts or network access."""
+"""Writes static pages with the pictures of a run, without scripts or network access."""
 
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Optional
 
 import jinja2
@@ -9,6 +10,8 @@ import jinja2
 from ..files import write_bytes
 
 __all__ = ["write_index"]
+
+PER_PAGE = 500  # pictures
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -22,7 +25,10 @@ figcaption { padding: .5em .8em; overflow-wrap: anywhere }
 small { color: #666 }
 </style></head><body>
 <h1>{{ title }}</h1>
-<p>{{ entries | length }} picture{{ "s" if entries | length != 1 }}
+<p>{% if before or after %}pictures {{ first }} to {{ first + entries | length - 1 }}
+{%- if before %} &middot; <a href="{{ before }}">earlier ones</a>{% endif %}
+{%- if after %} &middot; <a href="{{ after }}">further ones</a>{% endif %}
+{%- else %}{{ entries | length }} picture{{ "s" if entries | length != 1 }}{% endif %}
 {%- if results %} &middot; <a href="{{ results | urlencode }}">{{ results }}</a> (COCO results format){% endif %}</p>
 <main>
 {% for entry in entries -%}
@@ -50,9 +56,13 @@ def _most(counts: Mapping) -> list:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def write_index(folder: str, entries: Sequence[Mapping], title: str, results: Optional[str] = "results.json") -> str:
+def _page(number: int) -> str:
+    return f"index_{number}.html" if number > 1 else "index.html"
+
+
+def write_index(folder: str, entries: Iterable[Mapping], title: str, results: Optional[str] = "results.json") -> str:
     """
-    Write ``index.html`` to the folder of the pictures.
+    Write ``index.html`` to the folder of the pictures, and ``index_2.html`` and so on for more than `PER_PAGE`.
 
     Args:
         folder: an existing folder; all names below are relative to it.
@@ -62,10 +72,23 @@ def write_index(folder: str, entries: Sequence[Mapping], title: str, results: Op
         results: JSON file to link to; None: no link.
 
     Returns:
-        The path of the page.
+        The path of the first page.
     """
     template = jinja2.Environment(autoescape=True).from_string(PAGE)
-    page = template.render(title=title, entries=entries, results=results, most=_most)
-    path = os.path.join(folder, "index.html")
-    write_bytes(path, page.encode("utf-8"))
-    return path
+    entries = iter(entries)
+    chunk = list(itertools.islice(entries, PER_PAGE))
+    for number in itertools.count(1):
+        further = list(itertools.islice(entries, PER_PAGE))
+        page = template.render(
+            title=title,
+            entries=chunk,
+            first=PER_PAGE * (number - 1) + 1,
+            before=_page(number - 1) if number > 1 else None,
+            after=_page(number + 1) if further else None,
+            results=results,
+            most=_most,
+        )
+        write_bytes(os.path.join(folder, _page(number)), page.encode("utf-8"))
+        if not further:
+            return os.path.join(folder, _page(1))
+        chunk = further

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
+from instseg_d2.apps import runs
 from instseg_d2.apps.video import Video
 from instseg_d2.commands import run
 from tests.bright_spots import CLASS_NAMES, save_checkpoint, spots_clip, spots_config, spots_image
@@ -48,7 +49,14 @@ def _results(folder):
 def test_folder_with_a_broken_image(folder, weights, tmp_path, capsys):
     out = tmp_path / "out"
     assert predict(["--weights", weights, "--input", str(folder), "--output", str(out), "--score-threshold", "0"]) == 0
-    assert sorted(os.listdir(out)) == ["black.jpg", "index.html", "results.json", "spots.jpg", "turned.jpg"]
+    assert sorted(os.listdir(out)) == [
+        "black.jpg",
+        "images.json",
+        "index.html",
+        "results.json",
+        "spots.jpg",
+        "turned.jpg",
+    ]
     text = "".join(capsys.readouterr())
     (line,) = [line for line in text.splitlines() if "broken.jpg" in line]
     assert "skipped" in line
@@ -148,7 +156,7 @@ def test_max_images_and_overrides(folder, weights, tmp_path):
     out = tmp_path / "out"
     arguments = ["--input", str(folder / "*.png"), "--output", str(out), "--max-images", "1"]
     assert predict(["--weights", weights, *arguments, "INPUT.FORMAT", "RGB", "MODEL.DEVICE", "cpu"]) == 0
-    assert sorted(os.listdir(out)) == ["index.html", "results.json", "spots.jpg"]
+    assert sorted(os.listdir(out)) == ["images.json", "index.html", "results.json", "spots.jpg"]
     assert [r["category_name"] for r in _results(out)] == ["red spot"]
 
 
@@ -182,8 +190,6 @@ def test_video_limits_and_interruption(weights, tmp_path, monkeypatch):
     assert predict([*arguments, "--max-images", "2"]) == 0
     assert len(list(Video(str(out / os.path.basename(path))))) == 2
 
-    from instseg_d2.apps import predict as engine
-
     calls = []
 
     def interrupted(*args, **kwargs):
@@ -192,7 +198,7 @@ def test_video_limits_and_interruption(weights, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return args[0]
 
-    monkeypatch.setattr(engine, "draw_instances", interrupted)
+    monkeypatch.setattr(runs, "draw_instances", interrupted)
     assert predict(arguments) == 0
     assert len(list(Video(str(out / os.path.basename(path))))) == 3
     assert not list(out.glob("*.part*"))
@@ -206,6 +212,8 @@ def test_video_limits_and_interruption(weights, tmp_path, monkeypatch):
         ({"--config-file": "absent.yaml"}, "absent.yaml"),
         ({"--score-threshold": "50"}, "score threshold must be between 0 and 1; got 50"),
         ({"--max-images": "0"}, "at least 1"),
+        ({"--batch": "0"}, "at a time must be at least 1; got 0"),
+        ({"--shard": "3/2"}, "I/N with 1 <= I <= N, such as 1/4; got 3/2"),
         ({"--output": "{folder}"}, "would be overwritten"),
         ({"--output": "{folder}/notes.txt"}, "notes.txt"),
         ({"SOLVER.BASE_RL": "1"}, "SOLVER.BASE_LR"),
@@ -228,6 +236,8 @@ def test_folder_without_images_and_video_beside_images(folder, weights, tmp_path
         (["--input", str(tmp_path / "empty")], "no image in this folder"),
         (["--input", path, str(folder)], "a video must be the only input"),
         (["--input", path, "--explain"], "--explain works only on images"),
+        (["--input", path, "--resume"], "--resume works only on images"),
+        (["--input", path, "--shard", "1/2"], "--shard works only on images"),
     ):
         assert predict([*common, *words]) == 2
         assert message in capsys.readouterr().err

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import signal
 import unicodedata
 from urllib.parse import unquote
 
@@ -11,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from instseg_d2.apps import predict
+from instseg_d2.apps import runs
 from instseg_d2.apps.predict import run_demo
-from instseg_d2.apps.results import MAX_STEM, ResultsFile, unique_stem
-from instseg_d2.files import write_bytes
+from instseg_d2.apps.results import MAX_STEM, unique_stem
+from instseg_d2.files import ListFile, write_bytes
 from instseg_d2.inference.predictor import Predictor
 from tests.bright_spots import save_checkpoint, spots_config, spots_image
-from tests.processes import forked
 
 
 @pytest.fixture
@@ -46,7 +44,7 @@ def pictures(folder):
 
 
 def test_a_list_as_it_was_always_written(tmp_path):
-    file = ResultsFile(str(tmp_path))
+    file = ListFile(tmp_path / "results.json")
     entries = [{"score": 0.5, "name": "é\udcff"}, {"bbox": [1, 2.5]}, {}]
     file.add(entries[:2])
     assert [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()] == entries[:2]
@@ -57,7 +55,7 @@ def test_a_list_as_it_was_always_written(tmp_path):
     assert os.listdir(tmp_path) == ["results.json"]
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     assert (tmp_path / "results.json").read_text() == f"[{lines}]\n"
-    ResultsFile(str(tmp_path)).finish()
+    ListFile(tmp_path / "results.json").finish()
     assert (tmp_path / "results.json").read_text() == "[]\n"
 
 
@@ -100,7 +98,7 @@ def refuse(monkeypatch, error, wanted):
             raise OSError(error, os.strerror(error))
         write_bytes(path, data)
 
-    monkeypatch.setattr(predict, "write_bytes", failing)
+    monkeypatch.setattr(runs, "write_bytes", failing)
 
 
 @pytest.mark.parametrize("error", [errno.ENAMETOOLONG, errno.ENOSPC, errno.EACCES, errno.EIO, errno.EROFS])
@@ -128,7 +126,7 @@ def test_a_picture_too_wide_for_jpeg(tmp_path, predictor, caplog):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MemoryError])
 def test_a_run_that_stops_keeps_what_it_has(tmp_path, predictor, monkeypatch, caplog, error):
     folder, out = write(tmp_path / "in", "a.png", "b.png", "c.png"), tmp_path / "out"
-    draw, drawn = predict.draw_instances, []
+    draw, drawn = runs.draw_instances, []
 
     def failing(*args, **kwargs):
         drawn.append(0)
@@ -136,7 +134,7 @@ def test_a_run_that_stops_keeps_what_it_has(tmp_path, predictor, monkeypatch, ca
             raise error
         return draw(*args, **kwargs)
 
-    monkeypatch.setattr(predict, "draw_instances", failing)
+    monkeypatch.setattr(runs, "draw_instances", failing)
     if error is RuntimeError:
         with pytest.raises(RuntimeError):
             run_demo(predictor, folder, out, score_threshold=0)
@@ -166,28 +164,6 @@ def test_a_full_disk_is_one_sentence(tmp_path, weights):
     (out / "results.jsonl").symlink_to("/dev/full")
     predictor = Predictor.from_checkpoint(weights)
     assert run_script(lambda: run_demo(predictor, folder, out, score_threshold=0)) == 2
-
-
-def killed_in_the_third_picture(weights, folder, out):
-    draw, drawn = predict.draw_instances, []
-
-    def deadly(*args, **kwargs):
-        drawn.append(0)
-        if len(drawn) == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return draw(*args, **kwargs)
-
-    predict.draw_instances = deadly
-    run_demo(Predictor.from_checkpoint(weights), folder, out, score_threshold=0)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="has no SIGKILL")
-def test_a_killed_run_keeps_its_results(tmp_path, weights):
-    folder, out = write(tmp_path / "in", "a.png", "b.png", "c.png"), tmp_path / "out"
-    assert forked(killed_in_the_third_picture, weights, folder, out)[0] == -signal.SIGKILL
-    entries = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    assert [entry["file_name"] for entry in entries] == ["a.png", "a.png", "b.png", "b.png"]
-    assert not (out / "results.json").exists()
 
 
 def test_skipped_pages_and_frames_are_counted(tmp_path, predictor, caplog):

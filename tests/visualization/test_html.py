@@ -4,6 +4,8 @@ import os
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
+import pytest
+
 from instseg_d2.visualization import write_index
 
 
@@ -42,6 +44,25 @@ def test_index_lists_pictures_counts_and_links(tmp_path):
     assert "1 object1 cat" in page.text
     assert "0 objects" in page.text
     assert "http" not in text  # no external resource
+
+
+@pytest.mark.parametrize(("count", "pages"), [(3, 1), (4, 2), (6, 2), (7, 3)])
+def test_many_pictures_are_shared_out_over_pages(tmp_path, monkeypatch, count, pages):
+    monkeypatch.setattr("instseg_d2.visualization.html.PER_PAGE", 3)
+    path = write_index(str(tmp_path), ({"name": f"{i}.png", "picture": f"{i}.jpg"} for i in range(count)), "Many")
+    names = ["index.html", "index_2.html", "index_3.html"][:pages]
+    assert sorted(os.listdir(tmp_path)) == names
+    assert os.path.basename(path) == "index.html"
+    pictures = []
+    for number, name in enumerate(names):
+        page = _Page((tmp_path / name).read_text())
+        neighbours = {names[i] for i in (number - 1, number + 1) if 0 <= i < pages}
+        assert {link for link in page.links if link.startswith("index")} == neighbours
+        pictures += dict.fromkeys(link for link in page.links if link.endswith(".jpg"))
+        first = 3 * number + 1
+        shown = f"pictures {first} to {min(first + 2, count)}" if pages > 1 else f"{count} pictures"
+        assert shown in page.text
+    assert pictures == [f"{i}.jpg" for i in range(count)]
 
 
 def test_index_without_entries_replaces_the_old_one(tmp_path):
