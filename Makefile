@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.instseg_d2_ready
 SOURCES := setup.py pyproject.toml requirements.txt instseg_d2/get_detectron2.py $(shell find csrc -type f)
 
-.PHONY: setup demo test wheel-test bench lint sanitize sanitize-cuda emulate-cuda emulate-cuda-mutants \
+.PHONY: setup demo test wheel-test docs bench lint sanitize sanitize-cuda emulate-cuda emulate-cuda-mutants \
 	emulate-cuda-sanitize
 
 setup: $(READY)
@@ -33,6 +33,11 @@ test: setup
 # The wheel, installed without the checkout and used in an empty folder.
 wheel-test: setup
 	PYTHON=$(BIN)/python tests/wheel.sh
+
+# The documents as a web site: output/docs/index.html.
+docs: setup
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r projects/docs/requirements.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q --strict -f projects/docs/mkdocs.yml
 
 bench: setup
 	$(BIN)/python projects/bench.py

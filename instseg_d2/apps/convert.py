@@ -1,6 +1,7 @@
 """``instseg convert``: labels of one program as those of another."""
 
 import os
+import random
 from collections import defaultdict
 from pathlib import Path
 from typing import Optional
@@ -8,13 +9,28 @@ from typing import Optional
 from tqdm import tqdm
 
 from ..data.labels import WRITERS, default_images, read_labels, recognise
-from ..errors import ConfigError
+from ..errors import ConfigError, DatasetError
 
 __all__ = ["convert"]
 
 
+def _drawn(images: list[dict], share: float) -> set:
+    """Ids of about this share of the images, at least one and not all; the same ones each time."""
+    if len(images) < 2:
+        raise DatasetError(f"--val needs two images or more; there {'is one' if images else 'are none'}.")
+    count = min(max(round(share * len(images)), 1), len(images) - 1)
+    by_name = sorted(images, key=lambda image: image["file_name"])
+    return {image["id"] for image in random.Random(0).sample(by_name, count)}
+
+
 def convert(
-    source, target: str, output, *, images: Optional[str] = None, source_format: Optional[str] = None
+    source,
+    target: str,
+    output,
+    *,
+    images: Optional[str] = None,
+    source_format: Optional[str] = None,
+    val_share: float = 0.0,
 ) -> list[str]:
     """
     Write the labels of a data set in another format.
@@ -24,14 +40,17 @@ def convert(
         target, source_format: names of formats; the latter is recognised by the content if it is None.
         output: folder to write to; must be empty or missing.
         images: folder of the images; default: where the format has them.
+        val_share: share of the images that go to val.json, the others to train.json; only for COCO. 0: one file.
 
     Returns:
         The report, a sentence each.
 
     Raises:
         DatasetError: the labels are broken, or the target cannot hold them.
-        ConfigError: the output is not empty.
+        ConfigError: the output is not empty, or val_share is wrong.
     """
+    if val_share and (target != "coco" or not 0 < val_share < 1):
+        raise ConfigError(f"--val {val_share} must be above 0 and below 1, and goes with --to coco.")
     source, output = Path(source).expanduser(), Path(output).expanduser()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} is not an empty folder; choose another --output")
@@ -40,15 +59,23 @@ def convert(
     content, notes = read_labels(source, source_format, folder)
     writer = WRITERS[target](output, content["categories"], folder)
     writer.check_names(image["file_name"] for image in content["images"])
+    held_out, val = set(), None
+    if val_share:
+        held_out, val = _drawn(content["images"], val_share), WRITERS[target](output, content["categories"], folder)
+        writer.name, val.name = "train.json", "val.json"
     objects = defaultdict(list)
     for annotation in content["annotations"]:
         objects[annotation["image_id"]].append(annotation)
     for image in tqdm(content["images"], unit="image", disable=None):
-        writer.add(image, objects[image["id"]])
+        (val if image["id"] in held_out else writer).add(image, objects[image["id"]])
     writer.finish()
+    if val:
+        val.finish()
     summary = (
         f"read {source_format} labels: {len(content['images'])} images, {len(content['annotations'])} objects, "
         f"{len(content['categories'])} classes"
     )
+    if val:
+        notes.append(f"train.json: {len(content['images']) - len(held_out)} images, val.json: {len(held_out)}")
     notes += [f"{what}: {count}" for what, count in writer.notes.items()]
     return [summary, *notes, f"wrote {target} labels: {output}{os.sep}"]

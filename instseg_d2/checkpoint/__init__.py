@@ -4,3 +4,12 @@ from .checkpointer import InstSegCheckpointer
 from .formats import read_checkpoint_info, read_extra, read_weights
 from .paths import split_query
 from .writing import save_safetensors
+
+__all__ = [
+    "InstSegCheckpointer",
+    "read_checkpoint_info",
+    "read_extra",
+    "read_weights",
+    "save_safetensors",
+    "split_query",
+]

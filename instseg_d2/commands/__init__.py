@@ -9,14 +9,13 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Optional
 
 from .. import __version__, register
 from ..console import run_script
 from ..errors import ConfigError, is_user_error
 
-__all__ = ["COMMANDS", "main", "parse", "run"]
+__all__ = ["COMMANDS", "main", "parse", "parser_of", "run"]
 
 COMMANDS = {
     "train": "train a method, on your own data or a registered data set",
@@ -32,7 +31,9 @@ COMMANDS = {
 }
 
 
-def _parser(command: ModuleType, prog: Optional[str]) -> argparse.ArgumentParser:
+def parser_of(name: str, prog: Optional[str] = None) -> argparse.ArgumentParser:
+    """The parser of a command; prog: its name in the help, default: this program's."""
+    command = importlib.import_module(f"{__name__}.{name}")
     epilog = command.EPILOG
     wrapped = argparse.RawDescriptionHelpFormatter if "\n" in epilog else argparse.HelpFormatter
     parser = argparse.ArgumentParser(prog=prog, description=command.__doc__, epilog=epilog, formatter_class=wrapped)
@@ -42,7 +43,7 @@ def _parser(command: ModuleType, prog: Optional[str]) -> argparse.ArgumentParser
 
 def parse(name: str, arguments: Optional[Sequence[str]] = None, prog: Optional[str] = None) -> argparse.Namespace:
     """The arguments of a command, by default those of this process."""
-    return _parser(importlib.import_module(f"{__name__}.{name}"), prog).parse_args(arguments)
+    return parser_of(name, prog).parse_args(arguments)
 
 
 def _register() -> None:

@@ -15,6 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=os.path.expanduser, help="folder of the images; default: where the format has them"
     )
+    parser.add_argument(
+        "--val",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="with --to coco: put this share of the images, drawn at random, into val.json, the others into train.json",
+    )
     parser.add_argument("--output", required=True, type=os.path.expanduser, help="empty or new folder to write to")
 
 
@@ -22,6 +29,7 @@ def main(args: argparse.Namespace) -> int:
     """Exit status: 0."""
     from ..apps.convert import convert
 
-    for line in convert(args.input, args.to, args.output, images=args.images, source_format=args.source):
+    options = {"images": args.images, "source_format": args.source, "val_share": args.val}
+    for line in convert(args.input, args.to, args.output, **options):
         sys.stdout.write(f"{line}\n")
     return 0

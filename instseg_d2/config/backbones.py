@@ -36,9 +36,8 @@ def add_backbone_config(cfg: CfgNode) -> None:
     cfg.MODEL.RESNETS.DEFORM_INTERVAL = 1  # every n-th block of a stage with DEFORM_ON_PER_STAGE is deformable
     # For build_dilated_resnet_backbone: beyond this stride, stages are dilated instead of strided.
     cfg.MODEL.RESNETS.OUTPUT_STRIDE = 8
-    # Accepted for AdelaiDet's files; True is refused.
-    cfg.MODEL.MOBILENET = False
-    cfg.MODEL.BACKBONE.ANTI_ALIAS = False
+    cfg.MODEL.MOBILENET = False  # accepted for AdelaiDet's files; True is refused
+    cfg.MODEL.BACKBONE.ANTI_ALIAS = False  # accepted for AdelaiDet's files; True is refused
 
     node = CfgNode()
     node.NAME = "resnet50d"  # any timm network that supports features_only
@@ -48,32 +47,32 @@ def add_backbone_config(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM = node
 
     node = CfgNode()
-    node.NAME = "darknet53"  # or cspdarknet53
-    node.NORM = ""  # as above
-    node.OUT_FEATURES = ["csp1", "csp2", "csp3", "csp4"]  # strides 4 to 32
+    node.NAME = "darknet53"  # darknet53 or cspdarknet53
+    node.NORM = ""  # for batch norms: FrozenBN; BN or empty: trained
+    node.OUT_FEATURES = ["csp1", "csp2", "csp3", "csp4"]  # maps to use, of strides 4 to 32
     cfg.MODEL.CSPNET = node
 
     node = CfgNode()
     node.NAME = "b1"  # b0 to b5
-    node.OUT_FEATURES = ["p2", "p3", "p4"]  # strides 8 to 32
+    node.OUT_FEATURES = ["p2", "p3", "p4"]  # maps to use, of strides 8 to 32
     node.LINEAR = False  # True: b2 with linear attention, whatever NAME says
     cfg.MODEL.PVT = node
 
     node = CfgNode()
-    node.EMBED_DIM = 96
-    node.OUT_FEATURES = ["stage2", "stage3", "stage4", "stage5"]
-    node.DEPTHS = [2, 2, 6, 2]
-    node.NUM_HEADS = [3, 6, 12, 24]
-    node.WINDOW_SIZE = 7
-    node.MLP_RATIO = 4
-    node.DROP_PATH_RATE = 0.2
-    node.APE = False
+    node.EMBED_DIM = 96  # channels of the first stage; each next one has twice as many
+    node.OUT_FEATURES = ["stage2", "stage3", "stage4", "stage5"]  # stageN is the map of stride 2 ** N
+    node.DEPTHS = [2, 2, 6, 2]  # blocks of each stage
+    node.NUM_HEADS = [3, 6, 12, 24]  # attention heads of each stage
+    node.WINDOW_SIZE = 7  # side of an attention window
+    node.MLP_RATIO = 4  # hidden channels of a block's MLP, as a multiple of its channels
+    node.DROP_PATH_RATE = 0.2  # stochastic depth: how often the last block is skipped in training
+    node.APE = False  # accepted for the authors' files; True is refused
     cfg.MODEL.SWINT = node
 
     node = CfgNode()
-    node.CONV_BODY = "DLA34"
-    node.OUT_FEATURES = ["stage2", "stage3", "stage4", "stage5"]  # or levelN; stride 2 ** N
-    node.NORM = "FrozenBN"  # or SyncBN, BN: trained
+    node.CONV_BODY = "DLA34"  # only DLA34
+    node.OUT_FEATURES = ["stage2", "stage3", "stage4", "stage5"]  # stageN or levelN is the map of stride 2 ** N
+    node.NORM = "FrozenBN"  # FrozenBN; SyncBN or BN: trained
     cfg.MODEL.DLA = node
 
 

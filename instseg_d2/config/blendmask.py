@@ -37,33 +37,33 @@ BLENDMASK_VALUES = {
 def add_blendmask_config(cfg: CfgNode) -> None:
     """Add MODEL.BLENDMASK, MODEL.BASIS_MODULE and MODEL.BLEND_MASK_HEAD, in place."""
     node = CfgNode()
-    node.ATTN_SIZE = 14  # M
+    node.ATTN_SIZE = 14  # M: side of an attention map
     node.TOP_INTERP = "bilinear"  # resizes the attention to R x R: bilinear or nearest
-    node.BOTTOM_RESOLUTION = 56  # R
-    node.POOLER_TYPE = "ROIAlignV2"
-    node.POOLER_SAMPLING_RATIO = 1
-    node.POOLER_SCALES = (0.25,)
+    node.BOTTOM_RESOLUTION = 56  # R: side of an instance's mask before it is resized
+    node.POOLER_TYPE = "ROIAlignV2"  # crops the bases: ROIAlignV2 or ROIAlign
+    node.POOLER_SAMPLING_RATIO = 1  # samples of a cell along each side; 0: by its size
+    node.POOLER_SCALES = (0.25,)  # 1 / stride of the bases
     # Interpolation of the bases inside the box: bilinear (RoIAlign) or nearest (the paper's ablation).
     node.BOTTOM_INTERP = "bilinear"
     # How bases and attention are combined: blender, yolact (one weight per basis, sigmoid, crop) or fcis
     # (position-sensitive, NUM_BASES = k * k, no attention).
     node.MERGING = "blender"
-    node.INSTANCE_LOSS_WEIGHT = 1.0
+    node.INSTANCE_LOSS_WEIGHT = 1.0  # weight of the mask loss
     node.VISUALIZE = False  # accepted for AdelaiDet's files; demo.py --explain draws
     cfg.MODEL.BLENDMASK = node
 
     node = CfgNode()
     node.NAME = "ProtoNet"  # ProtoNet or DeepLabV3Plus
-    node.NUM_BASES = 4  # K
+    node.NUM_BASES = 4  # K: number of bases
     node.LOSS_ON = False  # semantic auxiliary loss
     node.ANN_SET = "coco"  # accepted for AdelaiDet's files: the target is made from the instance masks
-    node.CONVS_DIM = 128
-    node.IN_FEATURES = ["p3", "p4", "p5"]
-    node.NORM = "SyncBN"
-    node.NUM_CONVS = 3
-    node.COMMON_STRIDE = 8
-    node.NUM_CLASSES = 80
-    node.LOSS_WEIGHT = 0.3
+    node.CONVS_DIM = 128  # channels of the module
+    node.IN_FEATURES = ["p3", "p4", "p5"]  # maps that the module sees, finest first
+    node.NORM = "SyncBN"  # GN, BN, SyncBN, another of Detectron2's norms, or empty
+    node.NUM_CONVS = 3  # 3x3 convolutions of ProtoNet's tower
+    node.COMMON_STRIDE = 8  # stride of the semantic logits, which LOSS_ON needs
+    node.NUM_CLASSES = 80  # foreground classes of the semantic loss
+    node.LOSS_WEIGHT = 0.3  # weight of the semantic loss
     cfg.MODEL.BASIS_MODULE = node
 
     # Only for BlendMaskHead, which also reads the two nodes above.

@@ -30,8 +30,8 @@ def add_common_config(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = ""
     # Factor on the learning rate of parameters with "backbone" in their name.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
-    cfg.SOLVER.AMSGRAD = False  # only for AdamW
-    cfg.SOLVER.BETAS = (0.9, 0.999)  # of AdamW and Muon's AdamW
+    cfg.SOLVER.AMSGRAD = False  # AMSGrad, only for AdamW
+    cfg.SOLVER.BETAS = (0.9, 0.999)  # betas of AdamW and of Muon's AdamW
     cfg.SOLVER.FREEZE_NORMS_ITER = -1  # iteration from which batch norms use their running statistics; -1: never
 
     # Flip horizontally half of the time (AdelaiDet's switch; INPUT.RANDOM_FLIP must allow it, too).

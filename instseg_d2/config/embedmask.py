@@ -76,47 +76,50 @@ def add_embedmask_config(cfg: CfgNode) -> None:
     node.NUM_CLASSES = 81  # includes the background: one more than the classes of the data
 
     # The detector, FCOS.
-    node.FPN_STRIDES = [8, 16, 32, 64, 128]
+
+    node.FPN_STRIDES = [8, 16, 32, 64, 128]  # strides of the levels, pixels
     node.FPN_INTEREST_SPLIT = [64, 128, 256, 512]  # upper ends of the levels' ranges of max(l, t, r, b), pixels
-    node.HEAD_NUM_CONVS = 4
+    node.HEAD_NUM_CONVS = 4  # 3x3 convolutions of each tower
     node.NORM = "GN"  # of the towers, ours: GN, BN, SyncBN (the last two with one norm per level) or none
     node.USE_DCN_IN_TOWER = False  # the last convolution of each tower is deformable
-    node.PRIOR_PROB = 0.01
+    node.PRIOR_PROB = 0.01  # initial foreground probability
     node.NORM_REG_TARGETS = True  # accepted for the authors' files: distances are in strides
     node.CENTERNESS_ON_REG = True  # accepted for the authors' files: centerness reads the box tower
-    node.CENTER_ON = True
-    node.CENTER_POS_RADIOS = 1.5  # strides
+    node.CENTER_ON = True  # positive locations lie near the centre of the box; False: anywhere in it
+    node.CENTER_POS_RADIOS = 1.5  # with CENTER_ON: how near, in strides
     node.SAMPLE_IN_MASK = True  # positive locations lie inside the object's mask
-    node.LOSS_ALPHA = 0.25
-    node.LOSS_GAMMA = 2.0
-    node.IOU_LOSS_TYPE = "giou"  # giou, iou or linear_iou
-    node.INFERENCE_TH = 0.05
-    node.PRE_NMS_TOP_N = 1000  # of each level; TEST.DETECTIONS_PER_IMAGE are kept after NMS
-    node.NMS_TH = 0.6
+    node.LOSS_ALPHA = 0.25  # of the focal loss
+    node.LOSS_GAMMA = 2.0  # of the focal loss
+    node.IOU_LOSS_TYPE = "giou"  # box loss: giou, iou or linear_iou
+    node.INFERENCE_TH = 0.05  # minimum class score of a candidate
+    node.PRE_NMS_TOP_N = 1000  # candidates of each level; TEST.DETECTIONS_PER_IMAGE are kept after NMS
+    node.NMS_TH = 0.6  # box IoU of NMS within a class
     # The authors' boxes end at their last pixel, Detectron2's one pixel beyond it (pixels of the original image). Set
     # True for the authors' weights.
     node.INCLUSIVE_BOXES = False
 
     # Embeddings and margins.
-    node.EMBED_DIM = None  # 32, 8, 16
+
+    node.EMBED_DIM = None  # dimensions of the embeddings; None: 32, 8 or 16 in v1, v2, v3
     node.EMBED_REDUCE_FACTOR = 1.0  # divides the towers before the embeddings
     node.MARGIN_REDUCE_FACTOR = 32.0  # divides the box tower before the margin
     node.PRIOR_MARGIN = 2.0  # delta: distance at which the initial probability is 0.5
     node.FIX_MARGIN = False  # -log(0.5) / PRIOR_MARGIN^2 everywhere instead of the predicted margin
-    node.MASK_NUM_CONVS = 4
-    node.MASK_SCALE_FACTOR = 2  # P3 to the masks: 1, 2 or 4
+    node.MASK_NUM_CONVS = 4  # 3x3 convolutions of the tower of the pixel embeddings
+    node.MASK_SCALE_FACTOR = 2  # how much finer the masks are than P3: 1, 2 or 4
 
     # Mask loss and masks.
-    # The loss covers the box enlarged by this share of its sides plus one cell; below 0: the whole map. 0.1, 0.1, -1.
-    node.BOX_PADDING = None
-    node.LOSS_MASK_ALPHA = 0.5
-    node.MASK_TH = None  # probability; 0.5, 0.53, 0.53
 
-    # Only on in v1: 0.5, 0.1, True.
-    node.SAMPLE_POS_IOU_TH = None  # a proposal is the mean of the positives with a better box
-    node.LOSS_SMOOTH_ALPHA = None
-    node.BOX_TO_MARGIN_BLOCK = None  # the margin comes from the predicted box
-    node.BOX_TO_MARGIN_SCALE = 800.0  # pixels; -1: shorter side of the padded batch
+    # The loss covers the box enlarged by this share of its sides plus one cell; below 0: the whole map.
+    # None: 0.1, 0.1 or -1 in v1, v2, v3.
+    node.BOX_PADDING = None
+    node.LOSS_MASK_ALPHA = 0.5  # weight of the mask loss
+    node.MASK_TH = None  # probability from which a pixel belongs to the mask; None: 0.5, 0.53 or 0.53 in v1, v2, v3
+
+    node.SAMPLE_POS_IOU_TH = None  # v1: a proposal is the mean of the positives whose box has a higher IoU; None: 0.5
+    node.LOSS_SMOOTH_ALPHA = None  # v1: weight of the loss that pulls an object's positives together; None: 0.1
+    node.BOX_TO_MARGIN_BLOCK = None  # v1: the margin comes from the predicted box; None: True
+    node.BOX_TO_MARGIN_SCALE = 800.0  # v1: divides the box, pixels; -1: by the shorter side of the padded batch
     cfg.MODEL.EMBED_MASK = node
 
 

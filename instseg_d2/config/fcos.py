@@ -52,39 +52,39 @@ def add_fcos_config(cfg: CfgNode) -> None:
     """Add MODEL.FCOS, in place."""
     node = CfgNode()
     node.NUM_CLASSES = 80  # foreground classes; GeneralizedRCNN uses MODEL.ROI_HEADS.NUM_CLASSES
-    node.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
-    node.FPN_STRIDES = [8, 16, 32, 64, 128]
+    node.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]  # maps that the heads see
+    node.FPN_STRIDES = [8, 16, 32, 64, 128]  # strides of these maps, pixels
     node.SIZES_OF_INTEREST = [64, 128, 256, 512]  # upper ends of the levels' ranges of max(l, t, r, b), pixels
     node.TOP_LEVELS = 2  # levels above P5 that the backbone builder adds: 0, 1 (P6) or 2 (P6, P7)
 
-    node.NUM_CLS_CONVS = 4
-    node.NUM_BOX_CONVS = 4
-    node.NUM_SHARE_CONVS = 0
+    node.NUM_CLS_CONVS = 4  # 3x3 convolutions of the class tower
+    node.NUM_BOX_CONVS = 4  # 3x3 convolutions of the box tower
+    node.NUM_SHARE_CONVS = 0  # 3x3 convolutions of a tower before both
     node.NORM = "GN"  # GN, NaiveGN, BN, SyncBN (the last two with one norm per level) or none
     node.USE_DEFORMABLE = False  # the last convolution of the class and box towers is deformable
     node.USE_SCALE = True  # one learned factor per level on the box regression
     node.USE_RELU = True  # accepted for AdelaiDet's files; the regression always ends in ReLU
-    node.PRIOR_PROB = 0.01
+    node.PRIOR_PROB = 0.01  # initial foreground probability
 
-    node.CENTER_SAMPLE = True
-    node.POS_RADIUS = 1.5
-    node.LOSS_ALPHA = 0.25
-    node.LOSS_GAMMA = 2.0
-    node.LOSS_WEIGHT_CLS = 1.0
-    node.LOSS_NORMALIZER_CLS = "fg"  # fg, moving_fg or all
-    node.LOC_LOSS_TYPE = "giou"  # giou, iou or linear_iou
-    node.BOX_QUALITY = "ctrness"  # ctrness or iou
+    node.CENTER_SAMPLE = True  # positive locations lie near the centre of the box; False: anywhere in it
+    node.POS_RADIUS = 1.5  # with CENTER_SAMPLE: how near, in strides
+    node.LOSS_ALPHA = 0.25  # of the focal loss
+    node.LOSS_GAMMA = 2.0  # of the focal loss
+    node.LOSS_WEIGHT_CLS = 1.0  # weight of the class loss
+    node.LOSS_NORMALIZER_CLS = "fg"  # fg, moving_fg or all: positives, their moving average, locations
+    node.LOC_LOSS_TYPE = "giou"  # box loss: giou, iou or linear_iou
+    node.BOX_QUALITY = "ctrness"  # what the quality branch predicts: ctrness (centerness) or iou
 
     node.THRESH_WITH_CTR = False  # threshold on class * quality instead of class
-    node.INFERENCE_TH_TRAIN = 0.05
-    node.INFERENCE_TH_TEST = 0.05
-    node.PRE_NMS_TOPK_TRAIN = 1000
-    node.PRE_NMS_TOPK_TEST = 1000
-    node.POST_NMS_TOPK_TRAIN = 100
-    node.POST_NMS_TOPK_TEST = 100
-    node.NMS_TH = 0.6
-    node.YIELD_PROPOSAL = False  # FCOSDetector: also in training; the other detectors always need proposals
-    node.YIELD_BOX_FEATURES = False
+    node.INFERENCE_TH_TRAIN = 0.05  # minimum score of a candidate, in training (if there are proposals)
+    node.INFERENCE_TH_TEST = 0.05  # the same at test time
+    node.PRE_NMS_TOPK_TRAIN = 1000  # candidates of each level before NMS, in training
+    node.PRE_NMS_TOPK_TEST = 1000  # the same at test time
+    node.POST_NMS_TOPK_TRAIN = 100  # detections of an image after NMS, in training; 0: all
+    node.POST_NMS_TOPK_TEST = 100  # the same at test time
+    node.NMS_TH = 0.6  # box IoU of NMS within a class; 0: no NMS
+    node.YIELD_PROPOSAL = False  # make proposals in training, too (FCOSDetector; the other detectors always do)
+    node.YIELD_BOX_FEATURES = False  # add the box tower's features to the proposals, as box_features
     cfg.MODEL.FCOS = node
 
 

@@ -35,29 +35,29 @@ def add_instancefcn_config(cfg: CfgNode) -> None:
     node.IN_FEATURE = "conv5"  # the backbone map to use; its stride is the size of a window's cell
     node.GRID = 5  # k: a window is divided k x k
     node.MASK_SIZE = 21  # m: cells per side of a window
-    node.HIDDEN_DIM = 512
+    node.HIDDEN_DIM = 512  # channels of the hidden layers
 
     # Sizes and shifts in pixels of the network's input: a window of 21 cells of stride 8 is 168 pixels wide.
     node.CANONICAL_SIZE = 96.0  # longer side of the objects that windows are meant for
     node.POSITIVE_OCTAVES = 0.25  # positive: an object whose size is the canonical one times 2^(+-this) at most
-    node.POSITIVE_SHIFT = 12.0  # and whose centre is at most this far from the window's in each axis
+    node.POSITIVE_SHIFT = 12.0  # positive: and its centre is at most this far from the window's in each axis
     node.NEGATIVE_OCTAVES = 1.0  # negative: no object whose size is the canonical one times 2^(+-this) at most
-    node.NEGATIVE_SHIFT = 24.0  # and whose centre is closer than this in both axes
-    node.WINDOWS_PER_IMAGE = 256  # sampled in training
-    node.POSITIVE_FRACTION = 0.5  # at most; the rest are negatives
+    node.NEGATIVE_SHIFT = 24.0  # negative: and its centre is closer than this in both axes
+    node.WINDOWS_PER_IMAGE = 256  # windows of an image that are sampled in training
+    node.POSITIVE_FRACTION = 0.5  # share of positives among them, at most; the rest are negatives
     # Target of a mask cell: "center", whether the object covers its centre, or "share", the covered share.
     node.CELL_TARGET = "center"
 
     # Shorter sides to which an image is resized at test time; INPUT.MAX_SIZE_TEST limits the longer one.
     node.SCALES_TEST = (119, 178, 267, 400, 600, 900)
     node.TOP_WINDOWS = 2000  # windows assembled at each scale, by objectness
-    node.SCORE = "objectness"  # or product: objectness x mean mask probability inside the mask
-    node.NMS_TH = 0.8  # box IoU
-    node.MAX_PROPOSALS = 1000  # N, kept per image
+    node.SCORE = "objectness"  # objectness, or product: objectness x mean mask probability inside the mask
+    node.NMS_TH = 0.8  # box IoU of NMS
+    node.MAX_PROPOSALS = 1000  # N: kept per image
 
     # Classify the segments with MODEL.ROI_HEADS, on the features of one of the test scales.
     node.CLASSIFY = False
-    node.CLASSIFIER_SCALE = 600
+    node.CLASSIFIER_SCALE = 600  # with CLASSIFY: the one of SCALES_TEST whose features are used
     cfg.MODEL.INSTANCE_FCN = node
 
     # Keys of AssembleMaskHead beside those of MODEL.ROI_MASK_HEAD.

@@ -59,23 +59,23 @@ _BY_VERSION = {"MASK_SIZE": (28, 112), "MASK_WEIGHT": (2.0, 5.0)}
 def add_istr_config(cfg: CfgNode) -> None:
     """Add MODEL.ISTR, in place."""
     node = CfgNode()
-    node.NUM_CLASSES = 80
-    node.NUM_PROPOSALS = 300  # N
-    node.NHEADS = 8  # of the self-attention
-    node.DROPOUT = 0.0
-    node.DIM_FEEDFORWARD = 2048
+    node.NUM_CLASSES = 80  # foreground classes
+    node.NUM_PROPOSALS = 300  # number of queries, N
+    node.NHEADS = 8  # attention heads of the self-attention
+    node.DROPOUT = 0.0  # dropout rate
+    node.DIM_FEEDFORWARD = 2048  # hidden channels of the feed-forward layers
     node.ACTIVATION = "relu"  # accepted for the authors' files: the activation is always ELU
-    node.HIDDEN_DIM = 256
-    node.NUM_CLS = 3  # layers of the class, box and mask branches
-    node.NUM_REG = 3
-    node.NUM_MASK = 3  # version 1 only
-    node.NUM_HEADS = 6
-    node.NUM_DYNAMIC = 2
-    node.DIM_DYNAMIC = 64
-    node.ROI_ATTENTION = "dynamic"  # or multihead: how a query reads its RoI feature (the paper's ablation)
+    node.HIDDEN_DIM = 256  # channels of a query and of the pyramid
+    node.NUM_CLS = 3  # layers of the class branch
+    node.NUM_REG = 3  # layers of the box branch
+    node.NUM_MASK = 3  # layers of the mask branch, version 1 only
+    node.NUM_HEADS = 6  # refinement heads, one after another
+    node.NUM_DYNAMIC = 2  # matrices of the dynamic attention
+    node.DIM_DYNAMIC = 64  # inner channels of the dynamic attention
+    node.ROI_ATTENTION = "dynamic"  # how a query reads its RoI feature: dynamic or multihead (the paper's ablation)
 
     # The mask embedding. Without an encoding method the config is version 1.
-    node.MASK_ENCODING_METHOD = ""  # version 2: PCA, DCT or AE
+    node.MASK_ENCODING_METHOD = ""  # PCA, DCT or AE: version 2
     node.EMBEDDING = ""  # another name in the MASK_EMBEDDING registry, such as RawMask; does not change the version
     node.MASK_DIM = 60  # length of a code in version 1
     node.MASK_FEAT_DIM = 256  # length of a code in version 2
@@ -88,21 +88,21 @@ def add_istr_config(cfg: CfgNode) -> None:
     node.FREEZE_ENCODER_BN = True  # AE: False lets the frozen encoder's batch norm drift (the authors' way)
 
     # Matching and losses.
-    node.MASK_COST = "cosine"  # or l1, dice
-    node.MASK_LOSS = "both"  # or l2 (only the codes), dice (only the decoded masks)
-    node.CLASS_WEIGHT = 2.0
-    node.GIOU_WEIGHT = 2.0
-    node.L1_WEIGHT = 5.0
+    node.MASK_COST = "cosine"  # how codes are compared in the matching: cosine or l1; dice: the decoded masks
+    node.MASK_LOSS = "both"  # both, l2 (only the codes) or dice (only the decoded masks)
+    node.CLASS_WEIGHT = 2.0  # weight of the class cost and loss
+    node.GIOU_WEIGHT = 2.0  # weight of the GIoU cost and loss
+    node.L1_WEIGHT = 5.0  # weight of the L1 box cost and loss
     # Weight of dice, in version 1 also of the codes' cost and loss; None: 2 in version 1, 5 in version 2.
     node.MASK_WEIGHT = None
     node.FEAT_WEIGHT = 1.0  # weight of the codes' cost and loss in version 2
-    node.DEEP_SUPERVISION = True
+    node.DEEP_SUPERVISION = True  # every head has losses; False: only the last one
     node.NO_OBJECT_WEIGHT = 0.1  # accepted for the authors' files: the focal loss needs none
-    node.ALPHA = 0.25
-    node.GAMMA = 2.0
-    node.PRIOR_PROB = 0.01
-    node.IOU_THRESHOLDS = [0.5]  # accepted for the authors' files, like IOU_LABELS: matching is one to one
-    node.IOU_LABELS = [0, 1]
+    node.ALPHA = 0.25  # of the focal loss
+    node.GAMMA = 2.0  # of the focal loss
+    node.PRIOR_PROB = 0.01  # initial foreground probability
+    node.IOU_THRESHOLDS = [0.5]  # accepted for the authors' files: matching is one to one
+    node.IOU_LABELS = [0, 1]  # accepted for the authors' files: matching is one to one
     cfg.MODEL.ISTR = node
 
 

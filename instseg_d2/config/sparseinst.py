@@ -43,36 +43,43 @@ SPARSEINST_VALUES = {
 def add_sparseinst_config(cfg: CfgNode) -> None:
     """Add MODEL.SPARSE_INST, in place."""
     node = CfgNode()
-    node.CLS_THRESHOLD = 0.005  # on sqrt(class * objectness), before rescoring
-    node.MASK_THRESHOLD = 0.45
-    node.MAX_DETECTIONS = 100
+    node.CLS_THRESHOLD = 0.005  # minimum of sqrt(class * objectness), before rescoring
+    node.MASK_THRESHOLD = 0.45  # probability from which a pixel belongs to the mask
+    node.MAX_DETECTIONS = 100  # detections kept per image
     node.DATASET_MAPPER = "SparseInstDatasetMapper"  # accepted for the authors' files: one mapper serves all methods
 
     node.ENCODER = CfgNode()
-    node.ENCODER.NAME = "InstanceContextEncoder"
+    node.ENCODER.NAME = "InstanceContextEncoder"  # a name in the SPARSE_INST_ENCODER registry
     node.ENCODER.NORM = ""  # accepted for the authors' files: the encoder has no norm
-    node.ENCODER.IN_FEATURES = ["res3", "res4", "res5"]
-    node.ENCODER.NUM_CHANNELS = 256
+    node.ENCODER.IN_FEATURES = ["res3", "res4", "res5"]  # maps that the encoder sees, finest first
+    node.ENCODER.NUM_CHANNELS = 256  # channels of the encoder's map
 
     node.DECODER = CfgNode()
-    node.DECODER.NAME = "BaseIAMDecoder"  # or GroupIAMDecoder, GroupIAMSoftDecoder
-    node.DECODER.NUM_MASKS = 100  # N
-    node.DECODER.NUM_CLASSES = 80
-    node.DECODER.KERNEL_DIM = 128
-    node.DECODER.SCALE_FACTOR = 2.0  # from the features to the masks
+    node.DECODER.NAME = "BaseIAMDecoder"  # BaseIAMDecoder, GroupIAMDecoder or GroupIAMSoftDecoder
+    node.DECODER.NUM_MASKS = 100  # instance activation maps, N: at most so many objects in an image
+    node.DECODER.NUM_CLASSES = 80  # foreground classes
+    node.DECODER.KERNEL_DIM = 128  # channels of the mask features and of an instance's kernel
+    node.DECODER.SCALE_FACTOR = 2.0  # how much finer the masks are than the features
     node.DECODER.OUTPUT_IAM = False  # accepted for the authors' files; demo.py --explain draws the maps
-    node.DECODER.GROUPS = 4
-    node.DECODER.INST = CfgNode({"DIM": 256, "CONVS": 4})
-    node.DECODER.MASK = CfgNode({"DIM": 256, "CONVS": 4})
+    node.DECODER.GROUPS = 4  # groups of the GroupIAM decoders
+    node.DECODER.INST = CfgNode()
+    node.DECODER.INST.DIM = 256  # channels of the instance branch
+    node.DECODER.INST.CONVS = 4  # its 3x3 convolutions
+    node.DECODER.MASK = CfgNode()
+    node.DECODER.MASK.DIM = 256  # channels of the mask branch
+    node.DECODER.MASK.CONVS = 4  # its 3x3 convolutions
 
     node.LOSS = CfgNode()
-    node.LOSS.NAME = "SparseInstCriterion"
-    node.LOSS.ITEMS = ("labels", "masks")
-    node.LOSS.CLASS_WEIGHT = 2.0
-    node.LOSS.MASK_PIXEL_WEIGHT = 5.0
-    node.LOSS.MASK_DICE_WEIGHT = 2.0
-    node.LOSS.OBJECTNESS_WEIGHT = 1.0
-    node.MATCHER = CfgNode({"NAME": "SparseInstMatcher", "ALPHA": 0.8, "BETA": 0.2})
+    node.LOSS.NAME = "SparseInstCriterion"  # SparseInstCriterion
+    node.LOSS.ITEMS = ("labels", "masks")  # which losses: labels (the class loss), masks (the other three)
+    node.LOSS.CLASS_WEIGHT = 2.0  # weight of the focal class loss
+    node.LOSS.MASK_PIXEL_WEIGHT = 5.0  # weight of the masks' binary cross-entropy
+    node.LOSS.MASK_DICE_WEIGHT = 2.0  # weight of the masks' dice loss
+    node.LOSS.OBJECTNESS_WEIGHT = 1.0  # weight of the objectness loss (the IoU of the mask)
+    node.MATCHER = CfgNode()
+    node.MATCHER.NAME = "SparseInstMatcher"  # SparseInstMatcher
+    node.MATCHER.ALPHA = 0.8  # exponent of dice in the score of a pair
+    node.MATCHER.BETA = 0.2  # exponent of the class probability
     cfg.MODEL.SPARSE_INST = node
 
 

@@ -4,3 +4,14 @@ from .evaluators import build_evaluator, check_evaluator, leaves_out
 from .panoptic_quality import PanopticQualityEvaluator, count_matches
 from .proposal_recall import ProposalRecallEvaluator
 from .run import evaluate, write_results
+
+__all__ = [
+    "PanopticQualityEvaluator",
+    "ProposalRecallEvaluator",
+    "build_evaluator",
+    "check_evaluator",
+    "count_matches",
+    "evaluate",
+    "leaves_out",
+    "write_results",
+]

@@ -17,7 +17,7 @@ from instseg_d2.data.labels.geometry import bridged, ellipse, traced
 from instseg_d2.data.labels.label_studio import packed
 from instseg_d2.data.segmentations import to_rle
 from instseg_d2.data.voc import CLASSES, PALETTE
-from instseg_d2.errors import DatasetError
+from instseg_d2.errors import ConfigError, DatasetError
 
 SIZE = (40, 50)  # height, width
 NAMES = {9: "späte Birne: groß", 2: "apple"}
@@ -503,3 +503,25 @@ def test_the_output_must_be_empty(source, tmp_path, capsys):
     assert run("convert", [str(path), "--to", "coco", "--images", str(images), "--output", str(tmp_path)]) == 2
     assert f"error: {tmp_path} is not an empty folder" in capsys.readouterr().err
     assert path.read_text() == before
+
+
+def test_validation_images_are_set_aside(source, tmp_path):
+    """Each image with its objects in one of two files; the same ones each time."""
+    path, images = source()
+    expected = objects_of(path)[1]
+    for out in (tmp_path / "a", tmp_path / "b"):
+        report = convert(path, "coco", out, images=images, val_share=0.1)
+        assert report[1] == "train.json: 1 images, val.json: 1"
+        (train, in_train), (val, in_val) = (objects_of(out / f"{name}.json") for name in ("train", "val"))
+        assert train["categories"] == val["categories"]
+        assert sorted(in_train + in_val, key=str) == sorted(expected, key=str)
+        assert {found[0] for found in in_train}.isdisjoint({found[0] for found in in_val})
+    assert (tmp_path / "a/val.json").read_bytes() == (tmp_path / "b/val.json").read_bytes()
+
+
+@pytest.mark.parametrize(("target", "share"), [("coco", 1.0), ("coco", -0.1), ("yolo", 0.2), ("coco", float("nan"))])
+def test_a_share_that_cannot_be_set_aside(source, tmp_path, target, share):
+    path, images = source()
+    with pytest.raises(ConfigError, match=r"--val .* must be above 0 and below 1, and goes with --to coco"):
+        convert(path, target, tmp_path / "out", images=images, val_share=share)
+    assert not (tmp_path / "out").exists()

@@ -52,9 +52,10 @@ def leave_out_other_sizes(content: dict, reading: Reading, found: Findings) -> N
 
 
 class CocoWriter(Writer):
-    """Writes annotations.json; see `Writer`. The labels stay in memory until `finish`."""
+    """Writes one file, ``name``; see `Writer`. The labels stay in memory until `finish`."""
 
     per_image = False
+    name = "annotations.json"
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -67,4 +68,4 @@ class CocoWriter(Writer):
 
     def finish(self) -> None:
         content = {"images": self._images, "annotations": self._annotations, "categories": self.categories}
-        write_json(Path(self.folder) / "annotations.json", content)
+        write_json(Path(self.folder) / self.name, content)
