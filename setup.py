@@ -108,6 +108,7 @@ setup(
         "istr": ["scikit-learn"],
         "export": ["onnx", "onnxscript", "onnxruntime"],
         "openvino": ["onnx", "onnxscript", "openvino"],
+        "ui": ["gradio"],
     },
     **extension_modules(),
 )

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Optional
 
 import cv2
@@ -13,12 +13,13 @@ import numpy as np
 
 from ..errors import ImageError
 
-__all__ = ["Video", "write_video"]
+__all__ = ["BROWSER_CODECS", "Video", "write_video"]
 
 logger = logging.getLogger(__name__)
 
 # OpenCV builds differ in their encoders: the first one that works is used.
 CODECS = (("mp4v", ".mp4"), ("avc1", ".mp4"), ("MJPG", ".avi"))
+BROWSER_CODECS = (("VP80", ".webm"), *CODECS)  # browsers play no "mp4v"
 # A video ends after this many unreadable frames in a row: within the frame count of its header, and beyond it.
 MAX_BROKEN, MAX_BROKEN_AT_END = 1000, 10
 
@@ -93,9 +94,9 @@ def _readable(path: str) -> bool:
     return os.path.isfile(path) and os.path.getsize(path) > 0 and cv2.VideoCapture(path).read()[0]
 
 
-def _working_codec(stem: str, fps: float, size: tuple[int, int]) -> tuple[str, str]:
+def _working_codec(stem: str, fps: float, size: tuple[int, int], codecs: Sequence) -> tuple[str, str]:
     """The first codec that can write and read back a clip of this size (width, height), and its suffix."""
-    for codec, suffix in CODECS:
+    for codec, suffix in codecs:
         clip = f"{stem}.probe{suffix}"
         writer = cv2.VideoWriter(clip, cv2.VideoWriter_fourcc(*codec), fps, size)
         for _ in range(2):
@@ -109,7 +110,7 @@ def _working_codec(stem: str, fps: float, size: tuple[int, int]) -> tuple[str, s
     raise ImageError(f"{stem}: this OpenCV cannot write videos of {size[0]} x {size[1]} pixels")
 
 
-def write_video(stem, frames_rgb: Iterable[np.ndarray], fps: float) -> str:
+def write_video(stem, frames_rgb: Iterable[np.ndarray], fps: float, codecs: Sequence = CODECS) -> str:
     """
     Write the frames as ``stem.mp4``, or as ``stem.avi`` if OpenCV has no MPEG-4 encoder.
 
@@ -118,6 +119,7 @@ def write_video(stem, frames_rgb: Iterable[np.ndarray], fps: float) -> str:
     Args:
         stem: path without suffix.
         frames_rgb: at least one (H, W, 3) uint8 RGB frame; all are resized to the first.
+        codecs: (OpenCV's code, suffix), the preferred one first.
 
     Returns:
         The path written.
@@ -127,16 +129,16 @@ def write_video(stem, frames_rgb: Iterable[np.ndarray], fps: float) -> str:
     """
     folder, name = os.path.split(os.fspath(stem))
     with _plain_name(folder or ".") as plain:
-        written = _write(os.path.join(plain, name), iter(frames_rgb), fps)
+        written = _write(os.path.join(plain, name), iter(frames_rgb), fps, codecs)
     return os.path.join(folder, os.path.basename(written))
 
 
-def _write(stem: str, frames: Iterator[np.ndarray], fps: float) -> str:
+def _write(stem: str, frames: Iterator[np.ndarray], fps: float, codecs: Sequence) -> str:
     frame = next(frames, None)
     if frame is None:
         raise ImageError(f"{stem}: a video needs at least one frame")
     size = (frame.shape[1], frame.shape[0])
-    codec, suffix = _working_codec(stem, fps, size)
+    codec, suffix = _working_codec(stem, fps, size, codecs)
     temporary = f"{stem}.part{suffix}"
     writer = cv2.VideoWriter(temporary, cv2.VideoWriter_fourcc(*codec), fps, size)
     try:

@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": "compare models on the same data",
     "check": "find faults in annotations and images, and write clean copies",
     "convert": "convert labels between COCO, YOLO, LabelMe, VIA, VOC masks and Label Studio",
+    "ui": "open a page in the browser for photos, videos and a data set",
     "zoo": "list the recipes with their published results, or copy one for editing",
     "doctor": "show what is installed, and what to do about anything missing",
 }

@@ -115,6 +115,12 @@ class CocoSource:
         self._checked = (state, path, originals)
         return path, originals
 
+    def report(self) -> Report:
+        """What ``instseg check`` finds; reads every image. Raises DatasetError if the file is unusable."""
+        if self._prepare is not None:
+            self._prepare()
+        return examine(self.json_file, self.image_root)
+
     def __call__(self) -> list:
         if self._prepare is not None:
             self._prepare()

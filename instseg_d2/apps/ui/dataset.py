@@ -1,0 +1,243 @@
+"""A data set on the page: its annotated pictures, its faults, and a model's mistakes."""
+
+import functools
+import os
+import threading
+from collections.abc import Sequence
+from typing import Callable, NamedTuple, Optional
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode, Instances
+
+from ...data import read_image
+from ...data.coco import CocoSource, class_difference, require_registered
+from ...data.segmentations import to_rle
+from ...errors import ConfigError, DatasetError, sentence
+from ...evaluation.mistakes import MISSED, WRONG_CLASS, Mistake, Objects, find_mistakes
+from ...inference.image_predictor import ImagePredictor
+from ...visualization.annotations import draw_annotations
+from ...visualization.overlay import draw_instances, draw_layers
+from .files import require_inside
+from .found import FAILURES, LOWEST
+
+__all__ = ["DataSet", "Error"]
+
+SHOWN_SIDE = 900  # pixels, longest side of a picture in the page
+SMALLEST_CROP = 96  # pixels
+
+
+class Error(NamedTuple):
+    """A mistake in an image of the data set; regions are run lengths or boxes [x, y, width, height]."""
+
+    record: int
+    mistake: Mistake
+    text: str
+    size: float  # of the object, square pixels
+    regions: list
+
+
+def _fitted(image: np.ndarray, side: int = SHOWN_SIDE) -> np.ndarray:
+    scale = min(1.0, side / max(image.shape[:2]))
+    size = [max(1, round(length * scale)) for length in image.shape[1::-1]]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
+
+
+def _xywh(region) -> np.ndarray:
+    return np.asarray(mask_util.toBbox(region) if isinstance(region, dict) else region, dtype=float)
+
+
+def _annotated(record: dict, masks: bool) -> Objects:
+    """The annotations of a record."""
+    annotations = record.get("annotations", [])
+    if masks:
+        regions = [to_rle(a["segmentation"], record["height"], record["width"]) for a in annotations]
+    else:
+        regions = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYWH_ABS) for a in annotations]
+    return Objects(
+        [a["category_id"] for a in annotations], regions, crowds=[bool(a.get("iscrowd", 0)) for a in annotations]
+    )
+
+
+class DataSet:
+    """
+    A registered data set; nothing is read before it is shown.
+
+    Args:
+        name: in Detectron2's catalogs.
+        title: shown name.
+        folders: besides the image folder, where pictures may be.
+
+    Raises:
+        DatasetError: there is no such data set.
+    """
+
+    def __init__(self, name: str, title: str = "", folders: Sequence[str] = ()):
+        require_registered(name)
+        self.name, self.title = name, title or name
+        root = MetadataCatalog.get(name).get("image_root")
+        self.folders = [*([root] if root else []), *folders]
+        self._lock = threading.Lock()
+
+    @functools.cached_property
+    def records(self) -> list[dict]:
+        """Detectron2's records. Raises DatasetError for an unusable file."""
+        with self._lock:
+            return DatasetCatalog.get(self.name)
+
+    @property
+    def class_names(self) -> list[str]:
+        self.records  # noqa: B018 (reading them sets the names)
+        return list(MetadataCatalog.get(self.name).get("thing_classes") or [])
+
+    def summary(self) -> str:
+        objects = sum(len(record.get("annotations", [])) for record in self.records)
+        counts = {"image": len(self.records), "object": objects, "class": len(self.class_names)}
+        return ", ".join(f"{n} {name}{('es' if name == 'class' else 's') * (n != 1)}" for name, n in counts.items())
+
+    def having(self, class_name: Optional[str]) -> list[int]:
+        """The indices of the records with an object of a class; None: all."""
+        if class_name is None:
+            return list(range(len(self.records)))
+        index = self.class_names.index(class_name)
+        return [
+            i for i, record in enumerate(self.records)
+            if any(a["category_id"] == index for a in record.get("annotations", []))
+        ]  # fmt: skip
+
+    def shown_name(self, index: int) -> str:
+        return os.path.basename(os.fspath(self.records[index]["file_name"]))
+
+    def image(self, index: int, value_range=()) -> np.ndarray:
+        """The picture of a record (H, W, 3) RGB. Raises ImageError if it is broken or outside the chosen folders."""
+        record = self.records[index]
+        require_inside(record["file_name"], self.folders)
+        size = (record["width"], record["height"]) if "width" in record else None
+        return read_image(record["file_name"], "RGB", size=size, value_range=value_range)
+
+    def picture(self, index: int) -> tuple[np.ndarray, str]:
+        """The picture of a record with its annotations, and its caption; a grey one if it cannot be drawn."""
+        try:
+            drawn = draw_annotations(self.image(index), self.records[index], self.class_names)
+        except FAILURES as error:
+            return np.full((90, 120, 3), 200, np.uint8), sentence(error) or "out of memory"
+        count = len(self.records[index].get("annotations", []))
+        return _fitted(drawn), f"{self.shown_name(index)}: {count} object{'s' * (count != 1)}"
+
+    def faults(self) -> tuple[str, list]:
+        """
+        What ``instseg check`` finds: a summary and its `Finding`s. Reads every image.
+
+        Raises:
+            DatasetError: the file is unusable, or there is none.
+        """
+        source = DatasetCatalog[self.name]
+        if not isinstance(source, CocoSource):
+            raise DatasetError(f"{self.title} was not registered as a COCO file, so there is nothing to check.")
+        report = source.report()
+        return report.summary, report.findings
+
+    def label_map(self, predictor: ImagePredictor) -> list[int]:
+        """
+        The class of the data set for each class of a model, by name.
+
+        Raises:
+            ConfigError: their classes differ.
+        """
+        names, ours = predictor.class_names, self.class_names
+        if names is None:
+            raise ConfigError("This model does not name its classes, so its mistakes cannot be told.")
+        difference = class_difference(sorted(names), sorted(ours), "the model", self.title)
+        if difference:
+            raise ConfigError(f"This model has other classes than the data set: {difference}.")
+        return [ours.index(name) for name in names]
+
+    def mistakes(
+        self, predictor: ImagePredictor, limit: int, threshold: float, report: Callable[[float, str], None]
+    ) -> tuple[list[Error], dict[int, Instances], list[str]]:
+        """
+        Run a model on the first ``limit`` images.
+
+        Returns:
+            The mistakes, the highest cost first, among equals the largest object; the detections {record: Instances};
+            a sentence for each image that cannot be used.
+        """
+        labels, errors, found, faults = self.label_map(predictor), [], {}, []
+        for index in range(min(limit, len(self.records))):
+            report(index / min(limit, len(self.records)), self.shown_name(index))
+            try:
+                image = self.image(index, predictor.value_range)
+                inputs = predictor.preprocess(image, "RGB")
+                instances = predictor.predict([inputs], LOWEST, "run_lengths")[0]
+                errors += self._errors(index, instances, labels, threshold)
+            except FAILURES as error:
+                faults.append(sentence(error) or "out of memory")
+                continue
+            found[index] = instances[instances.scores >= threshold]
+        errors.sort(key=lambda error: (-error.mistake.cost, -error.size))
+        return errors, found, faults
+
+    def _errors(self, index: int, instances: Instances, labels: list[int], threshold: float) -> list[Error]:
+        record, names = self.records[index], self.class_names
+        annotations = record.get("annotations", [])
+        masks = instances.has("pred_masks") and all(len(a.get("segmentation") or ()) for a in annotations)
+        truth = _annotated(record, masks)
+        boxes = instances.pred_boxes.tensor.numpy()
+        regions = (
+            instances.pred_masks.codes if masks else np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+        )
+        found = Objects(
+            [labels[label] for label in instances.pred_classes.tolist()], list(regions), instances.scores.tolist()
+        )
+        errors = []
+        for mistake in find_mistakes(found, truth, threshold):
+            true = None if mistake.truth is None else names[truth.labels[mistake.truth]]
+            label = None if mistake.detection is None else names[found.labels[mistake.detection]]
+            text = f"missed {true}" if mistake.kind == MISSED else f"false {label}"
+            if mistake.kind == WRONG_CLASS:
+                text = f"{label} instead of {true}"
+            parts = [] if mistake.truth is None else [truth.regions[mistake.truth]]
+            parts += [] if mistake.detection is None else [found.regions[mistake.detection]]
+            size = max(float(np.prod(_xywh(part)[2:])) for part in parts)
+            errors.append(Error(index, mistake, text, size, parts))
+        return errors
+
+    def crop(self, error: Error, image: np.ndarray) -> tuple[np.ndarray, str]:
+        """The surroundings of a mistake with its object drawn, and a caption."""
+        region = error.regions[-1]  # the detection, if there is one
+        masks, boxes = ([region], None) if isinstance(region, dict) else (None, self._corners(region))
+        drawn = draw_layers(image, masks, boxes, [""], alpha=0.35, boxes=masks is None)
+        x0, y0, x1, y1 = self._corners(*error.regions)[0]
+        side = max(1.6 * max(x1 - x0, y1 - y0), SMALLEST_CROP)
+        (left, right), (top, bottom) = (
+            (max(0, int((a + b - side) / 2)), int(np.ceil((a + b + side) / 2))) for a, b in ((x0, x1), (y0, y1))
+        )
+        crop = drawn[top:bottom, left:right]
+        return _fitted(crop, 320), f"{error.text} · {error.mistake.cost:.2f}"
+
+    @staticmethod
+    def _corners(*regions) -> np.ndarray:
+        """(1, 4) corners of the box around regions."""
+        boxes = np.array([_xywh(region) for region in regions])
+        return np.concatenate([boxes[:, :2].min(0), (boxes[:, :2] + boxes[:, 2:]).max(0)])[None]
+
+    def crops(self, errors: Sequence[Error]) -> list[tuple[np.ndarray, str]]:
+        """The crops of mistakes; each image is read once."""
+        images = {index: self.image(index) for index in {error.record for error in errors}}
+        return [self.crop(error, images[error.record]) for error in errors]
+
+    def side_by_side(self, error: Error, found: Instances, labels: Sequence[str]) -> list[tuple[np.ndarray, str]]:
+        """The image of a mistake with its annotations, and with the detections; the mistake is framed."""
+        image = self.image(error.record)
+        pictures = (
+            draw_annotations(image, self.records[error.record], self.class_names),
+            draw_instances(image, found, labels),
+        )
+        x0, y0, x1, y1 = self._corners(*error.regions)[0].round().astype(int).tolist()
+        width = max(1, round(min(image.shape[:2]) / 300))
+        for picture in pictures:
+            for color, thickness in (((255, 255, 255), width + 2), ((220, 0, 0), width)):
+                cv2.rectangle(picture, (x0 - 2, y0 - 2), (x1 + 1, y1 + 1), color, thickness)  # outside the object
+        return [(_fitted(p), title) for p, title in zip(pictures, ("annotated", "found"))]
