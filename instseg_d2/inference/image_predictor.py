@@ -60,6 +60,7 @@ class ImagePredictor:
         value_range: (low, high) that become 0 and 255 in images of more than eight bits; (): estimated per image.
         on_cpu: whether it runs there.
         batches: whether it runs several images faster together than one by one.
+        further_output: what it predicts besides instances with boxes and masks, such as "a panoptic map"; "": nothing.
     """
 
     class_names: Optional[list] = None
@@ -70,6 +71,7 @@ class ImagePredictor:
     value_range: tuple = ()
     on_cpu: bool
     batches: bool
+    further_output: str = ""
 
     def class_name(self, index: int) -> str:
         """The name of a contiguous class index."""

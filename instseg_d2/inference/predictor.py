@@ -64,6 +64,10 @@ class Predictor(ImagePredictor):
             self.cfg.MODEL.TIMM.PRETRAINED = False  # the checkpoint has the backbone
         self.model = build(self.cfg).eval()
         self.value_range = tuple(self.cfg.INPUT.get("VALUE_RANGE", ()))
+        if method_of(self.cfg).panoptic(self.cfg):
+            self.further_output = "a panoptic map"
+        elif self.cfg.MODEL.KEYPOINT_ON:
+            self.further_output = "keypoints"
         category_ids = None
         if weights:
             InstSegCheckpointer(self.model, for_test=True).load(weights)

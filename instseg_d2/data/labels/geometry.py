@@ -81,7 +81,8 @@ def pieces(annotation: dict, image: dict, *, inside: bool = False) -> list[Piece
 def has_overlaps(rings: list[np.ndarray], image: dict) -> bool:
     """True if rings of an object share pixels; as one ring, these would count as outside."""
     codes = mask_util.frPyObjects([ring.ravel() for ring in rings], image["height"], image["width"])
-    return int(mask_util.area(codes).sum()) != int(mask_util.area(mask_util.merge(codes)))
+    # One at a time: of over 255 masks, pycocotools raises an OverflowError with NumPy 2.
+    return sum(int(mask_util.area(code)) for code in codes) != int(mask_util.area(mask_util.merge(codes)))
 
 
 def bridged(rings: list[np.ndarray]) -> np.ndarray:

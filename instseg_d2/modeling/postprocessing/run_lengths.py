@@ -19,18 +19,43 @@ def run_lengths(mask: np.ndarray, x: int, y: int, size: tuple) -> list[int]:
         x, y: its first column and row in the image.
         size: (H, W) of the image, pixels.
     """
-    height, width = size
     columns = np.zeros((mask.shape[1], mask.shape[0] + 2), dtype=bool)
     columns[:, 1:-1] = mask.T
     column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])  # starts and ends of runs, alternating
-    changes = (column + x) * height + row + y
-    if mask.shape[0] == height:  # a run may continue at the top of the next column
-        joined = np.flatnonzero(changes[1:-1:2] == changes[2::2])
-        changes = np.delete(changes, [2 * joined + 1, 2 * joined + 2])
-    last = height * width
+    return _counts((column + x) * size[0] + row + y, size)
+
+
+def _counts(changes: np.ndarray, size: tuple) -> list[int]:
+    """Run lengths of the runs that begin and end, alternating, at these column-major positions."""
+    joined = np.flatnonzero(changes[1:-1:2] == changes[2::2])  # a run that goes on at the top of the next column
+    changes = np.delete(changes, [2 * joined + 1, 2 * joined + 2])
+    last = size[0] * size[1]
     if not len(changes) or changes[-1] != last:
         changes = np.append(changes, last)
     return np.diff(changes, prepend=0).tolist()
+
+
+def _column_runs(code: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The runs of a code, cut at the ends of columns: their columns, first rows, and rows after the last."""
+    # COCO's compression: a number takes characters of five bits, a further bit says that more follow, the last one's
+    # highest bit is the sign; from the fourth number on, the differences to the last but one are stored.
+    characters = np.frombuffer(code["counts"], dtype=np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero(characters < 32)
+    first = np.append(0, last[:-1] + 1)
+    length = last - first + 1
+    places = 5 * (np.arange(len(characters)) - np.repeat(first, length))
+    counts = np.add.reduceat((characters & 31) << places, first)
+    counts -= np.where(characters[last] & 16, 1 << 5 * length, 0)
+    counts[1::2] = counts[1::2].cumsum()
+    counts[2::2] = counts[2::2].cumsum()
+    begin, end = counts.cumsum()[: len(counts) // 2 * 2].reshape(-1, 2).T
+
+    height = code["size"][0]
+    parts = (end - 1) // height - begin // height + 1  # of a run that goes on in the next columns
+    column = np.repeat(begin // height - parts.cumsum() + parts, parts) + np.arange(parts.sum())
+    top = np.maximum(np.repeat(begin, parts) - column * height, 0)
+    bottom = np.minimum(np.repeat(end, parts) - column * height, height)
+    return column, top, bottom
 
 
 class RunLengthMasks:
@@ -72,6 +97,23 @@ class RunLengthMasks:
         for mask, code in zip(masks, self.codes):
             mask[:] = mask_util.decode(code)
         return torch.from_numpy(masks)
+
+    def window(self, x: int, y: int, size: tuple) -> "RunLengthMasks":
+        """
+        The masks as seen through a window, computed on the run lengths.
+
+        Args:
+            x, y: the window's first column and row in the masks; it may reach beyond them, and there is nothing there.
+            size: (H, W) of the window.
+        """
+        runs = []
+        for code in self.codes:
+            column, top, bottom = _column_runs(code)
+            column, top, bottom = column - x, np.maximum(top - y, 0), np.minimum(bottom - y, size[0])
+            seen = (top < bottom) & (column >= 0) & (column < size[1])
+            changes = np.stack([top, bottom], 1)[seen] + column[seen, None] * size[0]
+            runs.append({"size": size, "counts": _counts(changes.ravel(), size)})
+        return RunLengthMasks(mask_util.frPyObjects(runs, *size) if runs else [], size)
 
     def __len__(self) -> int:
         return len(self.codes)

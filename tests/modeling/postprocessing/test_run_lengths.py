@@ -51,6 +51,30 @@ def test_codes_are_those_of_pycocotools(height, width):
     assert torch.equal(found.decode(), masks)
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (7, 1), (5, 8), (33, 20)])
+def test_windows(height, width):
+    """Against padded arrays."""
+    masks = masks_of_every_kind(height, width)
+    coded = RunLengthMasks.encode(masks)
+    padded = torch.nn.functional.pad(masks, (70, 70, 70, 70))
+    for x, y, h, w in ((0, 0, height, width), (-3, -7, 60, 45), (2, 1, 3, 4), (-1, 2, 4, 30), (width, 0, 2, 2)):
+        found = coded.window(x, y, (h, w))
+        expected = padded[:, y + 70 : y + 70 + h, x + 70 : x + 70 + w]
+        assert torch.equal(found.decode(), expected)
+        assert found.codes == RunLengthMasks.encode(expected).codes
+    assert len(coded[:0].window(0, 0, (2, 3))) == 0
+
+
+def test_windows_of_large_masks():
+    """Their numbers take several characters."""
+    mask = np.zeros((3000, 4000), bool)
+    mask[100:2900, 5:3990] = mask[0, 0] = mask[-1, -1] = True
+    mask[200:300, 700:900] = False
+    found = RunLengthMasks.encode(torch.from_numpy(mask[None])).window(-500, -70, (3200, 4600))
+    expected = np.pad(mask, ((70, 130), (500, 100)))
+    assert torch.equal(found.decode(), torch.from_numpy(expected[None]))
+
+
 def test_as_a_field_of_instances():
     masks = masks_of_every_kind(5, 8)
     instances = Instances((5, 8), pred_masks=RunLengthMasks.encode(masks), scores=torch.arange(12.0))

@@ -1,0 +1,126 @@
+"""Prediction in overlapping tiles, for images larger than the network sees."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from detectron2.structures import Instances
+
+from ..errors import ConfigError
+from ..modeling.postprocessing import check_mask_format
+from .image_predictor import ImageLike, ImagePredictor, to_rgb
+from .seams import merge_tiles
+
+__all__ = ["TiledPredictor", "check_tiles", "tile_boxes"]
+
+MIN_TILE, MAX_OVERLAP = 32, 0.75
+
+
+def check_tiles(tile: int, overlap: float) -> None:
+    """
+    Raises:
+        ConfigError: a tile is too small, or the overlap is not a sensible part of a tile.
+    """
+    if tile < MIN_TILE:
+        raise ConfigError(f"--tile is {tile}; a tile must have at least {MIN_TILE} pixels a side")
+    if not 0 <= overlap <= MAX_OVERLAP:
+        raise ConfigError(f"--overlap is {overlap:g}; it must be a part of the tile from 0 to {MAX_OVERLAP}")
+
+
+def _starts(length: int, tile: int, overlap: float) -> list[int]:
+    """First pixels of as few tiles as cover a side, evenly spread; neighbours share at least this part of a tile."""
+    if length <= tile:
+        return [0]
+    step = tile - math.ceil(tile * overlap)
+    count = math.ceil((length - tile) / step) + 1
+    return np.linspace(0, length - tile, count).round().astype(int).tolist()
+
+
+def tile_boxes(size: tuple, tile: int, overlap: float) -> list[tuple[int, int, int, int]]:
+    """
+    The tiles of an image, row by row, all of one size: x1, y1, x2, y2 in pixels.
+
+    Args:
+        size: (H, W) of the image.
+        tile: side of a tile; a shorter side of the image is not cut.
+        overlap: the least part of a tile that it shares with the next one.
+    """
+    height, width = (min(length, tile) for length in size)
+    columns = _starts(size[1], tile, overlap)
+    return [(x, y, x + width, y + height) for y in _starts(size[0], tile, overlap) for x in columns]
+
+
+class TiledPredictor(ImagePredictor):
+    """
+    Any predictor, for large images: they are cut into overlapping tiles, the network sees each of them as an image,
+    resized as at test time, and objects cut by a seam are joined. An image that fits into a tile is not cut.
+
+    The limits on the number of detections apply to every tile. `explain` shows the whole image, shrunk.
+
+    Args:
+        predictor: the predictor to give the tiles to.
+        tile: side of a tile in pixels of the image.
+        overlap: the least part of a tile that it shares with the next one. Objects larger than this are joined from
+            pieces; without overlap, objects cut by a seam stay in pieces.
+        batch: number of tiles that run through the network together, if the predictor is faster so.
+
+    Raises:
+        ConfigError: an argument is invalid, or the model predicts what cannot be joined.
+    """
+
+    def __init__(self, predictor: ImagePredictor, tile: int, overlap: float = 0.2, batch: int = 1):
+        check_tiles(tile, overlap)
+        if predictor.further_output:
+            raise ConfigError(f"--tile cannot join {predictor.further_output}, which this model predicts: omit --tile")
+        self.predictor, self.tile, self.overlap = predictor, tile, overlap
+        self.tiles_at_a_time = batch if predictor.batches else 1
+        self.class_names, self.stuff_names = predictor.class_names, predictor.stuff_names
+        self.category_ids, self.value_range = predictor.category_ids, predictor.value_range
+        self.input_format, self.resize = predictor.input_format, predictor.resize
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.predictor.on_cpu
+
+    @property
+    def batches(self) -> bool:
+        return False  # of images; the tiles of each run together
+
+    def canvas(self, image):
+        return self.predictor.canvas(image)
+
+    def preprocess(self, image: ImageLike, channel_order: str = "BGR") -> dict:
+        """
+        The record of an image: that of the predictor, or, if the image must be cut, "tiles" (x1, y1, x2, y2) and the
+        "image" (H, W, 3) RGB. The tiles are resized when their turn comes: together they may be many times as large.
+        """
+        rgb = to_rgb(image, channel_order, self.value_range)
+        height, width = rgb.shape[:2]
+        tiles = tile_boxes((height, width), self.tile, self.overlap)
+        if len(tiles) == 1:
+            return self.predictor.preprocess(rgb, "RGB")
+        return {"image": rgb, "tiles": tiles, "height": height, "width": width}
+
+    def outputs(self, inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[dict]:
+        check_mask_format(masks)
+        uncut = [x for x in inputs if "tiles" not in x]
+        found = iter(self.predictor.outputs(uncut, score_threshold, masks) if uncut else [])
+        return [{"instances": self._join(x, score_threshold, masks)} if "tiles" in x else next(found) for x in inputs]
+
+    def _join(self, record: dict, score_threshold: float, masks: str) -> Instances:
+        tiles, found = record["tiles"], []
+        for start in range(0, len(tiles), self.tiles_at_a_time):
+            crops = [record["image"][y1:y2, x1:x2] for x1, y1, x2, y2 in tiles[start : start + self.tiles_at_a_time]]
+            inputs = [self.predictor.preprocess(crop, "RGB") for crop in crops]
+            # Also without masks, to join the same objects.
+            found += self.predictor.predict(inputs, score_threshold, "run_lengths")
+        joined = merge_tiles(found, tiles, (record["height"], record["width"]))
+        if joined.has("pred_masks"):
+            if masks == "full":
+                joined.pred_masks = joined.pred_masks.decode()
+            elif masks == "none":
+                joined.remove("pred_masks")
+        return joined
+
+    def explain(self, image: ImageLike, max_instances: int = 4, channel_order: str = "BGR") -> list:
+        return self.predictor.explain(image, max_instances, channel_order)
