@@ -16,13 +16,31 @@ def _shard(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(f"a part is written I/N, such as 1/4; got {text}") from error
 
 
-def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
-    """Those of `explain` too."""
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """What `open_predictor` reads, except ``opts``."""
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--weights", help="checkpoint to run")
     model.add_argument("--model", type=os.path.expanduser, help="exported model to run instead: .onnx, .xml or .pt2")
     parser.add_argument("--trust", action="store_true", help="load a .pt2 file, which may run any code it contains")
     add_config_file(parser, "YAML file or recipe; default: the config in the checkpoint")
+
+
+def open_predictor(args: argparse.Namespace, parallel: int):
+    """The predictor of the checkpoint or exported model; ``parallel``: number of images at a time."""
+    from ..errors import ConfigError
+    from ..export import ExportedPredictor
+    from ..inference.predictor import Predictor
+
+    if not args.model:
+        return Predictor.from_checkpoint(args.weights, args.config_file, args.opts)
+    if args.config_file or args.opts:
+        raise ConfigError("--model takes no config, since an exported model is fixed: omit --config-file and KEY VALUE")
+    return ExportedPredictor(args.model, args.trust, parallel)
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of `explain` too."""
+    add_model(parser)
     parser.add_argument(
         "--input", nargs="+", required=True, help="images, folders, globs, data sets, or one video file"
     )
@@ -77,25 +95,18 @@ def main(args: argparse.Namespace) -> int:
     from ..apps.predict import run_demo
     from ..engine.log import setup_logging
     from ..errors import ConfigError
-    from ..export import ExportedPredictor
     from ..inference.cpu import tune_cpu
-    from ..inference.predictor import Predictor
     from ..inference.tiles import TiledPredictor, check_tiles
 
     setup_logging()
     tune_cpu()
     files = find_inputs(args.input)  # before the model is loaded, to report a wrong path at once
-    if args.model and (args.config_file or args.opts):
-        raise ConfigError("--model takes no config, since an exported model is fixed: omit --config-file and KEY VALUE")
     if args.tile is None and args.overlap is not None:
         raise ConfigError("--overlap is that of tiles: give their size as well, such as --tile 640")
     overlap = 0.2 if args.overlap is None else args.overlap
     if args.tile is not None:
         check_tiles(args.tile, overlap)
-    if args.model:
-        predictor = ExportedPredictor(args.model, args.trust, args.batch)
-    else:
-        predictor = Predictor.from_checkpoint(args.weights, args.config_file, args.opts)
+    predictor = open_predictor(args, args.batch)
     if args.tile is not None:
         predictor = TiledPredictor(predictor, args.tile, overlap, args.batch)
     worked = run_demo(

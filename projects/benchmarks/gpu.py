@@ -29,6 +29,7 @@ from projects.bench import CONFIGS, random_model, test_size
 from .operators import DIRECTIONS, Sizes, cases
 from .report import Report, Timer
 from .stages import STAGES, StageTimer, training_samples
+from .throughput import HEADERS, throughput_rows
 
 LARGE = Sizes(((1, 100, 100), (2, 20, 300), (16, 1600, 1600)), (100, 1000), ((1, 2000), (16, 2000)))
 TINY = Sizes(((1, 3, 3),), (3,), ((1, 5),))
@@ -153,7 +154,7 @@ def training(args, report: Report) -> None:
 
 
 def learning(args, report: Report) -> None:
-    """A short training of the quick BlendMask with the trainer, to see that the loss falls."""
+    """A short training of the quick BlendMask with the trainer, to see that the loss falls; then prediction."""
     iterations = 2 if args.dry_run else 150
     with tempfile.TemporaryDirectory() as folder:
         json_file = make_shapes(folder, "train", 4 if args.dry_run else 64, 0)
@@ -169,9 +170,14 @@ def learning(args, report: Report) -> None:
         trainer.train()
         seconds = time.perf_counter() - start
         lines = [json.loads(line) for line in Path(folder, "out", "metrics.json").read_text().splitlines()]
+        predictor = Predictor.from_checkpoint(f"{folder}/out/model_final.pth")
+        files = sorted(map(str, Path(folder, "images").iterdir()))
+        batches = (1, 2) if args.dry_run else (1, 4, 16)
+        throughput = throughput_rows(dict.fromkeys(batches, predictor), files, 0.3, 1 if args.dry_run else 5)
     losses = [line["total_loss"] for line in lines if "total_loss" in line]
     row = [iterations, seconds, 1000 * seconds / iterations, losses[0], losses[-1]]
     report.table(["iterations", "seconds", "ms a step, with data", "first loss", "last loss"], [row])
+    report.table(["instseg predict, quick BlendMask", *HEADERS[1:]], throughput)
 
 
 def exported(args, report: Report) -> None:

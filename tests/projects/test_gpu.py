@@ -27,6 +27,8 @@ def test_dry_run(tmp_path):
     assert {"blend_masks", "mask_prob", "assemble_instances"} <= {
         line.split(" | ")[0][2:] for line in report.splitlines()
     }
+    assert "| instseg predict, quick BlendMask |" in report
+    assert "| --batch 2 |" in report
     assert "| dry run | done |" in report
     assert "failed" not in report
 
