@@ -24,8 +24,8 @@ MIN_AGREEMENT = 0.5
 # Part of a fragment that the other tile's mask must cover.
 MIN_COVER = 0.5
 # A detection this close to the inner border of its tile, as a part of the tile's side, may be cut by it: masks are
-# coarser than pixels.
-MARGIN = 0.01
+# coarser than pixels, and worse at the border.
+MARGIN = 0.04
 
 
 def merge_tiles(found: Sequence[Instances], tiles: Sequence[tuple], size: tuple) -> Instances:

@@ -246,9 +246,9 @@ def test_two_tiles_by_hand(first, second, expected, with_masks):
 
 
 def test_two_fragments_that_cover_each_other_are_not_both_dropped():
-    # Both lie in the strip, at the border of their tile; they share 7 rows of 10 and 15, and 18 of 19 columns.
-    found = joined([(82, 10, 100, 20, 0.9)], [(80, 13, 98, 28, 0.8)])
-    assert listed(found) == [(80, 13, 98, 28, 0.8)]
+    # Both lie in the strip, at the border of their tile; they share 12 of 16 columns, and 8 rows of 10 and 11.
+    found = joined([(84, 10, 100, 20, 0.9)], [(80, 12, 96, 23, 0.8)])
+    assert listed(found) == [(80, 12, 96, 23, 0.8)]
 
 
 def test_arguments(tmp_path):
