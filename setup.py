@@ -109,6 +109,7 @@ setup(
         "export": ["onnx", "onnxscript", "onnxruntime"],
         "openvino": ["onnx", "onnxscript", "openvino"],
         "ui": ["gradio"],
+        "track": ["trackers"],
     },
     **extension_modules(),
 )

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog
 from ..data.images import HEIC_SUFFIXES, image_suffixes
 from ..errors import DatasetError
 
-__all__ = ["find_inputs", "is_video"]
+__all__ = ["find_inputs", "is_live", "is_video"]
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +20,7 @@ VIDEO_SUFFIXES = (
     ".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov",
     ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".rm", ".ts", ".vob", ".webm", ".wmv", ".y4m",
 )  # fmt: skip
+ADDRESSES = ("rtsp://", "rtsps://", "http://", "https://")
 
 
 def _suffix(name: str) -> str:
@@ -29,6 +30,12 @@ def _suffix(name: str) -> str:
 def is_video(name: str) -> bool:
     """True if a file has the suffix of a video."""
     return _suffix(name) in VIDEO_SUFFIXES
+
+
+def is_live(name: str) -> bool:
+    """True for the number of a camera, or an address, unless there is a file of this name."""
+    camera = name.isascii() and name.isdigit()
+    return (camera or name.lower().startswith(ADDRESSES)) and not os.path.exists(name)
 
 
 def _counted(number: int, what: str) -> str:
@@ -63,20 +70,26 @@ def _images_in(folder: str) -> list[str]:
     return found
 
 
-def find_inputs(patterns: Union[str, os.PathLike, Sequence]) -> list[str]:
+def find_inputs(patterns: Union[str, os.PathLike, Sequence], live: bool = False) -> list[str]:
     """
     The files given by paths, folders (their images, without subfolders), globs (also ``**``) and registered data sets,
     each once.
 
     Args:
         patterns: one or more texts or paths.
+        live: also take the number of a camera or an address, as it is, see `is_live`.
 
     Raises:
         FileNotFoundError: a pattern matches nothing, or a folder contains no image.
-        DatasetError: a video is given together with other inputs.
+        DatasetError: a video or camera is given together with other inputs.
     """
     if isinstance(patterns, (str, os.PathLike)):
         patterns = [patterns]
+    sources = [os.fspath(pattern) for pattern in patterns if live and is_live(os.fspath(pattern))]
+    if sources and len(patterns) > 1:
+        raise DatasetError(f"{sources[0]}: a camera or address must be the only input")
+    if sources:
+        return sources
     files: dict[str, None] = {}
     for pattern in map(os.fspath, patterns):
         path = os.path.expanduser(pattern)

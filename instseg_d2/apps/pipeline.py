@@ -97,13 +97,20 @@ class Pipeline:
     def padding(self) -> float:
         return 1 - self._pixels / self._padded if self._padded else 0.0
 
-    def run(self, tasks: Iterable, read: Callable[[Item], None], finish: Callable[[Item], None]) -> Iterator[Item]:
+    def run(
+        self,
+        tasks: Iterable,
+        read: Callable[[Item], None],
+        finish: Callable[[Item], None],
+        between: Optional[Callable[[Item], None]] = None,
+    ) -> Iterator[Item]:
         """
         Yield an item for each task, in their order.
 
         Args:
             read: sets an item's image and record. finish: sets its result. Both run in other threads; `FAILURES` in
                 them, or in the network, are noted in the item. Other errors end the run.
+            between: called with each item between network and finishing, in their order.
         """
         threads = torch.get_num_threads()
         torch.set_num_threads(max(1, threads // self._networks))
@@ -112,7 +119,8 @@ class Pipeline:
             items = (Item(number, task) for number, task in enumerate(tasks))
             loaded = _in_order(pools[0], _stage("load", read), items, 2 * self.batch)
             groups = _in_order(pools[1], self._network, self._groups(loaded), self._networks)
-            yield from _in_order(pools[2], _stage("draw", finish), _sorted(groups), self.batch)
+            found = _sorted(groups) if between is None else map(_stage("track", between), _sorted(groups))
+            yield from _in_order(pools[2], _stage("draw", finish), found, self.batch)
         finally:
             for pool in pools:
                 pool.shutdown(wait=True, cancel_futures=True)

@@ -89,13 +89,17 @@ def named_results(
     instances: Instances, predictor: ImagePredictor, image_id: int, file_name: str, polygons: bool = False
 ) -> list[dict]:
     """
-    COCO results of an image, with the data set's category ids, ``category_name`` and ``file_name``.
+    COCO results of an image, with the data set's category ids, ``category_name``, ``file_name`` and, for objects
+    that are followed (``track_ids``, see `Tracker`), ``track_id``.
 
     Args:
         polygons: give masks as polygons, to the pixel; holes are cut open by bridges of no width.
     """
     results = coco_results(instances, image_id)
-    for result in results:
+    track_ids = instances.track_ids.tolist() if instances.has("track_ids") else [0] * len(results)
+    for result, track_id in zip(results, track_ids):
+        if track_id:
+            result["track_id"] = track_id
         index = result["category_id"]
         result["category_id"] = predictor.category_id(index)
         result["category_name"] = predictor.class_name(index)

@@ -73,7 +73,7 @@ class Run:
         if len(self._first) < FIRST_IMAGES:
             self._first.append(item.record)
         for stage, seconds in item.seconds.items():
-            self._seconds[stage].append(seconds)
+            self._seconds.setdefault(stage, array("f")).append(seconds)
 
     def save(self, name: str, image_rgb: np.ndarray, file: str) -> bool:
         """Write a picture of a file; on failure log a warning and return False."""

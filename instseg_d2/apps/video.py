@@ -1,19 +1,23 @@
-"""Reads and writes the frames of video files with OpenCV."""
+"""Reads and writes the frames of videos with OpenCV; also reads cameras and addresses."""
 
 import contextlib
+import itertools
 import logging
 import math
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Optional
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
 
 from ..errors import ImageError
+from .inputs import is_live
 
-__all__ = ["BROWSER_CODECS", "Video", "write_video"]
+__all__ = ["BROWSER_CODECS", "Video", "source_name", "write_video"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +26,10 @@ CODECS = (("mp4v", ".mp4"), ("avc1", ".mp4"), ("MJPG", ".avi"))
 BROWSER_CODECS = (("VP80", ".webm"), *CODECS)  # browsers play no "mp4v"
 # A video ends after this many unreadable frames in a row: within the frame count of its header, and beyond it.
 MAX_BROKEN, MAX_BROKEN_AT_END = 1000, 10
+# A camera or address that breaks off is opened again after these pauses, in seconds; the pauses start anew once this
+# many frames have come.
+PAUSES, STEADY = (1, 2, 4), 100
+TIMEOUT = 10  # seconds to wait for an address, and for each of its frames
 
 
 @contextlib.contextmanager
@@ -38,34 +46,64 @@ def _plain_name(path: str) -> Iterator[str]:
         yield path
 
 
+def source_name(source: str) -> str:
+    """The name of a video file, camera or address in the results; without passwords and queries."""
+    if not is_live(source):
+        return os.path.basename(source)
+    address = urlsplit(source)
+    return f"{address.hostname or ''}{address.path}" if address.scheme else f"camera {source}"
+
+
+def _opened(source: str) -> cv2.VideoCapture:
+    if not is_live(source):
+        with _plain_name(source) as name:
+            return cv2.VideoCapture(name)
+    # OpenCV's own messages about what cannot be opened are many lines long.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    if source.isdigit():
+        return cv2.VideoCapture(int(source))
+    timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 1000 * TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 1000 * TIMEOUT]
+    return cv2.VideoCapture(source, cv2.CAP_FFMPEG, timeouts)
+
+
 class Video:
     """
-    The frames of a video file, to be iterated over once: (H, W, 3) uint8 RGB, or None for an unreadable frame.
+    The frames of a video file, camera or address, to be iterated over once: (H, W, 3) uint8 RGB, or None for an
+    unreadable frame.
+
+    A camera, or an address without a number of frames, has no end. If it breaks off, it is opened again a few times.
+
+    Args:
+        source: path, number of a camera, or address; see `is_live`.
+        every: only each n-th frame, from the first one.
 
     Attributes:
-        count: number of frames in the file's header, which may be wrong; 0: unknown.
-        fps: frames per second; 25 if the file has no sensible value.
-        read, broken: number of readable and unreadable frames so far.
+        count: number of frames in the header, which may be wrong; 0: unknown.
+        fps: frames per second; 25 without a sensible value.
+        read, broken: number of readable and unreadable frames so far; with ``every``, those between count as well.
 
     Raises:
         ImageError: no frame can be read.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, source: str, every: int = 1):
         self.read = self.broken = 0
-        path = os.fspath(path)
-        with _plain_name(path) as name:
-            self._capture = cv2.VideoCapture(name)
+        self._source, self._every = os.fspath(source), every
+        self._capture = _opened(self._source)
         fps, count = (self._capture.get(key) for key in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
         self.fps = fps if math.isfinite(fps) and 0 < fps <= 1000 else 25.0
         self.count = int(count) if math.isfinite(count) and count > 0 else 0
-        self._frames = self._read()
+        live = is_live(self._source)
+        self._frames = self._read_live() if live and not self.count else self._read()
         self._begin = []  # up to the first readable frame
         for frame in self._frames:
             self._begin.append(frame)
             if frame is not None:
                 return
-        raise ImageError(f"{path}: this video has no readable frame")
+        if live:
+            raise ImageError(f"{source_name(self._source)}: no picture comes from there; check it with another program")
+        raise ImageError(f"{self._source}: this video has no readable frame")
 
     def _read(self) -> Iterator[Optional[np.ndarray]]:
         in_a_row = 0
@@ -85,9 +123,31 @@ class Video:
         self._capture.release()
         self.broken = max(self.broken, self.count - self.read)  # includes frames missing at the end
 
+    def _read_live(self) -> Iterator[np.ndarray]:
+        name, attempts, steady = source_name(self._source), 0, 0
+        while True:
+            found, frame = self._capture.read()
+            if found:
+                self.read += 1
+                steady += 1
+                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                continue
+            self._capture.release()
+            if self.read == 0:
+                return
+            if steady >= STEADY:
+                attempts = 0
+            if attempts == len(PAUSES):
+                logger.warning("%s broke off and does not come back: the video ends here.", name)
+                return
+            logger.warning("%s broke off after frame %d: trying again in %d s.", name, self.read, PAUSES[attempts])
+            time.sleep(PAUSES[attempts])
+            attempts, steady = attempts + 1, 0
+            self._capture = _opened(self._source)
+
     def __iter__(self) -> Iterator[Optional[np.ndarray]]:
-        yield from self._begin
-        yield from self._frames
+        frames = itertools.chain(self._begin, self._frames)
+        return itertools.islice(frames, 0, None, self._every)
 
 
 def _readable(path: str) -> bool:

@@ -11,4 +11,4 @@ main = predict.main
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     predict.add_shared_arguments(parser)
-    parser.set_defaults(explain=True, no_pictures=False, tile=None, overlap=None)
+    parser.set_defaults(explain=True, no_pictures=False, tile=None, overlap=None, track=False, every=1)

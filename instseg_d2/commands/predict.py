@@ -42,7 +42,10 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `explain` too."""
     add_model(parser)
     parser.add_argument(
-        "--input", nargs="+", required=True, help="images, folders, globs, data sets, or one video file"
+        "--input",
+        nargs="+",
+        required=True,
+        help="images, folders, globs, data sets, or one video: file, number of a camera, rtsp or http address",
     )
     parser.add_argument("--output", required=True, help="folder to write to")
     parser.add_argument(
@@ -65,7 +68,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard", type=_shard, default=(1, 1), metavar="I/N", help="only the I-th of N parts, into a subfolder"
     )
-    parser.add_argument("--max-images", type=int, help="stop after this many images or video frames")
+    parser.add_argument("--max-images", type=int, help="stop after this many images or frames; cameras: or Ctrl-C")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides KEY VALUE ..., e.g. MODEL.DEVICE cpu")
 
 
@@ -73,6 +76,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared_arguments(parser)
     parser.add_argument("--explain", action="store_true", help="also write what the network sees in every image")
     parser.add_argument("--no-pictures", action="store_true", help="write only results and labels")
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of a video, only each N-th frame: the others are left out, and it plays as fast as before",
+    )
+    parser.add_argument(
+        "--track",
+        action="store_true",
+        help="follow the objects of a video (ByteTrack): track_id in the results, colours and numbers in the pictures",
+    )
     parser.add_argument(
         "--tile",
         type=int,
@@ -100,7 +115,7 @@ def main(args: argparse.Namespace) -> int:
 
     setup_logging()
     tune_cpu()
-    files = find_inputs(args.input)  # before the model is loaded, to report a wrong path at once
+    files = find_inputs(args.input, live=True)  # before the model is loaded, to report a wrong path at once
     if args.tile is None and args.overlap is not None:
         raise ConfigError("--overlap is that of tiles: give their size as well, such as --tile 640")
     overlap = 0.2 if args.overlap is None else args.overlap
@@ -116,6 +131,8 @@ def main(args: argparse.Namespace) -> int:
         score_threshold=args.score_threshold,
         max_images=args.max_images,
         batch=args.batch,
+        track=args.track,
+        every=args.every,
         explain=args.explain,
         label_format=args.format,
         polygons=args.polygons,

@@ -19,6 +19,7 @@ __all__ = ["class_name", "draw_instances", "draw_panoptic", "instance_color"]
 GOLDEN_ANGLE = 137.508  # degrees; keeps successive hues far apart, for any number of instances
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 FIRST_STUFF_COLOR = 1000  # far from the colours of the first instances
+UNKNOWN = (160, 160, 160)  # an object that is not yet followed
 CROWDED = 15  # with more instances than this, tags much wider than their object are omitted
 
 
@@ -53,7 +54,8 @@ def draw_instances(
     Args:
         image_rgb: (H, W, 3) uint8, RGB.
         instances: any of ``pred_masks`` ((M, H, W) bool, BitMasks or RunLengthMasks), ``pred_boxes`` (pixels, XYXY),
-            ``scores`` and ``pred_classes``, on any device; missing fields are not drawn.
+            ``scores``, ``pred_classes`` and ``track_ids``, on any device; missing fields are not drawn. An object with
+            a track id has its number and its colour; without (0), it is grey.
         class_names: name of every contiguous class index.
         score_threshold: instances that score lower are not drawn.
         alpha: opacity of the masks, 0 to 1.
@@ -72,9 +74,16 @@ def draw_instances(
         tags = [f"{tag} {score:.0%}".strip() for tag, score in zip(tags, instances.scores.tolist())]
     masks = _mask_list(instances.pred_masks) if instances.has("pred_masks") else None
     xyxy = instances.pred_boxes.tensor.detach().cpu().numpy()[kept] if instances.has("pred_boxes") else None
+    colors = None
+    if instances.has("track_ids"):
+        ids = instances.track_ids.tolist()
+        colors = [instance_color(ids[index]) if ids[index] else UNKNOWN for index in kept]
+        if labels:
+            tags = [f"#{track_id} {tag}".strip() if track_id else tag for track_id, tag in zip(ids, tags)]
     # Views of the masks: indexing all at once would copy them.
     kept_masks = None if masks is None else [masks[index] for index in kept]
-    return draw_layers(image_rgb, kept_masks, xyxy, [tags[index] for index in kept], alpha=alpha, boxes=boxes)
+    kept_tags = [tags[index] for index in kept]
+    return draw_layers(image_rgb, kept_masks, xyxy, kept_tags, alpha=alpha, boxes=boxes, colors=colors)
 
 
 def draw_panoptic(

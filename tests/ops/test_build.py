@@ -111,5 +111,5 @@ def test_requirements_leave_torch_and_detectron2_to_the_user(sources):
         "scipy",
         "tqdm",
     ]
-    assert sorted(extra.split("]")[0] for extra in extras) == ["export", "istr", "openvino", "timm", "ui"]
+    assert sorted(extra.split("]")[0] for extra in extras) == ["export", "istr", "openvino", "timm", "track", "ui"]
     assert (sources / "instseg_d2.egg-info" / "top_level.txt").read_text().split() == ["instseg_d2"]
