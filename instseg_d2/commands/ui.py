@@ -43,12 +43,12 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError(f"--{'json' if args.json else 'images'} needs --{'images' if args.json else 'json'} as well.")
     if args.max_upload_mb < 1:
         raise ConfigError(f"--max-upload-mb is {args.max_upload_mb}; it must be at least 1.")
-    for path in (args.weights, args.model):
-        if path and "://" not in path and not os.path.isfile(path):
+    for path in filter(None, (args.weights, args.model, args.json)):
+        if "://" not in path and not os.path.isfile(path):
             raise ConfigError(f"{path}: no such file.")
-    for folder in args.folder or ():
+    for folder in filter(None, (args.images, *(args.folder or ()))):
         if not os.path.isdir(folder):
-            raise ConfigError(f"--folder {folder}: no such folder.")
+            raise ConfigError(f"{folder}: no such folder.")
     with tempfile.TemporaryDirectory(prefix="instseg-ui-") as folder:
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")  # before Gradio is imported
         _serve(args)

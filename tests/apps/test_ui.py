@@ -146,7 +146,7 @@ def test_photos(predictor, photos, tmp_path):
     assert black.summary(0.3, []) == "<b>&lt;b&gt;black.png</b> &nbsp; 0 objects"
     assert spots.rows(0.3, []) == [["red spot", 0.784, 10, 10, 30, 20], ["blue spot", 0.392, 50, 40, 20, 15]]
 
-    session = Session(items)
+    session = Session(items, root=str(tmp_path))
     picture, results = session.write(0, 0.5, [])
     assert os.path.basename(picture) == "spots.jpg"
     drawn = cv2.imread(picture)[..., ::-1].astype(int)
@@ -268,7 +268,9 @@ def test_mistakes_go_by_the_names_of_classes(spots_set, tmp_path):
         (["--images", "a"], "--images needs --json as well"),
         (["--weights", "absent.pth"], "absent.pth: no such file"),
         (["--model", "absent.onnx"], "absent.onnx: no such file"),
-        (["--folder", "absent"], "--folder absent: no such folder"),
+        (["--folder", "absent"], "absent: no such folder"),
+        (["--json", "absent.json", "--images", "."], "absent.json: no such file"),
+        (["--json", __file__, "--images", "absent"], "absent: no such folder"),
         (["--max-upload-mb", "0"], "must be at least 1"),
     ],
 )

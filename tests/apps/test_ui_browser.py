@@ -17,6 +17,7 @@ from PIL import Image
 from instseg_d2.apps.ui.dataset import DataSet
 from instseg_d2.apps.ui.models import Models
 from instseg_d2.data import register_coco
+from instseg_d2.errors import ConfigError
 from tests.apps.spots_set import write_spots_set
 from tests.bright_spots import CLASS_NAMES, BrightSpots, save_checkpoint, spots_clip, spots_config, spots_image
 
@@ -63,9 +64,15 @@ def files(tmp_path, monkeypatch):
 def address(files):
     from instseg_d2.apps.ui.server import build, start
 
+    for host, port in (("127.0.0.1", 70000), ("203.0.113.1", 0)):
+        with pytest.raises(ConfigError, match="--port"):
+            start(None, host, port, max_upload_mb=1)
     models = Models([str(files / "models")], weights=str(files / "models/spots.pth"))
     page = build(models, [DataSet("browsed_spots", "spots of the test")])
-    yield start(page, "127.0.0.1", 0, max_upload_mb=1)
+    address = start(page, "127.0.0.1", 0, max_upload_mb=1)
+    with pytest.raises(ConfigError, match="in use"):
+        start(None, "127.0.0.1", int(address.rsplit(":", 1)[1]), max_upload_mb=1)
+    yield address
     page.close(verbose=False)
 
 
@@ -127,7 +134,7 @@ def test_the_page(page, files, address, monkeypatch):
     monkeypatch.setattr(BrightSpots, "forward", lambda self, inputs: runs.append(1) or forward(self, inputs))
     predict(page, files, runs)
     messages(page, files)
-    data_set(page)
+    data_set(page, monkeypatch)
     other_files_stay_closed(files, address)
     assert page.hosts == {urllib.parse.urlsplit(address).netloc}
 
@@ -191,13 +198,16 @@ def messages(page, files):
     wait(page, "#note", "Nothing to explain")
 
 
-def data_set(page):
+def data_set(page, monkeypatch):
     page.get_by_role("tab", name="Data set").click()
     wait(page, "#data-summary", "3 images, 6 objects, 2 classes")
     wait(page, "#annotated", "2.png: 2 objects")
     page.get_by_role("tab", name="Faults").click()
     page.locator("#check").click()
     wait(page, "#faults", "same picture under two names")
+    monkeypatch.setattr(DataSet, "faults", lambda self: 1 / 0)
+    page.locator("#check").click()
+    message(page, "This failed: division by zero. The terminal shows more.")
     page.get_by_role("tab", name="Mistakes").click()
     choose(page, "#judged", "cars.pth")
     page.locator("#run").click()

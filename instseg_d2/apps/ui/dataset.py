@@ -21,12 +21,12 @@ from ...inference.image_predictor import ImagePredictor
 from ...visualization.annotations import draw_annotations
 from ...visualization.overlay import draw_instances, draw_layers
 from .files import require_inside
-from .found import FAILURES, LOWEST
+from .found import FAILURES, LOWEST, fitted
 
 __all__ = ["DataSet", "Error"]
 
 SHOWN_SIDE = 900  # pixels, longest side of a picture in the page
-SMALLEST_CROP = 96  # pixels
+SMALLEST_CROP, CROP_SIDE = 96, 320  # pixels of the image, and of the shown picture
 
 
 class Error(NamedTuple):
@@ -37,12 +37,6 @@ class Error(NamedTuple):
     text: str
     size: float  # of the object, square pixels
     regions: list
-
-
-def _fitted(image: np.ndarray, side: int = SHOWN_SIDE) -> np.ndarray:
-    scale = min(1.0, side / max(image.shape[:2]))
-    size = [max(1, round(length * scale)) for length in image.shape[1::-1]]
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
 
 
 def _xywh(region) -> np.ndarray:
@@ -124,7 +118,7 @@ class DataSet:
         except FAILURES as error:
             return np.full((90, 120, 3), 200, np.uint8), sentence(error) or "out of memory"
         count = len(self.records[index].get("annotations", []))
-        return _fitted(drawn), f"{self.shown_name(index)}: {count} object{'s' * (count != 1)}"
+        return fitted(drawn, SHOWN_SIDE), f"{self.shown_name(index)}: {count} object{'s' * (count != 1)}"
 
     def faults(self) -> tuple[str, list]:
         """
@@ -215,7 +209,7 @@ class DataSet:
             (max(0, int((a + b - side) / 2)), int(np.ceil((a + b + side) / 2))) for a, b in ((x0, x1), (y0, y1))
         )
         crop = drawn[top:bottom, left:right]
-        return _fitted(crop, 320), f"{error.text} · {error.mistake.cost:.2f}"
+        return fitted(crop, CROP_SIDE), f"{error.text} · {error.mistake.cost:.2f}"
 
     @staticmethod
     def _corners(*regions) -> np.ndarray:
@@ -240,4 +234,4 @@ class DataSet:
         for picture in pictures:
             for color, thickness in (((255, 255, 255), width + 2), ((220, 0, 0), width)):
                 cv2.rectangle(picture, (x0 - 2, y0 - 2), (x1 + 1, y1 + 1), color, thickness)  # outside the object
-        return [(_fitted(p), title) for p, title in zip(pictures, ("annotated", "found"))]
+        return [(fitted(p, SHOWN_SIDE), title) for p, title in zip(pictures, ("annotated", "found"))]

@@ -73,7 +73,7 @@ class DataSetPage:
         with gr.Row(equal_height=True):
             self.model = gr.Dropdown(names, value=names[0] if names else None, label="Model", scale=2, elem_id="judged")
             self.threshold = gr.Slider(LOWEST, 1, 0.5, step=0.01, label="Score at least", elem_id="judged-threshold")
-            self.limit = gr.Number(50, minimum=1, precision=0, label="Images at most", elem_id="limit")
+            self.limit = gr.Number(50, precision=0, minimum=1, label="Images at most", elem_id="limit")
             self.run = gr.Button("Find mistakes", variant="primary", min_width=140, elem_id="run")
         gr.Markdown(COST)
         with gr.Row():
@@ -89,7 +89,7 @@ class DataSetPage:
 
     def _events(self, tab: gr.Tab) -> None:
         private = {"api_visibility": "private"}
-        browse = [self.name, self.chosen, self.page]
+        browse = [self.opened, self.chosen, self.page]
         opened = gr.on(
             [tab.select, self.name.change], self.open, [self.name, self.opened],
             [self.opened, self.summary, self.chosen, self.page, self.faults_note, self.faults],
@@ -122,9 +122,11 @@ class DataSetPage:
         return name, summary, choices, gr.Slider(value=1), "", gr.Dataframe(visible=False)
 
     @guarded
-    def browse(self, name: str, chosen: str, page: int):
+    def browse(self, opened: str, chosen: str, page: int):
         """The annotated pictures of a page."""
-        data = self.data[name]
+        if not opened:  # the data set cannot be read
+            return gr.skip()
+        data = self.data[opened]
         indices = data.having(None if chosen == ALL else chosen)
         part, slider = _part_of(indices, page, PICTURES)
         return slider, [data.picture(index) for index in part]
@@ -141,7 +143,9 @@ class DataSetPage:
         """Run the model."""
         data = self.data[name]
         with self.models.use(model) as predictor:
-            mistakes, found, faults = data.mistakes(predictor, limit, threshold, report_to(progress))
+            mistakes, found, faults = data.mistakes(
+                predictor, limit or len(data.records), threshold, report_to(progress)
+            )
             names = predictor.class_names
         if faults:
             warn(f"{len(faults)} images are left out: {faults[0]}")

@@ -48,7 +48,7 @@ def find_models(folders: Sequence[str]) -> dict[str, str]:
             depth = os.path.relpath(here, folder).count(os.sep)
             environment = "pyvenv.cfg" in names
             subfolders[:] = sorted(n for n in subfolders if n[0] != "." and depth < MAX_DEPTH and not environment)
-            for path in [] if environment else (os.path.join(here, name) for name in names):
+            for path in [] if environment else (os.path.normpath(os.path.join(here, name)) for name in names):
                 if _is_model(path) and inside(path, folders):
                     with contextlib.suppress(OSError):  # removed meanwhile
                         entry = os.path.getmtime(path), path, os.path.relpath(path, folder)

@@ -25,7 +25,7 @@ from ..inputs import is_video
 from ..results import named_results
 from ..video import BROWSER_CODECS, Video, write_video
 
-__all__ = ["COLUMNS", "FAILURES", "LOWEST", "MAX_FRAMES", "Item", "Session", "detect_files"]
+__all__ = ["COLUMNS", "FAILURES", "LOWEST", "MAX_FRAMES", "Item", "Session", "detect_files", "fitted"]
 
 LOWEST = 0.05  # detections that score lower are not kept
 MAX_FRAMES = 300  # of a video
@@ -122,16 +122,17 @@ class Item:
 
 @dataclass
 class Session:
-    """One visitor: the files, the model and a folder for the downloads."""
+    """One visitor: the files, the model, and a folder below ``root`` for the downloads."""
 
     items: list[Item] = field(default_factory=list)
     model: str = ""
+    root: Optional[str] = None
     folder: str = ""
 
     def write(self, index: int, threshold: float, classes: Sequence[str]) -> tuple[str, str]:
         """Write the picture of an item and ``results.json`` of all; returns their paths. Earlier ones are removed."""
         self.clear()
-        self.folder = tempfile.mkdtemp(prefix="instseg-")
+        self.folder = tempfile.mkdtemp(prefix="saved-", dir=self.root)
         picture = self.items[index].draw(threshold, classes, self.folder)
         results = os.path.join(self.folder, "results.json")
         entries = [json.dumps(r) for item in self.items for r in item.results(threshold, classes)]
@@ -154,10 +155,11 @@ def _frame(predictor: ImagePredictor, image: np.ndarray, number: int, name: str)
     return Frame(number, output["instances"], panoptic, results)
 
 
-def _thumbnail(image: np.ndarray) -> np.ndarray:
-    scale = THUMBNAIL / max(*image.shape[:2], THUMBNAIL)
-    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+def fitted(image: np.ndarray, side: int) -> np.ndarray:
+    """The image (H, W, 3), made smaller if its longest side has more pixels than ``side``."""
+    scale = side / max(image.shape[:2])
+    size = [max(1, round(length * scale)) for length in image.shape[1::-1]]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
 
 
 def _detect_file(predictor: ImagePredictor, path: str, number: int, report: Callable) -> Item:
@@ -169,14 +171,14 @@ def _detect_file(predictor: ImagePredictor, path: str, number: int, report: Call
         total = min(video.count or MAX_FRAMES, MAX_FRAMES)
         for image in video:
             if image is not None:
-                thumbnail = _thumbnail(image) if thumbnail is None else thumbnail
+                thumbnail = fitted(image, THUMBNAIL) if thumbnail is None else thumbnail
                 report(len(frames) / total, f"{name}: frame {len(frames) + 1} of {total}")
                 frames.append(_frame(predictor, image, number + len(frames), name))
                 if len(frames) == MAX_FRAMES:
                     break
     else:
         image = read_image(path, "RGB", value_range=predictor.value_range)
-        thumbnail = _thumbnail(image)
+        thumbnail = fitted(image, THUMBNAIL)
         frames.append(_frame(predictor, image, number, name))
     names = predictor.class_names, predictor.stuff_names
     return Item(name, path, frames, thumbnail, *names, predictor.value_range)

@@ -37,14 +37,18 @@ class Models:
     ):
         self.folders, self.trust = list(folders), trust
         self._weights, self._model, self._config_file, self._opts = weights, model, config_file, list(opts)
+        self._paths: dict[str, str] = {}  # as last listed
         self._lock = threading.RLock()
         self._loaded: tuple = (None, None)  # path and time of the file; predictor
 
     def paths(self) -> dict[str, str]:
         """{name: path} of the models to choose from, the one of the command line first."""
         found, given = find_models(self.folders), self._weights or self._model
-        if not given:
-            return found
+        self._paths = self._with_first(found, given) if given else found
+        return self._paths
+
+    @staticmethod
+    def _with_first(found: dict[str, str], given: str) -> dict[str, str]:
         real = os.path.realpath(given)
         same = next((name for name, path in found.items() if os.path.realpath(path) == real), given)
         return {same: given, **{name: path for name, path in found.items() if name != same}}
@@ -57,7 +61,7 @@ class Models:
         Raises:
             ConfigError: the name is not offered; other errors as in ``instseg predict``.
         """
-        path = self.paths().get(name)
+        path = self._paths.get(name) or self.paths().get(name)
         if path is None:
             raise ConfigError(f"{name} is no model of the chosen folders." if name else "Choose a model first.")
         with self._lock:

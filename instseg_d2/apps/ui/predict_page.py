@@ -1,8 +1,11 @@
 """The page "Predict": files, a model, a threshold and classes; the picture, what the network sees, and the table."""
 
+import os
+
 import gradio as gr
 
-from ...data import read_image
+from ...data.images import image_suffixes, read_image
+from ..inputs import VIDEO_SUFFIXES
 from .found import COLUMNS, LOWEST, Item, Session, detect_files
 from .messages import guarded, report_to, warn
 from .models import Models
@@ -10,7 +13,7 @@ from .models import Models
 __all__ = ["PredictPage"]
 
 MAX_WARNINGS = 3
-EMPTY = "Drop photos or a video on the left."
+EMPTY = "Drop photos or a video to begin."
 NOTHING = "Nothing to explain: this model has no such pictures, or it found no objects."
 
 
@@ -19,7 +22,9 @@ class PredictPage:
 
     def __init__(self, models: Models):
         self.models = models
-        self.session, self.index, self.explaining = gr.State(Session()), gr.State(0), gr.State(False)
+        session = Session(root=os.environ.get("GRADIO_TEMP_DIR"))
+        self.session = gr.State(session, delete_callback=Session.clear)
+        self.index, self.explaining = gr.State(0), gr.State(False)
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
                 self._controls()
@@ -33,7 +38,7 @@ class PredictPage:
         self.files = gr.File(
             label="Photos or a video",
             file_count="multiple",
-            file_types=["image", "video"],
+            file_types=["image", "video", *sorted(image_suffixes()), *VIDEO_SUFFIXES],
             type="filepath",
             height=180,
             elem_id="files",

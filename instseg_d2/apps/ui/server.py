@@ -36,13 +36,15 @@ CSS = """
 footer { display: none !important }
 """
 TITLE = "<h1>instseg <span>&middot; instance segmentation</span></h1>"
-KEPT_SECONDS = 3600  # how long pictures stay in the temporary folder
+CLEANED_EVERY, KEPT = 3600, 86400  # seconds that uploads and pictures stay in the temporary folder
 NO_DATA = "Start with `--data NAME`, or `--json FILE --images DIR`, to see a data set here."
 
 
 def build(models: Models, data: Sequence[DataSet] = ()) -> gr.Blocks:
     """The page."""
-    with gr.Blocks(analytics_enabled=False, title="instseg", fill_width=True, delete_cache=(600, KEPT_SECONDS)) as page:
+    with gr.Blocks(
+        analytics_enabled=False, title="instseg", fill_width=True, delete_cache=(CLEANED_EVERY, KEPT)
+    ) as page:
         gr.HTML(TITLE, elem_id="title")
         with gr.Tabs():
             with gr.Tab("Predict"):
