@@ -186,8 +186,10 @@ def predict(page, files, runs):
 
 
 def messages(page, files):
-    upload(page, files / "broken.jpg", files / "empty.mp4", files / "spots.png")
-    message(page, "broken.jpg cannot be read as an image", "empty.mp4: this video has no readable frame")
+    upload(page, files / "large.png")
+    message(page, "exceed the maximum allowed size of 1.0 Mb")
+    upload(page, files / "broken.jpg", files / "empty.mp4", files / "set/spots.json", files / "spots.png")
+    message(page, "broken.jpg cannot be read as an image", "empty.mp4: this video has no readable frame", "spots.json")
     wait(page, "#summary", "spots.png")  # the others are shown
     choose(page, "#model", "broken.pth")
     message(page, "broken.pth")

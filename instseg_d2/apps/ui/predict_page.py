@@ -4,8 +4,7 @@ import os
 
 import gradio as gr
 
-from ...data.images import image_suffixes, read_image
-from ..inputs import VIDEO_SUFFIXES
+from ...data import read_image
 from .found import COLUMNS, LOWEST, Item, Session, detect_files
 from .messages import guarded, report_to, warn
 from .models import Models
@@ -36,12 +35,7 @@ class PredictPage:
         names = list(self.models.paths())
         self.model = gr.Dropdown(names, value=names[0] if names else None, label="Model", elem_id="model")
         self.files = gr.File(
-            label="Photos or a video",
-            file_count="multiple",
-            file_types=["image", "video", *sorted(image_suffixes()), *VIDEO_SUFFIXES],
-            type="filepath",
-            height=180,
-            elem_id="files",
+            label="Photos or a video", file_count="multiple", type="filepath", height=180, elem_id="files"
         )
         self.threshold = gr.Slider(LOWEST, 1, 0.5, step=0.01, label="Score at least", elem_id="threshold")
         self.classes = gr.Dropdown([], multiselect=True, label="Classes", info="none chosen: all", elem_id="classes")
