@@ -150,9 +150,9 @@ def predict(page, files, runs):
     page.locator("#threshold input[type=number]").press("Tab")
     wait(page, "#summary", "2 objects")
     page.wait_for_function(
-        """async ([y, x, pixels]) => {
+        """([y, x, pixels]) => {
             const image = document.querySelector('#picture img');
-            await image.decode();
+            if (!image || !image.complete || !image.naturalWidth) return false;
             const [height, width, data] = eval(pixels)(image);
             return data[4 * (y * width + x) + 1] > 40;
         }""",

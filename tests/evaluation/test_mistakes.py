@@ -61,7 +61,7 @@ def test_crowds_are_neither_missed_nor_matched():
     assert [m.kind for m in find_mistakes(found((1, A, 0.9)), crowd)] == [FALSE]  # of another class
     outside = found((0, [96, 0, 10, 10], 0.9))  # 4 of 10 columns
     assert [m.kind for m in find_mistakes(outside, crowd)] == [FALSE]
-    both = Objects([0, 0], [A, [0, 0, 100, 100]], crowds=[False, True])
+    both = Objects([0, 0], [[0, 0, 100, 100], A], crowds=[True, False])
     assert find_mistakes(found((0, A, 0.9)), both) == []
 
 
