@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.instseg_d2_ready
 SOURCES := setup.py pyproject.toml requirements.txt instseg_d2/get_detectron2.py $(shell find csrc -type f)
 
-.PHONY: setup demo test wheel-test docs bench lint sanitize sanitize-cuda emulate-cuda emulate-cuda-mutants \
+.PHONY: setup demo test wheel-test docs docs-test bench lint sanitize sanitize-cuda emulate-cuda emulate-cuda-mutants \
 	emulate-cuda-sanitize
 
 setup: $(READY)
@@ -38,6 +38,10 @@ wheel-test: setup
 docs: setup
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r projects/docs/requirements.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q --strict -f projects/docs/mkdocs.yml
+
+# Runs the code of README.md and of the documents, and the notebook, in short forms (projects/docs/blocks.yaml).
+docs-test: docs
+	$(BIN)/python projects/docs/run_blocks.py
 
 bench: setup
 	$(BIN)/python projects/bench.py

@@ -27,13 +27,14 @@ from pathlib import Path
 
 from instseg_d2.data import make_shapes
 
-IMAGES, TRAIN, VAL = "mine/images", "mine/train.json", "mine/val.json"
-ITERATIONS = int(os.environ.get("INSTSEG_NOTEBOOK_ITERATIONS", "600"))  # a few minutes on two cores
-SIZES = [160, 192, 224]  # shorter sides of the training images; larger ones for large photos
+DATA = os.environ.get("INSTSEG_NOTEBOOK_DATA", "mine")  # your folder
+IMAGES, TRAIN, VAL = f"{DATA}/images", f"{DATA}/train.json", f"{DATA}/val.json"
+OVERRIDES = ["SOLVER.MAX_ITER", "600"]  # config keys and values of the training: a few minutes on two cores
+OVERRIDES += os.environ.get("INSTSEG_NOTEBOOK_OVERRIDES", "").split()
 
 if not Path(TRAIN).exists():
-    make_shapes("mine", "train", 200, 0)
-    make_shapes("mine", "val", 40, 1)
+    make_shapes(DATA, "train", 200, 0)
+    make_shapes(DATA, "val", 40, 1)
 
 # %% [markdown]
 # ## Check
@@ -75,8 +76,9 @@ show([draw_annotations(read_image(record["file_name"], "RGB"), record, classes) 
 # %% [markdown]
 # ## Train
 #
-# A small network from scratch. On a GPU, take a recipe such as `BlendMask/R_50_1x`, which starts from pretrained
-# weights, and leave out the sizes. The same command with `--resume` continues an interrupted run.
+# A small network from scratch, on images of about 200 pixels; `INPUT.MIN_SIZE_TRAIN "(384, 448)"` takes larger ones. On
+# a GPU, choose a recipe such as `BlendMask/R_50_1x`, which starts from pretrained weights. The same command with
+# `--resume` continues an interrupted run.
 
 # %%
 run(
@@ -84,7 +86,7 @@ run(
     [
         *("--config", "quick/blendmask_shapes", "--num-gpus", "0"),
         *("--train-json", TRAIN, "--train-images", IMAGES, "--val-json", VAL, "--val-images", IMAGES),
-        *("SOLVER.MAX_ITER", str(ITERATIONS), "INPUT.MIN_SIZE_TRAIN", str(SIZES), "OUTPUT_DIR", "run"),
+        *("OUTPUT_DIR", "run", *OVERRIDES),
     ],
 )
 

@@ -1,4 +1,6 @@
-"""The references of the documents, which are generated from the code."""
+"""The references of the documents, generated from the code, and the runner of their code blocks."""
+
+import sys
 
 import pytest
 from detectron2.config import get_cfg as detectron2_cfg
@@ -6,6 +8,7 @@ from detectron2.config import get_cfg as detectron2_cfg
 from instseg_d2.commands import COMMANDS, parser_of
 from instseg_d2.config import get_cfg
 from instseg_d2.config.values import items
+from projects.docs import run_blocks
 from projects.docs.reference import commands, config_keys, python_names
 
 
@@ -71,3 +74,64 @@ def test_public_names_are_listed():
     text = python_names.render()
     assert "::: instseg_d2.runtime.model.Model\n" in text
     assert "::: instseg_d2.ops.blend_masks.blend_masks\n" in text
+
+
+def test_blocks_are_commands_and_python():
+    text = """
+```bash
+first --option \\
+    value  # why
+
+# a comment
+second | third
+```
+* In a list:
+  ```python
+  if x:
+      y()
+  ```
+```text
+no code
+```
+"""
+    assert run_blocks.blocks(text) == [
+        ("bash", "first --option value"),
+        ("bash", "second | third"),
+        ("python", "if x:\n    y()\n"),
+    ]
+    with pytest.raises(ValueError, match="a code block has the language ''"):
+        run_blocks.blocks("```\nwhat\n```\n")
+
+
+def test_short_forms():
+    rules = [{"find": "^a ", "replace": ["x", "y z"], "append": "K (1,)"}, {"find": "a", "skip": "why"}]
+    used = set()
+    assert run_blocks.short_form(run_blocks.Step("bash", "a x"), rules, used) == ("a y z K '(1,)'", "")
+    assert used == {"^a "}
+    assert run_blocks.short_form(run_blocks.Step("bash", "b a"), rules, used) == ("b a", "why")
+    assert run_blocks.short_form(run_blocks.Step("bash", "c"), rules, used) == ("c", "")
+    with pytest.raises(ValueError, match="'x' is not in 'a b'"):
+        run_blocks.short_form(run_blocks.Step("bash", "a b"), rules, used)
+
+
+def test_every_entry_of_the_table_fits_a_block(monkeypatch):
+    documents = run_blocks.plan()
+    assert {"README.md", "projects/docs/pages/own_data.md", "projects/docs"} <= set(documents)
+    monkeypatch.setattr(run_blocks.yaml, "safe_load", lambda text: [{"find": "no such command", "skip": ""}])
+    with pytest.raises(ValueError, match="nothing fits no such command"):
+        run_blocks.plan()
+
+
+def test_failures_are_counted_and_shown(tmp_path, capsys):
+    steps = [
+        (run_blocks.Step("bash", "exit 3"), "echo reason; exit 3", ""),
+        (run_blocks.Step("bash", "true"), "true", ""),
+        (run_blocks.Step("bash", "false"), "false", "not here"),
+        (run_blocks.Step("python", "1 / 0"), "1 / 0", ""),
+    ]
+    assert run_blocks.run_document("page.md", steps, tmp_path) == 2
+    out = capsys.readouterr().out
+    assert "page.md: exit 3\nas: echo reason; exit 3\nexit status 3\nreason" in out
+    assert "left out  page.md: false\n          not here" in out
+    assert "ZeroDivisionError" in out
+    assert sys.executable not in out
