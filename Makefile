@@ -34,7 +34,8 @@ test: setup
 wheel-test: setup
 	PYTHON=$(BIN)/python tests/wheel.sh
 
-# The documents as a web site: output/docs/index.html.
+# The documents as a web site: output/docs/index.html. Their search needs a server, such as
+# `python -m http.server --directory output/docs`.
 docs: setup
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r projects/docs/requirements.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q --strict -f projects/docs/mkdocs.yml

@@ -22,7 +22,7 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     """What `engine.launch` reads."""
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs per machine; 0: CPU")
     parser.add_argument("--num-processes", type=int, default=1, help="CPU processes per machine, with --num-gpus 0")
-    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--num-machines", type=int, default=1, help="machines of the job")
     parser.add_argument("--machine-rank", type=int, default=0, help="index of this machine, from 0")
     parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
 

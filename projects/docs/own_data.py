@@ -14,7 +14,7 @@
 # # From own data to an exported model
 #
 # All steps in Python: check the data, look at it, train, evaluate, predict, explain, export, and run the exported file.
-# This file is a notebook: open it with Jupyter and jupytext, or run it as it is.
+# This file, `projects/docs/own_data.py`, is a notebook: open it with Jupyter and jupytext, or run it as it is.
 #
 # ## Your data
 #

@@ -72,8 +72,8 @@ def test_every_option_of_every_command_is_listed():
 
 def test_public_names_are_listed():
     text = python_names.render()
-    assert "::: instseg_d2.runtime.model.Model\n" in text
-    assert "::: instseg_d2.ops.blend_masks.blend_masks\n" in text
+    assert "::: instseg_d2.runtime.Model\n" in text
+    assert "::: instseg_d2.ops.blend_masks\n" in text
 
 
 def test_blocks_are_commands_and_python():

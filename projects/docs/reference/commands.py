@@ -14,6 +14,8 @@ def _cell(text: str) -> str:
 
 def _argument(action: argparse.Action, formatter: argparse.HelpFormatter) -> str:
     names = action.option_strings or [formatter._format_args(action, action.dest)]
+    if action.nargs == argparse.REMAINDER:
+        names = ["KEY VALUE ..."]
     value = ""
     if action.option_strings and action.nargs != 0:
         value = " " + formatter._format_args(action, action.dest.upper())

@@ -114,6 +114,7 @@ def render() -> str:
         lines += [f"## {title}", "", "| key | default | meaning | allowed |", "|---|---|---|---|"]
         for key in keys:
             default = "empty" if key.default in ("", ()) else f"`{key.default}`"
-            lines.append(f"| `{key.name}` | {default} | {_cell(key.meaning)} | {_cell(key.allowed)} |")
+            name = key.name.replace(".", ".<wbr>")  # where a long name may be broken
+            lines.append(f"| <code>{name}</code> | {default} | {_cell(key.meaning)} | {_cell(key.allowed)} |")
         lines.append("")
     return "\n".join(lines)

@@ -30,5 +30,5 @@ def render() -> str:
         for member in package.__all__:
             value = getattr(package, member)
             if inspect.isclass(value) or inspect.isfunction(value):
-                lines += [f"::: {value.__module__}.{value.__qualname__}", ""]
+                lines += [f"::: instseg_d2.{name}.{member}", ""]
     return "\n".join(lines)
