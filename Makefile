@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.instseg_d2_ready
 SOURCES := setup.py pyproject.toml requirements.txt instseg_d2/get_detectron2.py $(shell find csrc -type f)
 
-.PHONY: setup demo test wheel-test docs docs-test bench lint sanitize sanitize-cuda emulate-cuda emulate-cuda-mutants \
+.PHONY: setup demo test cluster-test wheel-test docs docs-test bench lint sanitize sanitize-cuda emulate-cuda emulate-cuda-mutants \
 	emulate-cuda-sanitize
 
 setup: $(READY)
@@ -29,6 +29,11 @@ demo: setup
 # On all cores, up to 8.
 test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+# Prediction on a small Ray cluster that loses a machine, and training that loses a process.
+cluster-test: setup
+	$(BIN)/python -m pip install --disable-pip-version-check -q 'ray[data]==2.60.0'
+	$(BIN)/python -m pytest tests/cluster
 
 # The wheel, installed without the checkout and used in an empty folder.
 wheel-test: setup

@@ -108,6 +108,7 @@ setup(
         "istr": ["scikit-learn"],
         "export": ["onnx", "onnxscript", "onnxruntime"],
         "openvino": ["onnx", "onnxscript", "openvino"],
+        "ray": ["ray[data]"],
         "ui": ["gradio"],
         "track": ["trackers"],
     },

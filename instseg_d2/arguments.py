@@ -2,7 +2,7 @@
 
 import argparse
 
-__all__ = ["READINGS", "add_config_file", "add_processes", "add_training"]
+__all__ = ["READINGS", "add_cluster", "add_config_file", "add_processes", "add_training"]
 
 # What coordinates may mean instead, by the name that --assume accepts.
 READINGS = {
@@ -16,6 +16,23 @@ READINGS = {
 
 def add_config_file(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--config-file", "--config", default="", metavar="FILE", help=help)
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """What `predict` on a Ray cluster reads."""
+    group = parser.add_argument_group("on a cluster")
+    group.add_argument(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="ray: spread the images over a Ray cluster and write Parquet into --output",
+    )
+    group.add_argument("--address", help="of the Ray cluster; auto: the one of this machine; default: start one here")
+    group.add_argument(
+        "--column", metavar="NAME", help="if --input is Parquet: its column with image files, or their addresses"
+    )
+    group.add_argument("--part-size", type=int, default=200, metavar="N", help="images a part (default %(default)s)")
+    group.add_argument("--coco", metavar="FILE", help="at the end also write everything as COCO results")
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "ListFile",
     "atomic_write",
     "cache_folder",
+    "read_list",
     "remove_unfinished",
     "temporary_home",
     "write_bytes",
@@ -94,7 +95,7 @@ class ListFile:
     def _take_up(self, keep: Callable[[dict], bool]) -> None:
         earlier = next((path for path in (f"{self.path}l", self.path) if os.path.exists(path)), os.devnull)
         with atomic_write(f"{self.path}l") as path, open(path, "w", encoding="ascii") as file:
-            for entry in _entries(earlier):
+            for entry in read_list(earlier):
                 if keep(entry):
                     file.write(json.dumps(entry) + "\n")
                     self.count += 1
@@ -122,7 +123,7 @@ class ListFile:
         os.remove(f"{self.path}l")
 
 
-def _entries(path: str) -> Iterator[dict]:
+def read_list(path: str) -> Iterator[dict]:
     """
     The entries of a list that `ListFile` wrote, finished or not. An unfinished one may end within an entry.
 

@@ -1,7 +1,9 @@
 """Writes the results of a detection run as they come, and names its pictures."""
 
+import glob
 import itertools
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Optional
 
@@ -9,12 +11,21 @@ from detectron2.structures import Instances
 
 from ..data.labels import WRITERS, Writer
 from ..data.labels.geometry import bridged, traced
-from ..errors import ConfigError
+from ..errors import ConfigError, DatasetError
 from ..evaluation.coco import coco_results
-from ..files import ListFile
+from ..files import ListFile, read_list
 from ..inference.image_predictor import ImagePredictor
+from ..runtime.sessions import needed
 
-__all__ = ["Records", "label_writer", "named_results", "relative_names", "shown_name", "unique_stem"]
+__all__ = [
+    "Records",
+    "label_writer",
+    "named_results",
+    "read_predictions",
+    "relative_names",
+    "shown_name",
+    "unique_stem",
+]
 
 RECORDS = "images.json", "results.json"
 MAX_STEM = 200  # bytes; the full name may have at most 255
@@ -78,6 +89,33 @@ class Records:
     def finish(self) -> None:
         self._results.finish()
         self._images.finish()
+
+
+def read_predictions(folder: str) -> Iterator[tuple[str, list[dict]]]:
+    """
+    The images in an output folder of `instseg predict` with their objects in COCO's results format.
+
+    Raises:
+        DatasetError: the folder has no finished predictions.
+    """
+    images, results = (os.path.join(folder, name) for name in RECORDS)
+    if os.path.isfile(images) and os.path.isfile(results):
+        objects: dict[str, list] = defaultdict(list)
+        for result in read_list(results):
+            objects[result["file_name"]].append(result)
+        for image in read_list(images):
+            if "error" not in image:
+                yield image["file_name"], objects[image["file_name"]]
+        return
+    if "://" not in folder and not glob.glob(os.path.join(glob.escape(folder), "part-*.parquet")):
+        unfinished = " of a finished run (--resume continues one)" if os.path.isfile(f"{images}l") else ""
+        raise DatasetError(f"{folder}: no predictions{unfinished} in this folder, which `instseg predict` writes.")
+    needed("predictions in Parquet", "ray", "pyarrow")
+    from .parquet import coco_entries, read_rows
+
+    for row, information in read_rows(folder):
+        if row["error"] is None:
+            yield row["path"], coco_entries(row, information, row["path"])
 
 
 def shown_name(name: str) -> str:

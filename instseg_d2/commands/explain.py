@@ -11,4 +11,6 @@ main = predict.main
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     predict.add_shared_arguments(parser)
-    parser.set_defaults(explain=True, no_pictures=False, tile=None, overlap=None, track=False, every=1)
+    others = argparse.ArgumentParser()
+    predict.add_own_arguments(others)
+    parser.set_defaults(**{**vars(others.parse_args([])), "explain": True})

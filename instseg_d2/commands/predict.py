@@ -3,8 +3,21 @@
 import argparse
 import os
 
-from ..arguments import add_config_file
+from ..arguments import add_cluster, add_config_file
 
+# Arguments, with their defaults, that have no meaning on a cluster.
+LOCAL = {
+    "explain": False,
+    "format": "coco",
+    "polygons": False,
+    "no_pictures": False,
+    "shard": (1, 1),
+    "max_images": None,
+    "tile": None,
+    "overlap": None,
+    "track": False,
+    "every": 1,
+}
 EPILOG = "Example: %(prog)s --weights model_best.pth --input photos/ --output output/demo --explain"
 
 
@@ -74,6 +87,11 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared_arguments(parser)
+    add_own_arguments(parser)
+
+
+def add_own_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those that `explain` does not have."""
     parser.add_argument("--explain", action="store_true", help="also write what the network sees in every image")
     parser.add_argument("--no-pictures", action="store_true", help="write only results and labels")
     parser.add_argument(
@@ -102,6 +120,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="least part of a tile that it shares with the next one, 0 to 0.75 (default 0.2): best more than most "
         "objects take; with 0, objects over a seam stay in pieces",
     )
+    add_cluster(parser)
+
+
+def _run_on_ray(args: argparse.Namespace) -> int:
+    """Exit status: 0 if at least one image was processed, 1 if none."""
+    from ..errors import ConfigError
+    from ..runtime.sessions import needed
+
+    for name, default in LOCAL.items():
+        if getattr(args, name) != default:
+            raise ConfigError(f"--{name.replace('_', '-')} works only without --engine ray")
+    needed("predictions on a cluster", "ray", "ray", "pyarrow")
+    from ..apps.batch_predictor import BatchPredictor
+    from ..apps.parquet import write_coco
+    from ..apps.ray_engine import predict_on_ray
+
+    predictor = BatchPredictor(
+        args.model or args.weights,
+        batch_size=args.batch,
+        score_threshold=args.score_threshold,
+        config_file=args.config_file,
+        opts=args.opts,
+        trust=args.trust,
+    )
+    worked = predict_on_ray(
+        predictor,
+        args.input,
+        args.output,
+        address=args.address,
+        column=args.column,
+        part_size=args.part_size,
+        resume=args.resume,
+    )
+    if args.coco:
+        write_coco(args.output, args.coco)
+    return int(not worked)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -114,6 +168,8 @@ def main(args: argparse.Namespace) -> int:
     from ..inference.tiles import TiledPredictor, check_tiles
 
     setup_logging()
+    if args.engine == "ray":
+        return _run_on_ray(args)
     tune_cpu()
     files = find_inputs(args.input, live=True)  # before the model is loaded, to report a wrong path at once
     if args.tile is None and args.overlap is not None:

@@ -2,8 +2,9 @@
 
 import contextlib
 import functools
+import io
 import os
-from typing import Optional
+from typing import BinaryIO, Optional
 
 import cv2
 import numpy as np
@@ -72,15 +73,21 @@ def _opencv(data: bytes) -> Optional[np.ndarray]:
     return pixels if pixels is None or pixels.ndim == 2 else pixels[:, :, 2::-1]
 
 
-def _pixels(file_name, deep_only: bool = False) -> tuple[Optional[np.ndarray], int]:
+def _opened(source) -> BinaryIO:
+    """A file, or the content of one."""
+    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+
+
+def _pixels(source, deep_only: bool = False) -> tuple[Optional[np.ndarray], int]:
     """
     Pixels (H, W) or (H, W, 3) RGB with all their bits, and the EXIF orientation that must still be applied.
 
     Args:
+        source: name of a file, or its content.
         deep_only: return None for eight-bit images, without decoding them.
     """
     # Given a file name instead, Pillow 13 maps a rotated grey TIFF into memory and mixes up its rows.
-    with open(file_name, "rb") as file:
+    with _opened(source) as file:
         try:
             with Image.open(file) as image:
                 grey, deep_color = image.mode[0] in "IF", _is_deep_color(image)
@@ -89,7 +96,7 @@ def _pixels(file_name, deep_only: bool = False) -> tuple[Optional[np.ndarray], i
                 # The orientation comes last: it may be stored after the pixels, which Pillow decodes to reach it.
                 pixels = None
                 if deep_color:
-                    with open(file_name, "rb") as again:
+                    with _opened(source) as again:
                         pixels = _opencv(again.read())
                 if pixels is None:
                     pixels = np.asarray(image if grey else image.convert("RGB"))
@@ -104,17 +111,18 @@ def _pixels(file_name, deep_only: bool = False) -> tuple[Optional[np.ndarray], i
             return (None if deep_only and pixels.dtype == np.uint8 else pixels), 1
 
 
-def _unreadable(file_name, error: Exception) -> ImageError:
-    hint = "; pip install pillow-heif" if str(file_name).lower().endswith(HEIC_SUFFIXES) else ""
-    return ImageError(f"{file_name} cannot be read as an image ({error}{hint}).")
+def _unreadable(source, error: Exception) -> ImageError:
+    name = "the content" if isinstance(source, bytes) else str(source)
+    hint = "; pip install pillow-heif" if name.lower().endswith(HEIC_SUFFIXES) else ""
+    return ImageError(f"{name} cannot be read as an image ({error}{hint}).")
 
 
-def read_image(file_name, format: str = "BGR", size=None, value_range=()) -> np.ndarray:
+def read_image(source, format: str = "BGR", size=None, value_range=()) -> np.ndarray:
     """
     Read a grey, RGB, RGBA, palette, CMYK, 16-bit or float image and apply its EXIF orientation.
 
     Args:
-        file_name: path of the image.
+        source: path of the image, or the bytes of the file.
         format: order of the channels, "BGR" or "RGB".
         size: optional (width, height) in pixels of the annotated image. If only the stored, unrotated pixels have this
             size, they are returned.
@@ -130,17 +138,17 @@ def read_image(file_name, format: str = "BGR", size=None, value_range=()) -> np.
     """
     if format not in ("BGR", "RGB"):
         raise ValueError(f"format must be BGR or RGB; got {format!r}.")
-    if not os.path.isfile(file_name):
-        raise ImageError(f"{file_name}: no such image file.")
+    if not isinstance(source, bytes) and not os.path.isfile(source):
+        raise ImageError(f"{source}: no such image file.")
     try:
-        pixels, orientation = _pixels(file_name)
+        pixels, orientation = _pixels(source)
         height, width = pixels.shape[:2]
         stored_fits = size is not None and (width, height) == tuple(size) and width != height
         if not (orientation in _SWAPS_SIDES and stored_fits):
             pixels = _turned(pixels, orientation)
         pixels = three_channels(pixels, value_range)
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error and more
-        raise _unreadable(file_name, error) from error
+        raise _unreadable(source, error) from error
     return pixels if format == "RGB" else pixels[:, :, ::-1]
 
 

@@ -2,6 +2,7 @@
 
 from .evaluators import build_evaluator, check_evaluator, leaves_out
 from .panoptic_quality import PanopticQualityEvaluator, count_matches
+from .predictions import evaluate_predictions
 from .proposal_recall import ProposalRecallEvaluator
 from .run import evaluate, write_results
 
@@ -12,6 +13,7 @@ __all__ = [
     "check_evaluator",
     "count_matches",
     "evaluate",
+    "evaluate_predictions",
     "leaves_out",
     "write_results",
 ]

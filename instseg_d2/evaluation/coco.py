@@ -68,6 +68,10 @@ class CocoEvaluator(COCOEvaluator):
         predictions = map(_prediction, inputs, outputs)
         self._predictions += [prediction for prediction in predictions if len(prediction) > 1]
 
+    def add(self, predictions: dict) -> None:
+        """Add predictions in COCO's results format, with contiguous classes: {image id: objects}."""
+        self._predictions += [{"image_id": image_id, "instances": x} for image_id, x in predictions.items()]
+
     def evaluate(self, img_ids=None):
         """See Detectron2's; ``img_ids``: by default the images that were processed."""
         results = super().evaluate(self._processed() if img_ids is None else img_ids)
