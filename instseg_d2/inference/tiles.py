@@ -86,9 +86,6 @@ class TiledPredictor(ImagePredictor):
     def batches(self) -> bool:
         return False  # of images; the tiles of each run together
 
-    def canvas(self, image):
-        return self.predictor.canvas(image)
-
     def preprocess(self, image: ImageLike, channel_order: str = "BGR") -> dict:
         """
         The record of an image: that of the predictor, or, if the image must be cut, "tiles" (x1, y1, x2, y2) and the

@@ -16,6 +16,7 @@ from instseg_d2.visualization.overlay import UNKNOWN
 from tests.bright_spots import CLASS_NAMES, save_checkpoint, spots_config, spots_image
 
 pytest.importorskip("trackers")
+from instseg_d2.apps import tracking
 from instseg_d2.apps.tracking import LOST, Tracker
 
 
@@ -94,6 +95,21 @@ def test_a_video_is_followed(tmp_path, batch):
     assert all("track_id" not in x for x in results[:2])
     ids = {name: {x["track_id"] for x in results[2:] if x["category_name"] == name} for name in CLASS_NAMES}
     assert sorted(map(list, ids.values())) == [[1], [2]]
+
+
+def test_weak_detections_reach_the_tracker(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "LOST", 3)
+    frames = []
+    for red in [200] * 4 + [100] * 8 + [200] * 4:
+        frames.append(np.zeros((48, 64, 3), np.uint8))
+        frames[-1][10:40, 10:40, 0] = red
+    clip = write_video(str(tmp_path / "clip"), frames, 10)
+    weights = save_checkpoint(tmp_path / "spots.pth", spots_config(), CLASS_NAMES)
+    arguments = ["--weights", weights, "--input", clip, "--output", str(tmp_path / "out")]
+    assert run("predict", [*arguments, "--track", "--score-threshold", "0.6"]) == 0
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert [x["image_id"] for x in results] == [1, 2, 3, 4, 13, 14, 15, 16]
+    assert [x.get("track_id") for x in results] == [None, *[1] * 7]
 
 
 def test_the_package_may_be_missing(tmp_path, monkeypatch, capsys):

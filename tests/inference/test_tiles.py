@@ -228,6 +228,10 @@ def listed(instances):
         ([(85, 10, 100, 13, 0.9)], [(85, 10, 120, 20, 0.7)], [(85, 10, 120, 20, 0.7)]),
         # the same not at the border: a small object on a large one
         ([(85, 10, 95, 13, 0.9)], [(85, 10, 120, 20, 0.7)], [(85, 10, 95, 13, 0.9), (85, 10, 120, 20, 0.7)]),
+        # both see all of it, from border to border of the image, where nothing is cut
+        ([(85, 0, 95, 50, 0.6)], [(85, 0, 94, 50, 0.7)], [(85, 0, 94, 50, 0.7)]),
+        # another class covers it
+        ([(85, 10, 100, 13, 0.9)], [(85, 10, 120, 20, 0.7, 1)], [(85, 10, 100, 13, 0.9), (85, 10, 120, 20, 0.7)]),
         # a fragment that nothing covers stays
         ([(85, 10, 100, 13, 0.9)], [], [(85, 10, 100, 13, 0.9)]),
         # two of the first tile agree with one of the second: the better one is joined
