@@ -43,7 +43,7 @@ wheel-test: setup
 # `python -m http.server --directory output/docs`.
 docs: setup
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r projects/docs/requirements.txt
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q --strict -f projects/docs/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -f projects/docs/mkdocs.yml
 
 # Runs the code of README.md and of the documents, and the notebook, in short forms (projects/docs/blocks.yaml).
 docs-test: docs

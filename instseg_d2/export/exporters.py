@@ -84,7 +84,8 @@ def trace(module, size, batch: int, dynamic: bool, dtype: torch.dtype) -> torch.
         batch = torch.export.Dim("batch", max=MAX_BATCH)
         sides = (torch.export.Dim(name, min=MIN_SIDE, max=MAX_SIDE) for name in ("height", "width"))
         options["dynamic_shapes"] = ({0: batch, **dict(zip((2, 3), sides))}, None, None)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torchvision's, about PyTorch
         return torch.export.export(module, examples, strict=False, **options)
 
 

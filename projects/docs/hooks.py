@@ -3,9 +3,11 @@ What the site takes from elsewhere in the repository: README.md as its first pag
 results, the pictures, the notebook, and the references. Links are those of the repository; here they are translated.
 """
 
+import logging
 import posixpath
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import jupytext
@@ -14,10 +16,13 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from projects.docs.reference import commands, config_keys, python_names  # noqa: E402
+with warnings.catch_warnings():  # those of PyTorch
+    warnings.simplefilter("ignore")
+    from projects.docs.reference import commands, config_keys, python_names
 
 GENERATED = {"commands": commands.render, "config keys": config_keys.render, "python": python_names.render}
 LINK = re.compile(r"(!?)\[([^\[\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+LOADED = re.compile(r'<(?:script|img|iframe|source)\b[^>]*\ssrc="https?:[^"]*"|<link\b[^>]*\shref="https?:[^"]*"')
 METHODS = sorted(ROOT.glob("projects/*/README.md"))
 
 
@@ -40,6 +45,9 @@ def _notebook(path: Path) -> str:
         cell.source if cell.cell_type == "markdown" else f"```python\n{cell.source}\n```"
         for cell in jupytext.read(path).cells
     )
+
+
+log = logging.getLogger("mkdocs.hooks.instseg_d2")  # MkDocs counts its warnings
 
 
 def on_config(config):
@@ -76,3 +84,9 @@ def on_page_markdown(markdown, page, config, files):
 
     markdown = LINK.sub(translated, markdown)
     return re.sub(r"<!-- generated: (.*?) -->", lambda match: GENERATED[match[1]](), markdown)
+
+
+def on_post_page(output, page, config):
+    for match in LOADED.finditer(output):
+        log.warning(f"{page.file.src_uri} loads from the network: {match[0]}")
+    return output
