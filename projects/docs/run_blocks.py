@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import yaml
 
+from instseg_d2.console import run_script
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 DOCUMENTS = ("README.md", "projects/docs/pages/**/*.md", "projects/*/README.md", "projects/*.md")
@@ -179,4 +181,4 @@ def main(only: str = "") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:2]))
+    sys.exit(run_script(main, *sys.argv[1:2]))

@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog
 from instseg_d2 import register
 from instseg_d2.apps.convert import convert
 from instseg_d2.config import load_config, set_num_classes
+from instseg_d2.console import run_script
 from instseg_d2.data import register_coco
 from instseg_d2.engine import Trainer
 from instseg_d2.files import write_json
@@ -111,4 +112,4 @@ def prepare(folder: Path) -> None:
 
 if __name__ == "__main__":
     register()
-    prepare(Path(sys.argv[1]))
+    sys.exit(run_script(prepare, Path(sys.argv[1])))
