@@ -162,7 +162,6 @@ def _start(address: Optional[str]) -> None:
     options = {"address": address} if address else {"object_store_memory": STORE, "include_dashboard": False}
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"Ray does not start at {address or 'this machine'}: {error}") from error
 
@@ -210,6 +209,7 @@ def predict_on_ray(
         return bool(earlier)
     predictor.predictor  # noqa: B018 (a fault of the model is reported here and once)
     _start(address)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     resources = ray.cluster_resources()
