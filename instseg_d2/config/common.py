@@ -19,6 +19,7 @@ COMMON_VALUES = {
         BETAS=each(below_one, count=2),
         FREEZE_NORMS_ITER=at_least(-1),
     ),
+    "SOLVER.EMA.DECAY": below_one,
     "INPUT.VALUE_RANGE": Rule("two numbers, the lower first, such as (0, 4095), or () to estimate them", _is_range),
     **section("INPUT.CROP", SCHEME=one_of("before_resize", "detr", "")),
 }
@@ -33,6 +34,11 @@ def add_common_config(cfg: CfgNode) -> None:
     cfg.SOLVER.AMSGRAD = False  # AMSGrad, only for AdamW
     cfg.SOLVER.BETAS = (0.9, 0.999)  # betas of AdamW and of Muon's AdamW
     cfg.SOLVER.FREEZE_NORMS_ITER = -1  # iteration from which batch norms use their running statistics; -1: never
+    cfg.SOLVER.EMA = CfgNode()
+    # Evaluate and save the exponential moving average of the weights instead of the last ones.
+    cfg.SOLVER.EMA.ENABLED = False
+    # Its decay; after t steps at most (1 + t) / (10 + t), so that a short training forgets its start.
+    cfg.SOLVER.EMA.DECAY = 0.999
 
     # Flip horizontally half of the time (AdelaiDet's switch; INPUT.RANDOM_FLIP must allow it, too).
     cfg.INPUT.HFLIP_TRAIN = True

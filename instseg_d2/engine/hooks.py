@@ -18,7 +18,6 @@ from tqdm import tqdm
 from ..checkpoint import InstSegCheckpointer, read_extra
 from ..console import is_terminal
 from ..errors import CheckpointError
-from .batch_norms import share_buffers
 from .log import PROGRESS_LOGGER
 from .rng import get_rng_state, preserve_rng_state
 
@@ -40,11 +39,12 @@ class FreezeNorms(HookBase):
         if self.trainer.iter < self._iteration:
             return
         if self.trainer.iter == self._iteration:
-            share_buffers(self.trainer.model)
+            self.trainer.share_buffers()
             logger.info("From iteration %d on, batch norms use their running statistics.", self._iteration)
-        for module in self.trainer.model.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
+        for network in self.trainer.networks:
+            for module in network.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
 
 
 class PeriodicCheckpoint(hooks.PeriodicCheckpointer):
@@ -59,7 +59,7 @@ class PeriodicCheckpoint(hooks.PeriodicCheckpointer):
     def after_step(self):
         done = self.trainer.iter + 1
         if done % self.period == 0 or done == self.max_iter:
-            share_buffers(self.trainer.model)
+            self.trainer.share_buffers()
             self.step(self.trainer.iter, rng=comm.gather(get_rng_state()))
 
 

@@ -29,6 +29,7 @@ from ..inference.optimize import optimize_for_inference
 from ..inference.precision import autocast_type
 from ..methods import methods
 from ..modeling.build import build
+from .averaging import AveragedModel
 from .bad_steps import BadSteps
 from .batch_norms import share_buffers, sync_batchnorm_on_cpu
 from .earlier_run import require_same_run, set_aside, truncate_metrics
@@ -56,6 +57,8 @@ class Trainer(TrainerBase):
     to change a part. Files in ``cfg.OUTPUT_DIR``: model_<iteration>.pth, model_final.pth, model_best.pth,
     last_checkpoint, config.yaml, metrics.json, TensorBoard events, inference/.
 
+    With SOLVER.EMA.ENABLED, the average of the weights (:class:`.averaging.AveragedModel`) is evaluated and saved.
+
     A resumed run continues exactly: iteration, optimiser, schedule, gradient scaler, random numbers and images are as
     if it had not been interrupted, except that TEST.PRECISE_BN draws new images.
 
@@ -77,6 +80,7 @@ class Trainer(TrainerBase):
         if not on_gpu and comm.get_world_size() > 1:
             sync_batchnorm_on_cpu(model)
         model.train()
+        self.averaged = AveragedModel(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         self.optimizer = self.build_optimizer(cfg, model)
         self.scheduler = build_lr_scheduler(cfg, self.optimizer)
         device_ids = [torch.cuda.current_device()] if on_gpu else None
@@ -85,7 +89,7 @@ class Trainer(TrainerBase):
         self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast_type == torch.float16)
 
         self.checkpointer = InstSegCheckpointer(
-            model,
+            self.networks[-1],
             cfg.OUTPUT_DIR,
             metadata={"cfg": cfg.dump(), **class_information(cfg.DATASETS.TRAIN[0])},
             trainer=weakref.proxy(self),
@@ -94,6 +98,17 @@ class Trainer(TrainerBase):
         self._bad_steps = BadSteps(model, cfg.OUTPUT_DIR)
         self._rng_states = ()  # of all processes, restored when training starts
         self.register_hooks(self.build_hooks())
+
+    @property
+    def networks(self) -> list[torch.nn.Module]:
+        """The model that is trained, without wrapper, and, with SOLVER.EMA, its average. The last one is evaluated."""
+        trained = getattr(self.model, "module", self.model)
+        return [trained] if self.averaged is None else [trained, self.averaged.module]
+
+    def share_buffers(self) -> None:
+        """See :func:`.batch_norms.share_buffers`. Call it in all processes."""
+        for network in self.networks:
+            share_buffers(network)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
@@ -132,7 +147,8 @@ class Trainer(TrainerBase):
             registered.append(FreezeNorms(cfg.SOLVER.FREEZE_NORMS_ITER))
         if bn.ENABLED and get_bn_modules(self.model):  # Detectron2's hook fails without one
             loader = self.build_train_loader(cfg, seed=self.seed)
-            registered.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, bn.NUM_ITER))
+            evaluated = self.model if self.averaged is None else self.averaged.module
+            registered.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, evaluated, loader, bn.NUM_ITER))
         registered.append(PeriodicCheckpoint(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
         if cfg.DATASETS.TEST:
             trainer = weakref.proxy(self)
@@ -161,6 +177,8 @@ class Trainer(TrainerBase):
         if resumed:
             require_same_run(self.checkpointer.read_last(), self.cfg, self.checkpointer.metadata)
         extra = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resumed)
+        if self.averaged is not None and not resumed:
+            self.networks[0].load_state_dict(self.averaged.module.state_dict())
         comm.synchronize()  # all processes have read the files before they are moved
         if resumed:
             self.start_iter = extra["iteration"] + 1
@@ -192,6 +210,8 @@ class Trainer(TrainerBase):
         else:
             for method in methods():
                 method.fit(self.model, self.cfg)
+            if self.averaged is not None and self.averaged.n_averaged == 0:
+                self.averaged.restart(self.networks[0])
             self._batches = iter(self.build_train_loader(self.cfg, self.start_iter, self.seed))
             if len(self._rng_states) == comm.get_world_size():
                 set_rng_state(self._rng_states[comm.get_rank()])
@@ -231,8 +251,12 @@ class Trainer(TrainerBase):
         total = sum(values[name] for name in losses)
         self.storage.put_scalars(total_loss=total, data_time=data_time, **values)
         self.grad_scaler.unscale_(self.optimizer)  # clipping needs the unscaled gradients
+        scale = self.grad_scaler.get_scale()
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+        # The scaler skips a step whose gradients overflow, and lowers its scale.
+        if self.averaged is not None and self.grad_scaler.get_scale() >= scale:
+            self.averaged.update_parameters(self.networks[0])
 
     def _watched(self, losses: dict) -> dict:
         """The losses and, unless a gradient scaler checks the gradients, their norm."""
@@ -254,8 +278,8 @@ class Trainer(TrainerBase):
 
     def evaluate(self) -> dict:
         """Evaluate the current model on ``DATASETS.TEST``. Call it in all processes."""
-        share_buffers(self.model)
-        self.results = self.test(self.cfg, self.model)
+        self.share_buffers()
+        self.results = self.test(self.cfg, self.networks[-1])
         return self.results
 
     @classmethod
@@ -284,11 +308,17 @@ class Trainer(TrainerBase):
         return results
 
     def state_dict(self) -> dict:
-        """Iteration, hooks, optimiser, gradient scaler and data seed."""
+        """
+        Iteration, hooks, optimiser, gradient scaler and data seed. With SOLVER.EMA also the weights that are trained,
+        because the checkpoint's model is their average.
+        """
         state = super().state_dict()
         state["optimizer"] = self.optimizer.state_dict()
         state["grad_scaler"] = self.grad_scaler.state_dict()
         state["seed"] = self.seed
+        if self.averaged is not None:
+            state["trained_model"] = self.networks[0].state_dict()
+            state["n_averaged"] = int(self.averaged.n_averaged)
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -302,5 +332,11 @@ class Trainer(TrainerBase):
             )
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self.seed = state_dict["seed"]
+        if "trained_model" in state_dict:
+            self.networks[0].load_state_dict(state_dict["trained_model"])
+        elif self.averaged is not None:  # SOLVER.EMA was off: its average starts now
+            self.networks[0].load_state_dict(self.averaged.module.state_dict())
+        if self.averaged is not None:
+            self.averaged.n_averaged.fill_(state_dict.get("n_averaged", 0))
         if state_dict["grad_scaler"]:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
