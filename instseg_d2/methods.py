@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 __all__ = [
+    "ClassRows",
     "MaskHead",
     "Method",
     "Publication",
@@ -50,6 +51,25 @@ class Publication:
 
 
 @dataclass(frozen=True)
+class ClassRows:
+    """
+    Which rows (of the first dimension) of a layer's weight and bias belong to which class.
+
+    Attributes:
+        per_class: rows of each class; None: any number.
+        before, after: rows of the background, before and after those of the classes.
+        interleaved: the classes' first rows come first, then their second rows, ...; otherwise class by class.
+        names: the checkpoint's list of the classes' names.
+    """
+
+    per_class: Optional[int] = 1
+    before: int = 0
+    after: int = 0
+    interleaved: bool = False
+    names: str = "class_names"
+
+
+@dataclass(frozen=True)
 class Method:
     """
     The record of a method; the defaults are those of Detectron2's own models.
@@ -59,6 +79,8 @@ class Method:
         add_config: adds its keys to a config, in place.
         check_config: raises ConfigError for invalid values in a complete config, see `config.values`.
         class_count_keys: config key -> number added to the foreground classes: 0, or 1 for the background.
+        class_layers: pattern of the end of a layer's name -> its `ClassRows`, for layers with rows for each class. The
+            layers of all records are known in every model, since heads are used in Detectron2's models too.
         optimizer: default if SOLVER.OPTIMIZER is empty.
         undecayed_names: parts of parameter names that get SOLVER.WEIGHT_DECAY_NORM. None: the norms get it.
         fit: called as ``fit(model, cfg)`` in all processes, after loading the weights and before training. It is called
@@ -82,6 +104,16 @@ class Method:
     check_config: Callable[[CfgNode], None] = _nothing
     class_count_keys: Mapping[str, int] = field(
         default_factory=lambda: {"MODEL.ROI_HEADS.NUM_CLASSES": 0, "MODEL.RETINANET.NUM_CLASSES": 0}
+    )
+
+    class_layers: Mapping[str, ClassRows] = field(
+        default_factory=lambda: {
+            r"box_predictor(\.\d+)?\.cls_score": ClassRows(after=1),
+            r"box_predictor(\.\d+)?\.bbox_pred": ClassRows(per_class=4),
+            r"mask_head\.predictor": ClassRows(),
+            r"head\.cls_score": ClassRows(per_class=None, interleaved=True),  # RetinaNet's anchors
+            r"sem_seg_head\.predictor": ClassRows(names="stuff_names"),
+        }
     )
 
     optimizer: str = "SGD"

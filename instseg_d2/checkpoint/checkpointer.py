@@ -12,6 +12,7 @@ from fvcore.common.checkpoint import Checkpointer
 
 from ..errors import CheckpointError
 from .authors import convert_classifier, convert_state_dict, is_classifier
+from .class_rows import carry_classes
 from .formats import read_extra, read_weights
 from .identify import require_file
 from .layouts import plain_names, strip_owner
@@ -34,7 +35,8 @@ class InstSegCheckpointer(DetectionCheckpointer):
     Loads ``.pth``, ``.pkl`` and ``.safetensors`` files, including the authors' files, and saves ``.pth`` files.
 
     Every load logs how many weights were found, and which are missing, unexpected or of another shape. In training,
-    missing and mismatched weights keep their initial values; at test time and when resuming they are an error.
+    missing and mismatched weights keep their initial values; at test time and when resuming they are an error. Training
+    that starts from a model of other classes takes over the rows of those that have the same names.
     """
 
     def __init__(
@@ -180,6 +182,7 @@ class InstSegCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict):
         count_in_file = len(checkpoint["model"])
+        classes = [] if self._strict else carry_classes(checkpoint, self.model.state_dict(), self.metadata)
         try:
             found = super()._load_model(checkpoint)
         except ValueError as error:  # names are ambiguous, or a rule of Detectron2 matches none
@@ -194,7 +197,7 @@ class InstSegCheckpointer(DetectionCheckpointer):
         matched = len(expected) - len(missing) - len(mismatched)
         diverged = [name for name, p in self.model.named_parameters() if not p.is_meta and not p.isfinite().all()]
         log_report(
-            f"{self._source}: {matched} of {len(expected)} weights loaded.",
+            " ".join([f"{self._source}: {matched} of {len(expected)} weights loaded.", *classes]),
             missing=missing,
             mismatched=found.incorrect_shapes,
             unexpected=found.unexpected_keys,

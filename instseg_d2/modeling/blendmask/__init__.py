@@ -1,7 +1,7 @@
 """BlendMask (Chen et al., CVPR 2020, arXiv 2001.00309)."""
 
 from ...config.blendmask import add_blendmask_config, check_blendmask_config
-from ...methods import MaskHead, Method, Publication, register_mask_head, register_method
+from ...methods import ClassRows, MaskHead, Method, Publication, register_mask_head, register_method
 from .authors import FCOS_HEAD, convert_adelaidet
 from .basis_module import BASIS_MODULE_REGISTRY, DeepLabV3Plus, ProtoNet, build_basis_module
 from .blender import Blender
@@ -25,6 +25,10 @@ register_method(
         add_config=add_blendmask_config,
         check_config=check_blendmask_config,
         class_count_keys={"MODEL.FCOS.NUM_CLASSES": 0, "MODEL.BASIS_MODULE.NUM_CLASSES": 0},
+        class_layers={
+            "class_logits": ClassRows(),
+            r"basis_module\.semantic_head\.2": ClassRows(before=1),
+        },
         semantic_target=lambda cfg: cfg.MODEL.BASIS_MODULE.LOSS_ON,
         authors_names={FCOS_HEAD: convert_adelaidet},  # AdelaiDet's FCOS is part of its BlendMask
         panoptic=lambda cfg: cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED,

@@ -1,7 +1,7 @@
 """EmbedMask (Ying et al., IJCAI 2021, arXiv 1912.01954)."""
 
 from ...config.embedmask import add_embedmask_config, check_embedmask_config
-from ...methods import MaskHead, Method, Publication, register_mask_head, register_method
+from ...methods import ClassRows, MaskHead, Method, Publication, register_mask_head, register_method
 from .authors import MASK_TOWER, convert_embedmask
 from .embedmask import EmbedMask
 from .exportable import ExportableEmbedMask
@@ -16,6 +16,7 @@ register_method(
         add_config=add_embedmask_config,
         check_config=check_embedmask_config,
         class_count_keys={"MODEL.EMBED_MASK.NUM_CLASSES": 1},
+        class_layers={"class_logits": ClassRows()},
         authors_names={MASK_TOWER: convert_embedmask},
         exportable=ExportableEmbedMask,
         publication=Publication(

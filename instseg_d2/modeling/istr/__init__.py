@@ -1,7 +1,7 @@
 """ISTR (Hu et al., arXiv 2105.00637; IEEE TIP 33, 2024)."""
 
 from ...config.istr import add_istr_config, check_istr_config
-from ...methods import MaskHead, Method, Publication, register_mask_head, register_method
+from ...methods import ClassRows, MaskHead, Method, Publication, register_mask_head, register_method
 from .authors import convert_istr
 from .autoencoder import AE
 from .components import DCT, PCA, RawMask
@@ -44,6 +44,7 @@ register_method(
         add_config=add_istr_config,
         check_config=check_istr_config,
         class_count_keys={"MODEL.ISTR.NUM_CLASSES": 0},
+        class_layers={"class_logits": ClassRows()},
         optimizer="ADAMW",
         fit=ensure_fitted,
         crop_scheme="detr",

@@ -1,7 +1,7 @@
 """Proposal generators and box detectors."""
 
 from ...config.fcos import add_fcos_config, check_fcos_config
-from ...methods import Method, Publication, register_method
+from ...methods import ClassRows, Method, Publication, register_method
 from .exportable import ExportableFCOS
 from .fcos import FCOS
 from .fcos_detector import FCOSDetector
@@ -16,6 +16,7 @@ register_method(
         add_config=add_fcos_config,
         check_config=check_fcos_config,
         class_count_keys={"MODEL.FCOS.NUM_CLASSES": 0},
+        class_layers={"class_logits": ClassRows()},
         exportable=ExportableFCOS,
         publication=Publication(
             "FCOS", "ICCV 2019, arXiv 1904.01355", "https://github.com/aim-uofa/AdelaiDet (model zoo)"

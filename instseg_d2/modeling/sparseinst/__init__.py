@@ -1,7 +1,7 @@
 """SparseInst (Cheng et al., CVPR 2022, arXiv 2203.12827)."""
 
 from ...config.sparseinst import add_sparseinst_config, check_sparseinst_config
-from ...methods import Method, Publication, register_method
+from ...methods import ClassRows, Method, Publication, register_method
 from .authors import convert_sparseinst
 from .criterion import SparseInstCriterion
 from .decoder import SPARSE_INST_DECODER_REGISTRY, BaseIAMDecoder, GroupIAMDecoder, GroupIAMSoftDecoder
@@ -28,6 +28,7 @@ register_method(
         add_config=add_sparseinst_config,
         check_config=check_sparseinst_config,
         class_count_keys={"MODEL.SPARSE_INST.DECODER.NUM_CLASSES": 0},
+        class_layers={"class_logits": ClassRows()},
         optimizer="ADAMW",
         # The authors select by name, so batch norms called "bn" and all biases are decayed. timm calls a PVT's later
         # patch embeddings "downsample.proj".
