@@ -39,8 +39,8 @@ if not Path(TRAIN).exists():
 # %% [markdown]
 # ## Check
 #
-# `run` is the program `instseg`: it returns the exit status, here 0 without faults, 1 with some. The table says what
-# training does about each.
+# `run` is the program `instseg`: it returns the exit status, 0 if all is well, here 1 if there are faults. The table
+# says what training does about each.
 
 # %%
 from instseg_d2.commands import run
@@ -81,14 +81,9 @@ show([draw_annotations(read_image(record["file_name"], "RGB"), record, classes) 
 # `--resume` continues an interrupted run.
 
 # %%
-run(
-    "train",
-    [
-        *("--config", "quick/blendmask_shapes", "--num-gpus", "0"),
-        *("--train-json", TRAIN, "--train-images", IMAGES, "--val-json", VAL, "--val-images", IMAGES),
-        *("OUTPUT_DIR", "run", *OVERRIDES),
-    ],
-)
+data = ["--train-json", TRAIN, "--train-images", IMAGES, "--val-json", VAL, "--val-images", IMAGES]
+recipe = ["--config", "quick/blendmask_shapes", "--num-gpus", "0"]
+assert run("train", [*recipe, *data, "OUTPUT_DIR", "run", *OVERRIDES]) == 0
 
 # %% [markdown]
 # ## Evaluate
@@ -97,7 +92,7 @@ run(
 
 # %%
 WEIGHTS = "run/model_final.pth"
-run("evaluate", ["--weights", WEIGHTS, "--json", VAL, "--images", IMAGES, "--num-gpus", "0"])
+assert run("evaluate", ["--weights", WEIGHTS, "--json", VAL, "--images", IMAGES, "--num-gpus", "0"]) == 0
 
 # %% [markdown]
 # ## Predict
@@ -126,7 +121,7 @@ print(*sorted(str(path) for path in Path("explained").rglob("*.jpg")), sep="\n")
 # The file contains everything from raw pixels to masks, and is compared with PyTorch before it is kept.
 
 # %%
-run("export", ["--weights", WEIGHTS, "--format", "onnx", "--output", "model.onnx", "--images", IMAGES])
+assert run("export", ["--weights", WEIGHTS, "--format", "onnx", "--output", "model.onnx", "--images", IMAGES]) == 0
 
 # %% [markdown]
 # ## Run the file

@@ -30,7 +30,12 @@ TIMEOUT = 300  # seconds of a command
 NOTEBOOK = """
 import os, sys, jupytext, nbclient
 os.environ.update(INSTSEG_NOTEBOOK_DATA="datasets/mine", INSTSEG_NOTEBOOK_OVERRIDES=sys.argv[2])
-nbclient.NotebookClient(jupytext.read(sys.argv[1]), timeout=300, kernel_name="python3").execute()
+notebook = jupytext.read(sys.argv[1])
+try:
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+except nbclient.exceptions.CellExecutionError as error:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    sys.exit("".join(output.get("text", "") for output in outputs)[-2000:] + str(error)[-800:])
 """
 
 
