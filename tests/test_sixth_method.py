@@ -253,7 +253,8 @@ def test_it_is_drawn_and_explained(predictor, files, tmp_path):
     assert run_demo(predictor, files, str(tmp_path), score_threshold=0.02, explain=True)
     names = [Path(file).stem for file in files]
     assert {path.name for path in tmp_path.iterdir()} == {
-        "images.json", "results.json", "index.html", *(f"{n}.jpg" for n in names), *(f"{n}_explain.jpg" for n in names)
+        "images.json", "results.json", "run.json", "index.html",
+        *(f"{n}.jpg" for n in names), *(f"{n}_explain.jpg" for n in names)
     }  # fmt: skip
     found = json.loads((tmp_path / "results.json").read_text())
     assert found

@@ -9,11 +9,11 @@ from typing import Optional, Union
 import numpy as np
 
 from ..data.images import read_image
-from ..errors import ConfigError
+from ..errors import ConfigError, ImageError
 from ..export import ExportedPredictor
 from ..inference.image_predictor import ImagePredictor, to_rgb
 from ..inference.predictor import Predictor
-from .pipeline import Item, Pipeline
+from .pipeline import FAILURES, Item, Pipeline
 
 __all__ = ["COLUMNS", "SOURCES", "BatchPredictor"]
 
@@ -37,6 +37,15 @@ def _content(path: str) -> Union[str, bytes]:
         return file.read()
 
 
+def _pixels(source: str, image, value_range) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a value in a column of `SOURCES`."""
+    if image is None:
+        raise ImageError("there is no image in this row.")
+    if source == "image":
+        return to_rgb(np.asarray(image), "RGB", value_range)
+    return read_image(_content(str(image)) if source == "path" else bytes(image), "RGB", value_range=value_range)
+
+
 class BatchPredictor:
     """
     Maps a dict of columns to a dict of columns; rows are images. A copy that is pickled carries no model: each process
@@ -48,6 +57,9 @@ class BatchPredictor:
         score_threshold: detections that score lower are dropped.
         config_file, opts: see `Predictor.from_checkpoint`; for checkpoints.
         trust: see `ExportedPredictor`.
+
+    Raises:
+        ConfigError: the batch size or the threshold is out of range.
     """
 
     def __init__(
@@ -60,6 +72,10 @@ class BatchPredictor:
         opts: Sequence = (),
         trust: bool = False,
     ):
+        if batch_size < 1:
+            raise ConfigError(f"the number of images at a time must be at least 1; got {batch_size}")
+        if not 0 <= score_threshold <= 1:
+            raise ConfigError(f"the score threshold must be between 0 and 1; got {score_threshold}")
         self.path, self.batch_size, self.score_threshold = os.fspath(path), batch_size, score_threshold
         self.config_file, self.opts, self.trust = config_file, tuple(opts), trust
         self._predictor: Optional[ImagePredictor] = None
@@ -106,16 +122,13 @@ class BatchPredictor:
 
         def read(item: Item) -> None:
             image = images[item.task]
-            if source == "path":
-                image = _content(str(image))
-            elif source == "bytes":
-                image = bytes(image)
-            if source == "image":
-                item.image = to_rgb(np.asarray(image), "RGB", self.predictor.value_range)
-            else:
-                item.image = read_image(image, "RGB", value_range=self.predictor.value_range)
-            item.record = self.predictor.preprocess(item.image, "RGB")
-            item.image = None
+            try:
+                pixels = _pixels(source, image, self.predictor.value_range)
+            except FAILURES:
+                raise
+            except Exception as error:  # addresses and files of any kind raise all kinds
+                raise ImageError(f"{image if source == 'path' else 'the image'} cannot be read: {error!r}") from error
+            item.record = self.predictor.preprocess(pixels, "RGB")
 
         pipeline = Pipeline(self.predictor, self.batch_size, self.score_threshold)
         rows = [_row(item) for item in pipeline.run(range(len(images)), read, _finish)]

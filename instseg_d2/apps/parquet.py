@@ -22,6 +22,7 @@ import contextlib
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Optional
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,8 +31,9 @@ from pyarrow import fs
 from ..errors import DatasetError
 from ..files import ListFile
 from ..visualization.overlay import class_name
+from .results import shown_name
 
-__all__ = ["Parts", "coco_entries", "read_rows", "table", "write_coco"]
+__all__ = ["Parts", "coco_entries", "place", "read_rows", "table", "write_coco"]
 
 METADATA = b"instseg_d2"
 TYPES = {
@@ -47,9 +49,24 @@ TYPES = {
 _PART, _UNFINISHED, _SUFFIX = "part-", ".unfinished-", ".parquet"
 
 
-def table(columns: Mapping, information: Mapping) -> pa.Table:
-    """The rows of `BatchPredictor` as a table; ``information``: for the metadata."""
-    arrays = {name: pa.array(list(values), TYPES.get(name)) for name, values in columns.items()}
+def place(path: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a path or address, and the path there."""
+    return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
+
+
+def table(columns: Mapping, information: Mapping, others: Optional[pa.RecordBatch] = None) -> pa.Table:
+    """
+    The rows of `BatchPredictor` as a table.
+
+    Args:
+        columns: those of `TYPES`, or some of them.
+        information: for the metadata.
+        others: further columns, which are kept as they are.
+    """
+    arrays = {} if others is None else dict(zip(others.schema.names, others.columns))
+    for name, values in columns.items():
+        values = [shown_name(value) if name == "path" and value else value for value in values]
+        arrays[name] = pa.array(values, TYPES[name])
     return pa.table(arrays).replace_schema_metadata({METADATA: json.dumps(dict(information)).encode()})
 
 
@@ -67,9 +84,7 @@ class Parts:
     def __init__(self, folder: str):
         self.folder = folder
         try:
-            self.system, self.root = (
-                fs.FileSystem.from_uri(folder) if "://" in folder else (fs.LocalFileSystem(), folder)
-            )
+            self.system, self.root = place(folder)
         except (ValueError, OSError) as error:
             raise DatasetError(f"{folder}: {error}") from error
 

@@ -1,5 +1,6 @@
 """Reads images, runs the network and draws at the same time; the results come in the order of the images."""
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -148,19 +149,31 @@ class Pipeline:
         if group[0].error is not None:
             return group
         start = time.perf_counter()
+        error = self._predict(group)
+        if error is None:
+            for item in group:
+                item.seconds["network"] = (time.perf_counter() - start) / len(group)
+            self._count([item.record for item in group])
+        elif len(group) > 1:  # perhaps the memory suffices for one
+            return [item for single in group for item in self._network([single])]
+        else:
+            group[0].error = error
+        return group
+
+    def _predict(self, group: list[Item]) -> Optional[Exception]:
+        """Set the outputs, or return what went wrong, without the traceback that keeps the failed tensors alive."""
         records = [item.record for item in group]
         try:
             outputs = self.predictor.outputs(records, self.score_threshold, masks="run_lengths")
         except FAILURES as error:
-            if len(group) > 1:  # perhaps the memory suffices for one
-                return [item for single in group for item in self._network([single])]
-            group[0].error = error
-            return group
+            return error.with_traceback(None)
+        except RuntimeError as error:
+            if not re.search("can't allocate memory|out of memory", str(error)):
+                raise
+            return MemoryError(f"out of memory ({str(error).splitlines()[0]})")
         for item, output in zip(group, outputs):
             item.output = output
-            item.seconds["network"] = (time.perf_counter() - start) / len(group)
-        self._count(records)
-        return group
+        return None
 
     def _count(self, records: list[dict]) -> None:
         self.batches += 1

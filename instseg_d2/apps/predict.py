@@ -67,7 +67,7 @@ def run_demo(
         raise ConfigError(f"the number of images must be at least 1; got {max_images}")
     if every < 1:
         raise ConfigError(f"--every must be at least 1; got {every}")
-    files, output = find_inputs(inputs, live=True)[:max_images], os.path.expanduser(output)
+    files, output = find_inputs(inputs, live=True), os.path.expanduser(output)
     folders = {os.path.realpath(os.path.dirname(file)) for file in files if not is_live(file)}
     if os.path.realpath(output) in folders:
         raise ConfigError(f"{output} contains the input files, which would be overwritten; choose another folder")
@@ -82,7 +82,7 @@ def run_demo(
             f"{files[0]} is an image; {'--track' if track else '--every'} works only on videos and cameras"
         )
     else:
-        run = _image_run(arguments, files, options)
+        run = _image_run(arguments, files, options, max_images)
     try:
         run.process()
     except KeyboardInterrupt:
@@ -105,11 +105,11 @@ def _video_run(arguments, source, max_images, track, every, options: ImageOption
     return VideoRun(*arguments, source, max_images, track, every)
 
 
-def _image_run(arguments, files, options: ImageOptions) -> ImageRun:
+def _image_run(arguments, files, options: ImageOptions, max_images: Optional[int]) -> ImageRun:
     predictor, output, *others = arguments
     first, count = options.shard
     if not 1 <= first <= count:
         raise ConfigError(f"the shard must be I/N with 1 <= I <= N, such as 1/4; got {first}/{count}")
     if count > 1:
         output = os.path.join(output, f"shard_{first}_of_{count}")
-    return ImageRun(predictor, output, *others, files, options)
+    return ImageRun(predictor, output, *others, files, options, max_images)

@@ -1,11 +1,14 @@
 """Runs the predictor on image files."""
 
+import dataclasses
+import hashlib
 import itertools
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 from tqdm import tqdm
 
@@ -72,19 +75,39 @@ class ImageRun(Run):
 
     Args:
         files: all images, also of other shards.
+        limit: only so many of them, from the first.
 
     Raises:
-        ConfigError, DatasetError: the labels cannot be written, or the folder has the results of another program.
+        ConfigError, DatasetError: the labels cannot be written, or the folder has the results of another run.
     """
 
-    def __init__(self, predictor, output, score_threshold, batch, files: Sequence[str], options: ImageOptions):
+    def __init__(
+        self,
+        predictor,
+        output,
+        score_threshold,
+        batch,
+        files: Sequence[str],
+        options: ImageOptions,
+        limit: Optional[int] = None,
+    ):
         super().__init__(predictor, output, score_threshold, batch)
         self.files, self.options = files, options
+        self._limit = len(files) if limit is None else min(limit, len(files))
         self.labels = label_writer(options.label_format, os.path.join(output, options.label_format), predictor, files)
         os.makedirs(output, exist_ok=True)
-        self.records = Records(output, options.resume)
         self._common, self._names = relative_names(files)
+        self.records = Records(output, self._settings(), options.resume)
         self._range: tuple = ()
+
+    def _settings(self) -> dict:
+        """What must be the same in a run that is continued."""
+        settings = dataclasses.asdict(self.options)
+        del settings["resume"]
+        settings.update(self.predictor.settings, folder=self._common, score_threshold=self.score_threshold)
+        if self.options.shard[1] > 1:  # the place in the list decides who has an image
+            settings["list_of_images"] = hashlib.sha1(json.dumps(self._names).encode()).hexdigest()[:16]
+        return settings
 
     def _tasks(self) -> Iterator[Task]:
         """The images of this shard that are not done."""
@@ -96,18 +119,18 @@ class ImageRun(Run):
             if name in done:
                 continue
             stem = unique_stem(file, taken, ("", EXPLAIN))
-            if position % step == first % step:
+            if position <= self._limit and position % step == first % step:
                 yield Task(next(later) if position in used else position, file, name, stem)
 
     def process(self) -> None:
-        self._range = common_range(self.files, shown_name(self._common), self.predictor.value_range)
+        self._range = common_range(self.files[: self._limit], shown_name(self._common), self.predictor.value_range)
         if self.labels is not None:
             for image, results in self.records.both():
                 self.labels.add(image, results)
         if self.records.done:
             logger.info("%d images are done already.", len(self.records.done))
         first, step = self.options.shard
-        total = len(range(first - 1, len(self.files), step))
+        total = len(range(first - 1, self._limit, step))
         items = self.pipeline.run(self._tasks(), self._read, self._finish)
         further = []  # numbers of pages or frames that are not read
         explained = False

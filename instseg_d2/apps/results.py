@@ -2,6 +2,7 @@
 
 import glob
 import itertools
+import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from ..data.labels import WRITERS, Writer
 from ..data.labels.geometry import bridged, traced
 from ..errors import ConfigError, DatasetError
 from ..evaluation.coco import coco_results
-from ..files import ListFile, read_list
+from ..files import ListFile, read_list, remove_unfinished, write_bytes
 from ..inference.image_predictor import ImagePredictor
 from ..runtime.sessions import needed
 
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 RECORDS = "images.json", "results.json"
+SETTINGS = "run.json"
 MAX_STEM = 200  # bytes; the full name may have at most 255
 
 
@@ -35,32 +37,41 @@ class Records:
     """
     What a run has done, in two lists of its folder: ``results.json``, the objects in COCO's results format, and
     ``images.json``, the images. Until the run is finished they are ``results.jsonl`` and ``images.jsonl``.
+    ``run.json`` has the settings.
 
     An entry of an image has ``id``, ``file_name``, ``width``, ``height``, ``objects`` (class name -> number) and the
     files ``picture`` and ``explain``, if written; or, if the image was skipped, ``id``, ``file_name`` and ``error``.
 
     Args:
         folder: an existing folder.
-        resume: continue those of an earlier run, without the images that it skipped or did not finish.
+        settings: what decides the results, for JSON; "folder": the file names are relative to it.
+        resume: continue the lists of an earlier run, without the images that it skipped or did not finish.
 
     Attributes:
         done: {file name: id} of the images of the earlier run.
         pictures: their files.
         results: number of objects so far.
+
+    Raises:
+        ConfigError: the earlier run had other settings.
+        DatasetError: the lists are not those of a run.
     """
 
-    def __init__(self, folder: str, resume: bool = False):
+    def __init__(self, folder: str, settings: dict, resume: bool = False):
         self.done: dict[str, int] = {}
         self.pictures: list[str] = []
-        if not resume:
+        if resume:
+            _same_settings(os.path.join(folder, SETTINGS), settings)
+            remove_unfinished(folder)
+            self._images = ListFile(os.path.join(folder, RECORDS[0]), lambda image: "error" not in image)
+            for image in self._images:
+                self.done[image["file_name"]] = image["id"]
+                self.pictures += [image[key] for key in ("picture", "explain") if key in image]
+            ids = set(self.done.values())
+            self._results = ListFile(os.path.join(folder, RECORDS[1]), lambda result: result["image_id"] in ids)
+        else:
             self._images, self._results = (ListFile(os.path.join(folder, name)) for name in RECORDS)
-            return
-        self._images = ListFile(os.path.join(folder, RECORDS[0]), lambda image: "error" not in image)
-        for image in self._images:
-            self.done[image["file_name"]] = image["id"]
-            self.pictures += [image[key] for key in ("picture", "explain") if key in image]
-        ids = set(self.done.values())
-        self._results = ListFile(os.path.join(folder, RECORDS[1]), lambda result: result["image_id"] in ids)
+        write_bytes(os.path.join(folder, SETTINGS), json.dumps(settings).encode())
 
     @property
     def results(self) -> int:
@@ -91,21 +102,38 @@ class Records:
         self._images.finish()
 
 
+def _same_settings(path: str, settings: dict) -> None:
+    if not os.path.isfile(path):
+        return
+    with open(path, encoding="utf-8") as file:
+        earlier = json.load(file)
+    settings = json.loads(json.dumps(settings))
+    for name in sorted({*earlier, *settings}):
+        before, now = earlier.get(name), settings.get(name)
+        if before != now:
+            raise ConfigError(
+                f"{os.path.dirname(path)} holds a run with another {name.replace('_', ' ')}, {before} instead of "
+                f"{now}: continue it with the same arguments, or choose another folder."
+            )
+
+
 def read_predictions(folder: str) -> Iterator[tuple[str, list[dict]]]:
     """
-    The images in an output folder of `instseg predict` with their objects in COCO's results format.
+    The paths of the images in an output folder of `instseg predict`, with their objects in COCO's results format.
 
     Raises:
         DatasetError: the folder has no finished predictions.
     """
-    images, results = (os.path.join(folder, name) for name in RECORDS)
-    if os.path.isfile(images) and os.path.isfile(results):
+    images, results, settings = (os.path.join(folder, name) for name in (*RECORDS, SETTINGS))
+    if all(map(os.path.isfile, (images, results, settings))):
+        with open(settings, encoding="utf-8") as file:
+            common = json.load(file)["folder"]
         objects: dict[str, list] = defaultdict(list)
         for result in read_list(results):
             objects[result["file_name"]].append(result)
         for image in read_list(images):
             if "error" not in image:
-                yield image["file_name"], objects[image["file_name"]]
+                yield os.path.join(common, image["file_name"]), objects[image["file_name"]]
         return
     if "://" not in folder and not glob.glob(os.path.join(glob.escape(folder), "part-*.parquet")):
         unfinished = " of a finished run (--resume continues one)" if os.path.isfile(f"{images}l") else ""
@@ -114,6 +142,8 @@ def read_predictions(folder: str) -> Iterator[tuple[str, list[dict]]]:
     from .parquet import coco_entries, read_rows
 
     for row, information in read_rows(folder):
+        if row.get("path") is None:
+            raise DatasetError(f"{folder}: these predictions have no paths, by which their images would be found.")
         if row["error"] is None:
             yield row["path"], coco_entries(row, information, row["path"])
 

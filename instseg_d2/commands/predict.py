@@ -137,24 +137,29 @@ def _run_on_ray(args: argparse.Namespace) -> int:
     from ..apps.ray_engine import predict_on_ray
 
     predictor = BatchPredictor(
-        args.model or args.weights,
+        os.path.abspath(os.path.expanduser(args.model or args.weights)),  # workers run in folders of their own
         batch_size=args.batch,
         score_threshold=args.score_threshold,
-        config_file=args.config_file,
+        config_file=os.path.abspath(args.config_file) if os.path.isfile(args.config_file) else args.config_file,
         opts=args.opts,
         trust=args.trust,
     )
+    if args.coco:
+        args.coco = os.path.abspath(os.path.expanduser(args.coco))
+        if not os.path.isdir(os.path.dirname(args.coco)) or os.path.isdir(args.coco):
+            raise ConfigError(f"--coco is {args.coco}; it must be a file in an existing folder")
+    output = args.output if "://" in args.output else os.path.abspath(os.path.expanduser(args.output))
     worked = predict_on_ray(
         predictor,
         args.input,
-        args.output,
+        output,
         address=args.address,
         column=args.column,
         part_size=args.part_size,
         resume=args.resume,
     )
     if args.coco:
-        write_coco(args.output, args.coco)
+        write_coco(output, args.coco)
     return int(not worked)
 
 
@@ -170,6 +175,9 @@ def main(args: argparse.Namespace) -> int:
     setup_logging()
     if args.engine == "ray":
         return _run_on_ray(args)
+    for name in ("address", "column", "coco"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name} works only with --engine ray")
     tune_cpu()
     files = find_inputs(args.input, live=True)  # before the model is loaded, to report a wrong path at once
     if args.tile is None and args.overlap is not None:

@@ -1,7 +1,8 @@
 """Base of the predictors for PyTorch and exported models. D detections, H x W pixels."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Optional, Union
 
 import numpy as np
@@ -60,6 +61,7 @@ class ImagePredictor:
         value_range: (low, high) that become 0 and 255 in images of more than eight bits; (): estimated per image.
         on_cpu: whether it runs there.
         batches: whether it runs several images faster together than one by one.
+        settings: what else decides the results, {name: value}.
         further_output: what it predicts besides instances with boxes and masks, such as "a panoptic map"; "": nothing.
     """
 
@@ -71,6 +73,7 @@ class ImagePredictor:
     value_range: tuple = ()
     on_cpu: bool
     batches: bool
+    settings: Mapping = MappingProxyType({})
     further_output: str = ""
 
     def class_name(self, index: int) -> str:

@@ -73,6 +73,7 @@ class TiledPredictor(ImagePredictor):
         if predictor.further_output:
             raise ConfigError(f"--tile cannot join {predictor.further_output}, which this model predicts: omit --tile")
         self.predictor, self.tile, self.overlap = predictor, tile, overlap
+        self.settings = {"tile": tile, "overlap": overlap}
         self.tiles_at_a_time = batch if predictor.batches else 1
         self.class_names, self.stuff_names = predictor.class_names, predictor.stuff_names
         self.category_ids, self.value_range = predictor.category_ids, predictor.value_range

@@ -10,5 +10,5 @@
 #   sbatch projects/clusters/slurm.sh --config-file FILE ... OUTPUT_DIR FOLDER
 set -euo pipefail
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export NODES=$SLURM_JOB_NUM_NODES HEAD=$head:$((20000 + SLURM_JOB_ID % 20000)) PROCESSES=${PROCESSES:-$SLURM_GPUS_ON_NODE}
+export NODES=$SLURM_JOB_NUM_NODES HEAD=$head:$((20000 + SLURM_JOB_ID % 20000)) PROCESSES=${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
 exec srun --kill-on-bad-exit=0 "$SLURM_SUBMIT_DIR/projects/clusters/torchrun.sh" "$@"

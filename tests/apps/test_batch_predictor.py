@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import os
 import pickle
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -96,6 +97,11 @@ def test_a_broken_image_is_a_row_with_its_error(folder, predictor):
     found = predictor({"bytes": [b"", (folder / "b.png").read_bytes(), b"no image"]})
     assert found["error"][0] == "the content cannot be read as an image (it is empty)."
     check({name: [None, values[1]] for name, values in found.items()}, folder, rows=[1])
+    found = predictor({"bytes": [None, (folder / "b.png").read_bytes()]})
+    assert found["error"].tolist() == ["there is no image in this row.", None]
+    found = predictor({"path": ["http://127.0.0.1:9/a b.png", os.fsdecode(b"\xff.png"), "nonsense://x/a.png", None]})
+    assert "http://127.0.0.1:9/a b.png cannot be read: InvalidURL(" in found["error"][0]
+    assert all(found["error"])
     nothing = predictor({"path": []})
     assert all(len(nothing[name]) == 0 for name in COLUMNS)
 
@@ -136,5 +142,9 @@ def test_what_is_refused(folder, predictor):
         predictor({"a": [1]})
     with pytest.raises(CheckpointError, match="no such weight file"):
         BatchPredictor(folder / "absent.pth")(np.array(["a.png"]))
+    with pytest.raises(ConfigError, match="at least 1; got 0"):
+        BatchPredictor("model.onnx", batch_size=0)
+    with pytest.raises(ConfigError, match="between 0 and 1; got 50"):
+        BatchPredictor("model.onnx", score_threshold=50)
     with pytest.raises(ConfigError, match="takes no config"):
         BatchPredictor("model.onnx", opts=("MODEL.DEVICE", "cpu"))(np.array(["a.png"]))

@@ -1,6 +1,7 @@
 """Images that run at the same time: order, groups of one size, failures, and bounds on what waits."""
 
 import threading
+import weakref
 
 import pytest
 import torch
@@ -96,6 +97,32 @@ def test_a_batch_too_large_for_the_memory_runs_one_by_one():
     assert [len(call) for call in predictor.calls] == [3, 1, 1, 1]
     assert [item.result for item in items] == [(10, 10)] * 3
     assert (pipeline.batches, pipeline.images) == (3, 3)
+
+
+def test_the_tensors_of_a_failed_batch_are_freed_before_its_images_run_alone():
+    tensors = []
+
+    class Large(FakePredictor):
+        def outputs(self, inputs, *args, **kwargs):
+            if len(inputs) == 1:
+                assert tensors[0]() is None
+            large = torch.empty(10)
+            tensors.append(weakref.ref(large))
+            return super().outputs(inputs, *args, **kwargs)
+
+    _, items = run(Large(batches=True, most=1), 2, [(10, 10)] * 2)
+    assert [item.result for item in items] == [(10, 10)] * 2
+
+
+def test_memory_of_the_cpu_that_does_not_suffice_skips_the_image():
+    class Short(FakePredictor):
+        def outputs(self, inputs, *args, **kwargs):
+            if inputs[0]["image"].shape[1] == 7:
+                torch.empty(1 << 60)
+            return super().outputs(inputs, *args, **kwargs)
+
+    _, items = run(Short(batches=False), 2, [(10, 10), (7, 7), (10, 10)])
+    assert [str(item.error).split(" (")[0] for item in items] == ["None", "out of memory", "None"]
 
 
 def test_on_a_cpu_each_thread_runs_one_image():

@@ -54,6 +54,7 @@ def test_folder_with_a_broken_image(folder, weights, tmp_path, capsys):
         "images.json",
         "index.html",
         "results.json",
+        "run.json",
         "spots.jpg",
         "turned.jpg",
     ]
@@ -156,7 +157,7 @@ def test_max_images_and_overrides(folder, weights, tmp_path):
     out = tmp_path / "out"
     arguments = ["--input", str(folder / "*.png"), "--output", str(out), "--max-images", "1"]
     assert predict(["--weights", weights, *arguments, "INPUT.FORMAT", "RGB", "MODEL.DEVICE", "cpu"]) == 0
-    assert sorted(os.listdir(out)) == ["images.json", "index.html", "results.json", "spots.jpg"]
+    assert sorted(os.listdir(out)) == ["images.json", "index.html", "results.json", "run.json", "spots.jpg"]
     assert [r["category_name"] for r in _results(out)] == ["red spot"]
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from instseg_d2.apps import runs
 from instseg_d2.apps.predict import run_demo
-from instseg_d2.errors import DatasetError
+from instseg_d2.errors import ConfigError, DatasetError
 from instseg_d2.inference.predictor import Predictor
 from tests.bright_spots import save_checkpoint, spots_config, spots_image
 from tests.processes import forked
@@ -123,6 +123,47 @@ def test_a_finished_run_takes_up_new_and_mended_images(tmp_path, predictor, imag
     assert content(out) == before
 
 
+def test_fewer_images_first(tmp_path, predictor, images):
+    """The first ones lie in one folder, all of them in two; names and ids do not depend on it."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    for limit in (1, 2, 4, 5):
+        assert predict(predictor, images, out, max_images=limit, resume=limit > 1)
+        assert [image["file_name"] for image in listed(out, "images")] == NAMES[:limit]
+    predict(predictor, images, whole)
+    assert content(out) == content(whole)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"score_threshold": 0.1}, "with another score threshold, 0 instead of 0.1: continue it with the same"),
+        ({"pictures": False}, "with another pictures, True instead of False"),
+        ({"polygons": True}, "with another polygons"),
+        ({"label_format": "yolo"}, "with another label format, coco instead of yolo"),
+        ({"explain": True}, "with another explain"),
+    ],
+)
+def test_a_run_is_continued_with_its_settings(tmp_path, predictor, images, changed, message):
+    out = tmp_path / "out"
+    predict(predictor, images, out)
+    before = content(out)
+    with pytest.raises(ConfigError, match=message):
+        run_demo(predictor, [images, images / "sub"], out, **{"score_threshold": 0, "resume": True, **changed})
+    assert content(out) == before
+
+
+def test_other_folders_and_lists_are_not_taken_for_the_same(tmp_path, predictor, images):
+    out, other = tmp_path / "out", tmp_path / "other"
+    predict(predictor, images, out)
+    shutil.copytree(images, other)
+    with pytest.raises(ConfigError, match="holds a run with another folder"):
+        predict(predictor, other, out, resume=True)
+    predict(predictor, images, tmp_path / "parts", shard=(1, 2))
+    shutil.copy(images / "a.png", images / "aa.png")
+    with pytest.raises(ConfigError, match="holds a run with another list of images"):
+        predict(predictor, images, tmp_path / "parts", shard=(1, 2), resume=True)
+
+
 def test_lists_of_another_program_are_not_continued(tmp_path, predictor, images):
     out = tmp_path / "out"
     out.mkdir()
@@ -172,7 +213,7 @@ def test_polygons_have_the_pixels_of_the_masks(tmp_path, predictor, images):
 def test_without_pictures(tmp_path, predictor, images):
     out = tmp_path / "out"
     assert predict(predictor, images, out, pictures=False)
-    assert sorted(os.listdir(out)) == ["images.json", "results.json"]
+    assert sorted(os.listdir(out)) == ["images.json", "results.json", "run.json"]
     assert listed(out, "images")[0] == {
         "id": 1,
         "file_name": "a.png",

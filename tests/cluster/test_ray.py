@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,13 +20,14 @@ from instseg_d2.modeling.build import build
 from tests.tiny import THIN, tiny_config
 
 ray = pytest.importorskip("ray", reason="needs ray[data]")
-pytest.importorskip("pyarrow")
+pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from instseg_d2.apps import ray_engine  # noqa: E402
+from instseg_d2.apps import BatchPredictor, ray_engine  # noqa: E402
 from instseg_d2.apps.parquet import read_rows  # noqa: E402
+from instseg_d2.apps.ray_engine import predict_on_ray  # noqa: E402
 
 NUMBER = 60
 
@@ -50,8 +52,8 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cluster():
     small = {"num_cpus": 1, "object_store_memory": 100 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
-    for _ in range(2):
+    cluster = Cluster(initialize_head=True, head_node_args={**small, "num_cpus": 0, "include_dashboard": False})
+    for _ in range(3):
         cluster.add_node(**small)
     ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
     yield cluster
@@ -75,7 +77,10 @@ def test_a_machine_is_lost(data, cluster, tmp_path, monkeypatch):
 
     def updating(self, count=1):
         if not lost:  # after the first part
-            lost.append(cluster.remove_node(sorted(cluster.worker_nodes, key=str)[0]))
+            free = ray._private.state.available_resources_per_node()
+            busy = [node for node in cluster.worker_nodes if not free[node.node_id].get("CPU")]
+            lost.append(busy[0])  # where an actor is
+            cluster.remove_node(busy[0])
         return update(self, count)
 
     monkeypatch.setattr(ray_engine.tqdm, "update", updating)
@@ -125,8 +130,6 @@ def test_it_is_continued(data, cluster, tmp_path, capsys):
 
 
 def test_parquet_in_parquet_out(data, cluster, tmp_path, capsys):
-    import pyarrow as pa
-
     files = sorted((data / "images").iterdir())[25:35]
     (tmp_path / "in").mkdir()
     table = pa.table({"content": [path.read_bytes() for path in files], "image_id": list(range(100, 110))})
@@ -160,10 +163,82 @@ def test_parquet_in_parquet_out(data, cluster, tmp_path, capsys):
     assert len(os.listdir(out)) == 1
 
 
+def test_an_image_that_brings_every_worker_down_is_a_row(data, cluster, tmp_path, monkeypatch, caplog):
+    class Deadly(BatchPredictor):
+        def __call__(self, batch):
+            if any(path.endswith("07.png") for path in batch["path"]):
+                os._exit(1)
+            return super().__call__(batch)
+
+    monkeypatch.setattr(ray_engine, "RETRIES", 1)
+    predictor = Deadly(data / "model.pth", score_threshold=0.05)
+    files = str(data / "images" / "0*.png")
+    assert predict_on_ray(predictor, [files], str(tmp_path / "out"), part_size=4)
+    assert "4 images are repeated one by one" in caplog.text
+    found = rows(tmp_path / "out")
+    assert sorted(found) == [str(data / "images" / f"{i:02}.png") for i in range(10)]
+    failed = [path for path, row in found.items() if row["error"]]
+    assert [os.path.basename(path) for path in failed] == ["07.png"]
+    assert found[failed[0]]["error"].startswith("the worker failed")
+
+
+def test_columns_of_every_kind(data, cluster, tmp_path, capsys):
+    """Contents with gaps, large strings, dictionaries, structs of Hugging Face's data sets, columns with late values."""
+    files = [str(data / "images" / f"{i:02}.png") for i in range(3)]
+    contents = [Path(file).read_bytes() for file in files]
+    nested = pa.array([{"a": 1}, None, {"a": 3}])
+    columns = {
+        "late": ([*[None] * 70, contents[0]], {"x": pa.array([*[None] * 70, "text"])}),
+        "gap": ([contents[0], None, contents[2]], {"bytes": pa.array([1, 2, 3]), "path": pa.array([1, 2, 3])}),
+        "large": (pa.array(files, pa.large_string()), {"nested": nested}),
+        "dictionary": (pa.array(files).dictionary_encode(), {"bytes": pa.array(contents)}),
+        "struct": ([{"bytes": content, "path": file} for content, file in zip(contents, files)], {}),
+        "struct_of_paths": ([{"bytes": None, "path": file} for file in files], {}),
+    }
+    plain = Predictor.from_checkpoint(str(data / "model.pth"))
+    scores = [plain.predict([plain.preprocess(file)], 0.05)[0].scores.tolist() for file in files]
+    for name, (images, others) in columns.items():
+        table = pa.table({"image_": images, **others})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        out = tmp_path / name
+        assert predict(data, out, "--column", "image_", inputs=tmp_path / f"{name}.parquet") == 0, (
+            capsys.readouterr().err
+        )
+        found = pq.read_table(out)
+        if name == "late":
+            assert found["x"].to_pylist()[-1] == "text"
+            continue
+        for row, expected in zip(found.to_pylist(), scores):
+            if row["error"] is None:
+                np.testing.assert_allclose(row["scores"], expected, atol=1e-5)
+        errors = found["error"].to_pylist()
+        assert errors == [None, "there is no image in this row.", None] if name == "gap" else not any(errors)
+        for other, values in others.items():
+            assert found[other].to_pylist() == values.to_pylist()
+
+
+def test_parquet_that_is_refused(data, tmp_path, capsys):
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1 nothing PAR1")
+    pq.write_table(pa.table({"number": [1], "where": ["a.png"], "labels": [3]}), tmp_path / "p[1].parquet")
+    (tmp_path / "empty.txt").write_text("\n")
+    for name, column, message in (
+        ("damaged.parquet", "x", "damaged.parquet cannot be read as Parquet"),
+        ("p[1].parquet", "number", "the column number has int64; image files (binary) or addresses (string)"),
+        ("p[1].parquet", "where", "the column labels would be overwritten by that of the predictions; rename it"),
+        ("empty.txt", None, "this list is empty"),
+        ("empty.txt", "x", "--column is that of Parquet files"),
+    ):
+        words = ["--column", column] if column else []
+        assert predict(data, tmp_path / "out", *words, inputs=tmp_path / name) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_what_is_refused(data, tmp_path, capsys):
     for words, message in (
         (["--explain"], "--explain works only without --engine ray"),
         (["--no-pictures"], "--no-pictures works only without --engine ray"),
+        (["--coco", str(tmp_path / "absent" / "x.json")], "it must be a file in an existing folder"),
+        (["--score-threshold", "50"], "the score threshold must be between 0 and 1; got 50"),
         (["--part-size", "0"], "--part-size must be at least 1; got 0"),
     ):
         assert predict(data, tmp_path / "out", *words) == 2

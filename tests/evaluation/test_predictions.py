@@ -9,6 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from instseg_d2.apps.results import read_predictions
 from instseg_d2.commands import run
 from instseg_d2.data import make_shapes
 from instseg_d2.evaluation.predictions import _Names
@@ -52,6 +53,7 @@ def predictions(truth, folder, generator):
     folder.mkdir()
     (folder / "images.json").write_text(lines(images))
     (folder / "results.json").write_text(lines(results))
+    (folder / "run.json").write_text('{"folder": "/data/in"}')
     return coco, own
 
 
@@ -99,7 +101,7 @@ def test_what_does_not_fit_is_one_sentence(truth, tmp_path, capsys):
     (out / "images.json").write_text(lines([*json.loads(images), first]))
     refused(f"{first['file_name']}: this image has predictions twice")
     (out / "images.json").write_text(images.replace("somewhere/", "somewhere/x"))
-    refused(" images with predictions, such as somewhere/x")
+    refused(" images with predictions, such as /data/in/somewhere/x")
     (out / "images.json").rename(out / "images.jsonl")
     refused("no predictions of a finished run (--resume continues one) in this folder")
     (out / "images.jsonl").unlink()
@@ -127,3 +129,14 @@ def test_a_path_belongs_to_the_image_whose_name_ends_it():
         ("2.png", None),
     ):
         assert found.find(path) == expected
+
+
+def test_the_folder_of_the_images_is_part_of_their_paths(tmp_path):
+    """The results name files from the folder that they share; the annotations may name them from further up."""
+    (tmp_path / "run.json").write_text('{"folder": "/data/images"}')
+    (tmp_path / "images.json").write_text(
+        lines([{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png", "error": "x"}])
+    )
+    (tmp_path / "results.json").write_text(lines([{"image_id": 1, "file_name": "a.png"}]))
+    assert list(read_predictions(str(tmp_path))) == [("/data/images/a.png", [{"image_id": 1, "file_name": "a.png"}])]
+    assert _Names([{"file_name": "images/a.png", "image_id": 7}], ".").find("/data/images/a.png") == 7

@@ -329,7 +329,7 @@ def test_scripts(tmp_path, weights, folder, monkeypatch, capsys):
         words = [argument, value, "--trust", "--input", str(folder), "--output", str(out), "--score-threshold", "0.2"]
         assert run("predict", words) == 0
         written = {file.name for file in out.iterdir()}
-        assert written == {"0.jpg", "1.jpg", "2.jpg", "images.json", "index.html", "results.json"}
+        assert written == {"0.jpg", "1.jpg", "2.jpg", "images.json", "index.html", "results.json", "run.json"}
         found = json.loads((out / "results.json").read_text())
         found = [x for x in found if x["file_name"] != "1.png"]  # too high for 72 x 96: made smaller
         results.append(sorted(found, key=lambda x: (x["file_name"], -x["score"])))
