@@ -1,6 +1,7 @@
 """Arguments of the commands that other rooms need too. Imports no PyTorch, so that help comes at once."""
 
 import argparse
+import math
 
 __all__ = ["READINGS", "add_cluster", "add_config_file", "add_processes", "add_training"]
 
@@ -44,11 +45,24 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0, for several machines")
 
 
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of minutes above 0")
+    return minutes
+
+
 def add_training(parser: argparse.ArgumentParser) -> None:
     """What `engine.setup` and `engine.launch` read."""
     add_config_file(parser, "YAML file, or a recipe, such as BlendMask/R_50_1x")
     parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR, if there is one")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS instead of training")
+    parser.add_argument(
+        "--minutes",
+        type=_minutes,
+        metavar="M",
+        help="stretch or cut the schedule so that training takes this long here",
+    )
     parser.add_argument("--train-json", metavar="FILE", help="COCO annotations to train on")
     parser.add_argument("--train-images", metavar="DIR", help="folder of the training images")
     parser.add_argument("--val-json", metavar="FILE", help="COCO annotations to evaluate on")

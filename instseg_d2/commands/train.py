@@ -1,12 +1,15 @@
 """Train or evaluate any method of instseg_d2."""
 
 import argparse
+import time
 
 from ..arguments import add_training
+from ..errors import ConfigError
 
 EPILOG = """examples:
   %(prog)s --config-file BlendMask/R_50_1x --num-gpus 8
   %(prog)s --config-file FILE --train-json A --train-images DIR --val-json B --val-images DIR
+  %(prog)s --config-file quick/blendmask_shapes --minutes 15 OUTPUT_DIR output/short
   %(prog)s --config-file FILE --eval-only MODEL.WEIGHTS output/model_final.pth
   %(prog)s --config-file FILE --num-gpus 0 --num-processes 4 SOLVER.MAX_ITER 1000
 
@@ -30,13 +33,18 @@ def evaluate(cfg) -> None:
 def work(args: argparse.Namespace) -> None:
     """Train, or evaluate with --eval-only; runs in every process of the job."""
     from .. import register
-    from ..engine import Trainer, setup
+    from ..engine import Trainer, fit_to_minutes, setup
 
+    begun = time.perf_counter()
+    if args.minutes and args.eval_only:
+        raise ConfigError("--minutes is about training: leave it out with --eval-only.")
     register()
     cfg = setup(args)
     if args.eval_only:
         evaluate(cfg)
         return
+    if args.minutes:
+        cfg = fit_to_minutes(cfg, args.minutes, begun, args.resume)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()

@@ -2,6 +2,7 @@
 
 from ..inference.predictor import Predictor
 from .launch import launch
+from .minutes import fit_to_minutes
 from .setup import argument_parser, setup
 from .trainer import Trainer
 
@@ -9,6 +10,7 @@ __all__ = [
     "Predictor",
     "Trainer",
     "argument_parser",
+    "fit_to_minutes",
     "launch",
     "setup",
 ]

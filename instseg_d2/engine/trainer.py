@@ -195,6 +195,14 @@ class Trainer(TrainerBase):
         if is_main:
             write_bytes(os.path.join(folder, "config.yaml"), self.cfg.dump().encode())
 
+    def prepare(self) -> None:
+        """Fit what the methods fit to the data before training, and open the stream of batches."""
+        for method in methods():
+            method.fit(self.model, self.cfg)
+        if self.averaged is not None and self.averaged.n_averaged == 0:
+            self.averaged.restart(self.networks[0])
+        self.batches = iter(self.build_train_loader(self.cfg, self.start_iter, self.seed))
+
     def train(self) -> None:
         """
         Train to ``SOLVER.MAX_ITER``.
@@ -208,11 +216,7 @@ class Trainer(TrainerBase):
                 self.max_iter,
             )
         else:
-            for method in methods():
-                method.fit(self.model, self.cfg)
-            if self.averaged is not None and self.averaged.n_averaged == 0:
-                self.averaged.restart(self.networks[0])
-            self._batches = iter(self.build_train_loader(self.cfg, self.start_iter, self.seed))
+            self.prepare()
             if len(self._rng_states) == comm.get_world_size():
                 set_rng_state(self._rng_states[comm.get_rank()])
             logger.info("Training from iteration %d to %d.", self.start_iter, self.max_iter)
@@ -234,7 +238,7 @@ class Trainer(TrainerBase):
     def run_step(self) -> None:
         """One batch: forward, backward, update."""
         start = time.perf_counter()
-        batch = next(self._batches)
+        batch = next(self.batches)
         data_time = time.perf_counter() - start
         self._bad_steps.before_step()
         with torch.autocast(self.device.type, dtype=self.autocast_type, enabled=self.autocast_type is not None):

@@ -1,0 +1,163 @@
+"""Fits the schedule of a recipe to the time that a training may take on this machine."""
+
+import contextlib
+import gc
+import itertools
+import logging
+import math
+import tempfile
+import time
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+
+from ..checkpoint import InstSegCheckpointer
+from ..config import get_value
+from ..errors import ConfigError
+from ..inference.optimize import optimize_for_inference
+from .rng import preserve_rng_state
+from .trainer import Trainer
+
+__all__ = ["fit_to_minutes", "rescale"]
+
+logger = logging.getLogger(__name__)
+
+SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", "SOLVER.FREEZE_NORMS_ITER", "TEST.EVAL_PERIOD")
+WARM_UP = 3  # iterations that fill caches
+SHARE = 0.05  # of the time, for measuring
+IMAGES = 8  # of each test set, for measuring
+
+
+def _with(cfg: CfgNode, values: dict) -> CfgNode:
+    """A frozen copy with other values, by their full names."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list(list(itertools.chain(*values.items())))
+    cfg.freeze()
+    return cfg
+
+
+def rescale(cfg: CfgNode, max_iter: int) -> CfgNode:
+    """The config with another ``SOLVER.MAX_ITER``, and the rest of the schedule rescaled by the same factor."""
+    factor = max_iter / cfg.SOLVER.MAX_ITER
+
+    def scaled(value: int) -> int:
+        return max(1, math.ceil(value * factor - 1e-9)) if value > 0 else value
+
+    others = {key: get_value(cfg, key) for key in SCHEDULE[1:]}
+    others = {k: tuple(sorted(set(map(scaled, v)))) if k == "SOLVER.STEPS" else scaled(v) for k, v in others.items()}
+    return _with(cfg, {"SOLVER.MAX_ITER": max_iter, **others})
+
+
+def _number_of_evaluations(cfg: CfgNode) -> int:
+    return math.ceil(cfg.SOLVER.MAX_ITER / cfg.TEST.EVAL_PERIOD) if cfg.TEST.EVAL_PERIOD > 0 else 1
+
+
+def _iteration_seconds(trainer: Trainer, share: float) -> float:
+    """Mean time of a step, measured for about ``share`` seconds; the same on all processes."""
+    count, start = -WARM_UP, 0.0
+    with EventStorage(0) as trainer.storage:
+        for trainer.iter in itertools.count():
+            if count == 0:
+                start = time.perf_counter()
+            trainer.run_step()
+            count += 1
+            seconds = time.perf_counter() - start
+            enough = count >= 1 and seconds >= (share if count >= 5 else 4 * share)
+            enough, mean = comm.all_gather((enough, seconds / max(count, 1)))[0]  # no process may go on alone
+            if enough:
+                return mean
+    raise AssertionError("the loop is endless")
+
+
+@torch.no_grad()
+def _evaluation_seconds(cfg: CfgNode, trainer: Trainer) -> float:
+    """Time to run over all test sets, estimated from their first images."""
+    fast, total = optimize_for_inference(trainer.networks[-1]), 0.0
+    for name in cfg.DATASETS.TEST:
+        loader, start, count = trainer.build_test_loader(cfg, name), 0.0, -1
+        for batch in itertools.islice(loader, IMAGES):
+            start = start if count else time.perf_counter()  # the first image fills caches
+            fast(batch)
+            count += 1
+        if count > 0:
+            total += (time.perf_counter() - start) / count * len(loader)
+    return comm.all_gather(total)[0]
+
+
+@contextlib.contextmanager
+def _quietly():
+    """Log nothing but errors: the training that follows says everything again."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _measure(cfg: CfgNode, share: float, trainer_class: type) -> tuple[float, float, float]:
+    """Seconds of: setting up, an iteration, an evaluation."""
+    with tempfile.TemporaryDirectory() as folder, _quietly(), preserve_rng_state():
+        start = time.perf_counter()
+        trial = {"OUTPUT_DIR": folder, "DATASETS.TEST": (), "TEST.PRECISE_BN.ENABLED": False}
+        trainer = trainer_class(_with(cfg, trial))
+        trainer.checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
+        trainer.prepare()
+        set_up = comm.all_gather(time.perf_counter() - start)[0]
+        iteration = _iteration_seconds(trainer, share)
+        trainer.batches.close()
+        evaluation = _evaluation_seconds(cfg, trainer)
+    del trainer
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return set_up, iteration, evaluation
+
+
+def _schedule_of_run(folder: str) -> dict:
+    """The schedule of the run in a folder, by full names; empty if there is none."""
+    checkpointer = InstSegCheckpointer(torch.nn.Identity(), folder)
+    text = checkpointer.read_last().get("cfg") if checkpointer.has_checkpoint() else None
+    run = CfgNode.load_cfg(text) if text else None
+    return {} if run is None else {key: get_value(run, key) for key in SCHEDULE}
+
+
+def fit_to_minutes(
+    cfg: CfgNode, minutes: float, begun: float, resume: bool = False, trainer_class: type = Trainer
+) -> CfgNode:
+    """
+    Stretch or cut the schedule so that training, with its evaluations, ends in time. Call it in all processes.
+
+    The time of a step and of an evaluation are measured on a model that is then thrown away; random numbers are not
+    affected, so that the config returned gives the same training without measuring.
+
+    Args:
+        minutes: from ``begun`` to the end of the last evaluation.
+        begun: ``time.perf_counter()`` at the start of the command.
+        resume: keep the schedule of the run in ``OUTPUT_DIR``, if there is one.
+
+    Raises:
+        ConfigError: the time is too short for a single iteration.
+    """
+    kept = _schedule_of_run(cfg.OUTPUT_DIR) if resume else {}
+    if kept:
+        logger.info("--minutes: the run in %s keeps its schedule of %d iterations.", cfg.OUTPUT_DIR, kept[SCHEDULE[0]])
+        return _with(cfg, kept)
+    logger.info("Measuring this machine, to train for %g minutes.", minutes)
+    set_up, iteration, evaluation = _measure(cfg, SHARE * 60 * minutes, trainer_class)
+    around = time.perf_counter() - begun + set_up + _number_of_evaluations(cfg) * evaluation
+    max_iter = comm.all_gather(int((60 * minutes - around) / iteration))[0]
+    if max_iter < 1:
+        raise ConfigError(
+            f"--minutes {minutes:g} is too short: here, everything but the iterations takes {around / 60:.2g} minutes, "
+            f"and an iteration {iteration:.2g} seconds."
+        )
+    fitted = rescale(cfg, max_iter)
+    changes = [f"{key} {get_value(cfg, key)} -> {get_value(fitted, key)}" for key in SCHEDULE]
+    logger.info(
+        "An iteration takes %.3g s and an evaluation %.3g s here: %s.", iteration, evaluation, ", ".join(changes)
+    )
+    return fitted

@@ -1,0 +1,127 @@
+"""train --minutes on a clock that the test moves: the schedule, what is left alone, and resuming."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+
+from instseg_d2.commands import parse
+from instseg_d2.commands.train import work
+from instseg_d2.engine import fit_to_minutes
+from instseg_d2.engine.minutes import rescale
+from instseg_d2.errors import ConfigError
+from tests.engine.toy_trainer import ToyTrainer, registered_toys, toy_cfg, train  # noqa: F401 (a fixture)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    clock.perf_counter = lambda: clock.now
+    monkeypatch.setattr("instseg_d2.engine.minutes.time", clock)
+    return clock
+
+
+def timed_trainer(clock):
+    """2 s to build; 5 s for each of the first three steps, then 0.5 s; 3 s for the first image of five, then 0.25 s."""
+
+    class Timed(ToyTrainer):
+        steps = 0
+
+        @classmethod
+        def build_model(cls, cfg):
+            clock.now += 2
+            model = super().build_model(cfg)
+            images = []
+
+            def looked(module, args, output):
+                if not module.training:
+                    clock.now += 0.25 if images else 3
+                    images.append(args)
+
+            model.register_forward_hook(looked)
+            return model
+
+        @classmethod
+        def build_test_loader(cls, cfg, name):
+            return super().build_test_loader(cfg, name) * 5
+
+        def run_step(self):
+            super().run_step()
+            self.steps += 1
+            clock.now += 5 if self.steps <= 3 else 0.5
+
+    return Timed
+
+
+def test_schedule(tmp_path, clock):
+    """
+    2 minutes, of which 4 s have passed. Measuring takes 2 s, 15 s, 12 steps of 0.5 s (5 % of the time) and 4 s.
+    Building again takes 2 s, and three evaluations 1.25 s each. 83.25 s are left.
+    """
+    cfg = toy_cfg(tmp_path, test=True, FREEZE_NORMS_ITER=5, EMA=CfgNode({"ENABLED": True, "DECAY": 0.9}))
+    cfg.TEST.EVAL_PERIOD = 2
+    cfg.freeze()
+    text, before = cfg.dump(), torch.get_rng_state()
+    clock.now = 104.0
+    fitted = fit_to_minutes(cfg, 2, 100.0, trainer_class=timed_trainer(clock))
+    assert clock.now == 104 + 2 + 15 + 6 + 4
+    assert torch.equal(torch.get_rng_state(), before)
+    assert cfg.dump() == text
+    solver = fitted.SOLVER
+    assert solver.MAX_ITER == 166
+    assert (*solver.STEPS, solver.WARMUP_ITERS, solver.FREEZE_NORMS_ITER, fitted.TEST.EVAL_PERIOD) == (111, 83, 139, 56)
+    assert not list(tmp_path.iterdir())
+
+    changed = {"MAX_ITER", "STEPS", "WARMUP_ITERS", "FREEZE_NORMS_ITER"}
+    fitted.defrost()
+    for key in changed:
+        fitted.SOLVER[key] = cfg.SOLVER[key]
+    fitted.TEST.EVAL_PERIOD = 2
+    assert fitted.dump() == text
+
+
+def test_values_that_mean_never_stay(tmp_path):
+    cfg = toy_cfg(tmp_path, max_iter=100, STEPS=(), WARMUP_ITERS=0)
+    cfg.freeze()
+    fitted = rescale(cfg, 7)
+    assert (fitted.SOLVER.MAX_ITER, fitted.SOLVER.STEPS, fitted.SOLVER.WARMUP_ITERS) == (7, (), 0)
+    assert (fitted.SOLVER.FREEZE_NORMS_ITER, fitted.TEST.EVAL_PERIOD) == (-1, 0)
+
+
+def test_steps_of_a_short_schedule_stay_in_it(tmp_path):
+    cfg = toy_cfg(tmp_path, max_iter=1000, STEPS=(600, 610, 1000))
+    cfg.freeze()
+    assert rescale(cfg, 10).SOLVER.STEPS == (6, 7, 10)
+    assert rescale(cfg, 2).SOLVER.STEPS == (2,)
+
+
+def test_too_short(tmp_path, clock):
+    cfg = toy_cfg(tmp_path)
+    cfg.freeze()
+    with pytest.raises(
+        ConfigError, match=r"^--minutes 0\.25 is too short: here, everything but .* 0\.36 minutes, and an"
+    ):
+        fit_to_minutes(cfg, 0.25, 0.0, trainer_class=timed_trainer(clock))
+
+
+def test_a_resumed_run_keeps_its_schedule(tmp_path, clock):
+    cfg = toy_cfg(tmp_path)
+    cfg.freeze()
+    fitted = fit_to_minutes(cfg, 1, 0.0, trainer_class=timed_trainer(clock))
+    assert fitted.SOLVER.MAX_ITER > 6
+    train(fitted, stop_at=4)
+    assert (tmp_path / "config.yaml").read_text() == fitted.dump()
+    assert fit_to_minutes(cfg, 9, 0.0, resume=True, trainer_class=None).dump() == fitted.dump()
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "soon"])
+def test_no_number_of_minutes(minutes, capsys):
+    with pytest.raises(SystemExit):
+        parse("train", ["--minutes", minutes])
+    assert "argument --minutes: " in capsys.readouterr().err
+
+
+def test_minutes_of_an_evaluation():
+    with pytest.raises(ConfigError, match="--minutes is about training"):
+        work(parse("train", ["--minutes", "5", "--eval-only"]))
