@@ -93,7 +93,7 @@ def contender_names(configs: Sequence[str]) -> list[str]:
 def _budget(cfg, images: int) -> list[str]:
     """Overrides to train on this many images: the schedule is scaled, and warm-up takes at most a tenth of it."""
     solver = cfg.SOLVER
-    iterations = max(1, round(images / solver.IMS_PER_BATCH))
+    iterations = max(1, round(images / (solver.IMS_PER_BATCH * solver.ACCUMULATE)))
     share = iterations / solver.MAX_ITER
     steps = tuple(sorted({int(step * share) for step in solver.STEPS} - {0}))  # distinct and after the start
     values = {"MAX_ITER": iterations, "STEPS": steps, "WARMUP_ITERS": min(solver.WARMUP_ITERS, iterations // 10)}
@@ -146,7 +146,7 @@ def join(
         trainer.resume_or_load(resume)
         trainer.train()
         minutes = f"{(time.perf_counter() - start) / 60:.1f} min" if trainer.start_iter == 0 else "resumed"
-        training = f"{cfg.SOLVER.MAX_ITER} x {cfg.SOLVER.IMS_PER_BATCH}, {minutes}"
+        training = f"{cfg.SOLVER.MAX_ITER} x {cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE}, {minutes}"
         results, parameters = trainer.results, count_parameters(trainer.model)
         weights = os.path.join(folder, "model_final.pth")
     else:

@@ -18,6 +18,7 @@ COMMON_VALUES = {
         BACKBONE_MULTIPLIER=at_least(0),
         BETAS=each(below_one, count=2),
         FREEZE_NORMS_ITER=at_least(-1),
+        ACCUMULATE=at_least(1),
     ),
     "SOLVER.EMA.DECAY": below_one,
     "INPUT.VALUE_RANGE": Rule("two numbers, the lower first, such as (0, 4095), or () to estimate them", _is_range),
@@ -34,6 +35,9 @@ def add_common_config(cfg: CfgNode) -> None:
     cfg.SOLVER.AMSGRAD = False  # AMSGrad, only for AdamW
     cfg.SOLVER.BETAS = (0.9, 0.999)  # betas of AdamW and of Muon's AdamW
     cfg.SOLVER.FREEZE_NORMS_ITER = -1  # iteration from which batch norms use their running statistics; -1: never
+    # Batches whose mean gradient makes one step, an iteration: like ACCUMULATE x IMS_PER_BATCH images, in the memory of
+    # IMS_PER_BATCH. Batch norms and the losses' normalisers see each batch on its own.
+    cfg.SOLVER.ACCUMULATE = 1
     cfg.SOLVER.EMA = CfgNode()
     # Evaluate and save the exponential moving average of the weights instead of the last ones.
     cfg.SOLVER.EMA.ENABLED = False

@@ -1,5 +1,6 @@
 """One trainer for every method: a loop over Detectron2's hooks that resumes exactly."""
 
+import contextlib
 import logging
 import math
 import os
@@ -125,7 +126,7 @@ class Trainer(TrainerBase):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iteration: int = 0, seed: Optional[int] = None):
-        """Endless batches, starting at ``start_iteration``; ``seed`` replaces ``cfg.SEED``."""
+        """Endless batches, starting at batch ``start_iteration``; ``seed`` replaces ``cfg.SEED``."""
         return build_train_loader(cfg, start_iteration=start_iteration, seed=seed)
 
     @classmethod
@@ -201,7 +202,7 @@ class Trainer(TrainerBase):
             method.fit(self.model, self.cfg)
         if self.averaged is not None and self.averaged.n_averaged == 0:
             self.averaged.restart(self.networks[0])
-        self.batches = iter(self.build_train_loader(self.cfg, self.start_iter, self.seed))
+        self.batches = iter(self.build_train_loader(self.cfg, self.start_iter * self.cfg.SOLVER.ACCUMULATE, self.seed))
 
     def train(self) -> None:
         """
@@ -236,20 +237,21 @@ class Trainer(TrainerBase):
                 self.after_train()
 
     def run_step(self) -> None:
-        """One batch: forward, backward, update."""
-        start = time.perf_counter()
-        batch = next(self.batches)
-        data_time = time.perf_counter() - start
+        """SOLVER.ACCUMULATE batches: forward and backward for each, then one update with their mean gradient."""
         self._bad_steps.before_step()
-        with torch.autocast(self.device.type, dtype=self.autocast_type, enabled=self.autocast_type is not None):
-            losses = self.model(batch)
-            total = sum(losses.values())
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(total).backward()
+        count, data_time, images, parts = self.cfg.SOLVER.ACCUMULATE, 0.0, [], []
+        for number in range(1, count + 1):
+            start = time.perf_counter()
+            batch = next(self.batches)
+            data_time += time.perf_counter() - start
+            images += batch
+            parts.append(self._add_gradient(batch, count, last=number == count))
+        losses = {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
         self.after_backward()
         values = self._mean_over_processes(self._watched(losses))
         if not all(map(math.isfinite, values.values())):
-            self._bad_steps.skip(self.iter, values, losses, batch)
+            self._bad_steps.skip(self.iter, values, losses, images)
             return
         self._bad_steps.good()
         total = sum(values[name] for name in losses)
@@ -261,6 +263,16 @@ class Trainer(TrainerBase):
         # The scaler skips a step whose gradients overflow, and lowers its scale.
         if self.averaged is not None and self.grad_scaler.get_scale() >= scale:
             self.averaged.update_parameters(self.networks[0])
+
+    def _add_gradient(self, batch: list, count: int, last: bool) -> dict:
+        """Add a batch's gradient, divided by ``count``; return its losses. Processes exchange gradients at the last."""
+        alone = not last and comm.get_world_size() > 1
+        with self.model.no_sync() if alone else contextlib.nullcontext():
+            with torch.autocast(self.device.type, dtype=self.autocast_type, enabled=self.autocast_type is not None):
+                losses = self.model(batch)
+                total = sum(losses.values())
+            self.grad_scaler.scale(total / count if count > 1 else total).backward()
+        return {name: loss.detach() for name, loss in losses.items()}
 
     def _watched(self, losses: dict) -> dict:
         """The losses and, unless a gradient scaler checks the gradients, their norm."""
