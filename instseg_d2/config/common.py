@@ -4,7 +4,7 @@ import math
 
 from detectron2.config import CfgNode
 
-from .values import Rule, at_least, below_one, between, check_values, each, one_of, section
+from .values import Rule, at_least, below_one, between, check_values, each, one_of, require, section
 
 
 def _is_range(value) -> bool:
@@ -19,6 +19,7 @@ COMMON_VALUES = {
         BETAS=each(below_one, count=2),
         FREEZE_NORMS_ITER=at_least(-1),
         ACCUMULATE=at_least(1),
+        PATIENCE=at_least(0),
     ),
     "SOLVER.EMA.DECAY": below_one,
     "INPUT.VALUE_RANGE": Rule("two numbers, the lower first, such as (0, 4095), or () to estimate them", _is_range),
@@ -38,6 +39,8 @@ def add_common_config(cfg: CfgNode) -> None:
     # Batches whose mean gradient makes one step, an iteration: like ACCUMULATE x IMS_PER_BATCH images, in the memory of
     # IMS_PER_BATCH. Batch norms and the losses' normalisers see each batch on its own.
     cfg.SOLVER.ACCUMULATE = 1
+    # Training ends after so many evaluations (TEST.EVAL_PERIOD) in a row without a better TEST.BEST_METRIC; 0: never.
+    cfg.SOLVER.PATIENCE = 0
     cfg.SOLVER.EMA = CfgNode()
     # Evaluate and save the exponential moving average of the weights instead of the last ones.
     cfg.SOLVER.EMA.ENABLED = False
@@ -68,3 +71,8 @@ def add_common_config(cfg: CfgNode) -> None:
 def check_common_config(cfg: CfgNode) -> None:
     """Raise ConfigError for invalid values."""
     check_values(cfg, COMMON_VALUES)
+    patience = cfg.SOLVER.get("PATIENCE", 0)
+    require(
+        patience == 0 or cfg.TEST.EVAL_PERIOD > 0,
+        f"SOLVER.PATIENCE is {patience}; it needs evaluations: set TEST.EVAL_PERIOD to their distance.",
+    )

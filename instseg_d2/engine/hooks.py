@@ -59,31 +59,47 @@ class PeriodicCheckpoint(hooks.PeriodicCheckpointer):
     def after_step(self):
         done = self.trainer.iter + 1
         if done % self.period == 0 or done == self.max_iter:
-            self.trainer.share_buffers()
-            self.step(self.trainer.iter, rng=comm.gather(get_rng_state()))
+            self._save(self.trainer.iter)
+
+    def after_train(self):
+        done = self.trainer.iter
+        if self.trainer.start_iter < done == self.trainer.max_iter < self.max_iter:  # SOLVER.PATIENCE has ended it
+            self.max_iter = done
+            self._save(done - 1)
+
+    def _save(self, iteration: int):
+        self.trainer.share_buffers()
+        self.step(iteration, rng=comm.gather(get_rng_state()))
 
 
 class EvaluationHook(hooks.EvalHook):
     """
     Detectron2's hook, without an effect on the random numbers of training. It also saves ``model_best.pth``, the
-    weights with the highest ``metric`` so far, including resumed runs. Register it on all processes.
+    weights with the highest ``metric`` so far, including resumed runs. After ``patience`` evaluations in a row without
+    a better one, training ends. Register it on all processes.
 
     Detectron2's BestCheckpointer forgets the best result when a run is resumed, makes its file the checkpoint to
     resume from, and accepts only one name for the metric.
     """
 
-    def __init__(self, evaluate: Callable, period: int, metric: str, checkpointer: InstSegCheckpointer):
+    def __init__(
+        self, evaluate: Callable, period: int, metric: str, checkpointer: InstSegCheckpointer, patience: int = 0
+    ):
         """
         Args:
             evaluate: returns the results, a nested dict (on the main process).
             period: evaluate every ``period`` iterations (0: never) and after the last one.
             metric: "task/name", e.g. "segm/AP"; without masks, "bbox/AP" replaces "segm/AP".
+            patience: 0: train to the end.
         """
         super().__init__(period, self._evaluate_and_keep_best)
         self._evaluate = evaluate
         self._metric = metric
         self._checkpointer = checkpointer
+        self._patience = patience
         self._best = -math.inf
+        self._best_after = 0  # iterations; 0: there is none
+        self._evaluated_after = 0  # iterations
 
     def before_train(self):
         path = os.path.join(self._checkpointer.save_dir, "model_best.pth")
@@ -95,10 +111,18 @@ class EvaluationHook(hooks.EvalHook):
             else:
                 # A best checkpoint from a later iteration must come from another run.
                 if best["iteration"] < self.trainer.start_iter:
-                    self._best = best["value"]
+                    self._best, self._best_after = best["value"], best["iteration"] + 1
+        self._stop_if_patience_ends(self.trainer.start_iter, known=self._best_after > 0)
+
+    def after_step(self):
+        super().after_step()
+        done = self.trainer.iter + 1
+        if self._evaluated_after == done:
+            self._stop_if_patience_ends(done)
 
     def after_train(self):
-        if self.trainer.iter == self.trainer.max_iter:  # otherwise training failed or was stopped
+        done = self.trainer.iter
+        if done == self.trainer.max_iter != self._evaluated_after:  # otherwise training failed or was stopped
             super().after_train()
 
     def _evaluate_and_keep_best(self) -> dict:
@@ -106,7 +130,22 @@ class EvaluationHook(hooks.EvalHook):
             results = self._evaluate()
         if results:
             self._keep_best(flatten_results_dict(results))
+        self._evaluated_after = self.trainer.iter + 1
         return results
+
+    def _stop_if_patience_ends(self, done: int, known: bool = True) -> None:
+        """
+        End the training after ``done`` iterations if too many evaluations were not better.
+
+        Args:
+            known: whether the best result is known; otherwise training goes on.
+        """
+        if not self._patience or done >= self.trainer.max_iter:
+            return
+        worse = done // self._period - self._best_after // self._period
+        if comm.all_gather(known and worse >= self._patience)[0]:
+            logger.info("Training ends after %d iterations: the last %d evaluations were not better.", done, worse)
+            self.trainer.max_iter = done
 
     def _value(self, results: dict):
         """(name, value) of the metric on the first evaluated data set; None if it is not among the results."""
@@ -123,9 +162,13 @@ class EvaluationHook(hooks.EvalHook):
 
     def _keep_best(self, results: dict):
         found = self._value(results)
-        if found is None or not found[1] > self._best:  # nan is never the best
+        if found is None:
+            self._best_after = self.trainer.iter + 1  # without the metric, training goes on
+            return
+        if not found[1] > self._best:  # nan is never the best
             return
         name, self._best = found
+        self._best_after = min(self.trainer.iter + 1, self.trainer.max_iter)
         last = min(self.trainer.iter, self.trainer.max_iter - 1)
         best = {"metric": name, "value": self._best, "iteration": last}
         self._checkpointer.save("model_best", model_only=True, tag=False, iteration=last, best=best)

@@ -155,14 +155,16 @@ def _fit_device(cfg: CfgNode, num_gpus: int) -> None:
 
 def _check_solver(cfg: CfgNode) -> None:
     """
-    Check what would otherwise fail only after the model is built: the batch must divide among the processes, and the
-    schedule must be valid (tried on a dummy parameter).
+    Check what would otherwise fail only after the model is built: the batch must divide among the processes,
+    SOLVER.PATIENCE needs a test set, and the schedule must be valid (tried on a dummy parameter).
     """
     processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % processes:
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; it must be a multiple of the {processes} processes."
         )
+    if cfg.SOLVER.PATIENCE and not cfg.DATASETS.TEST:
+        raise ConfigError("SOLVER.PATIENCE needs a DATASETS.TEST to evaluate on, or --val-json and --val-images.")
     cfg = cfg.clone()
     cfg.SOLVER.STEPS = [
         step for step in cfg.SOLVER.STEPS if step <= cfg.SOLVER.MAX_ITER

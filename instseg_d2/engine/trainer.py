@@ -155,7 +155,11 @@ class Trainer(TrainerBase):
             trainer = weakref.proxy(self)
             registered.append(
                 EvaluationHook(
-                    lambda: trainer.evaluate(), cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC, self.checkpointer
+                    lambda: trainer.evaluate(),
+                    cfg.TEST.EVAL_PERIOD,
+                    cfg.TEST.BEST_METRIC,
+                    self.checkpointer,
+                    cfg.SOLVER.PATIENCE,
                 )
             )
         if comm.is_main_process():
@@ -206,7 +210,7 @@ class Trainer(TrainerBase):
 
     def train(self) -> None:
         """
-        Train to ``SOLVER.MAX_ITER``.
+        Train to ``SOLVER.MAX_ITER``, or until ``SOLVER.PATIENCE`` ends.
 
         Raises:
             FloatingPointError: a loss or gradient was not finite ten times in a row.
@@ -225,10 +229,11 @@ class Trainer(TrainerBase):
         with EventStorage(self.start_iter) as self.storage:
             self.before_train()
             try:
-                for self.iter in range(self.start_iter, self.max_iter):  # noqa: B020
+                while self.iter < self.max_iter:  # which SOLVER.PATIENCE may lower
                     self.before_step()
                     self.run_step()
                     self.after_step()
+                    self.iter += 1
                 self.iter = self.max_iter  # tells the hooks that training is complete
             except Exception as error:
                 logger.error("Training stopped at iteration %d: %s", self.iter, sentence(error))

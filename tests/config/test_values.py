@@ -50,6 +50,8 @@ REFUSED = [
     ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "global", r"CLIP_TYPE is 'global'; it must be value, norm or full_model\.$"),
     ("SOLVER.BETAS", "(0.9, 1.0)", r"^SOLVER\.BETAS is \(0\.9, 1\.0\); it must be 2 values, each from 0 to below 1\.$"),
     ("SOLVER.ACCUMULATE", "0", r"^SOLVER\.ACCUMULATE is 0; it must be at least 1\.$"),
+    ("SOLVER.PATIENCE", "-1", r"^SOLVER\.PATIENCE is -1; it must be at least 0\.$"),
+    ("SOLVER.PATIENCE", "3", r"^SOLVER\.PATIENCE is 3; it needs evaluations: set TEST\.EVAL_PERIOD to"),
     ("SOLVER.EMA.DECAY", "1", r"^SOLVER\.EMA\.DECAY is 1\.0; it must be from 0 to below 1\.$"),
     ("DATALOADER.NUM_WORKERS", "-1", r"^DATALOADER\.NUM_WORKERS is -1; it must be at least 0\.$"),
     ("DATALOADER.SAMPLER_TRAIN", "random", r"SAMPLER_TRAIN is 'random'; it must be TrainingSampler or RepeatF"),
