@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=os.path.expanduser, default="output/evaluation", help="folder (default %(default)s)"
     )
+    parser.add_argument("--no-report", dest="report", action="store_false", help="do not write report.html")
     add_processes(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of config keys")
 
@@ -45,6 +46,7 @@ def work(args: argparse.Namespace) -> None:
     register()
     cfg = checkpoint_config(args.weights, args.config_file, args.opts)
     cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = os.path.expanduser(args.weights), args.output
+    cfg.TEST.REPORT = args.report
     if "TIMM" in cfg.MODEL:
         cfg.MODEL.TIMM.PRETRAINED = False  # the checkpoint has the backbone
     if args.data:

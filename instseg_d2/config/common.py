@@ -66,6 +66,8 @@ def add_common_config(cfg: CfgNode) -> None:
 
     # Metric that selects the best checkpoint, which is kept beside the last one.
     cfg.TEST.BEST_METRIC = "segm/AP"
+    # Write inference/report.html as well: confused classes, and the worst images beside their annotations.
+    cfg.TEST.REPORT = False
 
 
 def check_common_config(cfg: CfgNode) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
-from detectron2.evaluation import print_csv_format
+from detectron2.evaluation import DatasetEvaluators, print_csv_format
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -24,7 +24,7 @@ from ..config import home_expanded
 from ..data import build_test_loader, build_train_loader
 from ..data.coco import class_information
 from ..errors import ConfigError, sentence
-from ..evaluation import build_evaluator, evaluate, write_results
+from ..evaluation import ReportEvaluator, build_evaluator, can_report, evaluate, write_results
 from ..files import remove_unfinished, write_bytes
 from ..inference.optimize import optimize_for_inference
 from ..inference.precision import autocast_type
@@ -318,7 +318,10 @@ class Trainer(TrainerBase):
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:
             logger.info("Evaluating on %s.", name)
-            evaluator = cls.build_evaluator(cfg, name, os.path.join(folder, name) if several else folder)
+            into = os.path.join(folder, name) if several else folder
+            evaluator = cls.build_evaluator(cfg, name, into)
+            if cfg.TEST.REPORT and can_report(cfg, name):
+                evaluator = DatasetEvaluators([evaluator, ReportEvaluator(name, into)])
             results[name] = evaluate(fast, cls.build_test_loader(cfg, name), evaluator, name)
             if comm.is_main_process():
                 print_csv_format(results[name])

@@ -5,8 +5,11 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 import pycocotools.mask as mask_util
+from detectron2.structures import BoxMode, Instances
 
-__all__ = ["FALSE", "MISSED", "WRONG_CLASS", "Mistake", "Objects", "find_mistakes"]
+from ..data.segmentations import to_rle
+
+__all__ = ["FALSE", "MISSED", "WRONG_CLASS", "Mistake", "Objects", "find_mistakes", "objects_of"]
 
 FALSE, MISSED, WRONG_CLASS = "false", "missed", "wrong class"
 
@@ -44,6 +47,30 @@ class Mistake(NamedTuple):
     cost: float
     detection: Optional[int]
     truth: Optional[int]
+
+
+def objects_of(instances: Instances, record: dict, labels: Optional[Sequence[int]] = None) -> tuple[Objects, Objects]:
+    """
+    The detections of an image and its annotations, with masks if both have them, else with boxes.
+
+    Args:
+        instances: on the CPU, with scores and pred_classes; pred_masks are `RunLengthMasks`.
+        record: in Detectron2's standard format.
+        labels: class in the data set for each class of the model; None: they are the same.
+    """
+    annotations, size = record.get("annotations", []), (record["height"], record["width"])
+    classes = instances.pred_classes.tolist()
+    classes = classes if labels is None else [labels[label] for label in classes]
+    if instances.has("pred_masks") and all(len(a.get("segmentation") or ()) for a in annotations):
+        found = list(instances.pred_masks.codes)
+        true = [to_rle(a["segmentation"], *size) for a in annotations]
+    else:
+        boxes = instances.pred_boxes.tensor.numpy()
+        found = list(np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1))
+        true = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYWH_ABS) for a in annotations]
+    crowds = [bool(a.get("iscrowd", 0)) for a in annotations]
+    truth = Objects([a["category_id"] for a in annotations], true, crowds=crowds)
+    return Objects(classes, found, instances.scores.tolist()), truth
 
 
 def _overlaps(detections: Objects, truth: Objects) -> np.ndarray:

@@ -183,7 +183,7 @@ def test_an_image_that_brings_every_worker_down_is_a_row(data, cluster, tmp_path
 
 
 def test_columns_of_every_kind(data, cluster, tmp_path, capsys):
-    """Contents with gaps, large strings, dictionaries, structs of Hugging Face's data sets, columns with late values."""
+    """Contents with gaps, large strings, dictionaries, structs of Hugging Face's data sets, columns with late texts."""
     files = [str(data / "images" / f"{i:02}.png") for i in range(3)]
     contents = [Path(file).read_bytes() for file in files]
     nested = pa.array([{"a": 1}, None, {"a": 3}])

@@ -10,13 +10,12 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode, Instances
+from detectron2.structures import Instances
 
 from ...data import read_image
 from ...data.coco import CocoSource, class_difference, require_registered
-from ...data.segmentations import to_rle
 from ...errors import ConfigError, DatasetError, sentence
-from ...evaluation.mistakes import MISSED, WRONG_CLASS, Mistake, Objects, find_mistakes
+from ...evaluation.mistakes import MISSED, WRONG_CLASS, Mistake, find_mistakes, objects_of
 from ...inference.image_predictor import ImagePredictor
 from ...visualization.annotations import draw_annotations
 from ...visualization.overlay import draw_instances, draw_layers
@@ -41,18 +40,6 @@ class Error(NamedTuple):
 
 def _xywh(region) -> np.ndarray:
     return np.asarray(mask_util.toBbox(region) if isinstance(region, dict) else region, dtype=float)
-
-
-def _annotated(record: dict, masks: bool) -> Objects:
-    """The annotations of a record."""
-    annotations = record.get("annotations", [])
-    if masks:
-        regions = [to_rle(a["segmentation"], record["height"], record["width"]) for a in annotations]
-    else:
-        regions = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYWH_ABS) for a in annotations]
-    return Objects(
-        [a["category_id"] for a in annotations], regions, crowds=[bool(a.get("iscrowd", 0)) for a in annotations]
-    )
 
 
 class DataSet:
@@ -175,16 +162,7 @@ class DataSet:
 
     def _errors(self, index: int, instances: Instances, labels: list[int], threshold: float) -> list[Error]:
         record, names = self.records[index], self.class_names
-        annotations = record.get("annotations", [])
-        masks = instances.has("pred_masks") and all(len(a.get("segmentation") or ()) for a in annotations)
-        truth = _annotated(record, masks)
-        boxes = instances.pred_boxes.tensor.numpy()
-        regions = (
-            instances.pred_masks.codes if masks else np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
-        )
-        found = Objects(
-            [labels[label] for label in instances.pred_classes.tolist()], list(regions), instances.scores.tolist()
-        )
+        found, truth = objects_of(instances, record, labels)
         errors = []
         for mistake in find_mistakes(found, truth, threshold):
             true = None if mistake.truth is None else names[truth.labels[mistake.truth]]
