@@ -72,7 +72,8 @@ def _timm():
 
 def _write(path: Path, net: torch.nn.Module) -> None:
     """Save timm's ``features_only`` network under the names of a `TimmBackbone`."""
-    state = {f"net.{name}": value for name, value in net.state_dict().items()}
+    weights = net.state_dict().items()
+    state = {f"net.{name}": value for name, value in weights if not name.endswith("num_batches_tracked")}
     with atomic_write(path) as temporary:
         torch.save({"model": state, "matching_heuristics": True}, temporary)
 
@@ -82,15 +83,16 @@ class _Imagenet:
 
     def check(self, name: str) -> Pixels:
         _chosen("imagenet", name, list(_PACKAGES))
+        if not self._path(name).exists():
+            self._source(name)
         return Pixels((127.5,) * 3, (127.5,) * 3)
 
     def file(self, name: str) -> Path:
-        path = cache_folder("weights", "imagenet", f"{name}.pth")
+        path = self._path(name)
         if path.exists():
             return path
-        package, file, digest = _PACKAGES[name]
-        source = self._source(name, package, file)
-        check_sha256(source, digest)
+        source = self._source(name)
+        check_sha256(source, _PACKAGES[name][2])
         net = _timm().create_model(name, features_only=True)
         # The package's tensors have other names, but the order of timm's.
         with torch.device("meta"):
@@ -101,7 +103,12 @@ class _Imagenet:
         return path
 
     @staticmethod
-    def _source(name: str, package: str, file: str) -> Path:
+    def _path(name: str) -> Path:
+        return cache_folder("weights", "imagenet", f"{name}.pth")
+
+    @staticmethod
+    def _source(name: str) -> Path:
+        package, file, _ = _PACKAGES[name]
         given = cache_folder("weights", "imagenet", file)
         if given.exists():
             return given
@@ -218,7 +225,7 @@ def check_named(source: str) -> Optional[Pixels]:
     The images that weights given by name expect; None if that is unknown, and for files and other addresses.
 
     Raises:
-        CheckpointError: there are no weights of this name, or a package is missing.
+        CheckpointError: there are no weights of this name, or a package that has or builds them is missing.
     """
     scheme, name = _split(source)
     return scheme.check(name) if scheme else None

