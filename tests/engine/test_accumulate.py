@@ -1,10 +1,15 @@
 """SOLVER.ACCUMULATE: the same as a larger batch, step by step."""
 
+import argparse
+
 import pytest
 import torch
+from detectron2.utils import comm
 
+from instseg_d2.engine import launch
 from tests.engine.test_trainer import assert_equal
-from tests.engine.toy_trainer import ToyTrainer, registered_toys, toy_cfg, train  # noqa: F401 (a fixture)
+from tests.engine.toy_trainer import ToyTrainer, registered_toys, toy_cfg, toys, train  # noqa: F401 (a fixture)
+from tests.processes import forking
 
 
 class Plain(ToyTrainer):
@@ -78,3 +83,35 @@ def test_one_bad_batch_of_a_step(tmp_path):
     kept = torch.load(tmp_path / "bad_batch.pth")
     assert kept["iteration"] == 0
     assert len(kept["images"]) == 12
+
+
+class Shared(Plain):
+    """Each process has its share of a batch."""
+
+    @classmethod
+    def build_train_loader(cls, cfg, start_iteration=0, seed=None):
+        for batch in super().build_train_loader(cfg, start_iteration, seed):
+            yield batch[comm.get_rank() :: comm.get_world_size()]
+
+
+def _train_shared(args):
+    torch.set_num_threads(1)
+    with toys():
+        cfg = toy_cfg(args.folder, ACCUMULATE=3, CHECKPOINT_PERIOD=0)
+        cfg.SEED, cfg.SOLVER.EMA.ENABLED = 3, True
+        trainer = train(cfg, trainer_class=Shared)
+        sums = [float(x.double().sum()) for network in trainer.networks for x in network.state_dict().values()]
+        assert comm.all_gather(sums) == [sums] * comm.get_world_size()
+
+
+def test_two_processes(tmp_path):
+    """As one process: the trained weights and their average, which is the same in both."""
+    processes = {"num_gpus": 0, "num_processes": 2, "num_machines": 1, "machine_rank": 0, "dist_url": "auto"}
+    with forking("forkserver"):
+        launch(_train_shared, argparse.Namespace(folder=tmp_path / "two", **processes))
+    cfg = toy_cfg(tmp_path / "one", ACCUMULATE=3, CHECKPOINT_PERIOD=0)
+    cfg.SEED, cfg.SOLVER.EMA.ENABLED = 3, True
+    train(cfg, trainer_class=Shared)
+    one, two = (torch.load(tmp_path / name / "model_final.pth") for name in ("one", "two"))
+    torch.testing.assert_close(two["model"], one["model"])
+    torch.testing.assert_close(two["trainer"]["trained_model"], one["trainer"]["trained_model"])

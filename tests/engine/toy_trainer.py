@@ -1,5 +1,6 @@
 """A toy model, data set and trainer that draw all kinds of random numbers; a run takes milliseconds."""
 
+import contextlib
 import math
 import random
 
@@ -74,8 +75,9 @@ class ToyTrainer(Trainer):
         return Metric()
 
 
-@pytest.fixture(autouse=True)
-def registered_toys():
+@contextlib.contextmanager
+def toys():
+    """The model and the data set are registered in the block."""
     if "ToyTrainerNet" not in META_ARCH_REGISTRY:
         META_ARCH_REGISTRY.register(ToyTrainerNet)
     DatasetCatalog.register(DATA, list)
@@ -83,6 +85,12 @@ def registered_toys():
     yield
     DatasetCatalog.remove(DATA)
     MetadataCatalog.pop(DATA)
+
+
+@pytest.fixture(autouse=True)
+def registered_toys():
+    with toys():
+        yield
 
 
 def toy_cfg(folder, max_iter=6, test=False, **solver):
