@@ -10,6 +10,7 @@ import time
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
@@ -142,6 +143,7 @@ def fit_to_minutes(
     Raises:
         ConfigError: the time is too short for a single iteration.
     """
+    cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())  # now, not after the schedule is fitted
     kept = _schedule_of_run(cfg.OUTPUT_DIR) if resume else {}
     if kept:
         logger.info("--minutes: the run in %s keeps its schedule of %d iterations.", cfg.OUTPUT_DIR, kept[SCHEDULE[0]])

@@ -262,11 +262,13 @@ class Trainer(TrainerBase):
         total = sum(values[name] for name in losses)
         self.storage.put_scalars(total_loss=total, data_time=data_time, **values)
         self.grad_scaler.unscale_(self.optimizer)  # clipping needs the unscaled gradients
-        scale = self.grad_scaler.get_scale()
         self.grad_scaler.step(self.optimizer)
+        if self.averaged is None:
+            self.grad_scaler.update()
+            return
+        scale = self.grad_scaler.get_scale()
         self.grad_scaler.update()
-        # The scaler skips a step whose gradients overflow, and lowers its scale.
-        if self.averaged is not None and self.grad_scaler.get_scale() >= scale:
+        if self.grad_scaler.get_scale() >= scale:  # otherwise gradients overflowed, and the scaler skipped the step
             self.averaged.update_parameters(self.networks[0])
 
     def _add_gradient(self, batch: list, count: int, last: bool) -> dict:

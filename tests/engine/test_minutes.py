@@ -115,6 +115,17 @@ def test_a_resumed_run_keeps_its_schedule(tmp_path, clock):
     assert fit_to_minutes(cfg, 9, 0.0, resume=True, trainer_class=None).dump() == fitted.dump()
 
 
+def test_a_recipe_for_more_processes(tmp_path, clock):
+    """Detectron2 doubles its schedule for half of the processes; what is fitted stays."""
+    cfg = toy_cfg(tmp_path, REFERENCE_WORLD_SIZE=2)
+    cfg.freeze()
+    trainer = timed_trainer(clock)
+    fitted = fit_to_minutes(cfg, 1, 0.0, trainer_class=trainer)
+    assert fitted.SOLVER.IMS_PER_BATCH == cfg.SOLVER.IMS_PER_BATCH // 2
+    assert fitted.SOLVER.MAX_ITER == (60 - 2 - 15 - 3 - 2) / 0.5
+    assert trainer(fitted).cfg == fitted
+
+
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "soon"])
 def test_no_number_of_minutes(minutes, capsys):
     with pytest.raises(SystemExit):
