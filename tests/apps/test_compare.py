@@ -86,6 +86,9 @@ def test_the_budget_keeps_the_schedule():
     cfg = load_config("", ["SOLVER.MAX_ITER", 900, "SOLVER.IMS_PER_BATCH", 4])
     cfg.merge_from_list(comparison._budget(cfg, 180))
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.FREEZE_NORMS_ITER) == (45, -1)
+    cfg = load_config("", ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.ACCUMULATE", 3, "SOLVER.PATIENCE", 5])
+    cfg.merge_from_list(comparison._budget(cfg, 180))
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.PATIENCE) == (15, 0)
 
 
 def test_mistakes(data, tmp_path):

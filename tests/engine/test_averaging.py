@@ -126,5 +126,18 @@ def test_constant_buffers_are_copied():
     assert averaged.module.seen
 
 
+def test_precise_statistics_are_those_of_the_average(tmp_path):
+    """Computed with momentum None: the mean over the batches of the convolution's output, here by hand."""
+    cfg = ema_cfg(tmp_path, max_iter=2)
+    cfg.TEST.PRECISE_BN.ENABLED, cfg.TEST.PRECISE_BN.NUM_ITER = True, 3
+    trainer = train(cfg)
+    loader = trainer.build_train_loader(cfg, seed=trainer.seed)
+    average, trained = trainer.averaged.module, trainer.model
+    images = [torch.stack([x["image"] for x in next(loader)]) for _ in range(3)]
+    for model, equal in ((average, True), (trained, False)):
+        means = torch.stack([model.conv(x).mean((0, 2, 3)) for x in images]).mean(0)
+        assert torch.allclose(average.norm.running_mean, means, atol=1e-6) == equal
+
+
 def test_off_by_default():
     assert get_cfg().SOLVER.EMA.ENABLED is False
