@@ -8,6 +8,7 @@ import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode, Instances
 
 from ..data.segmentations import to_rle
+from .coco import encoded_masks
 
 __all__ = ["FALSE", "MISSED", "WRONG_CLASS", "Mistake", "Objects", "find_mistakes", "objects_of"]
 
@@ -54,7 +55,7 @@ def objects_of(instances: Instances, record: dict, labels: Optional[Sequence[int
     The detections of an image and its annotations, with masks if both have them, else with boxes.
 
     Args:
-        instances: on the CPU, with scores and pred_classes; pred_masks are `RunLengthMasks`.
+        instances: on the CPU, with scores and pred_classes; pred_masks are a tensor or `RunLengthMasks`.
         record: in Detectron2's standard format.
         labels: class in the data set for each class of the model; None: they are the same.
     """
@@ -62,7 +63,7 @@ def objects_of(instances: Instances, record: dict, labels: Optional[Sequence[int
     classes = instances.pred_classes.tolist()
     classes = classes if labels is None else [labels[label] for label in classes]
     if instances.has("pred_masks") and all(len(a.get("segmentation") or ()) for a in annotations):
-        found = list(instances.pred_masks.codes)
+        found = encoded_masks(instances).codes
         true = [to_rle(a["segmentation"], *size) for a in annotations]
     else:
         boxes = instances.pred_boxes.tensor.numpy()
