@@ -52,6 +52,13 @@ def _minutes(text: str) -> float:
     return minutes
 
 
+def _iterations(text: str) -> int:
+    iterations = int(text)
+    if iterations < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of iterations")
+    return iterations
+
+
 def add_training(parser: argparse.ArgumentParser) -> None:
     """What `engine.setup` and `engine.launch` read."""
     add_config_file(parser, "YAML file, or a recipe, such as BlendMask/R_50_1x")
@@ -62,6 +69,12 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         type=_minutes,
         metavar="M",
         help="stretch or cut the schedule so that training takes this long here",
+    )
+    parser.add_argument(
+        "--freeze-backbone",
+        type=_iterations,
+        metavar="N",
+        help="keep the backbone as it was loaded for the first N iterations",
     )
     parser.add_argument("--train-json", metavar="FILE", help="COCO annotations to train on")
     parser.add_argument("--train-images", metavar="DIR", help="folder of the training images")

@@ -98,8 +98,9 @@ def _budget(cfg, images: int) -> list[str]:
     steps = tuple(sorted({int(step * share) for step in solver.STEPS} - {0}))  # distinct and after the start
     values = {"MAX_ITER": iterations, "STEPS": steps, "WARMUP_ITERS": min(solver.WARMUP_ITERS, iterations // 10)}
     values["PATIENCE"] = 0
-    if solver.FREEZE_NORMS_ITER > 0:
-        values["FREEZE_NORMS_ITER"] = int(solver.FREEZE_NORMS_ITER * share)
+    for key in ("FREEZE_BACKBONE_ITER", "FREEZE_NORMS_ITER"):
+        if solver[key] > 0:
+            values[key] = int(solver[key] * share)
     return [item for key, value in values.items() for item in (f"SOLVER.{key}", str(value))]
 
 

@@ -18,6 +18,7 @@ COMMON_VALUES = {
         BACKBONE_MULTIPLIER=at_least(0),
         BETAS=each(below_one, count=2),
         FREEZE_NORMS_ITER=at_least(-1),
+        FREEZE_BACKBONE_ITER=at_least(0),
         ACCUMULATE=at_least(1),
         PATIENCE=at_least(0),
     ),
@@ -35,6 +36,7 @@ def add_common_config(cfg: CfgNode) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     cfg.SOLVER.AMSGRAD = False  # AMSGrad, only for AdamW
     cfg.SOLVER.BETAS = (0.9, 0.999)  # betas of AdamW and of Muon's AdamW
+    cfg.SOLVER.FREEZE_BACKBONE_ITER = 0  # for this many iterations the backbone (not its FPN) stays as it was loaded
     cfg.SOLVER.FREEZE_NORMS_ITER = -1  # iteration from which batch norms use their running statistics; -1: never
     # Batches whose mean gradient makes one step, an iteration: like ACCUMULATE x IMS_PER_BATCH images, in the memory of
     # IMS_PER_BATCH. Batch norms and the losses' normalisers see each batch on its own.

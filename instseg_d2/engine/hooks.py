@@ -12,7 +12,6 @@ from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
-from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from ..checkpoint import InstSegCheckpointer, read_extra
@@ -21,30 +20,9 @@ from ..errors import CheckpointError
 from .log import PROGRESS_LOGGER
 from .rng import get_rng_state, preserve_rng_state
 
-__all__ = ["EvaluationHook", "FreezeNorms", "PeriodicCheckpoint", "ProgressBar", "ProgressLines", "Writers"]
+__all__ = ["EvaluationHook", "PeriodicCheckpoint", "ProgressBar", "ProgressLines", "Writers"]
 
 logger = logging.getLogger(__name__)
-
-
-class FreezeNorms(HookBase):
-    """
-    From a given iteration on, batch norms use their running statistics, as at test time. The weights then adapt to
-    these, which differ much from the statistics of a small batch. Register it on all processes.
-    """
-
-    def __init__(self, iteration: int):
-        self._iteration = iteration
-
-    def before_step(self):
-        if self.trainer.iter < self._iteration:
-            return
-        if self.trainer.iter == self._iteration:
-            self.trainer.share_buffers()
-            logger.info("From iteration %d on, batch norms use their running statistics.", self._iteration)
-        for network in self.trainer.networks:
-            for module in network.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
 
 
 class PeriodicCheckpoint(hooks.PeriodicCheckpointer):

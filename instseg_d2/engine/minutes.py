@@ -25,7 +25,14 @@ __all__ = ["fit_to_minutes", "rescale"]
 
 logger = logging.getLogger(__name__)
 
-SCHEDULE = ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS", "SOLVER.FREEZE_NORMS_ITER", "TEST.EVAL_PERIOD")
+SCHEDULE = (
+    "SOLVER.MAX_ITER",
+    "SOLVER.STEPS",
+    "SOLVER.WARMUP_ITERS",
+    "SOLVER.FREEZE_BACKBONE_ITER",
+    "SOLVER.FREEZE_NORMS_ITER",
+    "TEST.EVAL_PERIOD",
+)
 WARM_UP = 3  # iterations that fill caches
 SHARE = 0.05  # of the time, for measuring
 IMAGES = 8  # of each test set, for measuring

@@ -191,6 +191,8 @@ def setup(args, cfg: Optional[CfgNode] = None) -> CfgNode:
         ConfigError, DatasetError, CheckpointError: see `errors`.
     """
     cfg = load_config(args.config_file, args.opts) if cfg is None else cfg
+    if getattr(args, "freeze_backbone", None) is not None:  # not an argument of evaluations
+        cfg.SOLVER.FREEZE_BACKBONE_ITER = args.freeze_backbone
     check_config(cfg)
     if cfg.MODEL.KEYPOINT_ON or cfg.MODEL.LOAD_PROPOSALS:
         raise ConfigError("MODEL.KEYPOINT_ON and MODEL.LOAD_PROPOSALS are not supported; set both to False.")

@@ -34,7 +34,8 @@ from .averaging import AveragedModel
 from .bad_steps import BadSteps
 from .batch_norms import share_buffers, sync_batchnorm_on_cpu
 from .earlier_run import require_same_run, set_aside, truncate_metrics
-from .hooks import EvaluationHook, FreezeNorms, PeriodicCheckpoint, ProgressBar, Writers
+from .freezing import FreezeBackbone, FreezeNorms
+from .hooks import EvaluationHook, PeriodicCheckpoint, ProgressBar, Writers
 from .rng import set_rng_state
 from .solver import build_optimizer
 
@@ -140,10 +141,12 @@ class Trainer(TrainerBase):
         return build_evaluator(cfg, dataset_name, output_dir)
 
     def build_hooks(self) -> list:
-        """Timer, schedule, frozen norms, precise BN, checkpoints, evaluation, progress and writers, in this order."""
+        """Timer, schedule, freezing, precise BN, checkpoints, evaluation, progress and writers, in this order."""
         cfg = self.cfg
         bn = cfg.TEST.PRECISE_BN
         registered = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if cfg.SOLVER.FREEZE_BACKBONE_ITER > 0:
+            registered.append(FreezeBackbone(self.networks[0], cfg.SOLVER.FREEZE_BACKBONE_ITER))
         if cfg.SOLVER.FREEZE_NORMS_ITER >= 0:
             registered.append(FreezeNorms(cfg.SOLVER.FREEZE_NORMS_ITER))
         if bn.ENABLED and get_bn_modules(self.model):  # Detectron2's hook fails without one

@@ -79,10 +79,10 @@ def test_names():
 
 def test_the_budget_keeps_the_schedule():
     schedule = ["SOLVER.MAX_ITER", 900, "SOLVER.STEPS", (600, 800), "SOLVER.FREEZE_NORMS_ITER", 700]
-    cfg = load_config("", [*schedule, "SOLVER.IMS_PER_BATCH", 2])
+    cfg = load_config("", [*schedule, "SOLVER.FREEZE_BACKBONE_ITER", 100, "SOLVER.IMS_PER_BATCH", 2])
     cfg.merge_from_list(comparison._budget(cfg, 180))
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == (90, (60, 80), 9)
-    assert cfg.SOLVER.FREEZE_NORMS_ITER == 70
+    assert (cfg.SOLVER.FREEZE_NORMS_ITER, cfg.SOLVER.FREEZE_BACKBONE_ITER) == (70, 10)
     cfg = load_config("", ["SOLVER.MAX_ITER", 900, "SOLVER.IMS_PER_BATCH", 4])
     cfg.merge_from_list(comparison._budget(cfg, 180))
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.FREEZE_NORMS_ITER) == (45, -1)

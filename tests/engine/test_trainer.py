@@ -12,6 +12,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import PolygonMasks
+from torch import nn
 
 from instseg_d2.checkpoint import read_extra
 from instseg_d2.config import get_cfg
@@ -336,6 +337,51 @@ def test_a_real_run_resumes_exactly(tmp_path):
     assert_equal(a["trainer"], b["trainer"])
     DatasetCatalog.remove("toy_resume_shapes")
     MetadataCatalog.pop("toy_resume_shapes")
+
+
+class BodyAndHead(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.bottom_up = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.backbone.fpn = nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, batch):
+        features = self.backbone.fpn(self.backbone.bottom_up(torch.stack([x["image"] for x in batch])))
+        return {"loss": self.head(features.mean((2, 3))).square().mean()}
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "ADAMW", "MUON"])
+def test_the_backbone_is_trained_late(tmp_path, monkeypatch, optimizer):
+    """Also when resumed while it is frozen; the weights that an FPN adds are trained from the start."""
+    monkeypatch.setattr(Watching, "build_model", classmethod(lambda cls, cfg: BodyAndHead(cfg)))
+    cfg = toy_cfg(tmp_path / "whole", FREEZE_BACKBONE_ITER=3, OPTIMIZER=optimizer, WEIGHT_DECAY=0.1)
+    whole = train(cfg, trainer_class=Watching)
+    states = whole.states
+    for name in states[0]:
+        if name.endswith("num_batches_tracked"):
+            continue
+        changes = [not torch.equal(a[name], b[name]) for a, b in zip(states[:-1], states[1:])]
+        assert changes == ([False] * 3 + [True] * 3 if "bottom_up" in name else [True] * 6), name
+    cfg.OUTPUT_DIR = str(tmp_path / "resumed")
+    train(cfg, stop_at=2, trainer_class=Watching)
+    assert_equal(train(cfg, resume=True, trainer_class=Watching).model.state_dict(), whole.model.state_dict())
+
+
+class Watching(ToyTrainer):
+    """Keeps the weights before and after each step."""
+
+    def run_step(self):
+        copied = lambda: {k: v.clone() for k, v in self.model.state_dict().items()}  # noqa: E731
+        self.states = getattr(self, "states", None) or [copied()]
+        super().run_step()
+        self.states.append(copied())
+
+
+def test_a_model_without_a_backbone_has_nothing_to_freeze(tmp_path):
+    with pytest.raises(ConfigError, match="FREEZE_BACKBONE_ITER must be 0: ToyTrainerNet has no backbone"):
+        ToyTrainer(toy_cfg(tmp_path, FREEZE_BACKBONE_ITER=3))
 
 
 def test_norms_freeze_late(tmp_path):
