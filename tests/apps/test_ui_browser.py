@@ -93,9 +93,9 @@ def page(address):
 
 
 def upload(page, *paths):
-    clear = page.locator("#files button[aria-label='Clear']")
-    if clear.count():
-        clear.click()
+    # Not a click at its place: after a refused file it may lie below the area for dropping files, or vanish.
+    clear = "#files button[aria-label='Clear']"
+    page.evaluate("selector => document.querySelectorAll(selector).forEach(button => button.click())", clear)
     page.locator("#files input[type=file]").set_input_files([str(path) for path in paths])
 
 
@@ -137,6 +137,7 @@ def test_the_page(page, files, address, monkeypatch):
     data_set(page, monkeypatch)
     other_files_stay_closed(files, address)
     assert page.hosts == {urllib.parse.urlsplit(address).netloc}
+    without_data(page, files)
 
 
 def predict(page, files, runs):
@@ -242,3 +243,16 @@ def other_files_stay_closed(files, address):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(request)
             assert refused.value.code == 413
+
+
+def without_data(page, files):
+    """Another page, as `instseg ui` alone serves it."""
+    from instseg_d2.apps.ui.server import build, start
+
+    alone = build(Models([str(files / "models")], weights=str(files / "models/spots.pth")))
+    page.goto(start(alone, "127.0.0.1", 0, max_upload_mb=1))
+    upload(page, files / "spots.png")
+    wait(page, "#summary", "1 object: 1 red spot")
+    page.get_by_role("tab", name="Data set").click()
+    page.get_by_text("to see a data set here").wait_for()
+    alone.close(verbose=False)

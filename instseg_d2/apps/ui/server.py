@@ -56,8 +56,14 @@ def build(models: Models, data: Sequence[DataSet] = ()) -> gr.Blocks:
                 else:
                     gr.Markdown(NO_DATA)
         # Models that were trained since the program started.
-        names = lambda: [gr.Dropdown(list(models.paths())) for _ in dropdowns]  # noqa: E731
-        page.load(names, None, dropdowns, show_progress="hidden", api_visibility="private")
+        for dropdown in dropdowns:  # one event each: Gradio takes a list for a single output as its value
+            page.load(
+                lambda: gr.Dropdown(list(models.paths())),
+                None,
+                dropdown,
+                show_progress="hidden",
+                api_visibility="private",
+            )
     return page
 
 
