@@ -38,12 +38,17 @@ ACCEPTED_ONLY = {
 
 
 class Unfilled(TorchFunctionMode):
-    """Leaves out in-place functions, which give weights their values: on the meta device for nothing, and slowly."""
+    """
+    Leaves out in-place functions that give weights their values: on the meta device for nothing, and slowly. Those of a
+    network that runs, as timm's do once to find their maps, have a gradient function.
+    """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if re.search("[^_]_$", function.__name__):
-            return args[0] if args else kwargs["tensor"]
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.grad_fn is None and function.__name__ != "requires_grad_":
+                return tensor
         return function(*args, **kwargs)
 
 
