@@ -22,7 +22,8 @@ __all__ = ["Run"]
 logger = logging.getLogger(__name__)
 
 JPEG_QUALITY = 90
-FIRST_IMAGES = 8  # used to report the best score if nothing reaches the threshold
+# The first images are used to report the best score if nothing reaches the threshold.
+FIRST_IMAGES, FIRST_PIXELS = 8, 1 << 24
 
 
 class Run:
@@ -70,7 +71,8 @@ class Run:
     def note(self, item: Item) -> None:
         """Count an item that has gone through, for the report."""
         self.done += 1
-        if len(self._first) < FIRST_IMAGES:
+        pixels = sum(record["height"] * record["width"] for record in self._first)
+        if len(self._first) < FIRST_IMAGES and pixels < FIRST_PIXELS:
             self._first.append(item.record)
         for stage, seconds in item.seconds.items():
             self._seconds.setdefault(stage, array("f")).append(seconds)
@@ -92,7 +94,8 @@ class Run:
         """A sentence on the best score in the first images, without a threshold."""
         found = (self.predictor.predict([record], masks="none")[0] for record in self._first)
         scores = [float(x.scores.max()) for x in found if len(x)]
-        where = f" in the first {FIRST_IMAGES} images" if self.done > FIRST_IMAGES else ""
+        count = len(self._first)
+        where = f" in the first {count} image{'s' * (count > 1)}" if self.done > count else ""
         return f"the best score{where} is {max(scores):.3f}" if scores else f"the model found nothing{where}"
 
     @property

@@ -14,6 +14,7 @@ from .seams import merge_tiles
 __all__ = ["TiledPredictor", "check_tiles", "tile_boxes"]
 
 MIN_TILE, MAX_OVERLAP = 32, 0.75
+FAINT = 0.5  # pieces of an object may score lower than it does: down to this part of the threshold they are joined
 
 
 def check_tiles(tile: int, overlap: float) -> None:
@@ -111,8 +112,9 @@ class TiledPredictor(ImagePredictor):
             crops = [record["image"][y1:y2, x1:x2] for x1, y1, x2, y2 in tiles[start : start + self.tiles_at_a_time]]
             inputs = [self.predictor.preprocess(crop, "RGB") for crop in crops]
             # Also without masks, to join the same objects.
-            found += self.predictor.predict(inputs, score_threshold, "run_lengths")
+            found += self.predictor.predict(inputs, FAINT * score_threshold, "run_lengths")
         joined = merge_tiles(found, tiles, (record["height"], record["width"]))
+        joined = joined[joined.scores >= score_threshold]
         if joined.has("pred_masks"):
             if masks == "full":
                 joined.pred_masks = joined.pred_masks.decode()

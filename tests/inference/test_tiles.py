@@ -307,3 +307,19 @@ def test_memory_of_many_objects_in_a_large_image():
     assert torch.equal(objects.pred_boxes.tensor, expected)
     assert {tuple(code["size"]) for code in objects.pred_masks.codes} == {size}
     assert peak < 8 << 20
+
+
+def test_pieces_that_score_less_than_the_threshold_are_joined():
+    """An object of 120 columns scores 200 / 255 where its left end is seen, else 80 / 255."""
+    image = np.zeros((40, 230, 3), np.uint8)
+    image[5:35, 60:180, 0] = 1
+    image[5:35, 60:100, 2], image[5:35, 100:180, 2] = 200, 80
+    tiled = TiledPredictor(Painted(), 128, 0.2)  # from 0 and 102
+    score = (68 * 200 + 78 * 80) / 146 / 255  # weighted by area
+    for threshold, count in ((0.5, 1), (score + 0.01, 0)):
+        (found,) = tiled.predict([tiled.preprocess(image, "RGB")], threshold)
+        assert len(found) == count
+        if count:
+            assert found.pred_boxes.tensor.tolist() == [[60, 5, 180, 35]]
+            assert found.scores.item() == pytest.approx(score)
+            assert (found.pred_masks[0].numpy() == (image[..., 0] == 1)).all()
