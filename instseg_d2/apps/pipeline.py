@@ -13,9 +13,21 @@ import torch
 
 from ..inference.image_predictor import ImagePredictor
 
-__all__ = ["FAILURES", "Item", "Pipeline"]
+__all__ = ["FAILURES", "Item", "Pipeline", "failure"]
 
 FAILURES = (ValueError, OSError, MemoryError, torch.cuda.OutOfMemoryError)  # of one image: it is skipped
+
+
+def failure(error: Exception) -> Exception:
+    """
+    Why one image is skipped, without the traceback that keeps the failed tensors alive. On a CPU, PyTorch's
+    RuntimeError for lack of memory becomes a MemoryError. Any other error that is not in FAILURES is raised.
+    """
+    if isinstance(error, FAILURES):
+        return error.with_traceback(None)
+    if isinstance(error, RuntimeError) and re.search("can't allocate memory|out of memory", str(error)):
+        return MemoryError(f"out of memory ({str(error).splitlines()[0]})")
+    raise error
 
 
 @dataclass
@@ -51,8 +63,8 @@ def _stage(name: str, function: Callable[[Item], None]) -> Callable[[Item], Item
             start = time.perf_counter()
             try:
                 function(item)
-            except FAILURES as error:
-                item.error = error
+            except Exception as error:
+                item.error = failure(error)
             item.seconds[name] = time.perf_counter() - start
         return item
 
@@ -161,16 +173,12 @@ class Pipeline:
         return group
 
     def _predict(self, group: list[Item]) -> Optional[Exception]:
-        """Set the outputs, or return what went wrong, without the traceback that keeps the failed tensors alive."""
+        """Set the outputs, or return what went wrong."""
         records = [item.record for item in group]
         try:
             outputs = self.predictor.outputs(records, self.score_threshold, masks="run_lengths")
-        except FAILURES as error:
-            return error.with_traceback(None)
-        except RuntimeError as error:
-            if not re.search("can't allocate memory|out of memory", str(error)):
-                raise
-            return MemoryError(f"out of memory ({str(error).splitlines()[0]})")
+        except Exception as error:
+            return failure(error)
         for item, output in zip(group, outputs):
             item.output = output
         return None

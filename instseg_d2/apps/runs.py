@@ -17,13 +17,21 @@ from ..inference.image_predictor import ImagePredictor
 from ..visualization.overlay import draw_instances, draw_panoptic
 from .pipeline import Item, Pipeline
 
-__all__ = ["Run"]
+__all__ = ["Run", "write_jpeg"]
 
 logger = logging.getLogger(__name__)
 
 JPEG_QUALITY = 90
 # The first images are used to report the best score if nothing reaches the threshold.
 FIRST_IMAGES, FIRST_PIXELS = 8, 1 << 24
+
+
+def write_jpeg(path: str, image_rgb: np.ndarray) -> None:
+    """Write a picture (H, W, 3) uint8. Raises OSError if it is too large for a JPEG or cannot be written."""
+    encoded, data = cv2.imencode(".jpg", image_rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    if not encoded:
+        raise OSError("a side of a JPEG has at most 65500 pixels")
+    write_bytes(path, data.tobytes())
 
 
 class Run:
@@ -80,10 +88,7 @@ class Run:
     def save(self, name: str, image_rgb: np.ndarray, file: str) -> bool:
         """Write a picture of a file; on failure log a warning and return False."""
         try:
-            encoded, data = cv2.imencode(".jpg", image_rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-            if not encoded:
-                raise OSError("a side of a JPEG has at most 65500 pixels")
-            write_bytes(os.path.join(self.output, name), data.tobytes())
+            write_jpeg(os.path.join(self.output, name), image_rgb)
             return True
         except OSError as error:
             self.unwritten += 1

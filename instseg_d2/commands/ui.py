@@ -76,4 +76,4 @@ def _serve(args: argparse.Namespace) -> None:
     if args.json:
         register_coco("custom", args.json, args.images)
         data.append(DataSet("custom", os.path.basename(args.json), folders))
-    server.serve(server.build(models, data), args.host, args.port, args.max_upload_mb)
+    server.serve(server.build(models, data), models, args.host, args.port, args.max_upload_mb)

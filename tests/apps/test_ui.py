@@ -4,7 +4,10 @@ import json
 import os
 import pickle
 import sys
+import threading
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -147,7 +150,8 @@ def test_photos(predictor, photos, tmp_path):
     assert spots.rows(0.3, []) == [["red spot", 0.784, 10, 10, 30, 20], ["blue spot", 0.392, 50, 40, 20, 15]]
 
     session = Session(items, root=str(tmp_path))
-    picture, results = session.write(0, 0.5, [])
+    picture, results, fault = session.write(0, 0.5, [])
+    assert fault == ""
     assert os.path.basename(picture) == "spots.jpg"
     drawn = cv2.imread(picture)[..., ::-1].astype(int)
     assert np.abs(drawn - spots_image())[12:28, 12:38].max(-1).min() > 30  # drawn
@@ -219,7 +223,8 @@ def test_pictures_outside_the_folders_are_not_shown(spots_set, tmp_path, kind):
         (folder / "images/0.png").unlink()
         (folder / "images/0.png").symlink_to(secret)
     picture, caption = data.picture(0)
-    assert "outside the chosen folders" in caption
+    assert f"outside the chosen folders: name its folder with --folder {tmp_path} (and ." in caption
+    assert (f"leads to {secret}," in caption) == (kind == "link")
     assert (picture == 200).all()
     allowed = DataSet("page_spots", folders=[str(tmp_path)])
     allowed.records[0].update(data.records[0])
@@ -278,6 +283,161 @@ def test_wrong_arguments(capsys, words, message):
     assert run("ui", words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    """Each model is offered under a name that a page can show, also if two look the same."""
+    folder, given = tmp_path / "models", os.fsdecode(os.fsencode(tmp_path) + b"/given\xff.pth")
+    folder.mkdir()
+    for name in (b"\xff.pth", b"\xfe.pth", b"good.pth"):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).touch()
+    Path(given).touch()
+    paths = Models([str(folder)], weights=given).paths()
+    assert sorted(paths) == sorted(
+        ["good.pth", f"{folder}/\ufffd.pth", f"{folder}/\ufffd.pth (2)", f"{tmp_path}/given\ufffd.pth"]
+    )
+    assert set(map(os.fsencode, paths.values())) == {
+        *(os.fsencode(folder) + b"/" + name for name in (b"\xff.pth", b"\xfe.pth", b"good.pth")), os.fsencode(given)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", ["too wide", "gone"])
+def test_results_without_a_picture(predictor, tmp_path, fault):
+    path, wide = tmp_path / "uploads/a.png", np.zeros((60, 65_501, 3), np.uint8)
+    path.parent.mkdir()
+    wide[:, :80] = spots_image()
+    Image.fromarray(wide if fault == "too wide" else spots_image()).save(path)
+    items, faults = detect_files(predictor, [str(path)], report)
+    assert faults == []
+    if fault == "gone":
+        path.unlink()
+    picture, results, why = Session(items, root=str(tmp_path)).write(0, 0.5, [])
+    assert picture is None
+    assert [r["category_name"] for r in json.loads(Path(results).read_text())] == ["red spot"]
+    reason = "no such image file." if fault == "gone" else "a side of a JPEG has at most 65500 pixels"
+    assert why == f"a.png: {reason}"
+
+
+def test_lack_of_memory_leaves_out_one_file(predictor, spots_set, tmp_path, monkeypatch):
+    """On a CPU it is a RuntimeError; any other RuntimeError is a fault of the program."""
+    Image.fromarray(spots_image()).save(tmp_path / "a.png")
+    Image.fromarray(spots_image()[:50]).save(tmp_path / "b.png")
+    files, outputs = [str(tmp_path / name) for name in ("b.png", "a.png")], predictor.outputs
+    short = [50]
+
+    def limited(inputs, *args):
+        if inputs[0]["image"].shape[1] in short:
+            torch.empty(1 << 60)
+        return outputs(inputs, *args)
+
+    monkeypatch.setattr(predictor, "outputs", limited)
+    (item,), (fault,) = detect_files(predictor, files, report)
+    assert item.name == "a.png"
+    assert fault.startswith("b.png: out of memory (")
+    data, _ = spots_set
+    short.append(60)
+    assert [fault.split(" (")[0] for fault in data.mistakes(predictor, 1, 0.3, report)[2]] == ["0.png: out of memory"]
+    monkeypatch.setattr(predictor, "outputs", lambda *args: torch.ones(2) + torch.ones(3))
+    with pytest.raises(RuntimeError, match="must match"):
+        detect_files(predictor, files, report)
+
+
+def test_classes_of_one_name(spots_set, predictor, tmp_path):
+    data, _ = spots_set
+    data.records  # noqa: B018 (reading them sets the names)
+    metadata = MetadataCatalog.get("page_spots")
+    del metadata.thing_classes
+    metadata.thing_classes = predictor.class_names = ["spot", "spot"]
+    assert data.having("spot") == [0, 1, 2]
+    data.records[0]["annotations"] = data.records[0]["annotations"][1:]  # the blue one
+    assert data.having("spot") == [0, 1, 2]
+    assert data.label_map(predictor) == [0, 1]
+    del metadata.thing_classes
+    metadata.thing_classes, predictor.class_names = ["spot", "car", "spot"], ["spot", "spot", "car"]
+    with pytest.raises(ConfigError, match="Two classes are named 'spot'"):
+        data.label_map(predictor)
+
+
+def test_crops_show_what_the_model_saw(spots_set, predictor):
+    """16-bit images with the range of the model; one image in memory at a time."""
+    data, folder = spots_set
+    errors = data.mistakes(predictor, 3, 0.3, report)[0]
+    grey = np.full((60, 80), 20_000, np.uint16)
+    grey[:, 60:] = 10_000
+    for number in range(3):
+        cv2.imwrite(str(folder / f"images/{number}.png"), grey)
+    read, alive = data.image, []
+
+    def image(*args):
+        assert all(earlier() is None for earlier in alive)
+        pixels = read(*args)
+        alive.append(weakref.ref(pixels))
+        return pixels
+
+    data.image = image
+    crops = data.crops(errors, (0, 51_000))
+    assert len(alive) == 2  # of the records 1 and 2
+    assert [caption for _, caption in crops] == [f"{e.text} · {e.mistake.cost:.2f}" for e in errors]
+    for crop, _ in crops:
+        assert crop.base is None
+        assert (crop[0, 0] == 100).all()  # 20000 of 51000
+    (annotated, _), (found, _) = data.side_by_side(errors[0], predictor(spots_image(), "RGB"), CLASS_NAMES, (0, 51_000))
+    assert (annotated[0, 0] == 100).all()
+    assert (found[0, 0] == 100).all()
+
+
+def test_at_the_end_no_model_is_in_use(tmp_path):
+    models = Models([str(tmp_path)], weights=save_checkpoint(tmp_path / "a.pth", spots_config(), CLASS_NAMES))
+    begun, end = threading.Event(), threading.Event()
+
+    def visit():
+        with models.use("a.pth"):
+            begun.set()
+            end.wait(60)
+
+    visitor = threading.Thread(target=visit)
+    visitor.start()
+    assert begun.wait(60)
+    assert not models.finish(0.01)
+    end.set()
+    assert models.finish(60)
+    visitor.join()
+    late = threading.Thread(target=visit, daemon=True)
+    begun.clear()
+    late.start()
+    assert not begun.wait(0.05)
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "warned"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:7", False),
+        ("localhost", "http://localhost:7", False),
+        ("0.0.0.0", "http://lab:7", True),
+        ("::", "http://lab:7", True),
+        ("192.0.2.1", "http://192.0.2.1:7", True),
+    ],
+)
+def test_who_can_use_the_page(monkeypatch, capsys, host, address, warned):
+    pytest.importorskip("gradio")
+    from instseg_d2.apps.ui import server
+
+    class Interrupted:
+        def wait(self):
+            raise KeyboardInterrupt
+
+    done = []
+    monkeypatch.setattr(server.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(server.socket, "gethostname", lambda: "lab")
+    monkeypatch.setattr(server.threading, "Event", Interrupted)
+    monkeypatch.setattr(server, "start", lambda page, host, *args: f"http://{f'[{host}]' if ':' in host else host}:7")
+    page = SimpleNamespace(close=lambda verbose: done.append("closed"))
+    server.serve(page, SimpleNamespace(finish=lambda seconds: done.append("finished")), host, 7, 1)
+    first, *rest, last = capsys.readouterr().out.splitlines()
+    assert first == f"Open {address} in a browser. Ctrl-C ends the program."
+    assert rest == ["Anyone on the network can use this page."] * warned
+    assert last == "Stopped."
+    assert done == ["closed", "finished"]
 
 
 def test_without_gradio(monkeypatch, capsys):

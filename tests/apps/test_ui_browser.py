@@ -4,6 +4,7 @@ The page in a headless Chromium. One test, so that it needs one browser and one 
 
 import importlib.util
 import json
+import os
 import shutil
 import urllib.error
 import urllib.parse
@@ -46,6 +47,7 @@ def files(tmp_path, monkeypatch):
     save_checkpoint(models / "spots.pth", spots_config(), CLASS_NAMES)
     save_checkpoint(models / "cars.pth", spots_config(explains=False), ["car", "lorry"])
     (models / "broken.pth").write_bytes(b"no checkpoint")
+    (models / os.fsdecode(b"\xff.pth")).write_bytes(b"no checkpoint")
     Image.fromarray(spots_image()).save(tmp_path / "spots.png")
     Image.fromarray(spots_image()[::-1]).save(tmp_path / "mirrored.png")
     (tmp_path / "broken.jpg").write_bytes(b"no image")
@@ -195,6 +197,8 @@ def messages(page, files):
     choose(page, "#model", "broken.pth")
     message(page, "broken.pth")
     wait(page, "#summary", "Drop photos")
+    choose(page, "#model", "\ufffd.pth")
+    message(page, "\ufffd.pth")
     choose(page, "#model", "cars.pth")
     wait(page, "#summary", "1 car")
     page.get_by_role("tab", name="Explain").click()

@@ -1,6 +1,7 @@
 """A data set on the page: its annotated pictures, its faults, and a model's mistakes."""
 
 import functools
+import itertools
 import os
 import threading
 from collections.abc import Sequence
@@ -14,13 +15,14 @@ from detectron2.structures import Instances
 
 from ...data import read_image
 from ...data.coco import CocoSource, class_difference, require_registered
-from ...errors import ConfigError, DatasetError, sentence
+from ...errors import ConfigError, DatasetError
 from ...evaluation.mistakes import MISSED, WRONG_CLASS, Mistake, find_mistakes, objects_of
 from ...inference.image_predictor import ImagePredictor
 from ...visualization.annotations import draw_annotations
 from ...visualization.overlay import draw_instances, draw_layers
+from ..results import shown_name
 from .files import require_inside
-from .found import FAILURES, LOWEST, fitted
+from .found import LOWEST, fitted, told
 
 __all__ = ["DataSet", "Error"]
 
@@ -57,7 +59,7 @@ class DataSet:
 
     def __init__(self, name: str, title: str = "", folders: Sequence[str] = ()):
         require_registered(name)
-        self.name, self.title = name, title or name
+        self.name, self.title = name, shown_name(title or name)
         root = MetadataCatalog.get(name).get("image_root")
         self.folders = [*([root] if root else []), *folders]
         self._lock = threading.Lock()
@@ -82,14 +84,14 @@ class DataSet:
         """The indices of the records with an object of a class; None: all."""
         if class_name is None:
             return list(range(len(self.records)))
-        index = self.class_names.index(class_name)
+        names = self.class_names  # two classes may have one name
         return [
             i for i, record in enumerate(self.records)
-            if any(a["category_id"] == index for a in record.get("annotations", []))
+            if any(names[a["category_id"]] == class_name for a in record.get("annotations", []))
         ]  # fmt: skip
 
     def shown_name(self, index: int) -> str:
-        return os.path.basename(os.fspath(self.records[index]["file_name"]))
+        return shown_name(os.path.basename(os.fspath(self.records[index]["file_name"])))
 
     def image(self, index: int, value_range=()) -> np.ndarray:
         """The picture of a record (H, W, 3) RGB. Raises ImageError if it is broken or outside the chosen folders."""
@@ -102,10 +104,14 @@ class DataSet:
         """The picture of a record with its annotations, and its caption; a grey one if it cannot be drawn."""
         try:
             drawn = draw_annotations(self.image(index), self.records[index], self.class_names)
-        except FAILURES as error:
-            return np.full((90, 120, 3), 200, np.uint8), sentence(error) or "out of memory"
+        except Exception as error:
+            return np.full((90, 120, 3), 200, np.uint8), shown_name(self._told(error, index))
         count = len(self.records[index].get("annotations", []))
         return fitted(drawn, SHOWN_SIDE), f"{self.shown_name(index)}: {count} object{'s' * (count != 1)}"
+
+    def _told(self, error: Exception, index: int) -> str:
+        """Why an image cannot be used."""
+        return told(error, os.fspath(self.records[index]["file_name"]))
 
     def faults(self) -> tuple[str, list]:
         """
@@ -125,7 +131,7 @@ class DataSet:
         The class of the data set for each class of a model, by name.
 
         Raises:
-            ConfigError: their classes differ.
+            ConfigError: their classes differ, or two of them have one name and another place.
         """
         names, ours = predictor.class_names, self.class_names
         if names is None:
@@ -133,6 +139,14 @@ class DataSet:
         difference = class_difference(sorted(names), sorted(ours), "the model", self.title)
         if difference:
             raise ConfigError(f"This model has other classes than the data set: {difference}.")
+        if list(names) == ours:
+            return list(range(len(ours)))
+        doubled = next((name for name in ours if ours.count(name) > 1), None)
+        if doubled is not None:
+            raise ConfigError(
+                f"Two classes are named {doubled!r}, and the model has its classes in another order than the data "
+                "set, so they cannot be matched by name."
+            )
         return [ours.index(name) for name in names]
 
     def mistakes(
@@ -153,8 +167,8 @@ class DataSet:
                 inputs = predictor.preprocess(image, "RGB")
                 instances = predictor.predict([inputs], LOWEST, "run_lengths")[0]
                 errors += self._errors(index, instances, labels, threshold)
-            except FAILURES as error:
-                faults.append(sentence(error) or "out of memory")
+            except Exception as error:
+                faults.append(self._told(error, index))
                 continue
             found[index] = instances[instances.scores >= threshold]
         errors.sort(key=lambda error: (-error.mistake.cost, -error.size))
@@ -186,7 +200,7 @@ class DataSet:
         (left, right), (top, bottom) = (
             (max(0, int((a + b - side) / 2)), int(np.ceil((a + b + side) / 2))) for a, b in ((x0, x1), (y0, y1))
         )
-        crop = drawn[top:bottom, left:right]
+        crop = drawn[top:bottom, left:right].copy()  # else it would keep the whole image
         return fitted(crop, CROP_SIDE), f"{error.text} · {error.mistake.cost:.2f}"
 
     @staticmethod
@@ -195,14 +209,25 @@ class DataSet:
         boxes = np.array([_xywh(region) for region in regions])
         return np.concatenate([boxes[:, :2].min(0), (boxes[:, :2] + boxes[:, 2:]).max(0)])[None]
 
-    def crops(self, errors: Sequence[Error]) -> list[tuple[np.ndarray, str]]:
-        """The crops of mistakes; each image is read once."""
-        images = {index: self.image(index) for index in {error.record for error in errors}}
-        return [self.crop(error, images[error.record]) for error in errors]
+    def crops(self, errors: Sequence[Error], value_range=()) -> list[tuple[np.ndarray, str]]:
+        """The crops of mistakes; each image is read once, and only one is in memory. value_range: see `read_image`."""
+        crops: dict[int, tuple[np.ndarray, str]] = {}
+        by_record = sorted(range(len(errors)), key=lambda place: errors[place].record)
+        for record, places in itertools.groupby(by_record, lambda place: errors[place].record):
+            image = self.image(record, value_range)
+            crops.update((place, self.crop(errors[place], image)) for place in places)
+            del image  # before the next one is read
+        return [crops[place] for place in range(len(errors))]
 
-    def side_by_side(self, error: Error, found: Instances, labels: Sequence[str]) -> list[tuple[np.ndarray, str]]:
-        """The image of a mistake with its annotations, and with the detections; the mistake is framed."""
-        image = self.image(error.record)
+    def side_by_side(
+        self, error: Error, found: Instances, labels: Sequence[str], value_range=()
+    ) -> list[tuple[np.ndarray, str]]:
+        """
+        The image of a mistake with its annotations, and with the detections; the mistake is framed.
+
+        value_range: see `read_image`.
+        """
+        image = self.image(error.record, value_range)
         pictures = (
             draw_annotations(image, self.records[error.record], self.class_names),
             draw_instances(image, found, labels),

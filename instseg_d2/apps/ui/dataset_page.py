@@ -8,6 +8,7 @@ import gradio as gr
 
 from ...check_data import HEADERS
 from ...evaluation.mistakes import FALSE, MISSED, WRONG_CLASS
+from ..results import shown_name
 from .dataset import DataSet
 from .found import LOWEST
 from .messages import guarded, report_to, warn
@@ -68,7 +69,8 @@ class DataSetPage:
         self._events(tab)
 
     def _mistakes(self) -> None:
-        self.found = gr.State(({}, [], None))  # detections by record, mistakes, data set
+        # Detections by record, mistakes, and (data set, the model's class names, its value range).
+        self.found = gr.State(({}, [], None))
         names = list(self.models.paths())
         with gr.Row(equal_height=True):
             self.model = gr.Dropdown(names, value=names[0] if names else None, label="Model", scale=2, elem_id="judged")
@@ -118,7 +120,7 @@ class DataSetPage:
             return gr.skip()
         data = self.data[name]
         summary = f"<b>{html.escape(name)}</b> &nbsp; {data.summary()}"
-        choices = gr.Dropdown([ALL, *data.class_names], value=ALL)
+        choices = gr.Dropdown([ALL, *dict.fromkeys(data.class_names)], value=ALL)
         return name, summary, choices, gr.Slider(value=1), "", gr.Dataframe(visible=False)
 
     @guarded
@@ -136,7 +138,7 @@ class DataSetPage:
         """The faults of the file."""
         summary, findings = self.data[name].faults()
         note = f"{html.escape(summary)}. {'' if findings else 'Nothing found.'}"
-        return note, gr.Dataframe([list(map(str, row)) for row in findings], visible=bool(findings))
+        return note, gr.Dataframe([[shown_name(str(x)) for x in row] for row in findings], visible=bool(findings))
 
     @guarded
     def judge(self, name: str, model: str, limit: int, threshold: float, progress=gr.Progress()):  # noqa: B008
@@ -146,10 +148,10 @@ class DataSetPage:
             mistakes, found, faults = data.mistakes(
                 predictor, limit or len(data.records), threshold, report_to(progress)
             )
-            names = predictor.class_names
+            model_data = predictor.class_names, predictor.value_range
         if faults:
             warn(f"{len(faults)} images are left out: {faults[0]}")
-        return (found, mistakes, (name, names)), 1
+        return (found, mistakes, (name, *model_data)), 1
 
     @staticmethod
     def _of_kind(found: tuple, kind: str, part: int) -> tuple[list, gr.Slider]:
@@ -164,12 +166,12 @@ class DataSetPage:
         counts["all"] = len(found[1])
         choices = [(f"{name} ({counts[name]})", name) for name in KINDS]
         errors, slider = self._of_kind(found, kind, part)
-        crops = self.data[found[2][0]].crops(errors)
+        crops = self.data[found[2][0]].crops(errors, found[2][2])
         return gr.Radio(choices, value=kind), slider, gr.Gallery(visible=False), crops
 
     @guarded
     def open_mistake(self, found: tuple, kind: str, part: int, event: gr.SelectData):
         """The image of a mistake, as annotated and as found."""
         error = self._of_kind(found, kind, part)[0][event.index]
-        title, labels = found[2]
-        return gr.Gallery(self.data[title].side_by_side(error, found[0][error.record], labels), visible=True)
+        title, *model_data = found[2]
+        return gr.Gallery(self.data[title].side_by_side(error, found[0][error.record], *model_data), visible=True)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ...errors import ImageError
+from ..results import shown_name
 
 __all__ = ["find_models", "inside", "require_inside"]
 
@@ -24,7 +25,12 @@ def inside(path: str, folders: Iterable[str]) -> bool:
 def require_inside(path: str, folders: Iterable[str]) -> None:
     """Raise ImageError unless the file is in one of the folders."""
     if not inside(path, folders):
-        raise ImageError(f"{path} is outside the chosen folders: add its folder with --folder.")
+        real = os.path.realpath(path)
+        where = "is" if real == os.path.abspath(path) else f"leads to {real},"
+        raise ImageError(
+            f"{path} {where} outside the chosen folders: name its folder with --folder {os.path.dirname(real)} (and . "
+            "for the current one, which --folder replaces)."
+        )
 
 
 def _is_model(path: str) -> bool:
@@ -38,7 +44,7 @@ def _is_model(path: str) -> bool:
 def find_models(folders: Sequence[str]) -> dict[str, str]:
     """
     {shown name: path} of checkpoints and exported files in the folders and below, the newest first. Names are relative
-    to the folders; paths where two would be the same.
+    to the folders; paths where two would be the same. Bytes that are not UTF-8 are shown as U+FFFD.
 
     Hidden folders and environments are left out, and links that lead out of the folders.
     """
@@ -51,8 +57,16 @@ def find_models(folders: Sequence[str]) -> dict[str, str]:
             for path in [] if environment else (os.path.normpath(os.path.join(here, name)) for name in names):
                 if _is_model(path) and inside(path, folders):
                     with contextlib.suppress(OSError):  # removed meanwhile
-                        entry = os.path.getmtime(path), path, os.path.relpath(path, folder)
+                        entry = os.path.getmtime(path), path, shown_name(os.path.relpath(path, folder))
                         found.setdefault(os.path.realpath(path), entry)
     newest = sorted(found.values(), key=lambda entry: -entry[0])[:MAX_MODELS]
     counts = Counter(name for _, _, name in newest)
-    return {name if counts[name] == 1 else path: path for _, path, name in newest}
+    shown: dict[str, str] = {}
+    for _, path, name in newest:
+        unique = base = name if counts[name] == 1 else shown_name(path)
+        number = 1
+        while unique in shown:  # of two paths that differ in bytes that cannot be shown
+            number += 1
+            unique = f"{base} ({number})"
+        shown[unique] = path
+    return shown

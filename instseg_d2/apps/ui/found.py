@@ -17,23 +17,34 @@ import torch
 from detectron2.structures import Instances
 
 from ...data import read_image
-from ...errors import sentence
+from ...errors import ImageError, sentence
 from ...files import write_bytes
 from ...inference.image_predictor import ImagePredictor
 from ...visualization.overlay import class_name, draw_instances, draw_panoptic
 from ..inputs import is_video
+from ..pipeline import failure
 from ..results import named_results
+from ..runs import write_jpeg
 from ..video import BROWSER_CODECS, Video, write_video
 
-__all__ = ["COLUMNS", "FAILURES", "LOWEST", "MAX_FRAMES", "Item", "Session", "detect_files", "fitted"]
+__all__ = ["COLUMNS", "LOWEST", "MAX_FRAMES", "Item", "Session", "detect_files", "fitted", "told"]
 
 LOWEST = 0.05  # detections that score lower are not kept
 MAX_FRAMES = 300  # of a video
 MAX_ROWS = 1000  # of the table
-JPEG_QUALITY = 92
 THUMBNAIL = 256  # pixels, longest side
 COLUMNS = ["frame", "class", "score", "x", "y", "width", "height"]
-FAILURES = (ValueError, OSError, MemoryError, torch.cuda.OutOfMemoryError)  # of one file; the others go on
+
+
+def told(error: Exception, path: str, *folders: str) -> str:
+    """
+    Why a file cannot be used: a sentence that names it, without these folders (a visitor does not know the temporary
+    ones). Errors that do not concern one file are raised, see `failure`.
+    """
+    text, name = sentence(failure(error)) or "out of memory", os.path.basename(path)
+    for folder in folders:
+        text = text.replace(f"{folder}{os.sep}", "")
+    return text if name in text else f"{name}: {text}"
 
 
 @dataclass
@@ -61,6 +72,13 @@ class Item:
     @property
     def video(self) -> bool:
         return is_video(self.path)
+
+    def image(self) -> np.ndarray:
+        """The photo (H, W, 3) RGB. Raises ImageError if the file is gone."""
+        try:
+            return read_image(self.path, "RGB", value_range=self.value_range)
+        except ImageError as error:
+            raise ImageError(told(error, self.path, os.path.dirname(self.path))) from error
 
     def results(self, threshold: float, classes: Sequence[str]) -> list[dict]:
         """COCO results that reach the threshold, of these classes (none given: of all)."""
@@ -113,10 +131,8 @@ class Item:
             drawn = (self.draw_frame(i, frame, threshold, classes) for i, frame in zip(frames, self.frames))
             video = Video(self.path)
             return write_video(stem, drawn, video.fps, BROWSER_CODECS)
-        image = read_image(self.path, "RGB", value_range=self.value_range)
-        drawn = self.draw_frame(image, self.frames[0], threshold, classes)
         path = f"{stem}.jpg"
-        write_bytes(path, cv2.imencode(".jpg", drawn[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes())
+        write_jpeg(path, self.draw_frame(self.image(), self.frames[0], threshold, classes))
         return path
 
 
@@ -129,15 +145,23 @@ class Session:
     root: Optional[str] = None
     folder: str = ""
 
-    def write(self, index: int, threshold: float, classes: Sequence[str]) -> tuple[str, str]:
-        """Write the picture of an item and ``results.json`` of all; returns their paths. Earlier ones are removed."""
+    def write(self, index: int, threshold: float, classes: Sequence[str]) -> tuple[Optional[str], str, str]:
+        """
+        Write the picture of an item and ``results.json`` of all; earlier ones are removed.
+
+        Returns:
+            Their paths and ""; or None, the path of ``results.json``, and why there is no picture.
+        """
         self.clear()
         self.folder = tempfile.mkdtemp(prefix="saved-", dir=self.root)
-        picture = self.items[index].draw(threshold, classes, self.folder)
         results = os.path.join(self.folder, "results.json")
         entries = [json.dumps(r) for item in self.items for r in item.results(threshold, classes)]
         write_bytes(results, f"[{','.join(entries)}]\n".encode())
-        return picture, results
+        item = self.items[index]
+        try:
+            return item.draw(threshold, classes, self.folder), results, ""
+        except Exception as error:
+            return None, results, told(error, item.path, os.path.dirname(item.path), self.folder)
 
     def clear(self) -> None:
         """Remove the files."""
@@ -206,9 +230,8 @@ def detect_files(
 
         try:
             items.append(_detect_file(predictor, path, number, within))
-        except FAILURES as error:
-            # The folder of uploads is nothing that a visitor knows.
-            faults.append((sentence(error) or "out of memory").replace(f"{os.path.dirname(path)}{os.sep}", ""))
+        except Exception as error:
+            faults.append(told(error, path, os.path.dirname(path)))
             continue
         number += len(items[-1].frames)
         with contextlib.suppress(Exception):

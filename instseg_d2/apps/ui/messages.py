@@ -8,6 +8,7 @@ from typing import Callable
 import gradio as gr
 
 from ...errors import is_user_error, sentence
+from ..results import shown_name
 
 __all__ = ["guarded", "report_to", "warn"]
 
@@ -18,7 +19,7 @@ SECONDS = 15  # for which a message is shown
 
 def warn(text: str) -> None:
     """Show a sentence in the page."""
-    gr.Warning(html.escape(text), duration=SECONDS)
+    gr.Warning(html.escape(shown_name(text)), duration=SECONDS)  # the text may name any file
 
 
 def guarded(function: Callable) -> Callable:

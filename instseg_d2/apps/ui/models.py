@@ -10,6 +10,7 @@ from ...errors import ConfigError
 from ...export import ExportedPredictor
 from ...inference.image_predictor import ImagePredictor
 from ...inference.predictor import Predictor
+from ..results import shown_name
 from .files import EXPORTED, find_models
 
 __all__ = ["Models"]
@@ -50,7 +51,7 @@ class Models:
     @staticmethod
     def _with_first(found: dict[str, str], given: str) -> dict[str, str]:
         real = os.path.realpath(given)
-        same = next((name for name, path in found.items() if os.path.realpath(path) == real), given)
+        same = next((name for name, path in found.items() if os.path.realpath(path) == real), shown_name(given))
         return {same: given, **{name: path for name, path in found.items() if name != same}}
 
     @contextlib.contextmanager
@@ -70,6 +71,14 @@ class Models:
                 self._loaded = (None, None)  # frees the memory before the next one is loaded
                 self._loaded = (state, self._load(path))
             yield self._loaded[1]
+
+    def finish(self, seconds: float) -> bool:
+        """
+        Wait until no visitor uses a model, and let none use one from now on. False if one still does after this time.
+
+        A process that ends while a thread is in PyTorch may abort.
+        """
+        return self._lock.acquire(timeout=seconds)  # for good
 
     def _load(self, path: str) -> ImagePredictor:
         if path == self._model or (path != self._weights and path.endswith(EXPORTED)):

@@ -4,7 +4,6 @@ import os
 
 import gradio as gr
 
-from ...data import read_image
 from .found import COLUMNS, LOWEST, Item, Session, detect_files
 from .messages import guarded, report_to, warn
 from .models import Models
@@ -131,14 +130,17 @@ class PredictPage:
             views = gr.Image(None, visible=True), gr.Video(None, visible=False), gr.Dataframe([], headers=COLUMNS[1:])
             return EMPTY, gr.Gallery(visible=False), *views, off, off
         item: Item = session.items[index]
-        picture, results = session.write(index, threshold, classes)
+        picture, results, fault = session.write(index, threshold, classes)
+        if fault:
+            warn(fault)
+        save = f"Save the {'video' if item.video else 'picture'}"
         return (
             item.summary(threshold, classes),
             gr.Gallery(visible=len(session.items) > 1),
             gr.Image(None if item.video else picture, visible=not item.video),
             gr.Video(picture if item.video else None, visible=item.video),
             gr.Dataframe(item.rows(threshold, classes), headers=COLUMNS[not item.video :]),
-            gr.DownloadButton(f"Save the {'video' if item.video else 'picture'}", value=picture, interactive=True),
+            gr.DownloadButton(save, value=picture, interactive=picture is not None),
             gr.DownloadButton(value=results, interactive=True),
         )
 
@@ -157,6 +159,5 @@ class PredictPage:
         if item.video:
             return gr.HTML("Explain works on photos alone.", visible=True), []
         with self.models.use(session.model) as predictor:
-            image = read_image(item.path, "RGB", value_range=item.value_range)
-            panels = predictor.explain(image, channel_order="RGB")
+            panels = predictor.explain(item.image(), channel_order="RGB")
         return gr.HTML(NOTHING, visible=not panels), [(picture, title) for title, picture in panels]

@@ -1,9 +1,11 @@
 """Serves the page."""
 
+import ipaddress
 import signal
 import socket
 import sys
 import threading
+import urllib.parse
 from collections.abc import Sequence
 
 import gradio as gr
@@ -37,6 +39,7 @@ footer { display: none !important }
 """
 TITLE = "<h1>instseg <span>&middot; instance segmentation</span></h1>"
 CLEANED_EVERY, KEPT = 3600, 86400  # seconds that uploads and pictures stay in the temporary folder
+PATIENCE = 5  # seconds that a running network has at the end
 NO_DATA = "Start with `--data NAME`, or `--json FILE --images DIR`, to see a data set here."
 
 
@@ -109,11 +112,20 @@ def start(page: gr.Blocks, host: str, port: int, max_upload_mb: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def serve(page: gr.Blocks, host: str, port: int, max_upload_mb: int) -> None:
+def _greeting(host: str, address: str) -> str:
+    """Where the page is and who can use it."""
+    bound = ipaddress.ip_address(socket.getaddrinfo(host, None)[0][4][0].split("%")[0])
+    if bound.is_unspecified:  # every address of this machine
+        address = f"http://{socket.gethostname()}:{urllib.parse.urlsplit(address).port}"
+    text = f"Open {address} in a browser. Ctrl-C ends the program.\n"
+    return text if bound.is_loopback else f"{text}Anyone on the network can use this page.\n"
+
+
+def serve(page: gr.Blocks, models: Models, host: str, port: int, max_upload_mb: int) -> None:
     """Serve until Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     address = start(page, host, port, max_upload_mb)
-    sys.stdout.write(f"Open {address} in a browser. Ctrl-C ends the program.\n")
+    sys.stdout.write(_greeting(host, address))
     sys.stdout.flush()
     try:
         threading.Event().wait()
@@ -121,3 +133,4 @@ def serve(page: gr.Blocks, host: str, port: int, max_upload_mb: int) -> None:
         sys.stdout.write("Stopped.\n")
     finally:
         page.close(verbose=False)
+        models.finish(PATIENCE)
