@@ -24,6 +24,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Optional
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
@@ -155,20 +156,22 @@ def read_rows(folder: str, columns: Iterable[str] = tuple(TYPES)) -> Iterator[tu
 
 
 def coco_entries(row: Mapping, information: Mapping, image_id) -> list[dict]:
-    """The objects of a row in COCO's results format, as in the ``results.json`` of `apps.predict`."""
-    size = [row["height"], row["width"]]
+    """The objects of a row in COCO's results format, with ``category_name`` and, if it is known, ``file_name``."""
+    size, path = [row["height"], row["width"]], row.get("path")
+    boxes = np.array(row["boxes"], dtype=np.float32).reshape(-1, 4)
+    boxes[:, 2:] -= boxes[:, :2]
     entries = []
-    for index, ((x1, y1, x2, y2), score, label) in enumerate(zip(row["boxes"], row["scores"], row["labels"])):
+    for index, (box, score, label) in enumerate(zip(boxes.tolist(), row["scores"], row["labels"])):
         entry = {
             "image_id": image_id,
             "category_id": information["category_ids"].get(str(label), label),
-            "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
-            "score": round(score, 6),
+            "bbox": box,
+            "score": score,
             "category_name": class_name(information["class_names"], label),
         }
         if row["masks"]:
             entry["segmentation"] = {"size": size, "counts": row["masks"][index].decode()}
-        entries.append({**entry, **({"file_name": row["path"]} if row.get("path") else {})})
+        entries.append({**entry, **({} if path is None else {"file_name": path})})
     return entries
 
 
