@@ -10,6 +10,8 @@ processes=${PROCESSES:-gpu}
 if [ -z "${PROCESSES:-}" ] && ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
 	processes=1
 fi
+# Otherwise processes that start again find the addresses of those before them in the store, and wait for these in vain.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec python -m torch.distributed.run --nnodes "${NODES:-1}" --nproc-per-node "$processes" \
 	--rdzv-backend c10d --rdzv-endpoint "${HEAD:-localhost:0}" --max-restarts "${RESTARTS:-3}" \
 	-m instseg_d2 train --resume "$@"
