@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import os
-import threading
+import queue
 from collections.abc import Callable, Mapping
 from typing import Optional
 
@@ -81,13 +81,16 @@ class OpenVinoSession:
         if parallel > 1:
             options["NUM_STREAMS"] = parallel
         self._model = core.compile_model(model, "CPU", options)
-        self._own = threading.local()
+        self._requests = queue.SimpleQueue()  # a request serves one call at a time
+        for _ in range(parallel):
+            self._requests.put(self._model.create_infer_request())
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if not hasattr(self._own, "request"):
-            self._own.request = self._model.create_infer_request()
-        found = self._own.request.infer(inputs)
-        return {port.get_any_name(): np.array(value) for port, value in found.items()}
+        request = self._requests.get()
+        try:
+            return {port.get_any_name(): np.array(value) for port, value in request.infer(inputs).items()}
+        finally:
+            self._requests.put(request)
 
 
 SESSIONS = {".onnx": OnnxSession, ".xml": OpenVinoSession}
