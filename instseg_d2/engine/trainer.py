@@ -24,7 +24,7 @@ from ..config import home_expanded
 from ..data import build_test_loader, build_train_loader
 from ..data.coco import class_information
 from ..errors import ConfigError, sentence
-from ..evaluation import ReportEvaluator, build_evaluator, can_report, evaluate, write_results
+from ..evaluation import build_evaluator, build_report, evaluate, write_results
 from ..files import remove_unfinished, write_bytes
 from ..inference.optimize import optimize_for_inference
 from ..inference.precision import autocast_type
@@ -325,8 +325,9 @@ class Trainer(TrainerBase):
             logger.info("Evaluating on %s.", name)
             into = os.path.join(folder, name) if several else folder
             evaluator = cls.build_evaluator(cfg, name, into)
-            if cfg.TEST.REPORT and can_report(cfg, name):
-                evaluator = DatasetEvaluators([evaluator, ReportEvaluator(name, into)])
+            report = build_report(cfg, name, into)
+            if report is not None:
+                evaluator = DatasetEvaluators([evaluator, report])
             results[name] = evaluate(fast, cls.build_test_loader(cfg, name), evaluator, name)
             if comm.is_main_process():
                 print_csv_format(results[name])

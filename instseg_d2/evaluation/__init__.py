@@ -4,7 +4,7 @@ from .evaluators import build_evaluator, check_evaluator, leaves_out
 from .panoptic_quality import PanopticQualityEvaluator, count_matches
 from .predictions import evaluate_predictions
 from .proposal_recall import ProposalRecallEvaluator
-from .report import ReportEvaluator, can_report
+from .report import ReportEvaluator, build_report
 from .run import evaluate, write_results
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "ProposalRecallEvaluator",
     "ReportEvaluator",
     "build_evaluator",
-    "can_report",
+    "build_report",
     "check_evaluator",
     "count_matches",
     "evaluate",

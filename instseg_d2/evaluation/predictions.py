@@ -33,7 +33,9 @@ class _Names:
         """The image's id; None if there is none."""
         path = "/" + path.replace("\\", "/").lstrip("/")
         ids = [
-            (len(name), image_id) for name, image_id in self._records[path.rsplit("/", 1)[-1]] if path.endswith(name)
+            (len(name), image_id)
+            for name, image_id in self._records.get(path.rsplit("/", 1)[-1], ())
+            if path.endswith(name)
         ]
         return max(ids)[1] if ids else None
 

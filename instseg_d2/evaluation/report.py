@@ -5,6 +5,7 @@ import itertools
 import logging
 import os
 from collections import Counter
+from typing import Optional
 
 import cv2
 import jinja2
@@ -21,7 +22,7 @@ from ..visualization.overlay import class_name, draw_instances
 from ..visualization.panels import titled_grid
 from .mistakes import FALSE, MISSED, WRONG_CLASS, find_mistakes, objects_of
 
-__all__ = ["ReportEvaluator", "can_report"]
+__all__ = ["ReportEvaluator", "build_report"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +63,12 @@ the score with which it was found below the threshold.</p>
 """
 
 
-def can_report(cfg: CfgNode, dataset_name: str) -> bool:
-    """Whether the model tells classes apart, and a registered data set has annotations of instances."""
-    if method_of(cfg).class_agnostic(cfg):
-        return False
-    return any(record.get("annotations") for record in DatasetCatalog.get(dataset_name))
+def build_report(cfg: CfgNode, dataset_name: str, folder: str) -> Optional["ReportEvaluator"]:
+    """The report that TEST.REPORT asks for; None if the model does not tell classes apart, or no image is annotated."""
+    if not cfg.TEST.REPORT or method_of(cfg).class_agnostic(cfg):
+        return None
+    report = ReportEvaluator(dataset_name, folder)
+    return report if report.has_annotations else None
 
 
 class ReportEvaluator(DatasetEvaluator):
@@ -86,6 +88,11 @@ class ReportEvaluator(DatasetEvaluator):
         self._name, self._folder, self._threshold, self._iou = dataset_name, folder, score_threshold, iou
         self._records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
         self.reset()
+
+    @property
+    def has_annotations(self) -> bool:
+        """Whether there is anything to compare with."""
+        return any(record.get("annotations") for record in self._records.values())
 
     def reset(self) -> None:
         self._pairs: Counter = Counter()  # (true class or None, found class or None): number
