@@ -84,11 +84,12 @@ def _in_order(pool: Executor, function: Callable, items: Iterable, ahead: int) -
 
 class Pipeline:
     """
-    Runs images through reading, network and finishing, each in threads of its own.
+    Runs images through reading, network and finishing.
 
-    On a CPU each of ``batch`` threads runs one image: two images on a core each are faster than one after the other on
-    two cores, since not all work of a network can be shared out. On a GPU, and in exported files of a fixed batch,
-    images run together if their padded sizes are the same; padding then changes no result.
+    On a CPU each of ``batch`` threads takes an image through all three: two images on a core each are faster than one
+    after the other on two cores, since not all work of a network can be shared out, and further threads would only
+    take the cores from each other. Otherwise each step has threads of its own; on a GPU, and in exported files of a
+    fixed batch, images run together if their padded sizes are the same. Padding then changes no result.
 
     Args:
         predictor: a predictor.
@@ -96,8 +97,8 @@ class Pipeline:
         score_threshold: see `ImagePredictor.outputs`.
 
     Attributes:
-        batches, images: number of calls of the network so far, and of their images.
-        padding: share of the network's input that was padding, in calls of several images.
+        batches, images: number of calls of the network so far, and of their images, if several run together.
+        padding: share of the network's input that was padding, in these calls.
     """
 
     def __init__(self, predictor: ImagePredictor, batch: int, score_threshold: float):
@@ -127,13 +128,26 @@ class Pipeline:
         """
         threads = torch.get_num_threads()
         torch.set_num_threads(max(1, threads // self._networks))
-        pools = [ThreadPoolExecutor(workers) for workers in (self.batch, self._networks, self.batch)]
+        items = (Item(number, task) for number, task in enumerate(tasks))
+        load, draw = _stage("load", read), _stage("draw", finish)
+        whole = self.predictor.on_cpu and not self.predictor.batches and between is None
+
+        def through(item: Item) -> Item:
+            return draw(*self._network([load(item)]))
+
+        if whole and self.batch == 1:  # in this thread: PyTorch's own threads are slower when called from another
+            yield from map(through, items)
+            return
+        sizes = [self.batch] if whole else [self.batch, self._networks, self.batch]
+        pools = [ThreadPoolExecutor(workers) for workers in sizes]
         try:
-            items = (Item(number, task) for number, task in enumerate(tasks))
-            loaded = _in_order(pools[0], _stage("load", read), items, 2 * self.batch)
-            groups = _in_order(pools[1], self._network, self._groups(loaded), self._networks)
-            found = _sorted(groups) if between is None else map(_stage("track", between), _sorted(groups))
-            yield from _in_order(pools[2], _stage("draw", finish), found, self.batch)
+            if whole:
+                yield from _in_order(pools[0], through, items, self.batch)
+                return
+            groups = self._groups(_in_order(pools[0], load, items, 2 * self.batch))
+            found = _sorted(_in_order(pools[1], self._network, groups, self._networks))
+            found = found if between is None else map(_stage("track", between), found)
+            yield from _in_order(pools[2], draw, found, self.batch)
         finally:
             for pool in pools:
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -184,12 +198,13 @@ class Pipeline:
         return None
 
     def _count(self, records: list[dict]) -> None:
+        if self._together == 1:
+            return
         self.batches += 1
         self.images += len(records)
-        if self._together > 1:
-            height, width = self.predictor.canvas(records[0]["image"])
-            self._pixels += sum(record["image"].shape[1] * record["image"].shape[2] for record in records)
-            self._padded += height * width * len(records)
+        height, width = self.predictor.canvas(records[0]["image"])
+        self._pixels += sum(record["image"].shape[1] * record["image"].shape[2] for record in records)
+        self._padded += height * width * len(records)
 
 
 def _sorted(groups: Iterable[list[Item]]) -> Iterator[Item]:

@@ -6,6 +6,7 @@ it, so that the memory of the driver does not grow, and a part that is repeated 
 import json
 import logging
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Optional
@@ -140,6 +141,8 @@ def _run(predictor: BatchPredictor, tasks: list[dict], parts: Parts, counts: Cou
     context.max_errored_blocks = -1  # what is missing in the end is repeated one by one
     resources = ray.cluster_resources()
     rows = [{"part": json.dumps(part)} for part in tasks]
+    # Ray 2.60 deprecates remote arguments without a name of its own, but has no other one for retries.
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
     done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _PartPredictor,
         fn_constructor_args=(predictor, parts.folder),
