@@ -102,7 +102,8 @@ def main(args) -> None:
         plain = time.perf_counter() - start
         rows = [["plain loop, one thread", plain, args.images / plain, 1.0, memory(os.getpid()), None, None]]
         for count in args.workers:
-            ray.init("local", num_cpus=count, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
+            options = {"object_store_memory": 200 << 20, "include_dashboard": False, "log_to_driver": False}
+            ray.init("local", num_cpus=count, **options)
             output, watch, start = os.path.join(folder, f"out{count}"), Watch(), time.perf_counter()
             predict_on_ray(predictor, [listed], output)
             seconds, sizes = time.perf_counter() - start, watch.stop()
