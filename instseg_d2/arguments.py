@@ -3,7 +3,7 @@
 import argparse
 import math
 
-__all__ = ["READINGS", "add_cluster", "add_config_file", "add_processes", "add_training"]
+__all__ = ["READINGS", "add_cluster", "add_config_file", "add_processes", "add_recipe", "add_training"]
 
 # What coordinates may mean instead, by the name that --assume accepts.
 READINGS = {
@@ -59,26 +59,46 @@ def _iterations(text: str) -> int:
     return iterations
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
-    """What `engine.setup` and `engine.launch` read."""
-    add_config_file(parser, "YAML file, or a recipe, such as BlendMask/R_50_1x")
-    parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR, if there is one")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS instead of training")
+def _add_schedule(parser: argparse.ArgumentParser, method: str) -> None:
+    parser.add_argument("--method", metavar="NAME", help=method)
     parser.add_argument(
         "--minutes",
         type=_minutes,
         metavar="M",
         help="stretch or cut the schedule so that training takes this long here",
     )
-    parser.add_argument(
-        "--freeze-backbone",
-        type=_iterations,
-        metavar="N",
-        help="keep the backbone as it was loaded for the first N iterations",
-    )
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-json", metavar="FILE", help="COCO annotations to train on")
     parser.add_argument("--train-images", metavar="DIR", help="folder of the training images")
     parser.add_argument("--val-json", metavar="FILE", help="COCO annotations to evaluate on")
     parser.add_argument("--val-images", metavar="DIR", help="folder of the evaluation images")
     add_processes(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of config keys")
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """What `engine.auto.make_plan` reads."""
+    add_config_file(parser, "recipe to start from instead of the method's own")
+    _add_schedule(parser, "the method; `instseg zoo` lists them")
+    _add_data(parser)
+    parser.set_defaults(resume=False, eval_only=False)
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """What `engine.setup` and `engine.launch` read."""
+    add_config_file(parser, "YAML file, or a recipe, such as BlendMask/R_50_1x")
+    parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT_DIR, if there is one")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS instead of training")
+    parser.add_argument(
+        "--auto", action="store_true", help="make a recipe for the data and this machine, see `instseg recipe`"
+    )
+    _add_schedule(parser, "with --auto: the method; `instseg zoo` lists them")
+    parser.add_argument(
+        "--freeze-backbone",
+        type=_iterations,
+        metavar="N",
+        help="keep the backbone as it was loaded for the first N iterations",
+    )
+    _add_data(parser)

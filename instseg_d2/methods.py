@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 __all__ = [
+    "AutoRecipe",
     "ClassRows",
     "MaskHead",
     "Method",
@@ -70,6 +71,25 @@ class ClassRows:
 
 
 @dataclass(frozen=True)
+class AutoRecipe:
+    """
+    How `engine.auto` makes recipes of a method.
+
+    Attributes:
+        small: name of the recipe that others are based on for CPUs and small data.
+        photos: the same for photos, with pretrained weights; empty: there is none.
+        large: the authors', for GPUs and much data.
+        rules: (config with the values of the rules that all methods share, `data.fingerprint.Fingerprint`, whether the
+            base is a small recipe) -> {config key: (value, reason)}.
+    """
+
+    small: str
+    large: str
+    rules: Callable[[CfgNode, Any, bool], Mapping[str, tuple[Any, str]]]
+    photos: str = ""
+
+
+@dataclass(frozen=True)
 class Method:
     """
     The record of a method; the defaults are those of Detectron2's own models.
@@ -94,6 +114,7 @@ class Method:
         authors_names: key prefix found only in the authors' checkpoints -> function that converts their state dict to
             our names.
         exportable: model -> the module to export, a `modeling.exportable.Exportable`. None: not exportable.
+        auto: how recipes for own data are made. None: only the shared rules, on a given recipe.
         publication: its origin. None: unpublished.
     """
 
@@ -130,6 +151,7 @@ class Method:
     authors_names: Mapping[str, Callable[[StateDict], StateDict]] = field(default_factory=dict)
     exportable: Optional[Callable[[nn.Module], nn.Module]] = None
 
+    auto: Optional[AutoRecipe] = None
     publication: Optional[Publication] = None
 
 

@@ -1,7 +1,6 @@
 """``instseg convert``: labels of one program as those of another."""
 
 import os
-import random
 from collections import defaultdict
 from pathlib import Path
 from typing import Optional
@@ -9,18 +8,19 @@ from typing import Optional
 from tqdm import tqdm
 
 from ..data.labels import WRITERS, default_images, read_labels, recognise
+from ..data.split import held_out
 from ..errors import ConfigError, DatasetError
 
 __all__ = ["convert"]
 
 
-def _drawn(images: list[dict], share: float) -> set:
-    """Ids of about this share of the images, at least one and not all; the same ones each time."""
+def _drawn(images: list[dict], objects: dict, share: float) -> set:
+    """Ids of about this share of the images, of each class; see `held_out`."""
     if len(images) < 2:
         raise DatasetError(f"--val needs two images or more; there {'is one' if images else 'are none'}.")
-    count = min(max(round(share * len(images)), 1), len(images) - 1)
     by_name = sorted(images, key=lambda image: image["file_name"])
-    return {image["id"] for image in random.Random(0).sample(by_name, count)}
+    drawn = held_out([{x["category_id"] for x in objects[image["id"]]} for image in by_name], share)
+    return {by_name[index]["id"] for index in drawn}
 
 
 def convert(
@@ -59,15 +59,16 @@ def convert(
     content, notes = read_labels(source, source_format, folder)
     writer = WRITERS[target](output, content["categories"], folder)
     writer.check_names(image["file_name"] for image in content["images"])
-    held_out, val = set(), None
-    if val_share:
-        held_out, val = _drawn(content["images"], val_share), WRITERS[target](output, content["categories"], folder)
-        writer.name, val.name = "train.json", "val.json"
     objects = defaultdict(list)
     for annotation in content["annotations"]:
         objects[annotation["image_id"]].append(annotation)
+    drawn, val = set(), None
+    if val_share:
+        drawn = _drawn(content["images"], objects, val_share)
+        val = WRITERS[target](output, content["categories"], folder)
+        writer.name, val.name = "train.json", "val.json"
     for image in tqdm(content["images"], unit="image", disable=None):
-        (val if image["id"] in held_out else writer).add(image, objects[image["id"]])
+        (val if image["id"] in drawn else writer).add(image, objects[image["id"]])
     writer.finish()
     if val:
         val.finish()
@@ -76,6 +77,6 @@ def convert(
         f"{len(content['categories'])} classes"
     )
     if val:
-        notes.append(f"train.json: {len(content['images']) - len(held_out)} images, val.json: {len(held_out)}")
+        notes.append(f"train.json: {len(content['images']) - len(drawn)} images, val.json: {len(drawn)}")
     notes += [f"{what}: {count}" for what, count in writer.notes.items()]
     return [summary, *notes, f"wrote {target} labels: {output}{os.sep}"]

@@ -19,6 +19,7 @@ __all__ = ["COMMANDS", "main", "parse", "parser_of", "run"]
 
 COMMANDS = {
     "train": "train a method, on your own data or a registered data set",
+    "recipe": "make a recipe for your data and this machine, with reasons",
     "evaluate": "measure a trained model on annotated images",
     "predict": "detect instances in images or a video",
     "explain": "the same, with pictures of what the network sees",

@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="with --to coco: put this share of the images, drawn at random, into val.json, the others into train.json",
+        help="with --to coco: put this share of the images, drawn at random, the same of each class, into "
+        "val.json, the others into train.json",
     )
     parser.add_argument("--output", required=True, type=os.path.expanduser, help="empty or new folder to write to")
 

@@ -10,6 +10,7 @@ EPILOG = """examples:
   %(prog)s --config-file BlendMask/R_50_1x --num-gpus 8
   %(prog)s --config-file FILE --train-json A --train-images DIR --val-json B --val-images DIR
   %(prog)s --config-file quick/blendmask_shapes --minutes 15 OUTPUT_DIR output/short
+  %(prog)s --auto --method NAME --minutes 15 --train-json A --train-images DIR
   %(prog)s --config-file FILE --eval-only MODEL.WEIGHTS output/model_final.pth
   %(prog)s --config-file FILE --num-gpus 0 --num-processes 4 SOLVER.MAX_ITER 1000
 
@@ -34,16 +35,21 @@ def work(args: argparse.Namespace) -> None:
     """Train, or evaluate with --eval-only; runs in every process of the job."""
     from .. import register
     from ..engine import Trainer, fit_to_minutes, setup
+    from ..engine.auto import auto_setup
 
     begun = time.perf_counter()
     if args.minutes and args.eval_only:
         raise ConfigError("--minutes is about training: leave it out with --eval-only.")
+    if args.auto and args.eval_only:
+        raise ConfigError("--auto is about training: leave it out with --eval-only.")
+    if args.method and not args.auto:
+        raise ConfigError("--method goes with --auto; without it, --config-file names a recipe.")
     register()
-    cfg = setup(args)
+    cfg = auto_setup(args, begun) if args.auto else setup(args)
     if args.eval_only:
         evaluate(cfg)
         return
-    if args.minutes:
+    if args.minutes and not args.auto:
         cfg = fit_to_minutes(cfg, args.minutes, begun, args.resume)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)

@@ -11,6 +11,8 @@ def _is_range(value) -> bool:
     return len(value) == 0 or (each(between(-math.inf, math.inf), count=2).holds(value) and value[0] < value[1])
 
 
+_FILES = Rule("two paths, of annotations and of a folder of images, or ()", lambda value: len(value) in (0, 2))
+
 COMMON_VALUES = {
     **section(
         "SOLVER",
@@ -24,6 +26,7 @@ COMMON_VALUES = {
     ),
     "SOLVER.EMA.DECAY": below_one,
     "INPUT.VALUE_RANGE": Rule("two numbers, the lower first, such as (0, 4095), or () to estimate them", _is_range),
+    **section("DATASETS", TRAIN_FILES=_FILES, TEST_FILES=_FILES),
     **section("INPUT.CROP", SCHEME=one_of("before_resize", "detr", "")),
 }
 
@@ -48,6 +51,12 @@ def add_common_config(cfg: CfgNode) -> None:
     cfg.SOLVER.EMA.ENABLED = False
     # Its decay; after t steps at most (1 + t) / (10 + t), so that a short training forgets its start.
     cfg.SOLVER.EMA.DECAY = 0.999
+
+    # COCO annotations and the folder of their images, which become the data set custom_train; --train-json and
+    # --train-images set it.
+    cfg.DATASETS.TRAIN_FILES = ()
+    # The same for custom_val; --val-json and --val-images set it.
+    cfg.DATASETS.TEST_FILES = ()
 
     # Flip horizontally half of the time (AdelaiDet's switch; INPUT.RANDOM_FLIP must allow it, too).
     cfg.INPUT.HFLIP_TRAIN = True

@@ -11,16 +11,16 @@ from detectron2.config import CfgNode
 from ..errors import ConfigError
 from ..files import write_bytes
 
-__all__ = ["copy_recipe", "find_recipe", "meant", "recipe_folder", "recipe_names"]
+__all__ = ["RecipeDumper", "copy_recipe", "find_recipe", "meant", "recipe_folder", "recipe_names"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-class _Dumper(yaml.SafeDumper):
+class RecipeDumper(yaml.SafeDumper):
     """Writes a list on one line."""
 
 
-_Dumper.add_representer(
+RecipeDumper.add_representer(
     list, lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
 )
 
@@ -75,6 +75,6 @@ def copy_recipe(name: str, path: Union[str, os.PathLike] = "") -> str:
     if os.path.exists(path):
         raise ConfigError(f"{path} exists: name another file (--to).")
     values = CfgNode.load_yaml_with_base(source, allow_unsafe=False)
-    text = yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+    text = yaml.dump(values, Dumper=RecipeDumper, sort_keys=False, width=120, allow_unicode=True)
     write_bytes(path, f"# A copy of {_name(name)} of instseg_d2, with what it is based on.\n{text}".encode())
     return path

@@ -16,7 +16,7 @@ from .eight_bits import checked_range
 from .images import read_image
 from .segmentations import paint_semantic, to_rle, transform_bitmasks, transform_polygons, transform_semantic
 
-__all__ = ["InstanceDatasetMapper"]
+__all__ = ["InstanceDatasetMapper", "boxes_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class InstanceDatasetMapper:
         sample["height"], sample["width"] = size
 
         has_truth = self.is_train and annotations is not None
-        boxes = _boxes(annotations) if has_truth else None
+        boxes = boxes_of(annotations) if has_truth else None
         aug_input = T.AugInput(image, boxes=boxes)
         transforms = self._augment(aug_input, sample)
         image = aug_input.image
@@ -186,7 +186,7 @@ class InstanceDatasetMapper:
         return transform_bitmasks(masks, transforms, tuple(size), tuple(new_size))
 
 
-def _boxes(annotations: list) -> np.ndarray:
+def boxes_of(annotations: list) -> np.ndarray:
     """Boxes of all annotations, float64 (M, 4), x0 y0 x1 y1 in pixels."""
     modes = {annotation["bbox_mode"] for annotation in annotations}
     boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)

@@ -28,7 +28,7 @@ from ..inference.cpu import tune_cpu
 from ..methods import method_of
 from .log import setup_logging
 
-__all__ = ["argument_parser", "setup"]
+__all__ = ["argument_parser", "register_files", "register_own_data", "setup"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,20 +40,31 @@ def argument_parser(description: str = "") -> argparse.ArgumentParser:
     return parser
 
 
-def _register_own_data(cfg: CfgNode, args) -> None:
-    """Register the four data arguments as the data sets custom_train and custom_val."""
-    for split, key in (("train", "TRAIN"), ("val", "TEST")):
+_OWN = {"train": ("TRAIN", "TRAIN_FILES"), "val": ("TEST", "TEST_FILES")}  # keys of the sets custom_train, custom_val
+
+
+def register_files(cfg: CfgNode) -> None:
+    """Register custom_train and custom_val from DATASETS.TRAIN_FILES and TEST_FILES, if the config uses them."""
+    for split, (key, files) in _OWN.items():
+        if f"custom_{split}" in cfg.DATASETS[key] and cfg.DATASETS[files]:
+            register_coco(f"custom_{split}", *cfg.DATASETS[files])
+
+
+def register_own_data(cfg: CfgNode, args) -> None:
+    """Put the four data arguments, if given, into the config, and register its own data sets."""
+    for split, (key, files) in _OWN.items():
         json_file, images = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
         if bool(json_file) != bool(images):
             given, other = ("json", "images") if json_file else ("images", "json")
             raise ConfigError(f"--{split}-{given} needs --{split}-{other} as well.")
         if json_file:
-            register_coco(f"custom_{split}", json_file, images)
             cfg.DATASETS[key] = (f"custom_{split}",)
+            cfg.DATASETS[files] = tuple(os.path.abspath(os.path.expanduser(path)) for path in (json_file, images))
     if args.train_json and not args.val_json:
         cfg.DATASETS.TEST = ()  # the config's own test set has other classes
     if args.val_json and not args.train_json and not args.eval_only:
         raise ConfigError("--val-json without --train-json: give both, or --eval-only.")
+    register_files(cfg)
 
 
 def _fit_classes(cfg: CfgNode, names: list[str], source: str) -> None:
@@ -204,7 +215,7 @@ def setup(args, cfg: Optional[CfgNode] = None) -> CfgNode:
     logger.debug("Environment:\n%s", doctor.table(doctor.diagnose()))
     logger.debug("Arguments: %s", args)
 
-    _register_own_data(cfg, args)
+    register_own_data(cfg, args)
     if args.eval_only:
         _fit_to_checkpoint(cfg)
     else:

@@ -1,13 +1,14 @@
 """BlendMask (Chen et al., CVPR 2020, arXiv 2001.00309)."""
 
 from ...config.blendmask import add_blendmask_config, check_blendmask_config
-from ...methods import ClassRows, MaskHead, Method, Publication, register_mask_head, register_method
+from ...methods import AutoRecipe, ClassRows, MaskHead, Method, Publication, register_mask_head, register_method
 from .authors import FCOS_HEAD, convert_adelaidet
 from .basis_module import BASIS_MODULE_REGISTRY, DeepLabV3Plus, ProtoNet, build_basis_module
 from .blender import Blender
 from .blendmask import BlendMask
 from .exportable import ExportableBlendMask
 from .mask_head import BlendMaskHead
+from .recipe import recipe_rules
 
 __all__ = [
     "BASIS_MODULE_REGISTRY",
@@ -33,6 +34,7 @@ register_method(
         authors_names={FCOS_HEAD: convert_adelaidet},  # AdelaiDet's FCOS is part of its BlendMask
         panoptic=lambda cfg: cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED,
         exportable=ExportableBlendMask,
+        auto=AutoRecipe("quick/Base-quick-blendmask", "BlendMask/R_50_3x", recipe_rules, "quick/blendmask_photos"),
         publication=Publication(
             "BlendMask",
             "CVPR 2020, arXiv 2001.00309",

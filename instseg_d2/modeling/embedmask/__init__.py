@@ -1,12 +1,13 @@
 """EmbedMask (Ying et al., IJCAI 2021, arXiv 1912.01954)."""
 
 from ...config.embedmask import add_embedmask_config, check_embedmask_config
-from ...methods import ClassRows, MaskHead, Method, Publication, register_mask_head, register_method
+from ...methods import AutoRecipe, ClassRows, MaskHead, Method, Publication, register_mask_head, register_method
 from .authors import MASK_TOWER, convert_embedmask
 from .embedmask import EmbedMask
 from .exportable import ExportableEmbedMask
 from .head import PixelHead, ProposalHead
 from .mask_head import EmbedMaskHead
+from .recipe import recipe_rules
 
 __all__ = ["EmbedMask", "EmbedMaskHead", "PixelHead", "ProposalHead"]
 
@@ -19,6 +20,7 @@ register_method(
         class_layers={"class_logits": ClassRows()},
         authors_names={MASK_TOWER: convert_embedmask},
         exportable=ExportableEmbedMask,
+        auto=AutoRecipe("quick/Base-quick-embedmask", "EmbedMask/v3_R_50_1x", recipe_rules),
         publication=Publication(
             "EmbedMask",
             "arXiv 1912.01954, IJCAI 2021",

@@ -1,7 +1,7 @@
 """InstanceFCN (Dai et al., ECCV 2016, arXiv 1603.08678)."""
 
 from ...config.instancefcn import add_instancefcn_config, check_instancefcn_config
-from ...methods import MaskHead, Method, Publication, register_mask_head, register_method
+from ...methods import AutoRecipe, MaskHead, Method, Publication, register_mask_head, register_method
 from .authors import VGG16_LAST_CONV, convert_vgg16
 from .exportable import ExportableInstanceFCN
 from .head import InstanceFCNHead
@@ -9,6 +9,7 @@ from .inference import ProposalLimits
 from .instancefcn import InstanceFCN
 from .mask_head import AssembleMaskHead
 from .proposal_generator import InstanceFCN as InstanceFCNProposals
+from .recipe import recipe_rules
 from .roi_heads import SegmentROIHeads
 from .targets import WindowRules
 from .vgg import VGG16, build_vgg16_backbone
@@ -33,6 +34,7 @@ register_method(
         class_agnostic=lambda cfg: not cfg.MODEL.INSTANCE_FCN.CLASSIFY,
         authors_names={VGG16_LAST_CONV: convert_vgg16},
         exportable=ExportableInstanceFCN,
+        auto=AutoRecipe("quick/Base-quick-instancefcn", "InstanceFCN/VGG16_k5", recipe_rules),
         publication=Publication(
             "InstanceFCN",
             "ECCV 2016, arXiv 1603.08678",

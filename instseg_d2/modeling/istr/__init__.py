@@ -1,7 +1,7 @@
 """ISTR (Hu et al., arXiv 2105.00637; IEEE TIP 33, 2024)."""
 
 from ...config.istr import add_istr_config, check_istr_config
-from ...methods import ClassRows, MaskHead, Method, Publication, register_mask_head, register_method
+from ...methods import AutoRecipe, ClassRows, MaskHead, Method, Publication, register_mask_head, register_method
 from .authors import convert_istr
 from .autoencoder import AE
 from .components import DCT, PCA, RawMask
@@ -17,6 +17,7 @@ from .embedding import (
 from .exportable import ExportableISTR
 from .istr import ISTR
 from .mask_head import MaskEmbeddingHead
+from .recipe import recipe_rules
 from .refinement import RefinementHeads
 from .roi_heads import ISTRHeads
 
@@ -51,6 +52,7 @@ register_method(
         needs_masks=True,
         authors_names={"pos_embeddings.": convert_istr},
         exportable=ExportableISTR,
+        auto=AutoRecipe("quick/Base-quick-istr", "ISTR/ISTR-R50-3x", recipe_rules),
         publication=Publication(
             "ISTR", "arXiv 2105.00637, IEEE TIP 2024", "https://github.com/hujiecpp/ISTR (Google Drive, Baidu)"
         ),

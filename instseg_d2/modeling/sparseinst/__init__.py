@@ -1,12 +1,13 @@
 """SparseInst (Cheng et al., CVPR 2022, arXiv 2203.12827)."""
 
 from ...config.sparseinst import add_sparseinst_config, check_sparseinst_config
-from ...methods import ClassRows, Method, Publication, register_method
+from ...methods import AutoRecipe, ClassRows, Method, Publication, register_method
 from .authors import convert_sparseinst
 from .criterion import SparseInstCriterion
 from .decoder import SPARSE_INST_DECODER_REGISTRY, BaseIAMDecoder, GroupIAMDecoder, GroupIAMSoftDecoder
 from .encoder import SPARSE_INST_ENCODER_REGISTRY, InstanceContextEncoder
 from .exportable import ExportableSparseInst
+from .recipe import recipe_rules
 from .roi_heads import SparseInstHeads
 from .sparseinst import SparseInst
 
@@ -37,6 +38,7 @@ register_method(
         needs_masks=True,
         authors_names={"encoder.fpn_laterals.": convert_sparseinst},
         exportable=ExportableSparseInst,
+        auto=AutoRecipe("quick/Base-quick-sparseinst", "SparseInst/sparse_inst_r50_giam", recipe_rules),
         publication=Publication(
             "SparseInst", "CVPR 2022, arXiv 2203.12827", "https://github.com/hustvl/SparseInst (Google Drive, Baidu)"
         ),

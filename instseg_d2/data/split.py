@@ -1,0 +1,73 @@
+"""Sets images aside for validation."""
+
+import random
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..files import write_json
+from .coco import require_registered
+from .coco_file import read_json
+from .presence import loading
+
+__all__ = ["held_out", "write_split"]
+
+SHARE, MOST = 0.2, 500  # of the images, at most so many, are for validation
+
+
+def held_out(classes: Sequence[Collection], share: float) -> list[int]:
+    """
+    Draw about this share of the images, at least one and not all; the same ones each time. Of the images with a class
+    the same share is drawn, as far as possible, the rarest class first.
+
+    Args:
+        classes: the classes in each of at least two images.
+
+    Returns:
+        Indices of images, ascending.
+    """
+    number = len(classes)
+    order = random.Random(0).sample(range(number), number)
+    members = defaultdict(list)
+    for image in order:
+        for name in set(classes[image]) or {None}:  # images without objects are a class, too
+            members[name].append(image)
+    drawn, seen = [], set()
+    for images in sorted(members.values(), key=len):
+        missing = round(share * len(images)) - len(set(drawn).intersection(images))
+        drawn += [image for image in images if image not in seen][: max(missing, 0)]
+        seen.update(images)
+    count = min(max(round(share * number), 1), number - 1)
+    others = [image for image in order if image not in set(drawn)]
+    return sorted([*drawn, *others][:count])
+
+
+def write_split(name: str, folder) -> tuple[float, tuple[str, ...]]:
+    """
+    Write a registered COCO data set as two files, train.json and val.json, with a fifth of its images, but at most 500,
+    in the latter.
+
+    Returns:
+        This share, and the absolute paths of the files; 0 and () if there is only one image.
+
+    Raises:
+        DatasetError: the set cannot be loaded, or the folder is not writable.
+    """
+    require_registered(name)
+    with loading([name]):
+        records = DatasetCatalog.get(name)
+    if len(records) < 2:
+        return 0.0, ()
+    share = min(SHARE, MOST / len(records))
+    drawn = held_out([{x["category_id"] for x in record["annotations"]} for record in records], share)
+    ids = {records[index]["image_id"] for index in drawn}
+    content, _ = read_json(MetadataCatalog.get(name).json_file)
+    paths = []
+    for part, inside in (("train", False), ("val", True)):
+        images = [image for image in content["images"] if (image["id"] in ids) == inside]
+        objects = [x for x in content["annotations"] if (x["image_id"] in ids) == inside]
+        paths.append(str((Path(folder) / f"{part}.json").absolute()))
+        write_json(paths[-1], {**content, "images": images, "annotations": objects})
+    return share, tuple(paths)

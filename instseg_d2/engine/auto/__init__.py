@@ -1,0 +1,7 @@
+"""Recipes that configure themselves by the data and the machine."""
+
+from .machine import Machine, this_machine
+from .plan import Plan, auto_setup, fit_plan, make_plan
+from .rules import shared_rules
+
+__all__ = ["Machine", "Plan", "auto_setup", "fit_plan", "make_plan", "shared_rules", "this_machine"]

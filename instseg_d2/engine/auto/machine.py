@@ -1,0 +1,54 @@
+"""The machine that a recipe is made for."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+__all__ = ["Machine", "this_machine"]
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Machine:
+    """
+    Attributes:
+        gpu: train on GPUs.
+        memory: free memory for each process, GiB.
+        processes: number of processes of the training.
+        cores: CPU cores for each process.
+    """
+
+    gpu: bool
+    memory: float
+    processes: int = 1
+    cores: int = 2
+
+
+def _number(path: str, key: str = "") -> float:
+    """The number after ``key`` in a file of the kernel; infinite if there is none."""
+    try:
+        text = Path(path).read_text(encoding="ascii")
+        return float(text.partition(key)[2].split()[0])
+    except (OSError, ValueError, IndexError):
+        return float("inf")
+
+
+def _free_memory() -> float:
+    """Free main memory in GiB, within the limit of a container; 4 where that is unknown."""
+    available = 1024 * _number("/proc/meminfo", "MemAvailable:")
+    group = "/sys/fs/cgroup/memory."
+    limit = _number(f"{group}max") - min(_number(f"{group}current"), 1e18)
+    free = min(available, limit) / _GIB
+    return free if free < float("inf") else 4.0
+
+
+def this_machine(num_gpus: int, num_processes: int, num_machines: int) -> Machine:
+    """The machine as the arguments of `arguments.add_processes` use it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = min(num_gpus, torch.cuda.device_count())
+    local = max(gpus or num_processes, 1)
+    memory = min(torch.cuda.mem_get_info(i)[0] for i in range(gpus)) / _GIB if gpus else _free_memory() / local
+    return Machine(gpus > 0, memory, local * num_machines, max(cores // local, 1))

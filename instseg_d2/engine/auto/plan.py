@@ -1,0 +1,248 @@
+"""Makes a recipe for a data set and this machine: a base recipe, and decisions with their reasons."""
+
+import copy
+import itertools
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+
+from ...checkpoint import check_named
+from ...config import check_config, get_value, load_config, merge_overrides
+from ...config.detectron2_files import find_config_file
+from ...data.coco import require_registered
+from ...data.fingerprint import Fingerprint, take_fingerprint
+from ...data.split import write_split
+from ...errors import CheckpointError, ConfigError
+from ...files import write_bytes
+from ...methods import AutoRecipe, method_of, methods
+from ..minutes import SCHEDULE, fit_to_minutes
+from ..setup import register_files, register_own_data, setup
+from .machine import Machine, this_machine
+from .rules import Decisions, shared_rules
+from .writing import nested, recipe_text
+
+__all__ = ["Plan", "auto_setup", "fit_plan", "make_plan"]
+
+logger = logging.getLogger(__name__)
+
+MUCH = 1000  # images, from which a GPU is worth a recipe of the authors
+PHOTOS = 0.8  # share of photos, from which ImageNet's weights help
+AUTHORS_BATCH = 8  # recipes with such batches are for GPUs
+
+
+def _overrides(opts) -> dict:
+    """{key: value as written} of the overrides on the command line."""
+    return dict(zip(opts[::2], opts[1::2]))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    Attributes:
+        base: name or file of the recipe that this one is based on; reason: why this one.
+        data: the fingerprint.
+        decisions: config key -> (value, reason).
+        opts: alternating keys and values from the command line, which come last.
+    """
+
+    base: str
+    reason: str
+    data: Fingerprint
+    decisions: Decisions
+    opts: tuple = ()
+
+    def all_decisions(self) -> Decisions:
+        """Also those of the command line."""
+        values = load_config("", self.opts)  # with the types of their keys
+        given = {key: (get_value(values, key), "given on the command line") for key in _overrides(self.opts)}
+        return {**self.decisions, **given}
+
+    def text(self) -> str:
+        """The recipe: a YAML file."""
+        decisions = self.all_decisions()
+        tree = CfgNode.load_yaml_with_base(find_config_file(self.base), allow_unsafe=False)
+        tree = _merged(tree, nested({key: value for key, (value, _) in decisions.items()}))
+        head = [
+            f"Made by `instseg recipe` from {self.base}: {self.reason}. Values without a comment are from there.",
+            *self.data.lines(),
+        ]
+        return recipe_text(head, tree, {key: reason for key, (_, reason) in decisions.items()})
+
+    def write(self, file: str) -> None:
+        """Write the recipe, whole or not at all."""
+        write_bytes(file, self.text().encode())
+
+    def table(self) -> str:
+        """The fingerprint, and key, value and reason of each decision."""
+        rows = [(key, str(value), reason) for key, (value, reason) in self.all_decisions().items()]
+        widths = [min(max(len(row[column]) for row in rows), 48) for column in range(2)]
+        lines = [f"{key:<{widths[0]}}  {value:<{widths[1]}}  {reason}" for key, value, reason in rows]
+        return "\n".join([*self.data.lines(), "", f"Based on {self.base}: {self.reason}.", "", *lines])
+
+
+def _merged(tree: dict, other: Mapping) -> dict:
+    for name, value in other.items():
+        inner = tree.get(name)
+        tree[name] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, Mapping) else value
+    return tree
+
+
+def _auto_of(name: str) -> AutoRecipe:
+    known = {method.name.lower(): method for method in methods() if method.auto}
+    if (name or "").lower() not in known:
+        names = ", ".join(sorted(method.name for method in known.values()))
+        given = f"there is no method {name}" if name else "a recipe needs a method to start from, or a --config-file"
+        raise ConfigError(f"{given}: --method takes {names}.")
+    return known[name.lower()].auto
+
+
+def _missing_weights(recipe: str) -> str:
+    """Why the weights of a recipe cannot be used; empty if they can."""
+    try:
+        check_named(load_config(recipe).MODEL.WEIGHTS)
+    except CheckpointError as error:
+        return str(error).rstrip(".")
+    return ""
+
+
+def _base(auto: AutoRecipe, data: Fingerprint, machine: Machine) -> tuple[str, str]:
+    """The recipe to build on, and why."""
+    if machine.gpu and data.num_images >= MUCH:
+        return auto.large, f"the authors' recipe, for a GPU and {data.num_images} images"
+    where = f"a small network, for {data.num_images} images" if machine.gpu else "a small network, for CPUs"
+    if not auto.photos or data.photos < PHOTOS:
+        return auto.small, f"{where}, trained from scratch"
+    missing = _missing_weights(auto.photos)
+    if missing:
+        return auto.small, f"{where}, from scratch, although ImageNet's weights help with photos: {missing}"
+    return auto.photos, f"{where}, which starts from ImageNet's weights since these are photos in colour"
+
+
+def _own_sets(cfg: CfgNode, file: str) -> Decisions:
+    """The data sets, with a validation set: registers them, and splits one off if there is none."""
+    node = cfg.DATASETS
+    if not node.TRAIN:
+        raise ConfigError("a recipe needs data: give --train-json and --train-images, or DATASETS.TRAIN '(\"NAME\",)'.")
+    reasons = {"TRAIN": "as given", "TEST": "as given" if node.TEST else "none was given, and none can be split off"}
+    name = node.TRAIN[0]
+    require_registered(name)
+    metadata, files = MetadataCatalog.get(name), ()
+    if not node.TEST and len(node.TRAIN) == 1 and metadata.get("evaluator_type") == "coco":
+        share, files = write_split(name, f"{os.path.splitext(file)[0]}_split")
+    if files:
+        node.TRAIN, node.TEST = ("custom_train",), ("custom_val",)
+        node.TRAIN_FILES, node.TEST_FILES = ((path, metadata.image_root) for path in files)
+        drawn = f"{share:.2g} of the images of {name}, at random, the same share of each class"
+        reasons = {"TRAIN": f"{name} without those of the validation", "TEST": drawn}
+        register_files(cfg)
+    decisions = {f"DATASETS.{key}": (node[key], reason) for key, reason in reasons.items()}
+    for key in ("TRAIN_FILES", "TEST_FILES"):
+        if node[key]:
+            decisions[f"DATASETS.{key}"] = (node[key], "annotations, folder of the images")
+    return decisions
+
+
+def output_folder(args) -> str:
+    """OUTPUT_DIR of the command line, or a folder named after the method or the base recipe."""
+    base = os.path.splitext(os.path.basename(args.method or args.config_file or ""))[0]
+    return _overrides(args.opts).get("OUTPUT_DIR", os.path.join("output", f"{base.lower()}_auto"))
+
+
+def make_plan(args, file: str) -> Plan:
+    """
+    Decide everything but the schedule for --minutes.
+
+    Args:
+        args: of `arguments.add_training`; a --config-file is the base, otherwise --method chooses it.
+        file: where the recipe will be. A validation set that is split off is written beside it.
+
+    Raises:
+        ConfigError, DatasetError: the method or the data is unknown, or an override is wrong.
+    """
+    if args.method and args.config_file:
+        raise ConfigError("a recipe is made from --config-file FILE, or for --method NAME: leave one of them out.")
+    auto = None if args.config_file else _auto_of(args.method)
+    cfg = load_config("", args.opts)
+    if "DATASETS.TRAIN" not in _overrides(args.opts):
+        cfg.DATASETS.TRAIN = ()
+    register_own_data(cfg, args)
+    sets = _own_sets(cfg, file)
+    data = take_fingerprint(cfg.DATASETS.TRAIN)
+    gpus = 0 if cfg.MODEL.DEVICE == "cpu" else args.num_gpus
+    machine = this_machine(gpus, args.num_processes, args.num_machines)
+    base, reason = _base(auto, data, machine) if auto else (args.config_file, "as given")
+
+    cfg = load_config(base)
+    method, small = method_of(cfg), cfg.SOLVER.IMS_PER_BATCH < AUTHORS_BATCH
+    decisions = {**sets, "OUTPUT_DIR": (output_folder(args), "checkpoints, log and results")}
+    if getattr(args, "freeze_backbone", None) is not None:
+        decisions["SOLVER.FREEZE_BACKBONE_ITER"] = (args.freeze_backbone, "--freeze-backbone")
+    decisions |= shared_rules(cfg, data, machine, small)
+    _merge_values(cfg, decisions, args.opts)
+    if method.auto:
+        decisions |= method.auto.rules(cfg, data, small)
+        _merge_values(cfg, decisions, args.opts)
+    check_config(cfg)
+    return Plan(base, reason, data, decisions, tuple(args.opts))
+
+
+def _merge_values(cfg: CfgNode, decisions: Decisions, opts) -> None:
+    merge_overrides(cfg, [*itertools.chain(*((key, value) for key, (value, _) in decisions.items())), *opts])
+
+
+def _of_file(args, file: str):
+    """The arguments of a training with a recipe."""
+    args = copy.copy(args)
+    args.config_file, args.opts = file, []
+    args.train_json = args.train_images = args.val_json = args.val_images = None
+    return args
+
+
+def _fitted(plan: Plan, args, begun: float, cfg: CfgNode) -> tuple[Plan, CfgNode]:
+    """Fit the schedule of a config, and put it into its plan."""
+    fitted = fit_to_minutes(cfg, args.minutes, begun, args.resume)
+    reason = f"for {args.minutes:g} minutes on this machine"
+    changed = {key: (value, reason) for key in SCHEDULE if (value := get_value(fitted, key)) != get_value(cfg, key)}
+    opts = [word for key, value in _overrides(plan.opts).items() if key not in changed for word in (key, value)]
+    return replace(plan, decisions={**plan.decisions, **changed}, opts=tuple(opts)), fitted
+
+
+def fit_plan(plan: Plan, args, begun: float) -> Plan:
+    """The plan with a schedule for ``args.minutes`` from ``begun`` on, see `fit_to_minutes`. Leaves no files."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "recipe.yaml")
+        plan.write(file)
+        cfg = setup(_of_file(args, file), load_config(file, ["OUTPUT_DIR", folder]))
+        return _fitted(plan, args, begun, cfg)[0]
+
+
+def auto_setup(args, begun: float) -> CfgNode:
+    """
+    Like `setup`, with a recipe made for the data and this machine, which is written to ``OUTPUT_DIR/recipe.yaml``.
+    Training with that file is the same training. A resumed run keeps its recipe. Call it in all processes.
+
+    Args:
+        begun: ``time.perf_counter()`` at the start of the command, for --minutes.
+    """
+    file, plan = os.path.expanduser(os.path.join(output_folder(args), "recipe.yaml")), None
+    kept = args.resume and os.path.isfile(file)
+    if comm.is_main_process() and not kept:
+        plan = make_plan(args, file)
+        plan.write(file)
+    plan = comm.all_gather(plan)[0]  # the others wait for the file
+    cfg = setup(_of_file(args, file))
+    if plan is None:
+        logger.info("--auto: the run in %s keeps its recipe.", cfg.OUTPUT_DIR)
+        return fit_to_minutes(cfg, args.minutes, begun, resume=True) if args.minutes else cfg
+    if args.minutes:
+        plan, cfg = _fitted(plan, args, begun, cfg)
+        if comm.is_main_process():
+            plan.write(file)
+    logger.info("The recipe, with reasons, is in %s.\n%s", file, plan.table())
+    return cfg

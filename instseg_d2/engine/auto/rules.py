@@ -1,0 +1,207 @@
+"""
+The rules that all methods share: from the fingerprint of the data and the machine to values of config keys, each with
+its reason. A method's own rules, in ``modeling/<method>/recipe.py``, come after these and may replace them.
+"""
+
+import math
+
+from detectron2.config import CfgNode
+
+from ...data.fingerprint import Fingerprint
+from ...methods import method_of
+from .machine import Machine
+
+__all__ = ["Decisions", "shared_rules"]
+
+Decisions = dict[str, tuple[object, str]]  # config key -> (value, reason)
+
+SMALL, TYPICAL = 12, 24  # pixels at the network's input: of the objects, three quarters and half should be larger
+ENLARGED = 1.5  # at most; more adds pixels, but nothing to see
+SMALLER, LARGER = 5 / 6, 7 / 6  # of the side, also used in training
+SIDES = {False: (192, 384), True: (384, 800)}  # shorter side at the network's input, on CPUs and on GPUs
+LARGEST_TEST = {False: 1536, True: 2400}  # shorter side of an image that is tested as a whole
+BYTES_OF_PIXEL = 3000  # of a training step, for each pixel of the input
+RARE = 10  # classes are rare that are in so many times fewer images than the class of a typical object
+MARGIN = 1.2  # more detections than objects in the fullest image
+
+
+def _in_32(pixels: float) -> int:
+    """The nearest multiple of 32, the stride of the last map."""
+    return max(32, 32 * round(pixels / 32))
+
+
+def _up_to_32(pixels: float) -> int:
+    return 32 * math.ceil(pixels / 32)
+
+
+def _train_sizes(side: float) -> tuple:
+    return tuple(sorted({_in_32(side * factor) for factor in (SMALLER, 1, LARGER)}))
+
+
+def _stretch(data: Fingerprint) -> float:
+    """Longest side / shorter side: that of almost all images, within limits."""
+    return min(max(data.image_aspect.q95, 4 / 3), 3)
+
+
+def _sizes(data: Fingerprint, machine: Machine) -> Decisions:
+    """Input size and its range, and crops where the whole image would have to shrink too much."""
+    low, high = SIDES[machine.gpu]
+    image = data.image_side.q50
+    wanted = max(SMALL / data.relative_size.q25, TYPICAL / data.relative_size.q50)
+    enlarged = ENLARGED * image / LARGER  # the largest of the three sizes is no larger
+    side = _in_32(min(max(wanted, low), high, enlarged))
+    shrunk = data.size.q25 * side / image  # a small object at this size
+    scale = min(1.0, max(SMALL / data.size.q25, TYPICAL / data.size.q50))  # at which objects are large enough
+    if shrunk < SMALL and side / scale < 0.75 * image:
+        return _crops(data, machine, side, scale)
+    sizes = _train_sizes(side)
+    test = _in_32(min(max(image, sizes[-1]), max(1.3 * side, sizes[-1])))
+    stretch = _stretch(data)
+    if enlarged <= min(max(wanted, low), high):
+        why = f"images of about {image:g} pixels are enlarged at most {ENLARGED:g} times"
+    elif wanted > high:
+        why = f"at most {high} on {'a GPU' if machine.gpu else 'CPUs'}; objects would like {wanted:.0f}"
+    else:
+        why = f"three quarters of the objects then have over {SMALL} pixels, half over {TYPICAL}; at least {low}"
+    return {
+        "INPUT.MIN_SIZE_TRAIN": (sizes, f"shorter side around {side}: {why}"),
+        "INPUT.MAX_SIZE_TRAIN": (_up_to_32(sizes[-1] * stretch), f"95 % of the images are at most {stretch:.2g} : 1"),
+        "INPUT.MIN_SIZE_TEST": (test, "up to 1.3 times the training's size, but no larger than the images need"),
+        "INPUT.MAX_SIZE_TEST": (_up_to_32(test * stretch), "the same shape"),
+        "INPUT.CROP.ENABLED": (False, f"a quarter of the objects are below {shrunk:.0f} pixels in whole images"),
+    }
+
+
+def _crops(data: Fingerprint, machine: Machine, side: int, scale: float) -> Decisions:
+    crop, sizes = round(side / scale), _train_sizes(side)
+    largest = LARGEST_TEST[machine.gpu]
+    whole = _in_32(data.image_side.q50 * scale)
+    test = min(whole, largest)
+    shrunk = data.size.q25 * side / data.image_side.q50
+    tile = round(test / scale)
+    advice = f"; larger images: instseg predict --tile {tile}"
+    return {
+        "INPUT.CROP.ENABLED": (
+            True,
+            f"a quarter of the objects would be below {shrunk:.1f} pixels in whole images of {side}",
+        ),
+        "INPUT.CROP.SCHEME": ("before_resize", "windows of the original image"),
+        "INPUT.CROP.TYPE": ("absolute", "in pixels of the original image"),
+        "INPUT.CROP.SIZE": (
+            (crop, crop),
+            f"becomes {side}: {scale:.2g} times the size, three quarters of the objects have over {SMALL}",
+        ),
+        "INPUT.MIN_SIZE_TRAIN": (sizes, f"the crop's shorter side around {side}"),
+        "INPUT.MAX_SIZE_TRAIN": (2 * sizes[-1], "crops of images that are smaller on one side"),
+        "INPUT.MIN_SIZE_TEST": (
+            test,
+            ("objects of the same size as in training" if test == whole else f"at most {largest}") + advice,
+        ),
+        "INPUT.MAX_SIZE_TEST": (_up_to_32(test * _stretch(data)), "the same shape"),
+    }
+
+
+def _batch(cfg: CfgNode, data: Fingerprint, machine: Machine, sizes: Decisions) -> Decisions:
+    """Batch and learning rate; the base's batch if the memory allows."""
+    pixels = sizes["INPUT.MIN_SIZE_TRAIN"][0][-1] * sizes["INPUT.MAX_SIZE_TRAIN"][0]
+    fitting = max(int(machine.memory * 2**30 * 0.7 / (pixels * BYTES_OF_PIXEL)), 1) * machine.processes
+    base = cfg.SOLVER.IMS_PER_BATCH
+    batch = base
+    while batch > max(fitting, machine.processes):
+        batch //= 2
+    batch = max(batch // machine.processes, 1) * machine.processes
+    why = "the base recipe's"
+    if batch != base:
+        why = f"{machine.memory:.0f} GiB of free memory, {machine.processes} processes; the base recipe has {base}"
+    sgd = (cfg.SOLVER.OPTIMIZER or method_of(cfg).optimizer).upper() == "SGD"
+    ratio = batch / base
+    rate = float(f"{cfg.SOLVER.BASE_LR * (ratio if sgd else math.sqrt(ratio)):.3g}")
+    why_rate = "the base recipe's"
+    if batch != base:
+        factor = f"{ratio:.2g}" if sgd else f"the root of {ratio:.2g}"
+        why_rate = f"{cfg.SOLVER.BASE_LR:g} of the base recipe times {factor}, for the batch"
+    return {
+        "SOLVER.IMS_PER_BATCH": (batch, why),
+        "SOLVER.BASE_LR": (rate, why_rate),
+    }
+
+
+def _schedule(cfg: CfgNode, data: Fingerprint, batch: int, small: bool) -> Decisions:
+    """Iterations by the number of images; --minutes rescales them."""
+    images = data.num_images - data.num_empty
+    epochs = 12 if small else 24
+    low, high = 600 if small else 3000, cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH // batch
+    high = 4000 if small else high
+    wanted = round(epochs * images / batch)
+    iterations = min(max(wanted, low), max(high, low))
+    factor = iterations / cfg.SOLVER.MAX_ITER
+    limit = f", at least {low}" if wanted < low else f", at most {high}" if wanted > high else ""
+    decisions = {
+        "SOLVER.MAX_ITER": (iterations, f"{epochs} times {images} images{limit}; --minutes fits it to a time"),
+        "SOLVER.WARMUP_ITERS": (
+            min(cfg.SOLVER.WARMUP_ITERS, iterations // 6),
+            "the base recipe's, but at most a sixth of the iterations",
+        ),
+    }
+    if cfg.SOLVER.STEPS:
+        steps = tuple(round(step * factor) for step in cfg.SOLVER.STEPS)
+        decisions["SOLVER.STEPS"] = (steps, "after the same shares of the iterations as in the base recipe")
+    return decisions
+
+
+def _classes(data: Fingerprint) -> Decisions:
+    """Images of rare classes are drawn more often."""
+    images = {name: count for name, count in data.class_images.items() if count}
+    typical = sum(count * count for count in images.values()) / sum(images.values())  # of the class of a random label
+    name = min(images, key=images.get)
+    seen = f"{name} is in {images[name]} images, the class of a typical object in {typical:.0f}"
+    rare = sum(count * RARE < typical for count in images.values())
+    if not rare:
+        return {"DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", f"no class is rare: {seen}")}
+    threshold = float(f"{typical / RARE / (data.num_images - data.num_empty):.3g}")
+    return {
+        "DATALOADER.SAMPLER_TRAIN": ("RepeatFactorTrainingSampler", f"{rare} classes are rare: {seen}"),
+        "DATALOADER.REPEAT_THRESHOLD": (
+            threshold,
+            f"classes in a smaller share of the images are rare, 1/{RARE} of that",
+        ),
+    }
+
+
+def _augmentation(data: Fingerprint) -> Decisions:
+    """All decisions on augmentation belong here."""
+    return {"INPUT.RANDOM_FLIP": ("horizontal", "what hangs or stands in an image keeps its up")}
+
+
+def _detections(data: Fingerprint) -> Decisions:
+    cap = max(100, 50 * math.ceil(MARGIN * data.max_objects / 50))
+    return {"TEST.DETECTIONS_PER_IMAGE": (cap, f"an image has up to {data.max_objects} objects")}
+
+
+def _machine(cfg: CfgNode, machine: Machine) -> Decisions:
+    workers = min(machine.cores, 8) if machine.gpu else 1
+    decisions = {
+        "DATALOADER.NUM_WORKERS": (workers, f"{machine.cores} cores for each process"),
+        "SOLVER.AMP.ENABLED": (True, "float16" if machine.gpu else "bfloat16, if the CPU supports it"),
+    }
+    if cfg.SEED < 0:
+        decisions["SEED"] = (1, "so that the training can be repeated")
+    return decisions
+
+
+def shared_rules(cfg: CfgNode, data: Fingerprint, machine: Machine, small: bool) -> Decisions:
+    """
+    Args:
+        cfg: the config of the recipe that everything is based on.
+        small: it is for CPUs or small data, as those of ``quick/``, not one of the authors'.
+    """
+    decisions = _sizes(data, machine)
+    decisions |= _batch(cfg, data, machine, decisions)
+    decisions |= _schedule(cfg, data, decisions["SOLVER.IMS_PER_BATCH"][0], small)
+    return {
+        **decisions,
+        **_classes(data),
+        **_augmentation(data),
+        **_detections(data),
+        **_machine(cfg, machine),
+    }

@@ -1,0 +1,45 @@
+"""Rules for SparseInst's recipes, see `methods.AutoRecipe`."""
+
+import math
+
+from detectron2.config import CfgNode
+
+from ...data.fingerprint import Fingerprint, network_side
+from ..recipe_rules import cheaper_steps
+
+__all__ = ["recipe_rules"]
+
+MOST = 500  # slots
+MANY = 100
+FINE = 24  # pixels: smaller objects are hard to tell apart on a map of stride 8
+
+
+def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool) -> dict:
+    """Slots by the number of objects; a finer map if these are small; in small recipes, narrow layers for many."""
+    node = cfg.MODEL.SPARSE_INST
+    wanted = 20 * math.ceil(1.2 * data.max_objects / 20)
+    slots = min(max(wanted, node.DECODER.NUM_MASKS), MOST)
+    limit = f", at most {MOST} slots" if wanted > MOST else ""
+    decisions = {
+        "MODEL.SPARSE_INST.DECODER.NUM_MASKS": (slots, f"an image has up to {data.max_objects} objects{limit}"),
+        "MODEL.SPARSE_INST.MAX_DETECTIONS": (slots, "one of each slot"),
+    }
+    size = network_side(cfg, data) * data.relative_size.q50
+    if size < FINE and cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":
+        reason = f"half of the objects are below {size:.0f} pixels: features of stride 4"
+        decisions |= {
+            "MODEL.RESNETS.OUT_FEATURES": (["res2", "res3", "res4"], reason),
+            "MODEL.SPARSE_INST.ENCODER.IN_FEATURES": (["res2", "res3", "res4"], reason),
+            "MODEL.SPARSE_INST.DECODER.SCALE_FACTOR": (1.0, "the features are as fine as the masks"),
+        }
+    if slots <= MANY or not small:
+        return decisions
+    narrow = f"narrow, since {slots} slots each have a map"
+    return {
+        **decisions,
+        **cheaper_steps(cfg, f"{slots} slots take many steps to divide the image among themselves"),
+        "MODEL.SPARSE_INST.ENCODER.NUM_CHANNELS": (64, narrow),
+        "MODEL.SPARSE_INST.DECODER.INST.DIM": (64, narrow),
+        "MODEL.SPARSE_INST.DECODER.MASK.DIM": (64, narrow),
+        "MODEL.SPARSE_INST.DECODER.GROUPS": (1, "the same"),
+    }

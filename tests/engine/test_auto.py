@@ -1,0 +1,290 @@
+"""Recipes that configure themselves: decisions derived by hand, the YAML file, and the commands."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from instseg_d2.commands import parse, run
+from instseg_d2.config import check_config, load_config
+from instseg_d2.config.recipes import find_recipe
+from instseg_d2.data import register_coco
+from instseg_d2.data.fingerprint import fingerprint_of, network_side
+from instseg_d2.engine import setup
+from instseg_d2.engine.auto import Machine, make_plan, shared_rules
+from instseg_d2.engine.auto.plan import _base
+from instseg_d2.engine.auto.writing import nested, recipe_text
+from instseg_d2.methods import method_of, methods
+from tests.coco_sets import rectangles, write_set
+from tests.fingerprints import record
+
+LAPTOP, GPU = Machine(gpu=False, memory=8.0), Machine(gpu=True, memory=80.0, cores=16)
+RECIPES = {method.name: method.auto for method in methods() if method.auto}
+
+
+def several(images, size, objects, side, classes=1):
+    """``images`` of a size with so many square objects each, of the classes in turn."""
+    boxes = [(0, 0, side, side) for _ in range(objects)]
+    return [record(*size, [(*box, (i + j) % classes) for j, box in enumerate(boxes)]) for i in range(images)]
+
+
+def decided(records, classes=1, name="BlendMask", machine=LAPTOP, base=None):
+    """The values of all rules."""
+    data = fingerprint_of(records, [f"class {i}" for i in range(classes)])
+    cfg = load_config(base or RECIPES[name].small)
+    small = cfg.SOLVER.IMS_PER_BATCH < 8
+    found = dict(shared_rules(cfg, data, machine, small))
+    for key, (value, _) in found.items():
+        cfg.merge_from_list([key, value])
+    found |= method_of(cfg).auto.rules(cfg, data, small)
+    assert all(reason for _, reason in found.values())
+    return {key: value for key, (value, _) in found.items()}
+
+
+def test_every_method_has_recipes_to_start_from():
+    assert set(RECIPES) == {"BlendMask", "EmbedMask", "InstanceFCN", "ISTR", "SparseInst"}
+    for auto in RECIPES.values():
+        assert all(find_recipe(name) for name in (auto.small, auto.large, auto.photos or auto.small))
+
+
+def test_large_objects():
+    """
+    Of 240 pixels, half of the shorter side of 480: 192 is enough, and the image has more. 12 x 50 / 4 iterations are
+    fewer than 600. Their half, 48 pixels, is where the first level's range ends; the third begins at 96.
+    """
+    values = decided(several(50, (640, 480), 1, 240))
+    assert values["INPUT.MIN_SIZE_TRAIN"] == (160, 192, 224)
+    assert values["INPUT.MAX_SIZE_TRAIN"] == 320
+    assert (values["INPUT.MIN_SIZE_TEST"], values["INPUT.MAX_SIZE_TEST"]) == (256, 352)
+    assert not values["INPUT.CROP.ENABLED"]
+    assert (values["SOLVER.IMS_PER_BATCH"], values["SOLVER.BASE_LR"], values["SOLVER.MAX_ITER"]) == (4, 0.006, 600)
+    assert values["SOLVER.WARMUP_ITERS"] == 100
+    assert values["TEST.DETECTIONS_PER_IMAGE"] == 100
+    assert values["DATALOADER.SAMPLER_TRAIN"] == "TrainingSampler"
+    assert values["MODEL.FCOS.SIZES_OF_INTEREST"] == [48]
+    assert values["MODEL.FCOS.FPN_STRIDES"] == [8, 16]
+    assert values["MODEL.FCOS.IN_FEATURES"] == ["p3", "p4"]
+    assert values["MODEL.FCOS.TOP_LEVELS"] == 0
+
+
+def test_tiny_objects_in_huge_photos():
+    """20 of 3000 pixels: 2.6 in an image of 384, so crops of 384 pixels are not resized; a test image has 1536."""
+    records = several(20, (4000, 3000), 10, 20)
+    values = decided(records)
+    assert (values["INPUT.CROP.ENABLED"], values["INPUT.CROP.SCHEME"]) == (True, "before_resize")
+    assert (values["INPUT.CROP.TYPE"], values["INPUT.CROP.SIZE"]) == ("absolute", (384, 384))
+    assert values["INPUT.MIN_SIZE_TRAIN"] == (320, 384, 448)
+    assert (values["INPUT.MIN_SIZE_TEST"], values["INPUT.MAX_SIZE_TEST"]) == (1536, 2048)
+    data, cfg = fingerprint_of(records, ["a"]), load_config(RECIPES["BlendMask"].small)
+    reason = shared_rules(cfg, data, LAPTOP, True)["INPUT.MIN_SIZE_TEST"][1]
+    assert "instseg predict --tile 1536" in reason
+    for key in ("INPUT.CROP.ENABLED", "INPUT.CROP.SIZE", "INPUT.MIN_SIZE_TRAIN"):
+        cfg.merge_from_list([key, values[key]])
+    assert network_side(cfg, data) == 3000
+
+
+def test_larger_objects_in_huge_photos_shrink():
+    """Of 60 of 3000 pixels, 24 are enough: crops of 384 / 0.4. Such a crop has 0.32 of the image's side."""
+    values = decided(several(20, (4000, 3000), 10, 60), name="InstanceFCN")
+    assert values["INPUT.CROP.SIZE"] == (960, 960)
+    assert values["INPUT.MIN_SIZE_TRAIN"] == (549,)  # 34.3 x 0.32 / 0.02
+    assert values["MODEL.INSTANCE_FCN.SCALES_TEST"] == (1715,)  # 34.3 / 0.02
+
+
+def test_small_images_are_enlarged_by_half():
+    """Of objects of 8 of 100 pixels: 300 would be best, but 150 is the largest size that the images give."""
+    values = decided(several(30, (100, 100), 5, 8))
+    assert values["INPUT.MIN_SIZE_TRAIN"] == (96, 128, 160)
+    assert values["INPUT.MIN_SIZE_TEST"] == 160
+
+
+def test_crowded_images():
+    """375 objects in one of ten images, 40 in the others: their 99 % quantile is 40 + 0.91 x 335, rounded up."""
+    records = [*several(9, (500, 400), 40, 20), *several(1, (500, 400), 375, 20)]
+    values = decided(records)
+    assert values["TEST.DETECTIONS_PER_IMAGE"] == values["MODEL.FCOS.POST_NMS_TOPK_TEST"] == 450
+    assert values["MODEL.FCOS.PRE_NMS_TOPK_TEST"] == 1800
+    values = decided(records, name="EmbedMask")
+    assert (values["TEST.DETECTIONS_PER_IMAGE"], values["MODEL.EMBED_MASK.PRE_NMS_TOP_N"]) == (450, 1800)
+    values = decided(records, name="SparseInst")
+    assert values["MODEL.SPARSE_INST.DECODER.NUM_MASKS"] == values["MODEL.SPARSE_INST.MAX_DETECTIONS"] == 460
+    assert (values["SOLVER.IMS_PER_BATCH"], values["MODEL.SPARSE_INST.DECODER.GROUPS"]) == (2, 1)
+    assert values["SOLVER.BASE_LR"] == pytest.approx(0.002 / 2**0.5, rel=1e-2)
+    values = decided(records, name="ISTR")
+    assert (values["MODEL.ISTR.NUM_PROPOSALS"], values["TEST.DETECTIONS_PER_IMAGE"]) == (200, 200)
+    assert decided(records, name="ISTR", base=RECIPES["ISTR"].large)["MODEL.ISTR.NUM_PROPOSALS"] == 550
+    assert decided(records, name="InstanceFCN")["MODEL.INSTANCE_FCN.TOP_WINDOWS"] == 3000
+
+
+def test_rare_classes():
+    """
+    One class in all of 100 images, 80 others in one each: a typical label's class is in (100 x 100 + 80) / 180 = 56, a
+    tenth of which is 0.056 of the images. Eighty classes that are equally frequent are not rare.
+    """
+    rare = [record(64, 64, [(0, 0, 30, 30, 0), (0, 0, 30, 30, 1 + min(i, 80))]) for i in range(100)]
+    for image in rare[80:]:
+        del image["annotations"][1]
+    values = decided(rare, 81)
+    assert values["DATALOADER.SAMPLER_TRAIN"] == "RepeatFactorTrainingSampler"
+    assert values["DATALOADER.REPEAT_THRESHOLD"] == 0.056
+    equal = several(160, (64, 64), 1, 30, classes=80)
+    assert decided(equal, 80)["DATALOADER.SAMPLER_TRAIN"] == "TrainingSampler"
+
+
+def test_scales_of_windows():
+    """Longer sides of 0.1 and 0.4 of the image are 48 pixels at 480 and 120, and between these at the roots of 2."""
+    records = [record(300, 300, [(0, 0, side, 20, 0)] * 10) for side in (30, 120) * 5]
+    values = decided(records, name="InstanceFCN")
+    assert values["INPUT.MIN_SIZE_TRAIN"] == values["MODEL.INSTANCE_FCN.SCALES_TEST"] == (120, 170, 240, 339, 480)
+    assert values["INPUT.MIN_SIZE_TEST"] == 0
+
+
+def test_little_memory():
+    """448 x 512 pixels of 3000 bytes are 0.64 GiB: 0.7 of 2 GiB hold two of them."""
+    records = several(50, (1000, 900), 3, 40)
+    values = decided(records, machine=Machine(gpu=False, memory=2.0))
+    assert (values["INPUT.MIN_SIZE_TRAIN"], values["INPUT.MAX_SIZE_TRAIN"]) == ((320, 384, 448), 608)
+    assert values["SOLVER.IMS_PER_BATCH"] == 1
+    assert values["SOLVER.BASE_LR"] == 0.003  # of 0.006, the root of 1 / 4
+    values = decided(records, machine=Machine(gpu=False, memory=0.1, processes=2))
+    assert values["SOLVER.IMS_PER_BATCH"] == 2
+
+
+def test_a_gpu_and_much_data():
+    """3200 images, 24 times, in batches of 16; the steps of the authors' schedule keep their places."""
+    values = decided(several(3200, (640, 480), 2, 60), machine=GPU, base=RECIPES["BlendMask"].large)
+    assert (values["SOLVER.IMS_PER_BATCH"], values["SOLVER.BASE_LR"]) == (16, 0.01)
+    assert (values["SOLVER.MAX_ITER"], values["SOLVER.STEPS"]) == (4800, (3733, 4444))
+    assert (values["DATALOADER.NUM_WORKERS"], values["SEED"]) == (8, 1)
+
+
+def test_the_base():
+    few, many = (fingerprint_of(several(n, (64, 64), 1, 20), ["a"]) for n in (50, 1000))
+    auto = RECIPES["EmbedMask"]
+    assert _base(auto, many, GPU)[0] == auto.large
+    assert _base(auto, few, GPU)[0] == _base(auto, many, LAPTOP)[0] == auto.small
+
+
+# --- the file ---
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Arguments that name ten images with three rectangles each."""
+    monkeypatch.setenv("INSTSEG_CACHE", str(tmp_path / "cache"))
+    path, images = write_set(tmp_path, rectangles(30), per_image=3)
+    return ["--train-json", path, "--train-images", images]
+
+
+def test_reasons_are_comments():
+    values = {"A.B": (1, 2), "A.C": "x: y", "D": 1e-5, "A.E.F": True, "A.G": []}
+    text = recipe_text(["Head."], nested(values), {"A.B": "two: # numbers", "D": "long " * 30})
+    assert text.splitlines() == [
+        "# Head.", "A:", "  B: [1, 2]  # two: # numbers", "  C: 'x: y'", "  E:", "    F: true", "  G: []",
+        "# " + ("long " * 23).strip(), "# " + ("long " * 7).strip(), "D: 1.0e-05",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*RECIPES, "MaskRCNN-heads/embed_mask_rcnn_R_50_FPN_1x"])
+def test_round_trip(tmp_path, data, name):
+    """The file has the decisions as values, is valid and builds the model; also for heads, by --config-file."""
+    file, base = (
+        str(tmp_path / "recipe.yaml"),
+        ["--method", name.lower()] if name in RECIPES else ["--config-file", name],
+    )
+    words = ["MODEL.DEVICE", "meta", "SOLVER.STEPS", "(7, 9)"]
+    args = parse("recipe", ["--output", file, *base, *data, *words])
+    plan = make_plan(args, file)
+    plan.write(file)
+    cfg = load_config(file)
+    check_config(cfg)
+    for key, (value, reason) in plan.all_decisions().items():
+        found = cfg
+        for part in key.split("."):
+            found = found[part]
+        assert found == value or list(found) == list(value), key
+        assert reason
+    assert cfg.SOLVER.STEPS == (7, 9)
+    assert "STEPS: [7, 9]  # given on the command line" in Path(file).read_text()
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("custom_train",), ("custom_val",))
+    parts = [json.loads(Path(files[0]).read_text()) for files in (cfg.DATASETS.TRAIN_FILES, cfg.DATASETS.TEST_FILES)]
+    assert [len(part["images"]) for part in parts] == [8, 2]
+    cfg.MODEL.WEIGHTS = ""
+    with torch.device("meta"):
+        build_model(cfg)
+
+
+TINY = [
+    "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.BASIS_MODULE.CONVS_DIM", "16",
+    "MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0",
+    "TEST.REPORT", "False",
+]  # fmt: skip
+
+
+def test_train_auto_is_the_training_of_its_recipe(tmp_path, data, capsys):
+    words = [*TINY, "OUTPUT_DIR", str(tmp_path / "out"), "SOLVER.MAX_ITER", "2"]
+    assert run("train", ["--auto", "--method", "BlendMask", *data, *words]) == 0
+    recipe = tmp_path / "out/recipe.yaml"
+    trained = (tmp_path / "out/config.yaml").read_text()
+    assert (tmp_path / "out/recipe_split/val.json").is_file()
+    assert "custom_val" in trained
+    log = (tmp_path / "out/log.txt").read_text()
+    assert "Based on quick/Base-quick-blendmask: a small network, for CPUs, trained from scratch." in log
+    assert setup(parse("train", ["--config-file", str(recipe)])).dump() == trained
+    before = recipe.read_text()
+    words = ["--auto", "--resume", "--method", "BlendMask", *data, "OUTPUT_DIR", str(tmp_path / "out")]
+    assert run("train", words) == 0  # keeps the recipe, and has nothing to do
+    assert recipe.read_text() == before
+    assert (tmp_path / "out/config.yaml").read_text() == trained
+
+
+def test_minutes_are_in_the_recipe(tmp_path, data, monkeypatch, capsys):
+    """The schedule that `fit_to_minutes` makes replaces the rules'."""
+    from instseg_d2.engine.minutes import rescale
+
+    monkeypatch.setattr("instseg_d2.engine.auto.plan.fit_to_minutes", lambda cfg, *_: rescale(cfg, 120))
+    out = tmp_path / "mine.yaml"
+    words = ["--output", str(out), "--method", "blendmask", "--minutes", "2", *data, "MODEL.DEVICE", "cpu"]
+    assert run("recipe", words) == 0
+    assert "MAX_ITER: 120  # for 2 minutes on this machine" in out.read_text()
+    assert "WARMUP_ITERS: 20  # for 2 minutes on this machine" in out.read_text()
+    shown = capsys.readouterr().out
+    assert "10 images (0 without objects)" not in shown  # two of them are for validation
+    assert "8 images (0 without objects)" in shown
+    assert f"wrote {out}" in shown
+    assert not Path("output/blendmask_auto").exists()
+
+
+def test_a_registered_set_with_its_validation_set(tmp_path, data):
+    register_coco("auto_registered", data[1], data[3])
+    words = ["DATASETS.TRAIN", "('auto_registered',)", "DATASETS.TEST", "('auto_registered',)"]
+    plan = make_plan(parse("recipe", ["--output", "x", "--method", "istr", *words]), str(tmp_path / "x.yaml"))
+    assert plan.data.num_images == 10
+    assert plan.decisions["DATASETS.TRAIN"][0] == ("auto_registered",)
+    assert not (tmp_path / "x_split").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        (
+            "recipe",
+            [],
+            "a recipe needs a method to start from, or a --config-file: --method takes BlendMask, EmbedMask",
+        ),
+        ("recipe", ["--method", "yolo"], "there is no method yolo: --method takes BlendMask"),
+        ("recipe", ["--method", "istr", "--config-file", "FCOS/R_50_1x"], "leave one of them out"),
+        ("recipe", ["--method", "istr"], "a recipe needs data: give --train-json and --train-images"),
+        ("recipe", ["--method", "istr", "SOLVER.MAX_ITR", "1"], "Did you mean SOLVER.MAX_ITER"),
+        ("train", ["--auto", "--eval-only"], "--auto is about training"),
+        ("train", ["--method", "istr"], "--method goes with --auto"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, capsys, command, words, message):
+    output = ["--output", str(tmp_path / "x.yaml")] if command == "recipe" else []
+    assert run(command, [*output, *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not list(tmp_path.iterdir())
