@@ -52,6 +52,13 @@ def _minutes(text: str) -> float:
     return minutes
 
 
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return count
+
+
 def _iterations(text: str) -> int:
     iterations = int(text)
     if iterations < 0:
@@ -100,5 +107,11 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         type=_iterations,
         metavar="N",
         help="keep the backbone as it was loaded for the first N iterations",
+    )
+    parser.add_argument(
+        "--augmented",
+        type=_count,
+        metavar="N",
+        help="instead of training, draw the first N training samples in OUTPUT_DIR/augmented.jpg",
     )
     _add_data(parser)

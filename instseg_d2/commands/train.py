@@ -38,16 +38,20 @@ def work(args: argparse.Namespace) -> None:
     from ..engine.auto import auto_setup
 
     begun = time.perf_counter()
-    if args.minutes and args.eval_only:
-        raise ConfigError("--minutes is about training: leave it out with --eval-only.")
-    if args.auto and args.eval_only:
-        raise ConfigError("--auto is about training: leave it out with --eval-only.")
+    for name in ("minutes", "auto", "augmented"):
+        if getattr(args, name) and args.eval_only:
+            raise ConfigError(f"--{name} is about training: leave it out with --eval-only.")
     if args.method and not args.auto:
         raise ConfigError("--method goes with --auto; without it, --config-file names a recipe.")
     register()
     cfg = auto_setup(args, begun) if args.auto else setup(args)
     if args.eval_only:
         evaluate(cfg)
+        return
+    if args.augmented:
+        from ..apps.augmented import draw_augmented
+
+        print(draw_augmented(cfg, args.augmented))
         return
     if args.minutes and not args.auto:
         cfg = fit_to_minutes(cfg, args.minutes, begun, args.resume)

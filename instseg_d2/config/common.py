@@ -4,7 +4,8 @@ import math
 
 from detectron2.config import CfgNode
 
-from .values import Rule, at_least, below_one, between, check_values, each, one_of, require, section
+from ..methods import method_of
+from .values import Rule, above, at_least, below_one, between, check_values, each, one_of, require, section
 
 
 def _is_range(value) -> bool:
@@ -12,6 +13,9 @@ def _is_range(value) -> bool:
 
 
 _FILES = Rule("two paths, of annotations and of a folder of images, or ()", lambda value: len(value) in (0, 2))
+_FACTORS = Rule(
+    "two factors above 0, the lower first", lambda value: each(above(0), count=2).holds(value) and value[0] <= value[1]
+)
 
 COMMON_VALUES = {
     **section(
@@ -28,6 +32,16 @@ COMMON_VALUES = {
     "INPUT.VALUE_RANGE": Rule("two numbers, the lower first, such as (0, 4095), or () to estimate them", _is_range),
     **section("DATASETS", TRAIN_FILES=_FILES, TEST_FILES=_FILES),
     **section("INPUT.CROP", SCHEME=one_of("before_resize", "detr", "")),
+    **section("INPUT", SCALE_JITTER=_FACTORS, COPY_PASTE=between(0, 1), CLOSING_PHASE=between(0, 1)),
+    **section(
+        "INPUT.COLOR_JITTER",
+        BRIGHTNESS=between(0, 1),
+        CONTRAST=between(0, 1),
+        SATURATION=between(0, 1),
+        HUE=between(0, 0.5),
+    ),
+    **section("INPUT.MOSAIC", PROB=between(0, 1), SCALE=_FACTORS),
+    **section("INPUT.ROTATION", DEGREES=between(0, 180)),
 }
 
 
@@ -68,6 +82,31 @@ def add_common_config(cfg: CfgNode) -> None:
     # With CROP before_resize: the window contains the centre of a random instance.
     cfg.INPUT.CROP.CROP_INSTANCE = True
 
+    # Flip vertically half of the time, too: for images without an up.
+    cfg.INPUT.VERTICAL_FLIP = False
+    cfg.INPUT.ROTATION = CfgNode()
+    # Turn by 0, 90, 180 or 270 degrees: for images without an up. Exact, unlike other angles.
+    cfg.INPUT.ROTATION.QUARTER_TURNS = False
+    # Rotate by an angle up to this many degrees, either way. The image keeps its size; its empty corners are black.
+    cfg.INPUT.ROTATION.DEGREES = 0.0
+    # Resize by a factor from this range as well, then crop to the size without it, around a random object.
+    cfg.INPUT.SCALE_JITTER = (1.0, 1.0)
+    # The colours of every image are changed by torchvision's ColorJitter with these strengths; 0: not changed.
+    cfg.INPUT.COLOR_JITTER = CfgNode()
+    cfg.INPUT.COLOR_JITTER.BRIGHTNESS = 0.0  # 0.4: by a factor from 0.6 to 1.4
+    cfg.INPUT.COLOR_JITTER.CONTRAST = 0.0  # 0.4: by a factor from 0.6 to 1.4
+    cfg.INPUT.COLOR_JITTER.SATURATION = 0.0  # 0.4: by a factor from 0.6 to 1.4
+    cfg.INPUT.COLOR_JITTER.HUE = 0.0  # 0.1: turned by up to a tenth of the colour circle, either way
+    # Share of the samples on which objects of another image are pasted. Needs masks, and makes all of them bitmasks.
+    cfg.INPUT.COPY_PASTE = 0.0
+    cfg.INPUT.MOSAIC = CfgNode()
+    # Share of the samples that are made of pieces of four images. Makes all masks bitmasks.
+    cfg.INPUT.MOSAIC.PROB = 0.0
+    # Range of the factor by which the images of a mosaic are resized as well, instead of INPUT.SCALE_JITTER.
+    cfg.INPUT.MOSAIC.SCALE = (0.5, 1.0)
+    # Share of SOLVER.MAX_ITER at its end without INPUT.COPY_PASTE and INPUT.MOSAIC.
+    cfg.INPUT.CLOSING_PHASE = 0.1
+
     # For images with more than 8 bits: the values (low, high) that are mapped to 0 and 255. Empty: estimated from a
     # sample of the training images (see instseg_d2/data/eight_bits.py) and stored in the checkpoint.
     cfg.INPUT.VALUE_RANGE = ()
@@ -84,8 +123,29 @@ def add_common_config(cfg: CfgNode) -> None:
 def check_common_config(cfg: CfgNode) -> None:
     """Raise ConfigError for invalid values."""
     check_values(cfg, COMMON_VALUES)
+    _check_augmentations(cfg)
     patience = cfg.SOLVER.get("PATIENCE", 0)
     require(
         patience == 0 or cfg.TEST.EVAL_PERIOD > 0,
         f"SOLVER.PATIENCE is {patience}; it needs evaluations: set TEST.EVAL_PERIOD to their distance.",
+    )
+
+
+def _check_augmentations(cfg: CfgNode) -> None:
+    given = cfg.INPUT
+    if "COPY_PASTE" not in given:  # a config without the keys of this package
+        return
+    scaled = {
+        "INPUT.SCALE_JITTER": tuple(given.SCALE_JITTER) != (1, 1),
+        "INPUT.MOSAIC.PROB": given.MOSAIC.PROB > 0,
+    }
+    for key, used in scaled.items():
+        require(not (cfg.LSJ_AUG and used), f"LSJ_AUG True has its own scales and sizes: it cannot be used with {key}.")
+    require(
+        not (given.IS_ROTATE and given.ROTATION.DEGREES),
+        "INPUT.IS_ROTATE True and INPUT.ROTATION.DEGREES both rotate the image: use one of them.",
+    )
+    require(
+        given.COPY_PASTE == 0 or cfg.MODEL.MASK_ON or method_of(cfg).needs_masks,
+        f"INPUT.COPY_PASTE is {given.COPY_PASTE}; it needs masks: set MODEL.MASK_ON True.",
     )

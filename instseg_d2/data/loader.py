@@ -1,5 +1,6 @@
 """Data loaders: an endless training stream that can start at any iteration, and one pass over a test set."""
 
+import functools
 import logging
 import multiprocessing.queues
 import os
@@ -13,9 +14,10 @@ from detectron2.data.samplers import InferenceSampler, RepeatFactorTrainingSampl
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
-from ..errors import DatasetError, ImageError, WorkerError, sentence
+from ..errors import ConfigError, DatasetError, ImageError, WorkerError, sentence
 from .coco import require_registered
 from .mapper import InstanceDatasetMapper
+from .mixing import MixingMapper, mixed_batches
 from .packing import pack, unpack
 from .presence import loading
 from .samples import BatchIndices, TestSamples, TrainingSamples
@@ -185,14 +187,15 @@ def _with_range(cfg, dicts: list, names):
 
 def _train_mappers(cfg) -> list:
     """One mapper, or one for each of INPUT.MIN_SIZE_TRAIN if all images of a batch share a size."""
+    mapper = MixingMapper if mixed_batches(cfg) else functools.partial(InstanceDatasetMapper, is_train=True)
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING != "batch":
-        return [InstanceDatasetMapper(cfg, True)]
+        return [mapper(cfg)]
     mappers = []
     for size in cfg.INPUT.MIN_SIZE_TRAIN:
         of_size = cfg.clone()
         of_size.defrost()
         of_size.INPUT.MIN_SIZE_TRAIN = (size,)
-        mappers.append(InstanceDatasetMapper(of_size, True))
+        mappers.append(mapper(of_size))
     return mappers
 
 
@@ -206,14 +209,17 @@ def build_train_loader(cfg, mapper=None, start_iteration: int = 0, seed=None) ->
     Args:
         cfg: DATASETS.TRAIN, SOLVER.IMS_PER_BATCH (images of all processes together), DATALOADER.{NUM_WORKERS,
             SAMPLER_TRAIN, REPEAT_THRESHOLD, ASPECT_RATIO_GROUPING, FILTER_EMPTY_ANNOTATIONS},
-            INPUT.MIN_SIZE_TRAIN_SAMPLING and SEED are read.
-        mapper: callable on a data set dict; None: InstanceDatasetMapper(cfg, True). With MIN_SIZE_TRAIN_SAMPLING batch,
-            all images of a batch, in all processes, are resized to the same size from INPUT.MIN_SIZE_TRAIN.
+            INPUT.{MIN_SIZE_TRAIN_SAMPLING, COPY_PASTE, MOSAIC, CLOSING_PHASE}, SOLVER.{MAX_ITER, ACCUMULATE} and SEED
+            are read.
+        mapper: callable on a data set dict; None: InstanceDatasetMapper(cfg, True), or MixingMapper(cfg) if
+            INPUT.COPY_PASTE or INPUT.MOSAIC is on. With MIN_SIZE_TRAIN_SAMPLING batch, all images of a batch, in all
+            processes, are resized to the same size from INPUT.MIN_SIZE_TRAIN.
         start_iteration: number of batches to skip, because they have been trained on.
         seed: replaces cfg.SEED; if both are missing or negative, a random seed shared by all processes.
 
     Raises:
         ValueError: the batch does not divide among the processes.
+        ConfigError: semantic labels would have to be mixed.
         DatasetError: there is no training set, or it is unusable; while iterating, when more than max(1, 1 %) of its
             images are unreadable (with several processes, each counts the images that it draws).
     """
@@ -228,8 +234,14 @@ def build_train_loader(cfg, mapper=None, start_iteration: int = 0, seed=None) ->
     dicts = _dataset_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     groups = [_group(record) for record in dicts] if cfg.DATALOADER.ASPECT_RATIO_GROUPING else None
     batches = BatchIndices(_sampler(cfg, dicts, seed), total // world_size, groups, start_iteration)
+    mixed = mixed_batches(cfg) if mapper is None else 0
+    if mixed and any("sem_seg_file_name" in record for record in dicts):
+        raise ConfigError(
+            f"INPUT.COPY_PASTE and INPUT.MOSAIC.PROB must be 0 for {', '.join(cfg.DATASETS.TRAIN)}: semantic labels, "
+            "as of panoptic data, are not mixed."
+        )
     mappers = _train_mappers(_with_range(cfg, dicts, cfg.DATASETS.TRAIN)) if mapper is None else [mapper]
-    samples = TrainingSamples(DatasetFromList(dicts), mappers, seed, comm.get_rank())
+    samples = TrainingSamples(DatasetFromList(dicts), mappers, seed, comm.get_rank(), mixed)
     return TrainLoader(samples, batches, cfg.DATALOADER.NUM_WORKERS)
 
 

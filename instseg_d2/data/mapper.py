@@ -1,6 +1,7 @@
 """Converts data set dicts to model inputs, for every method. H' x W' pixels after augmentation."""
 
 import logging
+from typing import Optional
 
 import numpy as np
 import torch
@@ -11,16 +12,17 @@ from detectron2.structures import Boxes, BoxMode, Instances, PolygonMasks
 
 from ..errors import DatasetError, ImageError
 from ..methods import method_of
-from .augmentations import build_augmentations
+from .augmentations import RandomCropAroundInstance, build_augmentations
 from .eight_bits import checked_range
 from .images import read_image
 from .segmentations import paint_semantic, to_rle, transform_bitmasks, transform_polygons, transform_semantic
 
-__all__ = ["InstanceDatasetMapper", "boxes_of"]
+__all__ = ["MIN_VISIBLE", "InstanceDatasetMapper", "boxes_of"]
 
 logger = logging.getLogger(__name__)
 
 THIN = 20  # times as long as wide: resizing may reduce the width to 0
+MIN_VISIBLE = 0.1  # share of an object: if an augmentation leaves less, the object is dropped
 
 
 class InstanceDatasetMapper:
@@ -36,7 +38,7 @@ class InstanceDatasetMapper:
     * sem_seg (training, if the sample has a sem_seg_file_name): int64 (H', W').
 
     gt_masks are PolygonMasks if ``mask_format`` is "polygon", every object of the image has polygons and nothing is
-    cropped; otherwise BitMasks.
+    cropped; otherwise BitMasks. In sem_seg the corners that a rotation leaves empty, and padding, are ``unlabelled``.
 
     Raises ImageError if an image is missing, broken, too thin to resize or not of the annotated size, and DatasetError
     if a mask is missing or of the wrong size. Both name the image.
@@ -53,7 +55,10 @@ class InstanceDatasetMapper:
         mask_format: str = "polygon",
         crops: bool = False,
         rotates: bool = False,
+        rotates_crops: bool = False,
+        min_visible: float = 0.0,
         semantic_target: bool = False,
+        unlabelled: int = 255,
         value_range: tuple = (),
     ):
         """
@@ -64,7 +69,10 @@ class InstanceDatasetMapper:
             use_masks: make gt_masks.
             mask_format: "polygon" or "bitmask".
             crops, rotates: whether the augmentations crop or rotate; boxes are then recomputed from the masks.
+            rotates_crops: whether they rotate what they have cropped.
+            min_visible: drop objects if a smaller share of their box remains in the image.
             semantic_target: make basis_sem.
+            unlabelled: label of pixels to be ignored.
             value_range: see ``read_image``.
         """
         if mask_format not in ("polygon", "bitmask"):
@@ -78,27 +86,40 @@ class InstanceDatasetMapper:
         self.mask_format = mask_format
         self.crops = crops
         self.rotates = rotates
+        self.rotates_crops = rotates_crops
+        self.min_visible = min_visible
         self.semantic_target = semantic_target
+        self.unlabelled = unlabelled
         self.value_range = checked_range(value_range)
         logger.info(f"augmentations in {'training' if is_train else 'inference'}: {augmentations}")
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
-        method = method_of(cfg)
+        method, given = method_of(cfg), cfg.INPUT
+        scales_up, rotates = max(given.SCALE_JITTER) > 1, given.IS_ROTATE or given.ROTATION.DEGREES > 0
+        jitters = scales_up or given.ROTATION.DEGREES > 0
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
             "use_masks": cfg.MODEL.MASK_ON or method.needs_masks,
             "mask_format": cfg.INPUT.MASK_FORMAT,
-            "crops": is_train and (cfg.INPUT.CROP.ENABLED or cfg.LSJ_AUG),
-            "rotates": is_train and cfg.INPUT.IS_ROTATE,
+            "crops": is_train and (given.CROP.ENABLED or cfg.LSJ_AUG or jitters),
+            "rotates": is_train and rotates,
+            "rotates_crops": is_train and rotates and given.CROP.ENABLED,
+            "min_visible": MIN_VISIBLE if is_train and jitters else 0.0,
             "semantic_target": is_train and method.semantic_target(cfg),
+            "unlabelled": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "value_range": cfg.INPUT.VALUE_RANGE,
         }
 
-    def __call__(self, dataset_dict: dict) -> dict:
-        """Map one data set dict, which is not changed."""
+    def __call__(self, dataset_dict: dict, window: Optional[tuple] = None) -> dict:
+        """
+        Map one data set dict, which is not changed.
+
+        Args:
+            window: (height, width) to which the augmented image is cropped, around a random object, if it is larger.
+        """
         sample = dict(dataset_dict)
         annotations = sample.pop("annotations", None)
         sem_seg_file = sample.pop("sem_seg_file_name", None)
@@ -110,6 +131,8 @@ class InstanceDatasetMapper:
         boxes = boxes_of(annotations) if has_truth else None
         aug_input = T.AugInput(image, boxes=boxes)
         transforms = self._augment(aug_input, sample)
+        if window is not None:
+            transforms = transforms + RandomCropAroundInstance("absolute", window)(aug_input)
         image = aug_input.image
         sample["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if self.is_train and sem_seg_file:
@@ -120,6 +143,9 @@ class InstanceDatasetMapper:
                     f"{size[0]}."
                 )
             sample["sem_seg"] = transform_semantic(labels, transforms)
+            if self.rotates or self.crops:
+                inside = transforms.apply_segmentation(np.ones(size, np.uint8))
+                sample["sem_seg"][torch.from_numpy(inside == 0)] = self.unlabelled
         if has_truth:
             try:
                 self._add_truth(sample, annotations, aug_input.boxes, transforms, size, image.shape[:2])
@@ -157,14 +183,15 @@ class InstanceDatasetMapper:
         masks = [annotation.get("segmentation") for annotation in annotations]
         if needs_masks and not all(mask is not None and len(mask) for mask in masks):
             raise DatasetError("an annotation has no mask, but MODEL.MASK_ON or the method needs one")
-        if needs_masks and self.crops and self.rotates:
+        if needs_masks and self.rotates_crops:
             # Rotating cropped polygons would bring back the removed parts in the corners: use pixels.
             masks = [to_rle(mask, *size) for mask in masks]
         if self.semantic_target:
             canvas = paint_semantic(masks, [annotation["category_id"] for annotation in annotations], *size)
             sample["basis_sem"] = transform_semantic(canvas, transforms)
 
-        kept = [i for i, annotation in enumerate(annotations) if not annotation.get("iscrowd", 0)]
+        visible = _visible_share(np.asarray(boxes), new_size) >= self.min_visible
+        kept = [i for i, annotation in enumerate(annotations) if visible[i] and not annotation.get("iscrowd", 0)]
         instances = Instances(tuple(new_size))
         instances.gt_boxes = Boxes(np.asarray(boxes)[kept])
         instances.gt_classes = torch.tensor([annotations[i]["category_id"] for i in kept], dtype=torch.int64)
@@ -195,3 +222,11 @@ def boxes_of(annotations: list) -> np.ndarray:
             [BoxMode.convert(tuple(b), a["bbox_mode"], BoxMode.XYXY_ABS) for a, b in zip(annotations, boxes)]
         )
     return BoxMode.convert(boxes, modes.pop(), BoxMode.XYXY_ABS) if modes else boxes
+
+
+def _visible_share(boxes: np.ndarray, size) -> np.ndarray:
+    """The share of each box (M, 4), x0 y0 x1 y1, that lies in an image of this (H, W): (M,); 1 for empty boxes."""
+    height, width = size
+    inside = boxes.clip(0, [width, height, width, height])
+    area, area_inside = ((x[:, 2:] - x[:, :2]).prod(1) for x in (boxes, inside))
+    return np.where(area > 0, area_inside / np.where(area > 0, area, 1), 1.0)

@@ -73,16 +73,21 @@ class TrainingSamples(Dataset):
     Maps (index, position, batch) to (sample, errors).
 
     The random numbers of a sample depend only on (seed, rank, position). Its mapper is chosen from ``mappers`` by
-    (seed, batch), so a batch has the same mapper in all processes. An unreadable image is replaced by another, drawn
-    with the same random numbers; ``errors`` lists (file, message) of the failures. If the sample is None, nothing could
-    be read or the data set is faulty; the last message says why.
+    (seed, batch), so a batch has the same mapper in all processes. In the first ``mixed_batches`` batches its method
+    ``mixed`` is called, which may draw further images, see `mixing.MixingMapper`. An unreadable image is replaced by
+    another, drawn with the same random numbers; ``errors`` lists (file, message) of the failures. If the sample is
+    None, nothing could be read or the data set is faulty; the last message says why.
     """
 
-    def __init__(self, dataset, mappers: Sequence, seed: int, rank: int):
+    def __init__(self, dataset, mappers: Sequence, seed: int, rank: int, mixed_batches: int = 0):
         self.dataset = dataset
         self.mappers = mappers
         self.seed = seed
         self.rank = rank
+        self.mixed_batches = mixed_batches
+
+    def _drawn(self) -> dict:
+        return self.dataset[np.random.randint(len(self.dataset))]
 
     def __getitem__(self, place):
         index, position, batch = place
@@ -93,6 +98,8 @@ class TrainingSamples(Dataset):
             record = self.dataset[index]
             try:
                 with seeded(self.seed, self.rank, position):
+                    if batch < self.mixed_batches:
+                        return mapper.mixed(record, self._drawn), errors
                     return mapper(record), errors
             except ImageError as error:
                 errors.append((record.get("file_name", ""), str(error)))

@@ -23,6 +23,7 @@ from ..checkpoint import InstSegCheckpointer
 from ..config import home_expanded
 from ..data import build_test_loader, build_train_loader
 from ..data.coco import class_information
+from ..data.mixing import unmixed
 from ..errors import ConfigError, sentence
 from ..evaluation import build_evaluator, build_report, evaluate, write_results
 from ..files import remove_unfinished, write_bytes
@@ -150,7 +151,7 @@ class Trainer(TrainerBase):
         if cfg.SOLVER.FREEZE_NORMS_ITER >= 0:
             registered.append(FreezeNorms(cfg.SOLVER.FREEZE_NORMS_ITER))
         if bn.ENABLED and get_bn_modules(self.model):  # Detectron2's hook fails without one
-            loader = self.build_train_loader(cfg, seed=self.seed)
+            loader = self.build_train_loader(unmixed(cfg), seed=self.seed)
             evaluated = self.model if self.averaged is None else self.averaged.module
             registered.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, evaluated, loader, bn.NUM_ITER))
         registered.append(PeriodicCheckpoint(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))

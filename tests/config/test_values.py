@@ -79,6 +79,11 @@ REFUSED = [
     ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "all", r"MIN_SIZE_TRAIN_SAMPLING is 'all'; it must be choice, range or batch\.$"),
     ("INPUT.CROP.TYPE", "half", r"^INPUT\.CROP\.TYPE is 'half'; it must be relative_range, relative, absolute or abs"),
     ("INPUT.CROP.SCHEME", "lsj", r"^INPUT\.CROP\.SCHEME is 'lsj'; it must be before_resize, detr or empty\.$"),
+    ("INPUT.SCALE_JITTER", "(1.5, 0.5)", r"SCALE_JITTER is \(1\.5, 0\.5\); it must be two factors above 0, the l"),
+    ("INPUT.SCALE_JITTER", "(0, 1)", r"SCALE_JITTER is \(0, 1\); it must be two factors above 0, the lower first\.$"),
+    ("INPUT.COLOR_JITTER.HUE", "0.6", r"^INPUT\.COLOR_JITTER\.HUE is 0\.6; it must be from 0 to 0\.5\.$"),
+    ("INPUT.MOSAIC.PROB", "2", r"^INPUT\.MOSAIC\.PROB is 2\.0; it must be from 0 to 1\.$"),
+    ("INPUT.ROTATION.DEGREES", "270", r"^INPUT\.ROTATION\.DEGREES is 270\.0; it must be from 0 to 180\.$"),
     ("TEST.EVAL_PERIOD", "-2", r"^TEST\.EVAL_PERIOD is -2; it must be a number of iterations, or 0 or -1 for never\.$"),
     ("SEED", "99999999999", r"^SEED is 99999999999; it must be at most 2147483648, or negative"),
 ]  # fmt: skip

@@ -340,7 +340,7 @@ def test_order_and_switches_of_the_augmentations(cfg):
     assert build_augmentations(cfg, True)[-1].vertical
     cfg.INPUT.CROP.ENABLED = True
     cfg.INPUT.IS_ROTATE = True
-    assert names(cfg) == ["RandomCropAroundInstance", "RandomApply", "ResizeShortestEdge", "RandomFlip"]
+    assert names(cfg) == ["RandomCropAroundInstance", "RandomApply", "ResizeShortestEdge", "RandomVerticalFlip"]
     assert names(cfg, False) == ["ResizeShortestEdge"]
     cfg.INPUT.CROP.CROP_INSTANCE = False
     assert type(build_augmentations(cfg, True)[0]) is T.RandomCrop
