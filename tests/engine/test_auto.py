@@ -142,9 +142,9 @@ def test_scales_of_windows():
 
 
 def test_little_memory():
-    """448 x 512 pixels of 3000 bytes are 0.64 GiB: 0.7 of 2 GiB hold two of them."""
+    """448 x 608 pixels of 1500 bytes are 0.38 GiB: 0.7 of 1 GiB hold one of them."""
     records = several(50, (1000, 900), 3, 40)
-    values = decided(records, machine=Machine(gpu=False, memory=2.0))
+    values = decided(records, machine=Machine(gpu=False, memory=1.0))
     assert (values["INPUT.MIN_SIZE_TRAIN"], values["INPUT.MAX_SIZE_TRAIN"]) == ((320, 384, 448), 608)
     assert values["SOLVER.IMS_PER_BATCH"] == 1
     assert values["SOLVER.BASE_LR"] == 0.003  # of 0.006, the root of 1 / 4

@@ -20,7 +20,7 @@ ENLARGED = 1.5  # at most; more adds pixels, but nothing to see
 SMALLER, LARGER = 5 / 6, 7 / 6  # of the side, also used in training
 SIDES = {False: (192, 384), True: (384, 800)}  # shorter side at the network's input, on CPUs and on GPUs
 LARGEST_TEST = {False: 1536, True: 2400}  # shorter side of an image that is tested as a whole
-BYTES_OF_PIXEL = 3000  # of a training step, for each pixel of the input
+BYTES_OF_PIXEL = {True: 1500, False: 3000}  # of a training step for each pixel, of small recipes and others
 RARE = 10  # classes are rare that are in so many times fewer images than the class of a typical object
 MARGIN = 1.2  # more detections than objects in the fullest image
 
@@ -63,12 +63,15 @@ def _sizes(data: Fingerprint, machine: Machine) -> Decisions:
         why = f"at most {high} on {'a GPU' if machine.gpu else 'CPUs'}; objects would like {wanted:.0f}"
     else:
         why = f"three quarters of the objects then have over {SMALL} pixels, half over {TYPICAL}; at least {low}"
+    whole = f"in whole images, three quarters of the objects are over {shrunk:.0f} pixels"
+    if shrunk < SMALL:
+        whole += "; crops would hardly show more"
     return {
         "INPUT.MIN_SIZE_TRAIN": (sizes, f"shorter side around {side}: {why}"),
         "INPUT.MAX_SIZE_TRAIN": (_up_to_32(sizes[-1] * stretch), f"95 % of the images are at most {stretch:.2g} : 1"),
         "INPUT.MIN_SIZE_TEST": (test, "up to 1.3 times the training's size, but no larger than the images need"),
         "INPUT.MAX_SIZE_TEST": (_up_to_32(test * stretch), "the same shape"),
-        "INPUT.CROP.ENABLED": (False, f"a quarter of the objects are below {shrunk:.0f} pixels in whole images"),
+        "INPUT.CROP.ENABLED": (False, whole),
     }
 
 
@@ -101,10 +104,10 @@ def _crops(data: Fingerprint, machine: Machine, side: int, scale: float) -> Deci
     }
 
 
-def _batch(cfg: CfgNode, data: Fingerprint, machine: Machine, sizes: Decisions) -> Decisions:
+def _batch(cfg: CfgNode, machine: Machine, sizes: Decisions, small: bool) -> Decisions:
     """Batch and learning rate; the base's batch if the memory allows."""
     pixels = sizes["INPUT.MIN_SIZE_TRAIN"][0][-1] * sizes["INPUT.MAX_SIZE_TRAIN"][0]
-    fitting = max(int(machine.memory * 2**30 * 0.7 / (pixels * BYTES_OF_PIXEL)), 1) * machine.processes
+    fitting = max(int(machine.memory * 2**30 * 0.7 / (pixels * BYTES_OF_PIXEL[small])), 1) * machine.processes
     base = cfg.SOLVER.IMS_PER_BATCH
     batch = base
     while batch > max(fitting, machine.processes):
@@ -136,11 +139,12 @@ def _schedule(cfg: CfgNode, data: Fingerprint, batch: int, small: bool) -> Decis
     iterations = min(max(wanted, low), max(high, low))
     factor = iterations / cfg.SOLVER.MAX_ITER
     limit = f", at least {low}" if wanted < low else f", at most {high}" if wanted > high else ""
+    warm_up, most = cfg.SOLVER.WARMUP_ITERS, iterations // 6
     decisions = {
         "SOLVER.MAX_ITER": (iterations, f"{epochs} times {images} images{limit}; --minutes fits it to a time"),
         "SOLVER.WARMUP_ITERS": (
-            min(cfg.SOLVER.WARMUP_ITERS, iterations // 6),
-            "the base recipe's, but at most a sixth of the iterations",
+            min(warm_up, most),
+            "the base recipe's" if warm_up <= most else "at most a sixth of the iterations",
         ),
     }
     if cfg.SOLVER.STEPS:
@@ -170,7 +174,7 @@ def _classes(data: Fingerprint) -> Decisions:
 
 def _augmentation(data: Fingerprint) -> Decisions:
     """All decisions on augmentation belong here."""
-    return {"INPUT.RANDOM_FLIP": ("horizontal", "what hangs or stands in an image keeps its up")}
+    return {"INPUT.RANDOM_FLIP": ("horizontal", "a mirrored image is as likely; one upside down may not be")}
 
 
 def _detections(data: Fingerprint) -> Decisions:
@@ -196,7 +200,7 @@ def shared_rules(cfg: CfgNode, data: Fingerprint, machine: Machine, small: bool)
         small: it is for CPUs or small data, as those of ``quick/``, not one of the authors'.
     """
     decisions = _sizes(data, machine)
-    decisions |= _batch(cfg, data, machine, decisions)
+    decisions |= _batch(cfg, machine, decisions, small)
     decisions |= _schedule(cfg, data, decisions["SOLVER.IMS_PER_BATCH"][0], small)
     return {
         **decisions,
