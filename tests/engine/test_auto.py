@@ -266,6 +266,19 @@ def test_a_registered_set_with_its_validation_set(tmp_path, data):
     assert not (tmp_path / "x_split").exists()
 
 
+@pytest.mark.parametrize(("images", "parts"), [(1, [1]), (2, [1, 1]), (3, [2, 1])])
+def test_few_images(tmp_path, data, images, parts):
+    """Each part has at least one; a single image is not divided."""
+    path, folder = write_set(tmp_path, rectangles(images), name="few")
+    words = ["--output", "x", "--method", "sparseinst", "--train-json", path, "--train-images", folder]
+    plan = make_plan(parse("recipe", words), str(tmp_path / "few.yaml"))
+    plan.write(tmp_path / "few.yaml")
+    cfg = load_config(tmp_path / "few.yaml")
+    files = [files[0] for files in (cfg.DATASETS.TRAIN_FILES, cfg.DATASETS.TEST_FILES) if files]
+    assert [len(json.loads(Path(file).read_text())["images"]) for file in files] == parts
+    assert len(cfg.DATASETS.TEST) == len(parts) - 1
+
+
 @pytest.mark.parametrize(
     ("command", "words", "message"),
     [

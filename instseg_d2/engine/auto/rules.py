@@ -173,7 +173,10 @@ def _classes(data: Fingerprint) -> Decisions:
 
 
 def _augmentation(data: Fingerprint) -> Decisions:
-    """All decisions on augmentation belong here."""
+    """
+    All decisions on augmentations belong here. The stronger ones of INPUT stay off until a measurement shows for which
+    data they help.
+    """
     return {"INPUT.RANDOM_FLIP": ("horizontal", "a mirrored image is as likely; one upside down may not be")}
 
 
