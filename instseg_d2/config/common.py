@@ -28,6 +28,7 @@ COMMON_VALUES = {
         ACCUMULATE=at_least(1),
         PATIENCE=at_least(0),
     ),
+    "MODEL.ACTIVATION_CHECKPOINTING": each(one_of("backbone", "heads"), min_length=0),
     "SOLVER.EMA.DECAY": below_one,
     "INPUT.VALUE_RANGE": Rule("two numbers, the lower first, such as (0, 4095), or () to estimate them", _is_range),
     **section("DATASETS", TRAIN_FILES=_FILES, TEST_FILES=_FILES),
@@ -47,6 +48,10 @@ COMMON_VALUES = {
 
 def add_common_config(cfg: CfgNode) -> None:
     """Add solver, input and test keys, in place."""
+    # Parts that are run again in the backward pass, so that they need less memory: "backbone" (its stages), "heads"
+    # (towers, basis modules, encoders, branches, refinement heads).
+    cfg.MODEL.ACTIVATION_CHECKPOINTING = []
+
     # Optimiser: "SGD", "ADAMW" or "MUON"; empty: the method's default (see instseg_d2/methods.py).
     cfg.SOLVER.OPTIMIZER = ""
     # Factor on the learning rate of parameters with "backbone" in their name.

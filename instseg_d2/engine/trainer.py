@@ -30,6 +30,7 @@ from ..files import remove_unfinished, write_bytes
 from ..inference.optimize import optimize_for_inference
 from ..inference.precision import autocast_type
 from ..methods import methods
+from ..modeling.activation_checkpointing import checkpoint_activations
 from ..modeling.build import build
 from .averaging import AveragedModel
 from .bad_steps import BadSteps
@@ -82,6 +83,7 @@ class Trainer(TrainerBase):
         on_gpu = self.device.type == "cuda"
         if not on_gpu and comm.get_world_size() > 1:
             sync_batchnorm_on_cpu(model)
+        checkpoint_activations(model, cfg.MODEL.ACTIVATION_CHECKPOINTING)
         model.train()
         self.averaged = AveragedModel(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         self.optimizer = self.build_optimizer(cfg, model)

@@ -54,6 +54,8 @@ class ConvTower(nn.Module):
         deformable: whether the last convolution is a modulated deformable one.
     """
 
+    checkpointed_methods = ("forward",)
+
     def __init__(self, channels: int, num_convs: int, norm: str, num_levels: int, deformable: bool = False):
         super().__init__()
         self.blocks = nn.ModuleList(

@@ -48,6 +48,8 @@ class BasisModule(nn.Module):
     always with BN and ReLU, and a 1x1 convolution to classes + 1.
     """
 
+    checkpointed_methods = ("forward", "semantic_loss")
+
     def __init__(self, *, in_features, in_channels: int, common_stride: int, num_classes: int, loss_on, loss_weight):
         super().__init__()
         self.in_features = list(in_features)

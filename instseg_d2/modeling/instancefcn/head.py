@@ -10,6 +10,8 @@ from ...layers import init_normal
 class InstanceFCNHead(nn.Module):
     """Predicts instance-sensitive score maps and the objectness of each cell's window (figure 3)."""
 
+    checkpointed_methods = ("forward",)
+
     def __init__(self, *, in_channels: int, hidden_dim: int = 512, grid: int = 5):
         """
         Args:

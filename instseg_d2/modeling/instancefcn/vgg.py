@@ -26,6 +26,8 @@ class VGG16(Backbone):
     fourth pool has stride 1 and conv5 has dilation 2, so conv5 has stride 8 (InstanceFCN, section 3.4).
     """
 
+    checkpointed_methods = ("stage",)
+
     def __init__(self, out_features: Sequence[str] = ("conv5",), freeze_at: int = 0, in_channels: int = 3):
         """
         Args:
@@ -70,13 +72,19 @@ class VGG16(Backbone):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """x (N, 3, H, W) -> name -> (N, C, H / stride, W / stride)."""
-        outputs = {}
-        for index, layer in enumerate(self.features):
-            x = layer(x)
-            name = self._ends.get(index)
+        outputs, start = {}, 0
+        for end, name in self._ends.items():
+            x = self.stage(start, end, x)
             if name in self._out_features:
                 outputs[name] = x
+            start = end + 1
         return outputs
+
+    def stage(self, first: int, last: int, x: torch.Tensor) -> torch.Tensor:
+        """Run the layers ``first`` to ``last``."""
+        for layer in self.features[first : last + 1]:
+            x = layer(x)
+        return x
 
 
 @BACKBONE_REGISTRY.register()

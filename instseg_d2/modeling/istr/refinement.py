@@ -57,6 +57,8 @@ class Predictions(NamedTuple):
 class RefinementHeads(nn.Module):
     """The refinement heads and their shared poolers."""
 
+    checkpointed_methods = ("advance", "mask_codes")
+
     @configurable
     def __init__(
         self,
@@ -153,13 +155,18 @@ class RefinementHeads(nn.Module):
             boxes, queries: (N, Q, 4) and (N, Q, C), the input of the first head.
         """
         for head in self.heads:
-            queries = head(queries, self.pooler(maps, boxes, rows))
-            deltas = head.deltas(queries)
-            # Boxes stay float32, whatever the dtype of the deltas.
-            boxes = self.box_transform.apply_deltas(deltas.flatten(0, 1), boxes.flatten(0, 1)).view(boxes.shape)
+            queries, boxes = self.advance(head, maps, rows, boxes, queries)
             yield Stage(head, queries, boxes)
             if self.deep_supervision:
                 boxes = boxes.detach()
+
+    def advance(self, head: RefinementHead, maps, rows, boxes: torch.Tensor, queries: torch.Tensor):
+        """Run a head: queries (N, Q, C) and boxes (N, Q, 4) -> the refined ones."""
+        queries = head(queries, self.pooler(maps, boxes, rows))
+        deltas = head.deltas(queries)
+        # Boxes stay float32, whatever the dtype of the deltas.
+        boxes = self.box_transform.apply_deltas(deltas.flatten(0, 1), boxes.flatten(0, 1)).view(boxes.shape)
+        return queries, boxes
 
     def mask_codes(self, head: RefinementHead, maps, rows, boxes: torch.Tensor, queries: torch.Tensor):
         """

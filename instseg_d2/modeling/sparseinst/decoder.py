@@ -44,6 +44,8 @@ class InstanceBranch(nn.Module):
     * softmax: a softmax over the cells replaces the normalised sigmoid (GroupIAMSoft).
     """
 
+    checkpointed_methods = ("forward",)
+
     def __init__(self, in_channels, channels, num_convs, num_masks, num_classes, kernel_dim, groups=0, softmax=False):
         super().__init__()
         if groups and channels % groups:
@@ -85,6 +87,8 @@ class InstanceBranch(nn.Module):
 
 class MaskBranch(nn.Module):
     """Features (N, C, h, w) -> mask features (N, E, h, w)."""
+
+    checkpointed_methods = ("forward",)
 
     def __init__(self, in_channels: int, channels: int, num_convs: int, kernel_dim: int):
         super().__init__()

@@ -51,6 +51,8 @@ class PyramidPooling(nn.Module):
 class InstanceContextEncoder(nn.Module):
     """FPN with pyramid pooling at the coarsest level; all levels are fused at the finest one (section 3.3)."""
 
+    checkpointed_methods = ("forward",)
+
     @configurable
     def __init__(self, *, in_features: Sequence[str], in_channels: Sequence[int], channels: int = 256):
         """
