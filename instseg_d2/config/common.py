@@ -32,6 +32,7 @@ COMMON_VALUES = {
     "SOLVER.EMA.DECAY": below_one,
     "INPUT.VALUE_RANGE": Rule("two numbers, the lower first, such as (0, 4095), or () to estimate them", _is_range),
     **section("DATASETS", TRAIN_FILES=_FILES, TEST_FILES=_FILES),
+    "LOGGING.WRITERS": each(one_of("wandb", "mlflow"), min_length=0),
     **section("INPUT.CROP", SCHEME=one_of("before_resize", "detr", "")),
     **section("INPUT", SCALE_JITTER=_FACTORS, COPY_PASTE=between(0, 1), CLOSING_PHASE=between(0, 1)),
     **section(
@@ -54,7 +55,7 @@ def add_common_config(cfg: CfgNode) -> None:
 
     # Optimiser: "SGD", "ADAMW" or "MUON"; empty: the method's default (see instseg_d2/methods.py).
     cfg.SOLVER.OPTIMIZER = ""
-    # Factor on the learning rate of parameters with "backbone" in their name.
+    # Factor on the learning rate of the backbone (not of its FPN): parameters with "backbone" in their name.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     cfg.SOLVER.AMSGRAD = False  # AMSGrad, only for AdamW
     cfg.SOLVER.BETAS = (0.9, 0.999)  # betas of AdamW and of Muon's AdamW
@@ -118,6 +119,12 @@ def add_common_config(cfg: CfgNode) -> None:
 
     # Large-scale jitter: resize to 0.1 to 2 times 1024, then crop 1024 x 1024.
     cfg.LSJ_AUG = False
+
+    cfg.LOGGING = CfgNode()
+    # Services that get the metrics and pictures of a training, besides TensorBoard: "wandb", "mlflow" (their packages
+    # must be installed).
+    cfg.LOGGING.WRITERS = []
+    cfg.LOGGING.PROJECT = "instseg_d2"  # project of Weights & Biases, experiment of MLflow
 
     # Metric that selects the best checkpoint, which is kept beside the last one.
     cfg.TEST.BEST_METRIC = "segm/AP"

@@ -23,6 +23,7 @@ _RESULTS = (
     r"last_checkpoint",
     r"model_(\d{7}|final|best)\.pth",
     r"metrics\.json",
+    r"trackers\.json",
     r"inference",
     r"events\.out\.tfevents\..*",
     r"bad_batch(_\d+)?\.pth",

@@ -8,6 +8,7 @@ import os
 import sys
 from typing import Callable
 
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
@@ -19,6 +20,7 @@ from ..console import is_terminal
 from ..errors import CheckpointError
 from .log import PROGRESS_LOGGER
 from .rng import get_rng_state, preserve_rng_state
+from .trackers import build_trackers
 
 __all__ = ["EvaluationHook", "PeriodicCheckpoint", "ProgressBar", "ProgressLines", "Writers"]
 
@@ -201,25 +203,30 @@ class ProgressLines(EventWriter):
         self._logger.info("  ".join(parts))
 
 
+class _NoPictures(EventWriter):
+    """Drops the pictures that no writer takes."""
+
+    def write(self):
+        get_event_storage().clear_images()
+
+
 class Writers(hooks.PeriodicWriter):
     """
-    Writes progress lines, ``metrics.json`` and TensorBoard files (if installed) every 20 iterations. The files are
-    opened only when training starts, because before that they may be those of an earlier run.
+    Writes progress lines, ``metrics.json``, TensorBoard files (if installed) and what LOGGING.WRITERS names every 20
+    iterations. The files are opened only when training starts, because before that they may be those of an earlier run.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, cfg: CfgNode):
         super().__init__([], period=20)
-        self._folder = folder
+        self._cfg = cfg
 
     def before_train(self):
-        self._writers += _build_writers(self._folder, self.trainer.max_iter)
-
-
-def _build_writers(folder: str, max_iter: int) -> list:
-    os.makedirs(folder, exist_ok=True)
-    writers = [ProgressLines(max_iter), JSONWriter(os.path.join(folder, "metrics.json"))]
-    if importlib.util.find_spec("tensorboard"):
-        writers.append(TensorboardXWriter(folder))
-    else:
-        logger.info("No TensorBoard files are written: tensorboard is not installed.")
-    return writers
+        folder = self._cfg.OUTPUT_DIR
+        os.makedirs(folder, exist_ok=True)
+        self._writers += [ProgressLines(self.trainer.max_iter), JSONWriter(os.path.join(folder, "metrics.json"))]
+        self._writers += build_trackers(self._cfg, resumed=self.trainer.start_iter > 0)
+        if importlib.util.find_spec("tensorboard"):
+            self._writers.append(TensorboardXWriter(folder))  # the last: it also drops the pictures
+        else:
+            self._writers.append(_NoPictures())
+            logger.info("No TensorBoard files are written: tensorboard is not installed.")

@@ -27,6 +27,7 @@ from ..files import write_bytes
 from ..inference.cpu import tune_cpu
 from ..methods import method_of
 from .log import setup_logging
+from .trackers import require_trackers
 
 __all__ = ["argument_parser", "register_files", "register_own_data", "setup"]
 
@@ -220,6 +221,7 @@ def setup(args, cfg: Optional[CfgNode] = None) -> CfgNode:
         _fit_to_checkpoint(cfg)
     else:
         _check_solver(cfg)
+        require_trackers(cfg)
         check_start(cfg)
         _fit_to_training_data(cfg)
     _fit_device(cfg, args.num_gpus)

@@ -169,7 +169,7 @@ class Trainer(TrainerBase):
                 )
             )
         if comm.is_main_process():
-            registered += [ProgressBar(), Writers(cfg.OUTPUT_DIR)]
+            registered += [ProgressBar(), Writers(cfg)]
         return registered
 
     def resume_or_load(self, resume: bool = True) -> None:
