@@ -1,5 +1,9 @@
-"""A page on an evaluation: which classes are confused, what is missed, and the worst images beside the truth."""
+"""
+A page on an evaluation: which classes are confused, what is missed, the worst images beside the truth, and how the
+detections in a few images have changed during training.
+"""
 
+import glob
 import heapq
 import itertools
 import logging
@@ -9,10 +13,12 @@ from typing import Optional
 
 import cv2
 import jinja2
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage, has_event_storage
 
 from ..data.images import read_image
 from ..files import write_bytes
@@ -27,6 +33,7 @@ __all__ = ["ReportEvaluator", "build_report"]
 logger = logging.getLogger(__name__)
 
 WORST = 24  # images on the page
+FOLLOWED = 4  # images shown after each evaluation of a training
 FAINT = 0.1  # lowest score that makes a missed object cheaper
 MISSED_COLUMN = "(missed)"
 FALSE_ROW = "(nothing)"
@@ -40,6 +47,7 @@ table { border-collapse: collapse; background: #fff } th, td { border: 1px solid
 td { text-align: right } tr > :first-child { text-align: left; font-weight: 600 }
 td.good { background: #dff3e4 } td.bad { background: #fbe3e0 }
 figure { margin: 1.2em 0 } figure img { max-width: 100% }
+.row { display: flex; gap: 1em; overflow-x: auto } .row figure { flex: none; width: min(40em, 80%) }
 </style></head><body>
 <h1>{{ title }}</h1>
 <p>{{ images }} images, {{ objects }} objects. With a score of at least {{ threshold }}: {{ found }} are found,
@@ -52,6 +60,15 @@ object if their masks (boxes, where there are no masks) have an IoU of {{ iou }}
 {%- for count, kind in cells %}<td class="{{ kind if count }}">{{ count or "" }}</td>{% endfor %}</tr>
 {% endfor -%}
 </table>
+{% if followed -%}
+<h2>The same images after each evaluation</h2>
+{% for row in followed -%}
+<div class="row">{% for picture, caption in row -%}
+<figure><img src="{{ picture | urlencode }}" alt="{{ caption }}" loading="lazy">
+<figcaption>{{ caption }}</figcaption></figure>
+{% endfor -%}</div>
+{% endfor -%}
+{% endif -%}
 <h2>The worst images</h2>
 <p>By the cost of their mistakes: for a false detection or a wrong class its score; for a missed object 1, or 1 minus
 the score with which it was found below the threshold.</p>
@@ -73,7 +90,8 @@ def build_report(cfg: CfgNode, dataset_name: str, folder: str) -> Optional["Repo
 
 class ReportEvaluator(DatasetEvaluator):
     """
-    Writes ``report.html``, with its pictures in ``report/``. Its numbers are no metrics: see `find_mistakes`.
+    Writes ``report.html``, with its pictures in ``report/``. Its numbers are no metrics: see `find_mistakes`. During a
+    training, the pictures of a few images are kept for each evaluation, and also go to TensorBoard.
 
     Args:
         dataset_name: a registered data set with annotations of instances.
@@ -87,6 +105,9 @@ class ReportEvaluator(DatasetEvaluator):
     def __init__(self, dataset_name: str, folder: str, score_threshold: float = 0.5, iou: float = 0.5):
         self._name, self._folder, self._threshold, self._iou = dataset_name, folder, score_threshold, iou
         self._records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
+        annotated = [key for key, record in self._records.items() if record.get("annotations")]
+        chosen = np.linspace(0, len(annotated) - 1, min(FOLLOWED, len(annotated))).round().astype(int)
+        self._followed = [annotated[index] for index in chosen]
         self.reset()
 
     @property
@@ -99,6 +120,7 @@ class ReportEvaluator(DatasetEvaluator):
         self._images = 0
         self._worst: list[tuple] = []  # heap of cost, running number, image id, detections, caption
         self._numbers = itertools.count()
+        self._seen: dict = {}  # image id: detections, of the images that are followed
 
     def process(self, inputs, outputs) -> None:
         """See Detectron2's."""
@@ -118,30 +140,35 @@ class ReportEvaluator(DatasetEvaluator):
         for mistake in mistakes:
             true = None if mistake.truth is None else truth.labels[mistake.truth]
             self._pairs[true, None if mistake.detection is None else found.labels[mistake.detection]] += 1
+        shown = instances[instances.scores >= self._threshold]
+        if record["image_id"] in self._followed:
+            self._seen[record["image_id"]] = shown
         cost = sum(mistake.cost for mistake in mistakes)
         if cost:
             kinds = Counter(mistake.kind for mistake in mistakes)
             texts = [f"{kinds[kind]} {kind}" for kind in (MISSED, FALSE, WRONG_CLASS) if kinds[kind]]
             caption = f"{os.path.basename(record['file_name'])}: {', '.join(texts)}; cost {cost:.1f}"
-            shown = instances[instances.scores >= self._threshold]
             heapq.heappush(self._worst, (cost, -next(self._numbers), record["image_id"], shown, caption))
             if len(self._worst) > WORST:
                 heapq.heappop(self._worst)
 
     def evaluate(self) -> None:
         """Write the page, on the main process."""
-        parts = comm.gather((self._pairs, self._images, self._worst))
+        parts = comm.gather((self._pairs, self._images, self._worst, self._seen))
         if not comm.is_main_process():
             return
-        pairs = sum((part for part, _, _ in parts), Counter())
-        worst = sorted((entry for _, _, part in parts for entry in part), key=lambda entry: -entry[0])[:WORST]
+        counts, numbers, lists, seen = zip(*parts)
+        pairs = sum(counts, Counter())
+        worst = sorted(itertools.chain(*lists), key=lambda entry: -entry[0])[:WORST]
+        if has_event_storage():
+            self._follow({image_id: found for part in seen for image_id, found in part.items()})
         path = os.path.join(self._folder, "report.html")
         page = (
             jinja2.Environment(autoescape=True)
             .from_string(PAGE)
             .render(
                 title=f"Evaluation on {self._name}",
-                images=sum(images for _, images, _ in parts),
+                images=sum(numbers),
                 objects=sum(count for (true, _), count in pairs.items() if true is not None),
                 found=sum(count for (true, label), count in pairs.items() if true is not None and true == label),
                 confused=sum(
@@ -152,6 +179,7 @@ class ReportEvaluator(DatasetEvaluator):
                 threshold=self._threshold,
                 iou=self._iou,
                 worst=[self._picture(number, *entry[2:]) for number, entry in enumerate(worst, 1)],
+                followed=[row for number in range(1, FOLLOWED + 1) if (row := self._history(number))],
                 **self._table(pairs),
             )
         )
@@ -172,13 +200,33 @@ class ReportEvaluator(DatasetEvaluator):
 
     def _picture(self, number: int, image_id, instances, caption: str) -> tuple[str, str]:
         """Draw an image; returns the picture's name and the caption."""
+        name = f"report/{number:02}.jpg"
+        self._draw(name, image_id, instances)
+        return name, caption
+
+    def _draw(self, name: str, image_id, instances) -> np.ndarray:
+        """Write a picture: an image's annotations beside detections. Returns it (H, W, 3), RGB."""
         record, names = self._records[image_id], MetadataCatalog.get(self._name).get("thing_classes")
         image = read_image(record["file_name"], "RGB", (record["width"], record["height"]))
         panels = [
             ("annotated", draw_annotations(image, record, names)),
             ("found", draw_instances(image, instances, names)),
         ]
-        name = f"report/{number:02}.jpg"
         grid = titled_grid(panels, 2, min(640, max(320, image.shape[1])))
         write_bytes(os.path.join(self._folder, name), cv2.imencode(".jpg", grid[..., ::-1])[1].tobytes())
-        return name, caption
+        return grid
+
+    def _follow(self, seen: dict) -> None:
+        """Draw the images that are shown after each evaluation."""
+        storage = get_event_storage()
+        done = storage.latest().get("total_loss", (0.0, storage.iter))[1] + 1
+        for number, image_id in enumerate(self._followed, 1):
+            if image_id in seen:
+                grid = self._draw(f"report/followed_{number}_{done:07}.jpg", image_id, seen[image_id])
+                storage.put_image(f"{self._name}/{number}", np.moveaxis(grid, -1, 0))
+
+    def _history(self, number: int) -> list[tuple[str, str]]:
+        """(picture, caption) of an image after each evaluation."""
+        pattern = os.path.join(glob.escape(self._folder), "report", f"followed_{number}_*.jpg")
+        names = sorted(map(os.path.basename, glob.glob(pattern)))
+        return [(f"report/{name}", f"after {int(name[-11:-4])} iterations") for name in names]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils.events import EventStorage
 
 from instseg_d2.evaluation.report import WORST, ReportEvaluator
 from instseg_d2.modeling.postprocessing.detections import set_mask_format
@@ -109,3 +110,28 @@ def test_only_the_worst_are_kept(data, tmp_path):
     assert [entry[0] for entry in sorted(report._worst)] == pytest.approx(
         [0.5 + n / 100 for n in range(10, WORST + 10)]
     )
+
+
+def test_the_same_images_after_each_evaluation(data, tmp_path):
+    """The two annotated images, in a row each, also of evaluations before; and for TensorBoard."""
+    for done in (50, 100):  # the second may be of a resumed training
+        with EventStorage(done - 1) as storage:
+            storage.put_scalar("total_loss", 1.0)
+            report = ReportEvaluator(data, str(tmp_path))
+            for image_id, entries in FOUND.items():
+                report.process([{"image_id": image_id}], [{"instances": detections(*entries)}])
+            report.evaluate()
+    page = (tmp_path / "report.html").read_text()
+    rows = re.findall(r'<div class="row">(.*?)</div>', page, re.S)
+    assert [re.findall(r'src="(.*?)"', row) for row in rows] == [
+        [f"report/followed_{number}_{done:07}.jpg" for done in (50, 100)] for number in (1, 2)
+    ]
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", rows[0]) == ["after 50 iterations", "after 100 iterations"]
+    assert [(name, iteration) for name, _, iteration in storage._vis_data] == [
+        ("toy_report/1", 99),
+        ("toy_report/2", 99),
+    ]
+    picture = storage._vis_data[1][1]
+    written = cv2.imread(str(tmp_path / "report" / "followed_2_0000100.jpg"))[..., ::-1]
+    assert picture.shape[0] == 3
+    assert np.abs(np.moveaxis(picture, 0, -1).astype(int) - written).mean() < 3  # JPEG
