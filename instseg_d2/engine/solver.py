@@ -28,9 +28,11 @@ def _split(groups: list, chosen: set, **values) -> list:
 
 def _parameter_groups(cfg: CfgNode, model: torch.nn.Module) -> list:
     solver = cfg.SOLVER
+    # Inside an FPN, the backbone is called bottom_up.
+    inside = "backbone.bottom_up." if any("backbone.bottom_up." in name for name, _ in model.named_parameters()) else ""
 
     def lr_factor(name: str) -> float:
-        backbone = solver.BACKBONE_MULTIPLIER if "backbone" in name else 1.0
+        backbone = solver.BACKBONE_MULTIPLIER if "backbone" in name and inside in name else 1.0
         bias = solver.BIAS_LR_FACTOR if name.endswith(".bias") else 1.0
         return backbone * bias
 
@@ -71,9 +73,10 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
 
     ``SOLVER.OPTIMIZER``: "SGD", "ADAMW", "MUON" (see :class:`.muon.Muon`; embeddings use its AdamW), or empty
     for the method's default. Learning rate: ``BASE_LR``, times ``BACKBONE_MULTIPLIER`` for names that contain
-    "backbone", times ``BIAS_LR_FACTOR`` for biases. ``MOMENTUM``, ``NESTEROV``: for SGD and Muon. Weight decay:
-    ``WEIGHT_DECAY``, but ``WEIGHT_DECAY_NORM`` in normalisation layers and ``WEIGHT_DECAY_BIAS``, if set, for biases;
-    a method may select the parameters with ``WEIGHT_DECAY_NORM`` by name instead (``Method.undecayed_names``).
+    "backbone" (but not for an FPN around it), times ``BIAS_LR_FACTOR`` for biases. ``MOMENTUM``, ``NESTEROV``: for SGD
+    and Muon. Weight decay: ``WEIGHT_DECAY``, but ``WEIGHT_DECAY_NORM`` in normalisation layers and
+    ``WEIGHT_DECAY_BIAS``, if set, for biases; a method may select the parameters with ``WEIGHT_DECAY_NORM`` by name
+    instead (``Method.undecayed_names``).
     ``CLIP_GRADIENTS``: clips each parameter by value or norm, or the norm of the full model.
 
     Raises:

@@ -9,6 +9,7 @@ from instseg_d2.engine import Trainer
 from instseg_d2.engine.muon import Muon
 from instseg_d2.engine.solver import build_optimizer
 from instseg_d2.errors import ConfigError
+from tests.tiny import tiny_model
 
 
 class Toy(nn.Module):
@@ -51,6 +52,17 @@ def test_groups_follow_every_key():
         "head.1.weight": (0.5, 0.0),
         "head.1.bias": (1.0, 0.125),
     }
+
+
+def test_an_fpn_has_the_full_learning_rate():
+    model = tiny_model("FCOSDetector")
+    groups = by_name(
+        model, build_optimizer(solver_cfg(BASE_LR=0.5, BACKBONE_MULTIPLIER=0.25, BIAS_LR_FACTOR=1.0), model)
+    )
+    slow = {name for name, (rate, _) in groups.items() if rate == 0.125}
+    assert slow == {name for name in groups if name.startswith("backbone.bottom_up.")}
+    assert {rate for name, (rate, _) in groups.items() if name not in slow} == {0.5}
+    assert "backbone.fpn_lateral3.weight" in groups.keys() - slow
 
 
 class Named(nn.Module):
