@@ -63,9 +63,12 @@ def require_same_run(checkpoint: Mapping, cfg: CfgNode, classes: Mapping) -> Non
         logger.info("Config values that have changed: %s.", ", ".join(changes))
 
 
-def set_aside(folder: str) -> str:
+def set_aside(folder: str, *others: str) -> str:
     """
     Move the results of an earlier run to the subfolder ``earlier`` (or ``earlier_2`` etc. if that exists).
+
+    Args:
+        others: names of files that go with them.
 
     Returns:
         The new folder; empty if there was nothing to move.
@@ -81,7 +84,7 @@ def set_aside(folder: str) -> str:
     candidates = itertools.chain(["earlier"], (f"earlier_{number}" for number in itertools.count(2)))
     target = next(path for name in candidates if not os.path.exists(path := os.path.join(folder, name)))
     os.mkdir(target)
-    for name in [*names, "config.yaml"]:
+    for name in [*names, "config.yaml", *others]:
         if os.path.exists(os.path.join(folder, name)):
             os.rename(os.path.join(folder, name), os.path.join(target, name))
     return target

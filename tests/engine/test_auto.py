@@ -13,7 +13,7 @@ from instseg_d2.config.recipes import find_recipe
 from instseg_d2.data import register_coco
 from instseg_d2.data.fingerprint import fingerprint_of, network_side
 from instseg_d2.engine import setup
-from instseg_d2.engine.auto import Machine, make_plan, shared_rules
+from instseg_d2.engine.auto import Machine, auto_setup, make_plan, shared_rules
 from instseg_d2.engine.auto.plan import _base
 from instseg_d2.engine.auto.writing import nested, recipe_text
 from instseg_d2.methods import method_of, methods
@@ -238,6 +238,24 @@ def test_train_auto_is_the_training_of_its_recipe(tmp_path, data, capsys):
     assert run("train", words) == 0  # keeps the recipe, and has nothing to do
     assert recipe.read_text() == before
     assert (tmp_path / "out/config.yaml").read_text() == trained
+
+
+def test_a_new_run_keeps_the_recipe_of_the_earlier_one(tmp_path, data, monkeypatch):
+    """With the run's other files, before the new recipe is written."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("recipe.yaml", "config.yaml", "model_final.pth"):
+        (out / name).write_text("earlier")
+    words = [*data, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(out)]
+    cfg = auto_setup(parse("train", ["--auto", "--method", "istr", *words]), 0.0)
+    assert sorted(path.name for path in (out / "earlier").iterdir()) == [
+        "config.yaml",
+        "model_final.pth",
+        "recipe.yaml",
+    ]
+    assert (out / "earlier/recipe.yaml").read_text() == "earlier"
+    assert (out / "recipe.yaml").read_text().startswith("# Made by `instseg recipe` from quick/Base-quick-istr")
+    assert cfg.OUTPUT_DIR == str(out)
 
 
 def test_minutes_are_in_the_recipe(tmp_path, data, monkeypatch, capsys):

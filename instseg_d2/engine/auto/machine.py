@@ -50,5 +50,5 @@ def this_machine(num_gpus: int, num_processes: int, num_machines: int) -> Machin
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = min(num_gpus, torch.cuda.device_count())
     local = max(gpus or num_processes, 1)
-    memory = min(torch.cuda.mem_get_info(i)[0] for i in range(gpus)) / _GIB if gpus else _free_memory() / local
+    memory = torch.cuda.mem_get_info()[0] / _GIB if gpus else _free_memory() / local  # of this process's GPU
     return Machine(gpus > 0, memory, local * num_machines, max(cores // local, 1))

@@ -21,6 +21,7 @@ from ...data.split import write_split
 from ...errors import CheckpointError, ConfigError
 from ...files import write_bytes
 from ...methods import AutoRecipe, method_of, methods
+from ..earlier_run import set_aside
 from ..minutes import SCHEDULE, fit_to_minutes
 from ..setup import register_files, register_own_data, setup
 from .machine import Machine, this_machine
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 MUCH = 1000  # images, from which a GPU is worth a recipe of the authors
 PHOTOS = 0.8  # share of photos, from which ImageNet's weights help
+RECIPE = "recipe.yaml"
 AUTHORS_BATCH = 8  # recipes with such batches are for GPUs
 
 
@@ -216,7 +218,7 @@ def _fitted(plan: Plan, args, begun: float, cfg: CfgNode) -> tuple[Plan, CfgNode
 def fit_plan(plan: Plan, args, begun: float) -> Plan:
     """The plan with a schedule for ``args.minutes`` from ``begun`` on, see `fit_to_minutes`. Leaves no files."""
     with tempfile.TemporaryDirectory() as folder:
-        file = os.path.join(folder, "recipe.yaml")
+        file = os.path.join(folder, RECIPE)
         plan.write(file)
         cfg = setup(_of_file(args, file), load_config(file, ["OUTPUT_DIR", folder]))
         return _fitted(plan, args, begun, cfg)[0]
@@ -230,13 +232,16 @@ def auto_setup(args, begun: float) -> CfgNode:
     Args:
         begun: ``time.perf_counter()`` at the start of the command, for --minutes.
     """
-    file, plan = os.path.expanduser(os.path.join(output_folder(args), "recipe.yaml")), None
-    kept = args.resume and os.path.isfile(file)
+    file, plan = os.path.expanduser(os.path.join(output_folder(args), RECIPE)), None
+    kept, earlier = args.resume and os.path.isfile(file), ""
     if comm.is_main_process() and not kept:
         plan = make_plan(args, file)
+        earlier = set_aside(os.path.dirname(file), RECIPE)
         plan.write(file)
     plan = comm.all_gather(plan)[0]  # the others wait for the file
     cfg = setup(_of_file(args, file))
+    if earlier:
+        logger.info("The results of the earlier run were moved to %s.", earlier)
     if plan is None:
         logger.info("--auto: the run in %s keeps its recipe.", cfg.OUTPUT_DIR)
         return fit_to_minutes(cfg, args.minutes, begun, resume=True) if args.minutes else cfg
