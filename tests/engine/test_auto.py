@@ -142,14 +142,21 @@ def test_scales_of_windows():
 
 
 def test_little_memory():
-    """448 x 608 pixels of 1500 bytes are 0.38 GiB: 0.7 of 1 GiB hold one of them."""
-    records = several(50, (1000, 900), 3, 40)
-    values = decided(records, machine=Machine(gpu=False, memory=1.0))
+    """
+    448 x 608 pixels of 1500 bytes are 0.3805 GiB: 0.7 of 2.2 GiB hold four of them, of 1 GiB 1.8 without and 3.1 with
+    activation checkpointing, and of 0.1 GiB none.
+    """
+    records, checkpointing = several(50, (1000, 900), 3, 40), "MODEL.ACTIVATION_CHECKPOINTING"
+    values = decided(records, machine=Machine(gpu=False, memory=2.2))
     assert (values["INPUT.MIN_SIZE_TRAIN"], values["INPUT.MAX_SIZE_TRAIN"]) == ((320, 384, 448), 608)
-    assert values["SOLVER.IMS_PER_BATCH"] == 1
-    assert values["SOLVER.BASE_LR"] == 0.003  # of 0.006, the root of 1 / 4
+    assert (values["SOLVER.IMS_PER_BATCH"], checkpointing in values) == (4, False)
+    values = decided(records, machine=Machine(gpu=False, memory=1.0))
+    assert (values["SOLVER.IMS_PER_BATCH"], values[checkpointing]) == (2, ["backbone", "heads"])
+    assert values["SOLVER.BASE_LR"] == 0.00424  # of 0.006, the root of 1 / 2
     values = decided(records, machine=Machine(gpu=False, memory=0.1, processes=2))
     assert values["SOLVER.IMS_PER_BATCH"] == 2
+    values = decided(records, machine=Machine(gpu=False, memory=8.0, processes=3))
+    assert (values["SOLVER.IMS_PER_BATCH"], checkpointing in values) == (3, False)
 
 
 def test_a_gpu_and_much_data():

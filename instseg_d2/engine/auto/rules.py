@@ -21,6 +21,7 @@ SMALLER, LARGER = 5 / 6, 7 / 6  # of the side, also used in training
 SIDES = {False: (192, 384), True: (384, 800)}  # shorter side at the network's input, on CPUs and on GPUs
 LARGEST_TEST = {False: 1536, True: 2400}  # shorter side of an image that is tested as a whole
 BYTES_OF_PIXEL = {True: 1500, False: 3000}  # of a training step for each pixel, of small recipes and others
+CHECKPOINTED = 0.6  # of the memory of a step, with activation checkpointing
 RARE = 10  # classes are rare that are in so many times fewer images than the class of a typical object
 MARGIN = 1.2  # more detections than objects in the fullest image
 
@@ -105,27 +106,33 @@ def _crops(data: Fingerprint, machine: Machine, side: int, scale: float) -> Deci
 
 
 def _batch(cfg: CfgNode, machine: Machine, sizes: Decisions, small: bool) -> Decisions:
-    """Batch and learning rate; the base's batch if the memory allows."""
+    """Batch and learning rate: the base's batch if the memory allows, with activation checkpointing if necessary."""
     pixels = sizes["INPUT.MIN_SIZE_TRAIN"][0][-1] * sizes["INPUT.MAX_SIZE_TRAIN"][0]
-    fitting = max(int(machine.memory * 2**30 * 0.7 / (pixels * BYTES_OF_PIXEL[small])), 1) * machine.processes
-    base = cfg.SOLVER.IMS_PER_BATCH
-    batch = base
-    while batch > max(fitting, machine.processes):
-        batch //= 2
-    batch = max(batch // machine.processes, 1) * machine.processes
-    why = "the base recipe's"
-    if batch != base:
-        why = f"{machine.memory:.0f} GiB of free memory, {machine.processes} processes; the base recipe has {base}"
-    sgd = (cfg.SOLVER.OPTIMIZER or method_of(cfg).optimizer).upper() == "SGD"
+    fitting = 0.7 * machine.memory * 2**30 / (pixels * BYTES_OF_PIXEL[small])  # images of a process
+    base, count = cfg.SOLVER.IMS_PER_BATCH, machine.processes
+    if fitting * count >= base and base % count == 0:
+        kept = "the base recipe's"
+        return {"SOLVER.IMS_PER_BATCH": (base, kept), "SOLVER.BASE_LR": (cfg.SOLVER.BASE_LR, kept)}
+    decisions = {}
+    if fitting * count < base:
+        fitting /= CHECKPOINTED
+        decisions["MODEL.ACTIVATION_CHECKPOINTING"] = (
+            ["backbone", "heads"],
+            f"{machine.memory:.1f} GiB are free for each process; a step takes less memory, and more time",
+        )
+    batch = base // 2 ** math.ceil(math.log2(max(base / count / max(fitting, 1), 1)))
+    batch = max(batch // count, 1) * count
     ratio = batch / base
+    sgd = (cfg.SOLVER.OPTIMIZER or method_of(cfg).optimizer).upper() == "SGD"
     rate = float(f"{cfg.SOLVER.BASE_LR * (ratio if sgd else math.sqrt(ratio)):.3g}")
-    why_rate = "the base recipe's"
-    if batch != base:
-        factor = f"{ratio:.2g}" if sgd else f"the root of {ratio:.2g}"
-        why_rate = f"{cfg.SOLVER.BASE_LR:g} of the base recipe times {factor}, for the batch"
+    factor = f"{ratio:.2g}" if sgd else f"the root of {ratio:.2g}"
     return {
-        "SOLVER.IMS_PER_BATCH": (batch, why),
-        "SOLVER.BASE_LR": (rate, why_rate),
+        **decisions,
+        "SOLVER.IMS_PER_BATCH": (
+            batch,
+            f"{fitting:.1f} images fit into the memory of each of {count} processes; the base recipe has {base}",
+        ),
+        "SOLVER.BASE_LR": (rate, f"{cfg.SOLVER.BASE_LR:g} of the base recipe times {factor}, for the batch"),
     }
 
 
