@@ -15,12 +15,13 @@ from ..methods import method_of
 from .augmentations import RandomCropAroundInstance, build_augmentations
 from .eight_bits import checked_range
 from .images import read_image
-from .segmentations import paint_semantic, to_rle, transform_bitmasks, transform_polygons, transform_semantic
+from .segmentations import mask_box, paint_semantic, to_rle, transform_bitmasks, transform_polygons, transform_semantic
 
 __all__ = ["MIN_VISIBLE", "InstanceDatasetMapper", "boxes_of"]
 
 logger = logging.getLogger(__name__)
 
+EMPTY = 1e-5  # pixels; boxes without a longer side are dropped, as in Detectron2
 THIN = 20  # times as long as wide: resizing may reduce the width to 0
 MIN_VISIBLE = 0.1  # share of an object: if an augmentation leaves less, the object is dropped
 
@@ -198,9 +199,9 @@ class InstanceDatasetMapper:
         if self.use_masks:
             instances.gt_masks = self._masks([masks[i] for i in kept], transforms, size, new_size)
             if self.crops or self.rotates:
-                instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+                instances.gt_boxes = _tight_boxes(instances.gt_masks)
         instances.gt_boxes.clip(tuple(new_size))
-        sample["instances"] = detection_utils.filter_empty_instances(instances)
+        sample["instances"] = _without_empty(instances)
 
     def _masks(self, masks, transforms, size, new_size):
         """
@@ -211,6 +212,27 @@ class InstanceDatasetMapper:
         if polygons:
             return PolygonMasks(transform_polygons(masks, transforms))
         return transform_bitmasks(masks, transforms, tuple(size), tuple(new_size))
+
+
+def _tight_boxes(masks) -> Boxes:
+    """Those of BitMasks or PolygonMasks; Detectron2's function for BitMasks takes seven times as long."""
+    if isinstance(masks, PolygonMasks):
+        return masks.get_bounding_boxes()
+    return Boxes(np.array([mask_box(mask) for mask in masks.tensor.numpy()], np.float32).reshape(-1, 4))
+
+
+def _without_empty(instances: Instances) -> Instances:
+    """Without empty boxes and masks. Detectron2's function always copies the masks."""
+    kept = instances.gt_boxes.nonempty(EMPTY)
+    if instances.has("gt_masks"):
+        masks = instances.gt_masks
+        kept &= masks.nonempty() if isinstance(masks, PolygonMasks) else _not_zero(masks.tensor)
+    return instances if kept.all() else instances[kept]
+
+
+def _not_zero(masks: torch.Tensor) -> torch.Tensor:
+    """Whether each mask (M, H, W) has a pixel: (M,). PyTorch's function takes sixty times as long."""
+    return torch.from_numpy(masks.numpy().any((1, 2)))
 
 
 def boxes_of(annotations: list) -> np.ndarray:

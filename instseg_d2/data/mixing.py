@@ -17,6 +17,7 @@ from ..errors import ImageError
 from .augmentations import build_augmentations, build_resize, resized_shape
 from .images import image_size
 from .mapper import MIN_VISIBLE, InstanceDatasetMapper
+from .segmentations import mask_box
 
 __all__ = ["MixingMapper", "mixed_batches", "paste", "unmixed"]
 
@@ -188,21 +189,15 @@ def paste(sample: dict, source: dict) -> None:
             if left < max(1, MIN_VISIBLE * (left + lost)):
                 continue
             window &= ~cover
-            boxes[i] = _tight_box(mask)
+            boxes[i] = mask_box(mask)
         kept.append(i)
     masks = np.zeros((len(kept) + len(pasted), *under.image_size), bool)
     masks[: len(kept)] = below[kept]
     masks[len(kept) :, rows, columns] = pasted
-    pasted_boxes = np.array([_tight_box(mask) for mask in masks[len(kept) :]], np.float32)
+    pasted_boxes = np.array([mask_box(mask) for mask in masks[len(kept) :]], np.float32)
     sample["instances"] = Instances(
         under.image_size,
         gt_boxes=Boxes(torch.from_numpy(np.concatenate([boxes[kept], pasted_boxes]))),
         gt_classes=torch.cat([under.gt_classes[kept], torch.tensor(classes)]),
         gt_masks=BitMasks(torch.from_numpy(masks)),
     )
-
-
-def _tight_box(mask: np.ndarray) -> list:
-    """x0, y0, x1, y1 of a mask (H, W) that is not empty, in pixels."""
-    ys, xs = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    return [xs[0], ys[0], xs[-1] + 1, ys[-1] + 1]

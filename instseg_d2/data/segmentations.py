@@ -5,6 +5,7 @@ A segmentation, as in data set dicts, is polygons [[x0, y0, x1, y1, ...], ...], 
 or an array (H, W). H, W: height and width in pixels; M objects.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..errors import DatasetError
 __all__ = [
     "crop_annotation",
     "fill",
+    "mask_box",
     "paint_semantic",
     "to_rle",
     "transform_bitmasks",
@@ -49,11 +51,40 @@ def to_rle(segmentation, height: int, width: int) -> dict:
     return segmentation
 
 
-def fill(canvas: np.ndarray, rle: dict, value) -> None:
-    """Set the pixels of a mask in ``canvas`` (H, W), in place; works only on the mask's bounding box."""
+def _decoded(rle: dict) -> tuple[tuple[slice, slice], np.ndarray]:
+    """The bounding box of a mask as slices, and the pixels in it: bool."""
     x, y, w, h = mask_util.toBbox(rle).astype(int)
     window = np.s_[y : y + h, x : x + w]
-    np.copyto(canvas[window], value, where=mask_util.decode(rle)[window].view(bool))
+    return window, mask_util.decode(rle)[window].view(bool)
+
+
+def fill(canvas: np.ndarray, rle: dict, value) -> None:
+    """Set the pixels of a mask in ``canvas`` (H, W), in place; works only on the mask's bounding box."""
+    window, mask = _decoded(rle)
+    np.copyto(canvas[window], value, where=mask)
+
+
+def mask_box(mask: np.ndarray) -> list:
+    """x0, y0, x1, y1 of a mask (H, W), bool, in pixels; zeros if it is empty."""
+    ys, xs = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return [xs[0], ys[0], xs[-1] + 1, ys[-1] + 1] if len(xs) else [0, 0, 0, 0]
+
+
+def _label_maps(segmentations: list, indices: list, size) -> list:
+    """
+    Some of the masks as labels 1, 2, ..., in as many maps (H, W), uint8, as their overlaps need: pairs of a map and
+    the indices of its objects. A map takes as long to transform as a mask.
+    """
+    maps = []
+    for i in indices:
+        window, mask = _decoded(to_rle(segmentations[i], *size))
+        free = (pair for pair in maps if len(pair[1]) < 255 and not pair[0][window][mask].any())
+        canvas, objects = pair = next(free, (np.zeros(size, np.uint8), []))
+        objects.append(i)
+        np.copyto(canvas[window], len(objects), where=mask)
+        if len(objects) == 1:
+            maps.append(pair)
+    return maps
 
 
 def crop_annotation(annotation: dict, height: int, width: int, resolution: int) -> np.ndarray:
@@ -88,8 +119,9 @@ def paint_semantic(segmentations: list, classes: list, height: int, width: int) 
     Used before the transforms; `modeling.ground_truth.semantic_map` follows the same rule after them.
     """
     canvas = np.zeros((height, width), np.int32)
-    for segmentation, label in zip(segmentations, classes):
-        fill(canvas, to_rle(segmentation, height, width), label + 1)
+    rles = (to_rle(segmentation, height, width) for segmentation in segmentations)
+    for label, group in itertools.groupby(zip(classes, rles), key=lambda pair: pair[0]):
+        fill(canvas, mask_util.merge([rle for _, rle in group]), label + 1)
     return canvas
 
 
@@ -129,8 +161,9 @@ def transform_bitmasks(segmentations: list, transforms, size, new_size) -> BitMa
     polygons = [i for i, segmentation in enumerate(segmentations) if isinstance(segmentation, list)]
     for i, parts in zip(polygons, transform_polygons([segmentations[i] for i in polygons], transforms)):
         fill(masks[i], to_rle(parts, *new_size), True)
-    for i in sorted(set(range(len(segmentations))).difference(polygons)):
-        mask = np.zeros(size, np.uint8)
-        fill(mask, to_rle(segmentations[i], *size), 1)
-        masks[i] = transforms.apply_segmentation(mask)
+    others = sorted(set(range(len(segmentations))).difference(polygons))
+    for canvas, objects in _label_maps(segmentations, others, tuple(size)):
+        labels = transforms.apply_segmentation(canvas)
+        for label, i in enumerate(objects, 1):
+            np.equal(labels, label, out=masks[i])
     return BitMasks(torch.from_numpy(masks))

@@ -434,3 +434,20 @@ def test_images_too_thin_to_be_resized(cfg, tmp_path, training, size, becomes):
             mapper(record)
     else:
         assert min(mapper(record)["image"].shape) > 1
+
+
+def test_many_masks_that_overlap(record, plain):
+    """300 RLE masks at a larger size: each is what it is alone."""
+    plain.INPUT.MIN_SIZE_TRAIN = (61,)
+    generator = np.random.default_rng(1)
+    corners = generator.integers(0, (30, 50), (300, 2))
+    annotations = [annotation(rle(40, 60, np.s_[y : y + 9, x : x + 7]), (x, y, 7, 9)) for y, x in corners]
+    mapper = InstanceDatasetMapper(plain, True)
+    masks = mapper(record(annotations))["instances"].gt_masks.tensor
+    assert len(masks) == 300
+    for i in (0, 1, 150, 298, 299):
+        assert torch.equal(mapper(record([annotations[i]]))["instances"].gt_masks.tensor[0], masks[i])
+    y, x = corners[299]
+    expected = np.zeros((40, 60), np.uint8)
+    expected[y : y + 9, x : x + 7] = 1
+    assert np.array_equal(masks[299], np.asarray(Image.fromarray(expected).resize((92, 61), Image.NEAREST)))
