@@ -89,8 +89,9 @@ def test_larger_objects_in_huge_photos_shrink():
     """Of 60 of 3000 pixels, 24 are enough: crops of 384 / 0.4. Such a crop has 0.32 of the image's side."""
     values = decided(several(20, (4000, 3000), 10, 60), name="InstanceFCN")
     assert values["INPUT.CROP.SIZE"] == (960, 960)
-    assert values["INPUT.MIN_SIZE_TRAIN"] == (549,)  # 34.3 x 0.32 / 0.02
-    assert values["MODEL.INSTANCE_FCN.SCALES_TEST"] == (1715,)  # 34.3 / 0.02
+    # 34.3 x 0.32 / 0.02 and 34.3 / 0.02, one scale below and one above, at most 720 and 2048.
+    assert values["INPUT.MIN_SIZE_TRAIN"] == (388, 549, 720)
+    assert values["MODEL.INSTANCE_FCN.SCALES_TEST"] == (1213, 1715, 2048)
 
 
 def test_small_images_are_enlarged_by_half():
@@ -98,6 +99,12 @@ def test_small_images_are_enlarged_by_half():
     values = decided(several(30, (100, 100), 5, 8))
     assert values["INPUT.MIN_SIZE_TRAIN"] == (96, 128, 160)
     assert values["INPUT.MIN_SIZE_TEST"] == 160
+
+
+def test_long_images_keep_their_width():
+    """10 : 1; at 192 pixels, an image of 384 x 1152 has as many as one of 12 : 1."""
+    values = decided(several(30, (4000, 400), 10, 80))
+    assert (values["INPUT.MIN_SIZE_TRAIN"], values["INPUT.MAX_SIZE_TRAIN"]) == ((160, 192, 224), 2240)
 
 
 def test_crowded_images():

@@ -138,10 +138,11 @@ def _own_sets(cfg: CfgNode, file: str) -> Decisions:
     if not node.TEST and len(node.TRAIN) == 1 and metadata.get("evaluator_type") == "coco":
         share, files = write_split(name, f"{os.path.splitext(file)[0]}_split")
     if files:
+        source = os.path.basename(node.TRAIN_FILES[0]) if node.TRAIN_FILES else name
         node.TRAIN, node.TEST = ("custom_train",), ("custom_val",)
         node.TRAIN_FILES, node.TEST_FILES = ((path, metadata.image_root) for path in files)
-        drawn = f"{share:.2g} of the images of {name}, at random, the same share of each class"
-        reasons = {"TRAIN": f"{name} without those of the validation", "TEST": drawn}
+        drawn = f"{share:.2g} of the images of {source}, at random, the same share of each class"
+        reasons = {"TRAIN": f"the other images of {source}", "TEST": drawn}
         register_files(cfg)
     decisions = {f"DATASETS.{key}": (node[key], reason) for key, reason in reasons.items()}
     for key in ("TRAIN_FILES", "TEST_FILES"):

@@ -39,9 +39,9 @@ def _train_sizes(side: float) -> tuple:
     return tuple(sorted({_in_32(side * factor) for factor in (SMALLER, 1, LARGER)}))
 
 
-def _stretch(data: Fingerprint) -> float:
-    """Longest side / shorter side: that of almost all images, within limits."""
-    return min(max(data.image_aspect.q95, 4 / 3), 3)
+def _stretch(data: Fingerprint, side: float, high: float) -> float:
+    """Longer side / shorter side: that of almost all images, if these have at most the pixels of 3 : 1 at ``high``."""
+    return min(max(data.image_aspect.q95, 4 / 3), 3 * max(high / side, 1) ** 2)
 
 
 def _sizes(data: Fingerprint, machine: Machine) -> Decisions:
@@ -57,7 +57,7 @@ def _sizes(data: Fingerprint, machine: Machine) -> Decisions:
         return _crops(data, machine, side, scale)
     sizes = _train_sizes(side)
     test = _in_32(min(max(image, sizes[-1]), max(1.3 * side, sizes[-1])))
-    stretch = _stretch(data)
+    stretch = _stretch(data, side, high)
     if enlarged <= min(max(wanted, low), high):
         why = f"images of about {image:g} pixels are enlarged at most {ENLARGED:g} times"
     elif wanted > high:
@@ -101,7 +101,7 @@ def _crops(data: Fingerprint, machine: Machine, side: int, scale: float) -> Deci
             test,
             ("objects of the same size as in training" if test == whole else f"at most {largest}") + advice,
         ),
-        "INPUT.MAX_SIZE_TEST": (_up_to_32(test * _stretch(data)), "the same shape"),
+        "INPUT.MAX_SIZE_TEST": (_up_to_32(test * _stretch(data, test, largest)), "the same shape"),
     }
 
 

@@ -9,14 +9,18 @@ from ...data.fingerprint import Fingerprint
 __all__ = ["recipe_rules"]
 
 SMALLEST, LARGEST = 64, {True: 720, False: 900}  # shorter sides in training, of small and of other recipes
+LARGEST_TEST = 2048
 SMALL_WINDOW = 15  # cells; small and round objects need no more
 MANY = 100
 
 
 def _scales(low: float, high: float, smallest: int, largest: int) -> tuple:
-    """Scales by factors of the root of 2 from ``low`` to ``high``, within limits."""
+    """At least three scales by factors of the root of 2, from ``low`` to ``high``, within limits."""
+    if high < 2 * low:
+        low, high = (low * high / 2) ** 0.5, (low * high * 2) ** 0.5
     low, high = (min(max(x, smallest), largest) for x in (low, high))
-    return tuple(round(low * 2 ** (step / 2)) for step in range(math.ceil(2 * math.log2(high / low) - 0.25) + 1))
+    steps = math.ceil(2 * math.log2(high / low) - 0.25)
+    return tuple(min(round(low * 2 ** (step / 2)), largest) for step in range(steps + 1))
 
 
 def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool) -> dict:
@@ -32,7 +36,9 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool) -> dict:
         }
     part = cfg.INPUT.CROP.SIZE[0] / data.image_side.q50 if cfg.INPUT.CROP.ENABLED else 1  # of the image's side
     train = _scales(canonical * part / length.q95, canonical * part / length.q05, SMALLEST, largest)
-    test = _scales(canonical / length.q95, canonical / length.q05, SMALLEST, round(largest * 2**0.5 / part))
+    test = _scales(
+        canonical / length.q95, canonical / length.q05, SMALLEST, min(round(largest * 2**0.5 / part), LARGEST_TEST)
+    )
     stretch = min(max(data.image_aspect.q95, 4 / 3), 3)
     reason = (
         f"the objects' longer sides are {length.q05:.2g} to {length.q95:.2g} of the image's shorter side, "
