@@ -49,9 +49,12 @@ def work(args: argparse.Namespace) -> None:
         evaluate(cfg)
         return
     if args.augmented:
+        from detectron2.utils import comm
+
         from ..apps.augmented import draw_augmented
 
-        print(draw_augmented(cfg, args.augmented))
+        if comm.is_main_process():
+            print(draw_augmented(cfg, args.augmented))
         return
     if args.minutes and not args.auto:
         cfg = fit_to_minutes(cfg, args.minutes, begun, args.resume)

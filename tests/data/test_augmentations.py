@@ -162,7 +162,7 @@ def test_masks_and_boxes_follow_the_image(cfg, rectangle, rle, key, value, limit
     section, _, name = key.rpartition(".")
     (cfg.INPUT[section] if section else cfg.INPUT)[name] = value
     mapper, shapes, places = InstanceDatasetMapper(cfg, True), set(), set()
-    for seed in range(24):
+    for seed in range(16):
         np.random.seed(seed)
         mapped = mapper(rectangle(rle))
         instances, white = mapped["instances"], mapped["image"][0].numpy() > 127
@@ -179,7 +179,7 @@ def test_masks_and_boxes_follow_the_image(cfg, rectangle, rle, key, value, limit
         shapes.add(white.shape)
         places.add((*tight, mask.sum()))
     assert max(max(shape) for shape in shapes) <= 80
-    assert len(places) > (12 if tolerance else 1)
+    assert len(places) > (8 if tolerance else 1)
     if key == "ROTATION.QUARTER_TURNS":
         assert shapes == {(48, 80), (80, 48)}
 

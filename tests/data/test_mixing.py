@@ -164,14 +164,12 @@ def check_agreement(mapped):
     assert mapped["image"].shape[1:] == instances.image_size == mapped["basis_sem"].shape
 
 
-@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
 @pytest.mark.parametrize(("copy_paste", "mosaic"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
-def test_everything_agrees_in_every_notation(records, still, copy_paste, mosaic, mask_format):
-    still.INPUT.MASK_FORMAT = mask_format
+def test_everything_agrees_in_every_notation(records, still, copy_paste, mosaic):
     still.INPUT.COPY_PASTE, still.INPUT.MOSAIC.PROB = copy_paste, mosaic
     mapper, made, seen = MixingMapper(still), records(), set()
     same = {notation: records(notation=notation) for notation in ("polygon", "rle")}
-    for seed in range(12):
+    for seed in range(8):
         results = []
         for given in (made, same["polygon"], same["rle"]):
             np.random.seed(seed)
@@ -191,7 +189,7 @@ def test_everything_agrees_in_every_notation(records, still, copy_paste, mosaic,
 def test_the_images_of_a_mosaic_meet_at_one_point(records, still):
     still.INPUT.MOSAIC.PROB = 1.0
     mapper, made, centres = MixingMapper(still), records(), set()
-    for seed in range(30):
+    for seed in range(15):
         np.random.seed(seed)
         others = iter(made[1:])
         mapped = mapper.mixed(made[0], lambda: next(others))  # noqa: B023
@@ -203,7 +201,7 @@ def test_the_images_of_a_mosaic_meet_at_one_point(records, still):
         assert 6 <= y <= 18
         assert 8 <= x <= 24
         centres.add((y, x))
-    assert len(centres) > 20
+    assert len(centres) > 10
 
 
 def test_grey_where_a_mosaic_has_no_image(records, still, tmp_path):
@@ -245,14 +243,14 @@ def test_a_random_subset_is_pasted(records, still):
     polygons = [[[float(x), 4.0, x + 2.0, 4.0, x + 2.0, 8.0, float(x), 8.0]] for x in range(2, 10, 2)]
     over["annotations"] = [{**first, "segmentation": p, "category_id": i} for i, p in enumerate(polygons)]
     chosen = []
-    for seed in range(200):
+    for seed in range(80):
         np.random.seed(seed)
         chosen.append(tuple(mapper.mixed(under, lambda: over)["instances"].gt_classes.tolist()))
     counts = np.bincount([len(x) for x in chosen], minlength=5)
     assert counts[0] == 0
-    assert counts[1:].min() > 25  # 50 of each are expected
+    assert counts[1:].min() > 9  # 20 of each are expected
     assert all(list(x) == sorted(x) for x in chosen)
-    assert np.bincount(list(itertools.chain(*chosen))).min() > 80  # 125
+    assert np.bincount(list(itertools.chain(*chosen))).min() > 35  # 50
 
 
 def test_deep_images_share_a_range(records, still):
@@ -285,6 +283,7 @@ def mixing(cfg, shapes):
     cfg.INPUT.MIN_SIZE_TRAIN = (40, 56)
     cfg.INPUT.COPY_PASTE = cfg.INPUT.MOSAIC.PROB = 0.9
     cfg.INPUT.COLOR_JITTER.BRIGHTNESS = cfg.INPUT.COLOR_JITTER.HUE = 0.3
+    cfg.SOLVER.IMS_PER_BATCH = 2
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.ACCUMULATE, cfg.INPUT.CLOSING_PHASE = 4, 2, 0.25
     return cfg
 
@@ -302,18 +301,16 @@ def same(a, b):
 
 
 def test_resumed_streams_are_the_same_and_the_closing_phase_is_plain(mixing):
-    """Four iterations of two batches of three images: the last iteration is not mixed."""
+    """Four iterations of two batches of two images: the last iteration is not mixed."""
     assert mixed_batches(mixing) == 6
     whole = tensors(itertools.islice(build_train_loader(mixing), 8))
-    for workers, start in ((0, 5), (2, 3)):
-        mixing.DATALOADER.NUM_WORKERS = workers
-        resumed = tensors(itertools.islice(build_train_loader(mixing, start_iteration=start), 8 - start))
-        assert all(same(resumed, whole[3 * start :]))
+    mixing.DATALOADER.NUM_WORKERS = 2
+    assert all(same(tensors(itertools.islice(build_train_loader(mixing, start_iteration=3), 5)), whole[6:]))
     mixing.DATALOADER.NUM_WORKERS = 0
     plain = same(whole, tensors(itertools.islice(build_train_loader(unmixed(mixing)), 8)))
-    assert plain[18:] == [True] * 6
-    assert sum(plain[15:18]) < 3
-    assert sum(plain[:18]) < 4  # 0.18 expected
+    assert plain[12:] == [True] * 4
+    assert sum(plain[10:12]) < 2
+    assert sum(plain[:12]) < 4  # 0.12 are expected
 
 
 @pytest.mark.parametrize(("share", "batches"), [(0.0, 8), (0.125, 8), (0.13, 6), (0.5, 4), (1.0, 0)])
