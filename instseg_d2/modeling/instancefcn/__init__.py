@@ -34,7 +34,9 @@ register_method(
         class_agnostic=lambda cfg: not cfg.MODEL.INSTANCE_FCN.CLASSIFY,
         authors_names={VGG16_LAST_CONV: convert_vgg16},
         exportable=ExportableInstanceFCN,
-        auto=AutoRecipe("quick/Base-quick-instancefcn", "InstanceFCN/VGG16_k5", recipe_rules),
+        auto=AutoRecipe(
+            "quick/Base-quick-instancefcn", "InstanceFCN/VGG16_k5", recipe_rules, "quick/instancefcn_photos"
+        ),
         publication=Publication(
             "InstanceFCN",
             "ECCV 2016, arXiv 1603.08678",

@@ -11,6 +11,10 @@ __all__ = ["recipe_rules"]
 
 MOST = 500  # slots
 MANY = 100
+MAPS = {  # backbones with a map of stride 4 -> the key of their maps
+    "build_resnet_backbone": "MODEL.RESNETS.OUT_FEATURES",
+    "build_timm_backbone": "MODEL.TIMM.OUT_FEATURES",
+}
 FINE = 24  # pixels: smaller objects are hard to tell apart on a map of stride 8
 
 
@@ -25,10 +29,11 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool) -> dict:
         "MODEL.SPARSE_INST.MAX_DETECTIONS": (slots, "one of each slot"),
     }
     size = network_side(cfg, data) * data.relative_size.q50
-    if size < FINE and cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone":
+    maps = MAPS.get(cfg.MODEL.BACKBONE.NAME)
+    if size < FINE and maps:
         reason = f"half of the objects are below {size:.0f} pixels: features of stride 4"
         decisions |= {
-            "MODEL.RESNETS.OUT_FEATURES": (["res2", "res3", "res4"], reason),
+            maps: (["res2", "res3", "res4"], reason),
             "MODEL.SPARSE_INST.ENCODER.IN_FEATURES": (["res2", "res3", "res4"], reason),
             "MODEL.SPARSE_INST.DECODER.SCALE_FACTOR": (1.0, "the features are as fine as the masks"),
         }
