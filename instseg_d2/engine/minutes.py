@@ -106,22 +106,29 @@ def _quietly():
         logging.disable(before)
 
 
-def _measure(cfg: CfgNode, share: float, trainer_class: type) -> tuple[float, float, float]:
-    """Seconds of: setting up, an iteration, an evaluation."""
+@contextlib.contextmanager
+def trial(cfg: CfgNode, trainer_class: type):
+    """A trainer that is ready to take steps, and is then thrown away. Random numbers are not affected."""
     with tempfile.TemporaryDirectory() as folder, _quietly(), preserve_rng_state():
-        start = time.perf_counter()
-        trial = {"OUTPUT_DIR": folder, "DATASETS.TEST": (), "TEST.PRECISE_BN.ENABLED": False}
-        trainer = trainer_class(_with(cfg, trial))
+        values = {"OUTPUT_DIR": folder, "DATASETS.TEST": (), "TEST.PRECISE_BN.ENABLED": False}
+        trainer = trainer_class(_with(cfg, values))
         trainer.checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
         trainer.prepare()
-        set_up = comm.all_gather(time.perf_counter() - start)[0]
-        iteration = _iteration_seconds(trainer, share)
+        yield trainer
         trainer.batches.close()
-        evaluation = _evaluation_seconds(cfg, trainer)
     del trainer
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _measure(cfg: CfgNode, share: float, trainer_class: type) -> tuple[float, float, float]:
+    """Seconds of: setting up, an iteration, an evaluation."""
+    start = time.perf_counter()
+    with trial(cfg, trainer_class) as trainer:
+        set_up = comm.all_gather(time.perf_counter() - start)[0]
+        iteration = _iteration_seconds(trainer, share)
+        evaluation = _evaluation_seconds(cfg, trainer)
     return set_up, iteration, evaluation
 
 

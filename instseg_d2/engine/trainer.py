@@ -257,7 +257,7 @@ class Trainer(TrainerBase):
             batch = next(self.batches)
             data_time += time.perf_counter() - start
             images += batch
-            parts.append(self._add_gradient(batch, count, last=number == count))
+            parts.append(self.add_gradient(batch, count, last=number == count))
         losses = {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
         self.after_backward()
         values = self._mean_over_processes(self._watched(losses))
@@ -277,7 +277,7 @@ class Trainer(TrainerBase):
         if self.grad_scaler.get_scale() >= scale:  # otherwise gradients overflowed, and the scaler skipped the step
             self.averaged.update_parameters(self.networks[0])
 
-    def _add_gradient(self, batch: list, count: int, last: bool) -> dict:
+    def add_gradient(self, batch: list, count: int, last: bool) -> dict:
         """Add a batch's gradient, divided by ``count``; return its losses. Processes exchange gradients at the last."""
         alone = not last and comm.get_world_size() > 1
         with self.model.no_sync() if alone else contextlib.nullcontext():
