@@ -106,6 +106,7 @@ class Method:
         fit: called as ``fit(model, cfg)`` in all processes, after loading the weights and before training. It is called
             for every model, including Detectron2 models with a head of this method.
         crop_scheme: default if INPUT.CROP.SCHEME is empty.
+        auxiliary: whether its features can have the head of MODEL.AUXILIARY in training.
         needs_masks: whether it is trained on masks even if MODEL.MASK_ON is False.
         semantic_target: cfg -> whether it is trained on ``basis_sem``, see `InstanceDatasetMapper`.
         class_agnostic: cfg -> whether every detection has class 0, "object", regardless of the data's classes. The
@@ -142,6 +143,7 @@ class Method:
     fit: Callable[[nn.Module, CfgNode], None] = _nothing
 
     crop_scheme: str = "before_resize"
+    auxiliary: bool = False
     needs_masks: bool = False
     semantic_target: Callable[[CfgNode], bool] = _never
 

@@ -1,6 +1,7 @@
 """A DetectionCheckpointer that reads safely, reports what it loaded and writes only complete files."""
 
 import contextlib
+import copy
 import logging
 import os
 import re
@@ -30,6 +31,17 @@ _FROM_SCRATCH = (
     "trained norm (MODEL.RESNETS.NORM BN or GN)"
 )
 
+_TRAINING_ONLY = "training_only."  # prefix of the weights of `InstanceSegmenter.training_only`
+
+
+def _without_training_only(state: dict) -> dict:
+    """The weights that inference needs."""
+    others = copy.copy(state)  # with the versions of the modules, which PyTorch keeps in an attribute
+    for key in state:
+        if key.startswith(_TRAINING_ONLY):
+            del others[key]
+    return others
+
 
 class InstSegCheckpointer(DetectionCheckpointer):
     """
@@ -37,7 +49,8 @@ class InstSegCheckpointer(DetectionCheckpointer):
 
     Every load logs how many weights were found, and which are missing, unexpected or of another shape. In training,
     missing and mismatched weights keep their initial values; at test time and when resuming they are an error. Training
-    that starts from a model of other classes takes over the rows of those that have the same names.
+    that starts from a model of other classes takes over the rows of those that have the same names. The weights of
+    parts that only training has are not among those of the model: the trainer's state contains them.
     """
 
     def __init__(
@@ -196,7 +209,7 @@ class InstSegCheckpointer(DetectionCheckpointer):
             raise CheckpointError(f"{self._source} does not fit the model: {error}") from error
         state = self.model.state_dict(keep_vars=True)
         # num_batches_tracked has no effect unless momentum is None; a tensor with two names may be stored once.
-        expected = [key for key in state if not key.endswith("num_batches_tracked")]
+        expected = [key for key in _without_training_only(state) if not key.endswith("num_batches_tracked")]
         mismatched = {key for key, *_ in found.incorrect_shapes}  # fvcore also lists them as missing
         absent = {*found.missing_keys, *mismatched}
         loaded = {id(state[key]) for key in expected if key not in absent}
@@ -261,7 +274,7 @@ class InstSegCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict(), **self.metadata}
+        data = {"model": _without_training_only(self.model.state_dict()), **self.metadata}
         if not model_only:
             data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
         data.update(extra)

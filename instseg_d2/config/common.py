@@ -30,6 +30,7 @@ COMMON_VALUES = {
     ),
     "MODEL.ACTIVATION_CHECKPOINTING": each(one_of("backbone", "heads"), min_length=0),
     "SOLVER.EMA.DECAY": below_one,
+    **section("MODEL.AUXILIARY", WEIGHT=at_least(0), NUM_CONVS=at_least(0), NORM=one_of("", "BN", "SyncBN", "GN")),
     "INPUT.VALUE_RANGE": Rule("two numbers, the lower first, such as (0, 4095), or () to estimate them", _is_range),
     **section("DATASETS", TRAIN_FILES=_FILES, TEST_FILES=_FILES),
     "LOGGING.WRITERS": each(one_of("wandb", "mlflow"), min_length=0),
@@ -71,6 +72,12 @@ def add_common_config(cfg: CfgNode) -> None:
     cfg.SOLVER.EMA.ENABLED = False
     # Its decay; after t steps at most (1 + t) / (10 + t), so that a short training forgets its start.
     cfg.SOLVER.EMA.DECAY = 0.999
+
+    # A dense head (FCOS) on the features of a query-based method, in training only; with little data it learns faster.
+    cfg.MODEL.AUXILIARY = CfgNode()
+    cfg.MODEL.AUXILIARY.WEIGHT = 0.0  # factor of its losses; 0: no such head
+    cfg.MODEL.AUXILIARY.NUM_CONVS = 2  # convolutions of its class tower and of its box tower
+    cfg.MODEL.AUXILIARY.NORM = "BN"  # their norm
 
     # COCO annotations and the folder of their images, which become the data set custom_train; --train-json and
     # --train-images set it.
@@ -136,6 +143,11 @@ def check_common_config(cfg: CfgNode) -> None:
     """Raise ConfigError for invalid values."""
     check_values(cfg, COMMON_VALUES)
     _check_augmentations(cfg)
+    auxiliary = cfg.MODEL.get("AUXILIARY", CfgNode({"WEIGHT": 0})).WEIGHT
+    require(
+        not auxiliary or method_of(cfg).auxiliary,
+        f"MODEL.AUXILIARY.WEIGHT is {auxiliary}; {cfg.MODEL.META_ARCHITECTURE} has no auxiliary head: set it to 0.",
+    )
     patience = cfg.SOLVER.get("PATIENCE", 0)
     require(
         patience == 0 or cfg.TEST.EVAL_PERIOD > 0,

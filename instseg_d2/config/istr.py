@@ -23,6 +23,7 @@ ISTR_VALUES = {
         "MODEL.ISTR",
         NUM_CLASSES=at_least(1),
         NUM_PROPOSALS=at_least(1),
+        START=one_of("whole", "tiles"),
         NHEADS=at_least(1),
         DROPOUT=below_one,
         DIM_FEEDFORWARD=at_least(1),
@@ -61,6 +62,8 @@ def add_istr_config(cfg: CfgNode) -> None:
     node = CfgNode()
     node.NUM_CLASSES = 80  # foreground classes
     node.NUM_PROPOSALS = 300  # number of queries, N
+    # First boxes: "whole", the whole image for each query (the authors'), or "tiles", on grids of several sizes.
+    node.START = "whole"
     node.NHEADS = 8  # attention heads of the self-attention
     node.DROPOUT = 0.0  # dropout rate
     node.DIM_FEEDFORWARD = 2048  # hidden channels of the feed-forward layers

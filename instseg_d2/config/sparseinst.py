@@ -2,7 +2,7 @@
 
 from detectron2.config import CfgNode
 
-from .values import at_least, between, check_values, each, one_of, only, require, section, words
+from .values import at_least, between, check_values, each, one_of, require, section, words
 
 SPARSEINST_VALUES = {
     **section(
@@ -13,7 +13,7 @@ SPARSEINST_VALUES = {
     ),
     **section(
         "MODEL.SPARSE_INST.ENCODER",
-        NORM=only("", "the encoder has no norm"),
+        NORM=one_of("", "BN", "SyncBN"),
         IN_FEATURES=words(min_length=1),
         NUM_CHANNELS=at_least(4),
     ),
@@ -24,6 +24,8 @@ SPARSEINST_VALUES = {
         KERNEL_DIM=at_least(1),
         SCALE_FACTOR=at_least(0.25),
         GROUPS=at_least(1),
+        NORM=one_of("", "BN", "SyncBN"),
+        START=one_of("random", "tiles"),
     ),
     **section("MODEL.SPARSE_INST.DECODER.INST", DIM=at_least(1), CONVS=at_least(1)),
     **section("MODEL.SPARSE_INST.DECODER.MASK", DIM=at_least(1), CONVS=at_least(1)),
@@ -35,8 +37,16 @@ SPARSEINST_VALUES = {
         MASK_PIXEL_WEIGHT=at_least(0),
         MASK_DICE_WEIGHT=at_least(0),
         OBJECTNESS_WEIGHT=at_least(0),
+        MAP_WEIGHT=at_least(0),
+        PILOTS=at_least(0),
     ),
-    **section("MODEL.SPARSE_INST.MATCHER", NAME=one_of("SparseInstMatcher"), ALPHA=at_least(0), BETA=at_least(0)),
+    **section(
+        "MODEL.SPARSE_INST.MATCHER",
+        NAME=one_of("SparseInstMatcher"),
+        ALPHA=at_least(0),
+        BETA=at_least(0),
+        SIGMA=at_least(0),
+    ),
 }
 
 
@@ -50,12 +60,15 @@ def add_sparseinst_config(cfg: CfgNode) -> None:
 
     node.ENCODER = CfgNode()
     node.ENCODER.NAME = "InstanceContextEncoder"  # a name in the SPARSE_INST_ENCODER registry
-    node.ENCODER.NORM = ""  # accepted for the authors' files: the encoder has no norm
+    node.ENCODER.NORM = ""  # norm after the encoder's convolutions: "" (the authors'), BN or SyncBN
     node.ENCODER.IN_FEATURES = ["res3", "res4", "res5"]  # maps that the encoder sees, finest first
     node.ENCODER.NUM_CHANNELS = 256  # channels of the encoder's map
 
     node.DECODER = CfgNode()
+    node.DECODER.NORM = ""  # norm after the 3x3 convolutions of both branches: "" (the authors'), BN or SyncBN
     node.DECODER.NAME = "BaseIAMDecoder"  # BaseIAMDecoder, GroupIAMDecoder or GroupIAMSoftDecoder
+    # First weights: "random" (the authors'), or "tiles": each slot's activation map starts as a spot at its own place.
+    node.DECODER.START = "random"
     node.DECODER.NUM_MASKS = 100  # instance activation maps, N: at most so many objects in an image
     node.DECODER.NUM_CLASSES = 80  # foreground classes
     node.DECODER.KERNEL_DIM = 128  # channels of the mask features and of an instance's kernel
@@ -76,10 +89,16 @@ def add_sparseinst_config(cfg: CfgNode) -> None:
     node.LOSS.MASK_PIXEL_WEIGHT = 5.0  # weight of the masks' binary cross-entropy
     node.LOSS.MASK_DICE_WEIGHT = 2.0  # weight of the masks' dice loss
     node.LOSS.OBJECTNESS_WEIGHT = 1.0  # weight of the objectness loss (the IoU of the mask)
+    node.LOSS.MAP_WEIGHT = 0.0  # weight of -log of the share of a matched slot's activation map inside its object
+    # For each object, so many maps made from the ground truth (spots in the object) have all losses but MAP, too.
+    node.LOSS.PILOTS = 0
     node.MATCHER = CfgNode()
     node.MATCHER.NAME = "SparseInstMatcher"  # SparseInstMatcher
     node.MATCHER.ALPHA = 0.8  # exponent of dice in the score of a pair
     node.MATCHER.BETA = 0.2  # exponent of the class probability
+    # With DECODER.START tiles: slots far from an object score less, by a Gaussian of this standard deviation, in
+    # distances between slots; 0: as they are.
+    node.MATCHER.SIGMA = 0.0
     cfg.MODEL.SPARSE_INST = node
 
 
@@ -92,4 +111,9 @@ def check_sparseinst_config(cfg: CfgNode) -> None:
     require(
         not node.NAME.startswith("Group") or node.INST.DIM % node.GROUPS == 0,
         f"MODEL.SPARSE_INST.DECODER.INST.DIM is {node.INST.DIM}; it must be a multiple of GROUPS, {node.GROUPS}.",
+    )
+    matcher = cfg.MODEL.SPARSE_INST.MATCHER
+    require(
+        not matcher.SIGMA or node.START == "tiles",
+        f"MODEL.SPARSE_INST.MATCHER.SIGMA is {matcher.SIGMA}; it needs the slots' places: set DECODER.START tiles.",
     )

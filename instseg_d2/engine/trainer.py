@@ -110,6 +110,11 @@ class Trainer(TrainerBase):
         trained = getattr(self.model, "module", self.model)
         return [trained] if self.averaged is None else [trained, self.averaged.module]
 
+    @property
+    def _training_only(self) -> torch.nn.Module:
+        """The parts that only training has; without any for a model from outside this package."""
+        return getattr(self.networks[0], "training_only", torch.nn.ModuleDict())
+
     def share_buffers(self) -> None:
         """See :func:`.batch_norms.share_buffers`. Call it in all processes."""
         for network in self.networks:
@@ -342,13 +347,14 @@ class Trainer(TrainerBase):
 
     def state_dict(self) -> dict:
         """
-        Iteration, hooks, optimiser, gradient scaler and data seed. With SOLVER.EMA also the weights that are trained,
-        because the checkpoint's model is their average.
+        Iteration, hooks, optimiser, gradient scaler, data seed and the parts that only training has. With SOLVER.EMA
+        also the weights that are trained, because the checkpoint's model is their average.
         """
         state = super().state_dict()
         state["optimizer"] = self.optimizer.state_dict()
         state["grad_scaler"] = self.grad_scaler.state_dict()
         state["seed"] = self.seed
+        state["training_only"] = self._training_only.state_dict()
         if self.averaged is not None:
             state["trained_model"] = self.networks[0].state_dict()
             state["n_averaged"] = int(self.averaged.n_averaged)
@@ -365,6 +371,8 @@ class Trainer(TrainerBase):
             )
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self.seed = state_dict["seed"]
+        # A run that had other parts, or none, starts those that it lacks.
+        self._training_only.load_state_dict(state_dict.get("training_only", {}), strict=False)
         if "trained_model" in state_dict:
             self.networks[0].load_state_dict(state_dict["trained_model"])
         elif self.averaged is not None:  # SOLVER.EMA was off: its average starts now

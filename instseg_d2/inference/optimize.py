@@ -18,6 +18,8 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
     Its detections equal the original model's up to rounding. The copy cannot be trained.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
+    if hasattr(model, "training_only"):
+        model.training_only = nn.ModuleDict()
     for module in model.modules():
         if isinstance(module, Conv2d) and fold_norm(module, module.norm):
             module.norm = None

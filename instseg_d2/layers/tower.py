@@ -10,10 +10,10 @@ from .deform_conv import DeformConv
 from .norm import get_norm
 
 
-def init_normal(*layers: nn.Module) -> None:
-    """Initialise weights with standard deviation 0.01 and biases with 0, as the methods' authors do in predictors."""
+def init_normal(*layers: nn.Module, std: float = 0.01) -> None:
+    """Initialise weights with this standard deviation (the authors' in predictors) and biases with 0."""
     for layer in layers:
-        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.normal_(layer.weight, std=std)
         nn.init.zeros_(layer.bias)
 
 

@@ -1,6 +1,7 @@
 """Base class of the meta-architectures: preprocessing, inference, output format. N images, D detections."""
 
 from collections.abc import Sequence
+from typing import Optional
 
 import numpy as np
 import torch
@@ -25,15 +26,25 @@ class InstanceSegmenter(nn.Module):
         pixel_mean, pixel_std: one value per channel, in the order of ``input_format``, on the scale 0-255.
         input_format: "BGR" or "RGB", the channel order of the input.
         mask_threshold: minimum probability of a pixel of a pasted mask.
+        training_only: {name: module} of parts that only training has. Their weights are in the trainer's state, not
+            among the model's in a checkpoint.
     """
 
     predicts_masks = True
 
     def __init__(
-        self, *, backbone: nn.Module, pixel_mean, pixel_std, input_format: str = "BGR", mask_threshold: float = 0.5
+        self,
+        *,
+        backbone: nn.Module,
+        pixel_mean,
+        pixel_std,
+        input_format: str = "BGR",
+        mask_threshold: float = 0.5,
+        training_only: Optional[dict[str, nn.Module]] = None,
     ):
         super().__init__()
         self.backbone = backbone
+        self.training_only = nn.ModuleDict(training_only)
         self.input_format = input_format
         self.mask_threshold = mask_threshold
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)

@@ -312,13 +312,23 @@ def test_convolutions_are_channels_last(tmp_path):
     assert trainer.model.conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+TRAINING_ONLY = [
+    "MODEL.AUXILIARY.WEIGHT", 1.0,
+    "MODEL.SPARSE_INST.DECODER.NORM", "BN",
+    "MODEL.SPARSE_INST.LOSS.PILOTS", 2,
+]  # fmt: skip
+
+
 def test_a_real_run_resumes_exactly(tmp_path):
-    """BlendMask on drawn shapes with augmentation, one loader process, SEED unset."""
+    """
+    SparseInst on drawn shapes with augmentation and with what only training has (random pilots, an auxiliary head), one
+    loader process, SEED unset.
+    """
     make_shapes(tmp_path / "shapes", "train", 8, seed=5)
     register_coco("toy_resume_shapes", tmp_path / "shapes" / "train.json", tmp_path / "shapes" / "images")
 
     def cfg(folder):
-        cfg = tiny_config("BlendMask", num_classes=6)
+        cfg = tiny_config("SparseInst", *TRAINING_ONLY, num_classes=6)
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("toy_resume_shapes",), ()
         cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (64, 96), 128
         cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT, cfg.DATALOADER.NUM_WORKERS = True, "bitmask", 1
@@ -335,6 +345,8 @@ def test_a_real_run_resumes_exactly(tmp_path):
     a, b = (torch.load(tmp_path / folder / "model_final.pth") for folder in ("whole", "halves"))
     assert_equal(a["model"], b["model"])
     assert_equal(a["trainer"], b["trainer"])
+    assert not [name for name in a["model"] if "auxiliary" in name]
+    assert len(a["trainer"]["training_only"]) > 5
     DatasetCatalog.remove("toy_resume_shapes")
     MetadataCatalog.pop("toy_resume_shapes")
 

@@ -49,6 +49,7 @@ register_method(
         optimizer="ADAMW",
         fit=ensure_fitted,
         crop_scheme="detr",
+        auxiliary=True,
         needs_masks=True,
         authors_names={"pos_embeddings.": convert_istr},
         exportable=ExportableISTR,

@@ -4,6 +4,7 @@ Converts queries to detections, for the meta-architecture and for Detectron2's G
 N images, Q queries per image, C channels, D detections per image, S side of a decoded mask.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -42,6 +43,33 @@ def paste_threshold(cfg) -> float:
 def whole_image_boxes(num_queries: int) -> nn.Embedding:
     """Learned boxes (Q, 4), initialised to the whole image: centre, width and height relative to the image."""
     return nn.Embedding.from_pretrained(torch.tensor([[0.5, 0.5, 1.0, 1.0]]).repeat(num_queries, 1), freeze=False)
+
+
+def tiled_boxes(num_queries: int) -> nn.Embedding:
+    """
+    Learned boxes (Q, 4) that start on grids: the whole image, 2 x 2, 4 x 4, 6 x 6, ... boxes as far as there are
+    queries, each 1.5 times as large as its share of the image. The rest is one further grid, whose last row may have
+    larger gaps.
+    """
+    boxes, side = [], 1
+    while num_queries - len(boxes) >= side**2:
+        boxes += _grid(side, side)
+        side += 2 if side > 1 else 1
+    rest = num_queries - len(boxes)
+    rows = max(1, round(math.sqrt(rest)))
+    for row in range(rows if rest else 0):
+        count = rest // rows + (row < rest % rows)
+        boxes += [(x, (row + 0.5) / rows, width, 1.5 / rows) for x, _, width, _ in _grid(count, 1)]
+    return nn.Embedding.from_pretrained(torch.tensor(boxes).clamp(max=1), freeze=False)
+
+
+def _grid(columns: int, rows: int) -> list[tuple]:
+    """Boxes (centre, width, height) of a grid, 1.5 times as large as its cells."""
+    return [
+        ((column + 0.5) / columns, (row + 0.5) / rows, 1.5 / columns, 1.5 / rows)
+        for row in range(rows)
+        for column in range(columns)
+    ]
 
 
 def initial_queries(maps: Sequence[torch.Tensor], image_sizes, boxes: nn.Embedding, queries: nn.Embedding):

@@ -12,12 +12,22 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.structures import ImageList
 from torch import nn
 
+from ...layers import init_normal
+from ..auxiliary import auxiliary_parts
 from ..meta_arch import InstanceSegmenter
 from ..postprocessing import filter_detections
 from .criterion import ISTRCriterion
 from .embedding import build_mask_embedding
 from .explain import explain_image
-from .inference import Detections, detect, initial_queries, paste_threshold, to_instances, whole_image_boxes
+from .inference import (
+    Detections,
+    detect,
+    initial_queries,
+    paste_threshold,
+    tiled_boxes,
+    to_instances,
+    whole_image_boxes,
+)
 from .refinement import RefinementHeads
 
 
@@ -38,6 +48,7 @@ class ISTR(InstanceSegmenter):
         num_queries: int = 300,
         channels: int = 256,
         max_detections: int = 100,
+        start: str = "whole",
         **kwargs,
     ):
         """
@@ -46,6 +57,8 @@ class ISTR(InstanceSegmenter):
             num_queries: Q.
             channels: C.
             max_detections: number of (query, class) pairs kept per image.
+            start: "whole": each query's box starts as the whole image, and the heads move it by random amounts (the
+                authors' start). "tiles": the boxes start on grids, and the heads hardly move them.
             kwargs: see `InstanceSegmenter`.
         """
         super().__init__(**kwargs)
@@ -54,7 +67,9 @@ class ISTR(InstanceSegmenter):
         self.criterion = criterion
         self.max_detections = max_detections
         self.query_embedding = nn.Embedding(num_queries, channels)
-        self.initial_boxes = whole_image_boxes(num_queries)
+        self.initial_boxes = (tiled_boxes if start == "tiles" else whole_image_boxes)(num_queries)
+        for head in self.roi_heads.heads if start == "tiles" else ():
+            init_normal(head.box_deltas, std=0.001)
 
     @classmethod
     def from_config(cls, cfg):
@@ -69,7 +84,11 @@ class ISTR(InstanceSegmenter):
             "num_queries": node.NUM_PROPOSALS,
             "channels": node.HIDDEN_DIM,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "start": node.START,
             "mask_threshold": paste_threshold(cfg),
+            "training_only": auxiliary_parts(
+                cfg, {name: backbone.output_shape()[name] for name in cfg.MODEL.ROI_HEADS.IN_FEATURES}, node.NUM_CLASSES
+            ),
             **cls.shared_arguments(cfg),
         }
 
@@ -85,9 +104,13 @@ class ISTR(InstanceSegmenter):
         return features, *initial_queries(maps, images.image_sizes, self.initial_boxes, self.query_embedding)
 
     def losses(self, images: ImageList, batched_inputs: Sequence[dict]) -> dict:
-        """loss_ce, loss_bbox, loss_giou, loss_feat and loss_dice of each head."""
+        """loss_ce, loss_bbox, loss_giou, loss_feat and loss_dice of each head, and those of what only training has."""
         gt_instances = self.gt_instances(batched_inputs)
-        return self.criterion(self.roi_heads(*self.initial_state(images)), gt_instances, self.mask_embedding)
+        features, boxes, queries = self.initial_state(images)
+        losses = self.criterion(self.roi_heads(features, boxes, queries), gt_instances, self.mask_embedding)
+        for part in self.training_only.values():
+            losses.update(part(features, gt_instances))
+        return losses
 
     def _detect(self, images: ImageList) -> Detections:
         return detect(self.roi_heads, *self.initial_state(images), self.mask_embedding, self.max_detections)

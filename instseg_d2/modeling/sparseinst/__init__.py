@@ -35,6 +35,7 @@ register_method(
         # patch embeddings "downsample.proj".
         undecayed_names=("norm", "patch_embed", "downsample.proj", "cls_token"),
         crop_scheme="detr",
+        auxiliary=True,
         needs_masks=True,
         authors_names={"encoder.fpn_laterals.": convert_sparseinst},
         exportable=ExportableSparseInst,

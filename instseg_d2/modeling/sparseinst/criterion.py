@@ -6,7 +6,9 @@ N images, Q slots per image, M_i objects in image i, P matched pairs, K classes,
 
 import functools
 import logging
+import math
 from collections.abc import Sequence
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +18,14 @@ from fvcore.nn import sigmoid_focal_loss
 from ..losses import mean_over_workers
 from ..losses.dice import paired_dice, pairwise_dice
 from ..matching import match_by_score
-from .targets import resized_targets
+from .pilots import pilot_maps
+from .targets import centres_of_mass, resized_targets
+from .tiles import places
 
 logger = logging.getLogger(__name__)
 
 DICE_EPSILON = 1e-4  # the authors'
+MAP_EPSILON = 1e-3  # of the share of a map inside its object
 LOSS_ITEMS = ("labels", "masks")
 
 
@@ -40,12 +45,25 @@ class SparseInstCriterion:
 
     Args:
         alpha, beta: exponents of dice and class probability in the matching score.
-        weights: weights of loss_ce, loss_mask, loss_dice and loss_objectness.
+        weights: weights of loss_ce, loss_mask, loss_dice and loss_objectness, and of loss_map (0: not computed).
         items: "labels" for loss_ce, "masks" for the other three.
         binarise: threshold of predicted masks for the objectness target, an IoU.
+        sigma: with the tiled start, the matching score falls off with the distance between an object and the slot's
+            place, like a Gaussian of this standard deviation, in distances between slots. 0: it does not.
+        pilots: for each object, so many `Pilots` have the losses, too.
     """
 
-    def __init__(self, *, alpha: float, beta: float, weights: dict[str, float], items: Sequence[str], binarise=0.4):
+    def __init__(
+        self,
+        *,
+        alpha: float,
+        beta: float,
+        weights: dict[str, float],
+        items: Sequence[str],
+        binarise: float = 0.4,
+        sigma: float = 0.0,
+        pilots: int = 0,
+    ):
         unknown = set(items) - set(LOSS_ITEMS)
         if unknown:
             raise ValueError(f"items contains {', '.join(sorted(unknown))}; use {' and '.join(LOSS_ITEMS)}")
@@ -54,6 +72,8 @@ class SparseInstCriterion:
         self.weights = weights
         self.items = tuple(items)
         self.binarise = binarise
+        self.sigma = sigma
+        self.pilots = pilots
 
     @classmethod
     def from_config(cls, cfg) -> "SparseInstCriterion":
@@ -67,8 +87,11 @@ class SparseInstCriterion:
                 "loss_mask": loss.MASK_PIXEL_WEIGHT,
                 "loss_dice": loss.MASK_DICE_WEIGHT,
                 "loss_objectness": loss.OBJECTNESS_WEIGHT,
+                "loss_map": loss.MAP_WEIGHT,
             },
             items=loss.ITEMS,
+            sigma=matcher.SIGMA,
+            pilots=loss.PILOTS,
         )
 
     @torch.no_grad()
@@ -88,13 +111,36 @@ class SparseInstCriterion:
         scores = []
         for logits, masks, classes, target in zip(class_logits, mask_logits, gt_classes, targets):
             dice = pairwise_dice(masks.float().sigmoid().flatten(1), target.flatten(1), DICE_EPSILON)
-            scores.append(logits.float().sigmoid()[:, classes] ** self.beta * dice**self.alpha)
+            score = logits.float().sigmoid()[:, classes] ** self.beta * dice**self.alpha
+            scores.append(score * self._nearness(target, len(score)) if self.sigma else score)
         return match_by_score(scores)
 
-    def __call__(self, outputs: dict[str, torch.Tensor], gt_instances: Sequence[Instances], canvas: tuple) -> dict:
-        """The weighted losses: loss_ce, loss_mask, loss_dice, loss_objectness."""
+    def _nearness(self, target: torch.Tensor, num_slots: int) -> torch.Tensor:
+        """exp(-d^2 / (2 sigma^2)) for the distances d of slots' places and objects (M, h, w): (Q, M)."""
+        sigma = self.sigma * 2 / math.sqrt(num_slots)
+        distances = torch.cdist(places(num_slots).to(target), centres_of_mass(target))
+        return torch.exp(-(distances**2) / (2 * sigma**2))
+
+    def __call__(
+        self,
+        outputs: dict[str, torch.Tensor],
+        gt_instances: Sequence[Instances],
+        canvas: tuple,
+        decoder: Optional[torch.nn.Module] = None,
+    ) -> dict:
+        """
+        Args:
+            outputs: of the decoder.
+            canvas: (H, W) of the padded batch.
+            decoder: needed for pilots.
+
+        Returns:
+            the weighted losses: loss_ce, loss_mask, loss_dice, loss_objectness; loss_map if it has a weight; the first
+            four again for pilots, as loss_pilot_ce, ....
+        """
         with torch.autocast(outputs["mask_logits"].device.type, enabled=False):
-            return self._losses(outputs, gt_instances, canvas)
+            losses = self._losses(outputs, gt_instances, canvas)
+        return {**losses, **self._pilot_losses(outputs, gt_instances, canvas, decoder)} if self.pilots else losses
 
     def _losses(self, outputs, gt_instances, canvas) -> dict:
         class_logits, mask_logits = outputs["class_logits"].float(), outputs["mask_logits"].float()
@@ -121,7 +167,36 @@ class SparseInstCriterion:
             target = torch.cat([t[columns] for t, (_, columns) in zip(targets, matches)]).flatten(1)
             objectness = outputs["objectness_logits"].float()[image, rows]
             losses.update(self._mask_losses(logits, target, objectness, count, pairs))
+        if self.weights.get("loss_map"):
+            maps = outputs["activation_maps"][:, :, 0].float()
+            inside = [resized_targets(x, canvas, maps.shape[-2:]) for x in gt_instances]
+            inside = torch.cat([target[columns] for target, (_, columns) in zip(inside, matches)])
+            losses["loss_map"] = -((maps[image, rows] * inside).sum((1, 2)) + MAP_EPSILON).log().sum() / pairs
         return {name: loss * self.weights[name] for name, loss in losses.items()}
+
+    def _pilot_losses(self, outputs, gt_instances, canvas, decoder) -> dict:
+        """The losses of `Pilots`, whose targets are known."""
+        features, mask_features = outputs["instance_features"], outputs["mask_features"]
+        pilots = pilot_maps(gt_instances, canvas, features.shape[-2:], self.pilots)
+        classes, kernels, objectness = decoder.instance_branch.predict(
+            pilots.maps.repeat(1, max(decoder.instance_branch.groups, 1), 1), features
+        )
+        image, rows = (pilots.objects >= 0).nonzero(as_tuple=True)
+        found = mean_over_workers(classes.new_tensor(float(len(rows)), dtype=torch.float32)).clamp(min=1)
+        with torch.autocast(features.device.type, enabled=False):
+            first = torch.tensor([0, *map(len, gt_instances)], device=image.device).cumsum(0)
+            objects = first[image] + pilots.objects[image, rows]
+            labels = torch.zeros_like(classes, dtype=torch.float32)
+            labels[image, rows, torch.cat([x.gt_classes for x in gt_instances])[objects]] = 1.0
+            focal = sigmoid_focal_loss(classes.float(), labels, 0.25, 2.0)[pilots.objects >= -1].sum()
+            masks = torch.cat(
+                [decoder.masks(k[o >= 0][None], f[None])[0] for k, o, f in zip(kernels, pilots.objects, mask_features)]
+            )
+            target = torch.cat([resized_targets(x, canvas, masks.shape[-2:]) for x in gt_instances])[objects]
+            chosen = objectness.float()[image, rows, 0]
+            losses = {"loss_ce": focal / found}
+            losses.update(self._mask_losses(masks.flatten(1), target.flatten(1), chosen, found, found))
+        return {name.replace("loss", "loss_pilot"): loss * self.weights[name] for name, loss in losses.items()}
 
     def _mask_losses(self, logits, target, objectness, count, pairs) -> dict:
         """

@@ -10,10 +10,12 @@ import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
+from detectron2.layers import Conv2d, get_norm
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from ...layers import conv_stack, init_normal
+from ...layers import init_normal
+from .tiles import start_with_tiles
 
 SPARSE_INST_DECODER_REGISTRY = Registry("SPARSE_INST_DECODER")
 SPARSE_INST_DECODER_REGISTRY.__doc__ = """
@@ -35,6 +37,16 @@ def coordinate_channels(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([xs.expand(shape), ys[:, None].expand(shape)], dim=1)
 
 
+def conv_stack(in_channels: int, channels: int, num_convs: int, norm: str = "") -> nn.Sequential:
+    """``num_convs`` times a 3x3 convolution with bias (MSRA), the norm if there is one, and ReLU."""
+    layers = []
+    for inputs in [in_channels, *[channels] * (num_convs - 1)]:
+        conv = Conv2d(inputs, channels, 3, padding=1, norm=get_norm(norm, channels))
+        weight_init.c2_msra_fill(conv)
+        layers += [conv, nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
 class InstanceBranch(nn.Module):
     """
     Features (N, C, h, w) -> class logits, mask kernels, objectness logits and activation maps.
@@ -42,17 +54,20 @@ class InstanceBranch(nn.Module):
     * groups = 0: a 3x3 convolution and a sigmoid give Q maps, each normalised by its sum (the paper's BaseIAM).
     * groups = G: a grouped convolution gives Q maps per group; a linear layer joins a slot's G vectors (GroupIAM).
     * softmax: a softmax over the cells replaces the normalised sigmoid (GroupIAMSoft).
+    * norm: after the 3x3 convolutions; the paper has none.
     """
 
     checkpointed_methods = ("forward",)
 
-    def __init__(self, in_channels, channels, num_convs, num_masks, num_classes, kernel_dim, groups=0, softmax=False):
+    def __init__(
+        self, in_channels, channels, num_convs, num_masks, num_classes, kernel_dim, groups=0, softmax=False, norm=""
+    ):
         super().__init__()
         if groups and channels % groups:
             raise ValueError(f"channels must be a multiple of the groups, {groups}; got {channels}")
         self.groups = groups
         self.num_masks = num_masks
-        self.convs = conv_stack(in_channels, channels, num_convs)
+        self.convs = conv_stack(in_channels, channels, num_convs, norm)
         self.iam_conv = nn.Conv2d(channels, num_masks * max(groups, 1), 3, padding=1, groups=max(groups, 1))
         width = channels * max(groups, 1)
         self.fc = nn.Linear(width, width) if groups else None
@@ -75,14 +90,28 @@ class InstanceBranch(nn.Module):
         maps = logits.sigmoid()
         return maps / maps.sum(-1, keepdim=True).clamp(min=1e-6)
 
-    def forward(self, x: torch.Tensor):
-        features = self.convs(x)
-        maps = self.activation_maps(features)
+    def predict(self, maps: torch.Tensor, features: torch.Tensor):
+        """
+        Pool the features under maps, and predict from the vectors.
+
+        Args:
+            maps: (N, max(G, 1) * q, h * w), each with the sum 1; the maps of a group come together.
+            features: (N, C, h, w).
+
+        Returns:
+            class logits (N, q, K), mask kernels (N, q, E), objectness logits (N, q, 1).
+        """
         vectors = torch.bmm(maps.to(features.dtype), features.flatten(2).transpose(1, 2))
         if self.fc is not None:
-            vectors = vectors.view(vectors.shape[0], self.groups, self.num_masks, -1).transpose(1, 2).flatten(2)
+            vectors = vectors.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(2)
             vectors = F.relu(self.fc(vectors))
-        return self.class_logits(vectors), self.mask_kernel(vectors), self.objectness(vectors), maps
+        return self.class_logits(vectors), self.mask_kernel(vectors), self.objectness(vectors)
+
+    def forward(self, x: torch.Tensor):
+        """(N, in_channels, h, w) -> the results of `predict`, the maps, and the features that they pool."""
+        features = self.convs(x)
+        maps = self.activation_maps(features)
+        return *self.predict(maps, features), maps, features
 
 
 class MaskBranch(nn.Module):
@@ -90,9 +119,9 @@ class MaskBranch(nn.Module):
 
     checkpointed_methods = ("forward",)
 
-    def __init__(self, in_channels: int, channels: int, num_convs: int, kernel_dim: int):
+    def __init__(self, in_channels: int, channels: int, num_convs: int, kernel_dim: int, norm: str = ""):
         super().__init__()
-        self.convs = conv_stack(in_channels, channels, num_convs)
+        self.convs = conv_stack(in_channels, channels, num_convs, norm)
         self.projection = nn.Conv2d(channels, kernel_dim, 1)
         weight_init.c2_msra_fill(self.projection)
 
@@ -121,20 +150,33 @@ class IAMDecoder(nn.Module):
     def from_config(cls, cfg):
         node = cfg.MODEL.SPARSE_INST.DECODER
         in_channels = cfg.MODEL.SPARSE_INST.ENCODER.NUM_CHANNELS + 2
+        branch = InstanceBranch(
+            in_channels,
+            node.INST.DIM,
+            node.INST.CONVS,
+            node.NUM_MASKS,
+            node.NUM_CLASSES,
+            node.KERNEL_DIM,
+            groups=node.GROUPS if cls.grouped else 0,
+            softmax=cls.softmax,
+            norm=node.NORM,
+        )
+        if node.START == "tiles":
+            start_with_tiles(branch)
         return {
-            "instance_branch": InstanceBranch(
-                in_channels,
-                node.INST.DIM,
-                node.INST.CONVS,
-                node.NUM_MASKS,
-                node.NUM_CLASSES,
-                node.KERNEL_DIM,
-                groups=node.GROUPS if cls.grouped else 0,
-                softmax=cls.softmax,
-            ),
-            "mask_branch": MaskBranch(in_channels, node.MASK.DIM, node.MASK.CONVS, node.KERNEL_DIM),
+            "instance_branch": branch,
+            "mask_branch": MaskBranch(in_channels, node.MASK.DIM, node.MASK.CONVS, node.KERNEL_DIM, node.NORM),
             "scale_factor": node.SCALE_FACTOR,
         }
+
+    def masks(self, kernels: torch.Tensor, mask_features: torch.Tensor) -> torch.Tensor:
+        """(N, q, E) and (N, E, h, w) -> mask logits (N, q, s h, s w) float32 for scale factor s."""
+        with torch.autocast(kernels.device.type, enabled=False):  # float16 might overflow
+            masks = torch.bmm(kernels.float(), mask_features.flatten(2).float())
+        masks = masks.view(*kernels.shape[:2], *mask_features.shape[-2:])
+        if not torch.jit.is_tracing() and masks.shape[1] == 0:  # which cannot be interpolated
+            return masks.new_zeros((len(masks), 0, *(int(side * self.scale_factor) for side in masks.shape[-2:])))
+        return F.interpolate(masks, scale_factor=self.scale_factor, mode="bilinear", align_corners=False)
 
     def forward(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
         """
@@ -143,22 +185,22 @@ class IAMDecoder(nn.Module):
 
         Returns:
             class_logits (N, Q, K), objectness_logits (N, Q), mask_logits (N, Q, s h, s w) float32 for scale factor s,
-            and activation_maps (N, Q, max(G, 1), h, w).
+            and activation_maps (N, Q, max(G, 1), h, w). In training also instance_features (N, C, h, w) and
+            mask_features (N, E, h, w).
         """
         batch, _, height, width = features.shape
         x = torch.cat([coordinate_channels(features), features], dim=1)
-        class_logits, kernels, objectness, maps = self.instance_branch(x)
+        class_logits, kernels, objectness, maps, instance_features = self.instance_branch(x)
         mask_features = self.mask_branch(x)
-        with torch.autocast(features.device.type, enabled=False):  # float16 might overflow
-            masks = torch.bmm(kernels.float(), mask_features.flatten(2).float()).view(batch, -1, height, width)
-        masks = F.interpolate(masks, scale_factor=self.scale_factor, mode="bilinear", align_corners=False)
-        maps = maps.view(batch, -1, self.instance_branch.num_masks, height, width).transpose(1, 2)
-        return {
+        outputs = {
             "class_logits": class_logits,
             "objectness_logits": objectness[..., 0],
-            "mask_logits": masks,
-            "activation_maps": maps,
+            "mask_logits": self.masks(kernels, mask_features),
+            "activation_maps": maps.view(batch, -1, self.instance_branch.num_masks, height, width).transpose(1, 2),
         }
+        if self.training:
+            outputs.update(instance_features=instance_features, mask_features=mask_features)
+        return outputs
 
 
 @SPARSE_INST_DECODER_REGISTRY.register()

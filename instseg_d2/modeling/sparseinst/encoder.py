@@ -8,7 +8,7 @@ import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import ShapeSpec
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.utils.registry import Registry
 from torch import nn
 
@@ -54,18 +54,24 @@ class InstanceContextEncoder(nn.Module):
     checkpointed_methods = ("forward",)
 
     @configurable
-    def __init__(self, *, in_features: Sequence[str], in_channels: Sequence[int], channels: int = 256):
+    def __init__(self, *, in_features: Sequence[str], in_channels: Sequence[int], channels: int = 256, norm: str = ""):
         """
         Args:
             in_features, in_channels: names and channels of the backbone's feature maps, finest first.
             channels: C of the output.
+            norm: norm after the convolutions outside the pyramid pooling; the paper has none. At inference a batch norm
+                is folded into the convolution before it.
         """
         super().__init__()
         self.in_features = list(in_features)
-        self.laterals = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in in_channels)
-        self.outputs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
+
+        def conv(inputs: int, size: int) -> nn.Module:
+            return Conv2d(inputs, channels, size, padding=size // 2, norm=get_norm(norm, channels))
+
+        self.laterals = nn.ModuleList(conv(c, 1) for c in in_channels)
+        self.outputs = nn.ModuleList(conv(channels, 3) for _ in in_channels)
         self.context = PyramidPooling(channels, channels // 4)
-        self.fusion = nn.Conv2d(channels * len(self.in_features), channels, 1)
+        self.fusion = conv(channels * len(self.in_features), 1)
         for conv in (*self.laterals, *self.outputs):
             weight_init.c2_xavier_fill(conv)
         weight_init.c2_msra_fill(self.fusion)
@@ -83,6 +89,7 @@ class InstanceContextEncoder(nn.Module):
             "in_features": node.IN_FEATURES,
             "in_channels": [input_shape[name].channels for name in node.IN_FEATURES],
             "channels": node.NUM_CHANNELS,
+            "norm": node.NORM,
         }
 
     def forward(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -102,7 +109,8 @@ class InstanceContextEncoder(nn.Module):
     @torch.no_grad()
     def fold(self) -> None:
         """
-        For inference only: merge each output convolution with its part of the fusion convolution, in place.
+        For inference only: merge each output convolution with its part of the fusion convolution, in place. Norms must
+        be folded before.
 
         No nonlinearity lies between them, and a 1x1 convolution commutes with bilinear resizing.
         """

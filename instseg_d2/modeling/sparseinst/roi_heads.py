@@ -95,7 +95,7 @@ class SparseInstHeads(ProposalFreeROIHeads, nn.Module):
     def losses(self, images: ImageList, features: dict[str, torch.Tensor], targets: Sequence[Instances]) -> dict:
         """loss_ce, loss_mask, loss_dice and loss_objectness."""
         outputs, canvas = self._outputs(features)
-        return self.criterion(outputs, targets, canvas)
+        return self.criterion(outputs, targets, canvas, self.decoder)
 
     @torch.no_grad()
     def infer(self, images: ImageList, features: dict[str, torch.Tensor]) -> list[Instances]:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, ImageList, Instances
 
+from ..auxiliary import auxiliary_parts
 from ..backbone import build_backbone
 from ..meta_arch import InstanceSegmenter
 from ..postprocessing import filter_detections, masks_to_boxes, resize_in_chunks
@@ -68,6 +70,11 @@ class SparseInst(InstanceSegmenter):
             "score_threshold": node.CLS_THRESHOLD,
             "max_detections": node.MAX_DETECTIONS,
             "mask_threshold": node.MASK_THRESHOLD,
+            "training_only": auxiliary_parts(
+                cfg,
+                {"encoder": ShapeSpec(node.ENCODER.NUM_CHANNELS, stride=shapes[node.ENCODER.IN_FEATURES[0]].stride)},
+                node.DECODER.NUM_CLASSES,
+            ),
             **cls.shared_arguments(cfg),
         }
 
@@ -81,10 +88,14 @@ class SparseInst(InstanceSegmenter):
         return self.decoder(self.encoder(self.backbone(images.tensor)))
 
     def losses(self, images: ImageList, batched_inputs: Sequence[dict]) -> dict:
-        """loss_ce, loss_mask, loss_dice and loss_objectness (eq. 5)."""
+        """loss_ce, loss_mask, loss_dice and loss_objectness (eq. 5), and those of what else training has."""
         canvas = tuple(images.tensor.shape[-2:])
         gt_instances = self.gt_instances(batched_inputs)  # before the network, because the host waits for it
-        return self.criterion(self.outputs(images), gt_instances, canvas)
+        features = self.encoder(self.backbone(images.tensor))
+        losses = self.criterion(self.decoder(features), gt_instances, canvas, self.decoder)
+        for part in self.training_only.values():
+            losses.update(part({"encoder": features}, gt_instances))
+        return losses
 
     @torch.no_grad()
     def infer(self, images: ImageList) -> list[dict]:

@@ -20,3 +20,10 @@ def resized_targets(instances: Instances, canvas: tuple, size: tuple) -> torch.T
     if (size[0] * 4, size[1] * 4) == tuple(canvas):
         return sum(masks[:, i::4, j::4].float() for i in (1, 2) for j in (1, 2)) / 4
     return F.interpolate(masks[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def centres_of_mass(masks: torch.Tensor) -> torch.Tensor:
+    """Masks (M, h, w) -> (M, 2) x and y, from -1 at the first cell to 1 at the last."""
+    xs, ys = (torch.linspace(-1, 1, n, device=masks.device, dtype=masks.dtype) for n in masks.shape[:0:-1])
+    mass = masks.sum((1, 2)).clamp(min=1e-6)
+    return torch.stack([(masks.sum(1) * xs).sum(1), (masks.sum(2) * ys).sum(1)], dim=1) / mass[:, None]

@@ -205,7 +205,8 @@ KEY = "MODEL.SPARSE_INST."
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        ([KEY + "ENCODER.NORM", "BN"], "ENCODER.NORM is 'BN'; it must be empty"),
+        ([KEY + "ENCODER.NORM", "GN"], "ENCODER.NORM is 'GN'; it must be empty, BN or SyncBN"),
+        ([KEY + "MATCHER.SIGMA", 1.0], "MATCHER.SIGMA is 1.0; it needs the slots' places: set DECODER.START tiles"),
         ([KEY + "ENCODER.IN_FEATURES", ["res5", "res4", "res3"]], "finest first"),
         ([KEY + "ENCODER.IN_FEATURES", []], "one or more values, each a name"),
         ([KEY + "ENCODER.IN_FEATURES", ["res3", "p4"]], "IN_FEATURES names p4; the backbone has res3"),
