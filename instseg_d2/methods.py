@@ -80,12 +80,12 @@ class AutoRecipe:
         photos: the same for photos, with pretrained weights; empty: there is none.
         large: the authors', for GPUs and much data.
         rules: (config with the values of the rules that all methods share, `data.fingerprint.Fingerprint`, whether the
-            base is a small recipe) -> {config key: (value, reason)}.
+            base is a small recipe, the number that divides every batch) -> {config key: (value, reason)}.
     """
 
     small: str
     large: str
-    rules: Callable[[CfgNode, Any, bool], Mapping[str, tuple[Any, str]]]
+    rules: Callable[[CfgNode, Any, bool, int], Mapping[str, tuple[Any, str]]]
     photos: str = ""
 
 

@@ -65,9 +65,9 @@ def pyramid_levels(cfg: CfgNode, data: Fingerprint, strides: list[int]) -> Level
     return Levels(list(strides[: len(splits) + 1]), splits, dropped, reason)
 
 
-def cheaper_steps(cfg: CfgNode, reason: str) -> dict:
-    """Smaller images and batches of two, for what needs many steps."""
-    batch, sizes = min(cfg.SOLVER.IMS_PER_BATCH, 2), cfg.INPUT.MIN_SIZE_TRAIN
+def cheaper_steps(cfg: CfgNode, unit: int, reason: str) -> dict:
+    """Smaller images and batches of two, or of ``unit`` if that is more, for what needs many steps."""
+    batch, sizes = min(cfg.SOLVER.IMS_PER_BATCH, unit * math.ceil(2 / unit)), cfg.INPUT.MIN_SIZE_TRAIN
     decisions = {
         "SOLVER.IMS_PER_BATCH": (batch, reason),
         "SOLVER.BASE_LR": (

@@ -13,9 +13,10 @@ from instseg_d2.config.recipes import find_recipe
 from instseg_d2.data import register_coco
 from instseg_d2.data.fingerprint import fingerprint_of, network_side
 from instseg_d2.engine import setup
-from instseg_d2.engine.auto import Machine, auto_setup, make_plan, shared_rules
+from instseg_d2.engine.auto import Machine, auto_setup, make_plan, shared_rules, this_machine
 from instseg_d2.engine.auto.plan import _base
 from instseg_d2.engine.auto.writing import nested, recipe_text
+from instseg_d2.errors import ConfigError
 from instseg_d2.methods import method_of, methods
 from tests.coco_sets import rectangles, write_set
 from tests.fingerprints import record
@@ -38,7 +39,7 @@ def decided(records, classes=1, name="BlendMask", machine=LAPTOP, base=None):
     found = dict(shared_rules(cfg, data, machine, small))
     for key, (value, _) in found.items():
         cfg.merge_from_list([key, value])
-    found |= method_of(cfg).auto.rules(cfg, data, small)
+    found |= method_of(cfg).auto.rules(cfg, data, small, machine.processes)
     assert all(reason for _, reason in found.values())
     return {key: value for key, (value, _) in found.items()}
 
@@ -138,6 +139,24 @@ def test_rare_classes():
     assert values["DATALOADER.REPEAT_THRESHOLD"] == 0.056
     equal = several(160, (64, 64), 1, 30, classes=80)
     assert decided(equal, 80)["DATALOADER.SAMPLER_TRAIN"] == "TrainingSampler"
+
+
+@pytest.mark.parametrize(("processes", "batch"), [(1, 2), (3, 3), (4, 4)])
+def test_cheaper_batches_divide_among_the_processes(processes, batch):
+    records = several(10, (500, 400), 120, 20)
+    machine = Machine(gpu=False, memory=8.0, processes=processes)
+    for name in ("SparseInst", "ISTR"):
+        assert decided(records, name=name, machine=machine)["SOLVER.IMS_PER_BATCH"] == batch
+
+
+def test_a_job_that_runs_already(monkeypatch):
+    """As of torchrun: two machines with four processes each, while the arguments say one."""
+    alone = this_machine(0, 1, 1)
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 8)
+    monkeypatch.setattr("detectron2.utils.comm.get_local_size", lambda: 4)
+    found = this_machine(0, 1, 1)
+    assert (alone.processes, found.processes) == (1, 8)
+    assert found.memory < 0.5 * alone.memory
 
 
 def test_scales_of_windows():
@@ -277,6 +296,30 @@ def test_a_new_run_keeps_the_recipe_of_the_earlier_one(tmp_path, data, monkeypat
     assert cfg.OUTPUT_DIR == str(out)
 
 
+def test_resuming_and_drawing_leave_a_run_alone(tmp_path, data):
+    """A run without a recipe is not moved; with one, overrides count and OUTPUT_DIR is where the run is."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "last_checkpoint").write_text("model_final.pth")
+    words = ["--auto", "--method", "istr", *data, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(out)]
+    with pytest.raises(ConfigError, match=f"has no recipe.yaml: resume it with --config-file {out}/config.yaml"):
+        auto_setup(parse("train", ["--resume", *words]), 0.0)
+    assert [path.name for path in out.iterdir()] == ["last_checkpoint"]
+    auto_setup(parse("train", ["--augmented", "2", *words]), 0.0)
+    assert (out / "last_checkpoint").exists()
+    assert not (out / "recipe.yaml").exists()
+    moved = tmp_path / "moved"
+    (out / "augmented.yaml").rename(out / "recipe.yaml")
+    out.rename(moved)
+    for file in moved.glob("recipe_split*"):
+        file.rename(out.with_name(file.name))
+    text = (moved / "recipe.yaml").read_text().replace(f"{out}/", f"{tmp_path}/")
+    (moved / "recipe.yaml").write_text(text)
+    words = [*words[:-1], str(moved), "SOLVER.MAX_ITER", "7", "DATASETS.TRAIN", "('auto_other',)"]
+    cfg = auto_setup(parse("train", ["--resume", *words]), 0.0)
+    assert (cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER, cfg.DATASETS.TRAIN) == (str(moved), 7, ("custom_train",))
+
+
 def test_minutes_are_in_the_recipe(tmp_path, data, monkeypatch, capsys):
     """The schedule that `fit_to_minutes` makes replaces the rules'."""
     from instseg_d2.engine.minutes import rescale
@@ -301,6 +344,26 @@ def test_a_registered_set_with_its_validation_set(tmp_path, data):
     assert plan.data.num_images == 10
     assert plan.decisions["DATASETS.TRAIN"][0] == ("auto_registered",)
     assert not (tmp_path / "x_split").exists()
+
+
+def test_a_split_replaces_a_given_set(tmp_path, data):
+    """Trained on the other part, although the set was named among the overrides."""
+    register_coco("auto_whole", data[1], data[3])
+    words = ["DATASETS.TRAIN", "('auto_whole',)", "MODEL.DEVICE", "cpu"]
+    plan = make_plan(parse("recipe", ["--output", "x", "--method", "istr", *words]), str(tmp_path / "x.yaml"))
+    plan.write(tmp_path / "x.yaml")
+    cfg = load_config(tmp_path / "x.yaml")
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("custom_train",), ("custom_val",))
+    assert (cfg.MODEL.DEVICE, plan.data.num_images) == ("cpu", 8)
+
+
+@pytest.mark.parametrize("test", ["('auto_test',)", "()"])
+def test_a_given_test_set_is_kept(tmp_path, data, test):
+    register_coco("auto_test", data[1], data[3])
+    words = ["--output", "x", "--method", "istr", *data, "DATASETS.TEST", test]
+    plan = make_plan(parse("recipe", words), str(tmp_path / "x.yaml"))
+    assert plan.data.num_images == 10
+    assert str(plan.decisions["DATASETS.TEST"][0]) == test
 
 
 @pytest.mark.parametrize(("images", "parts"), [(1, [1]), (2, [1, 1]), (3, [2, 1])])

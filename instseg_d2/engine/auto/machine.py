@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from detectron2.utils import comm
 
 __all__ = ["Machine", "this_machine"]
 
@@ -46,9 +47,12 @@ def _free_memory() -> float:
 
 
 def this_machine(num_gpus: int, num_processes: int, num_machines: int) -> Machine:
-    """The machine as the arguments of `arguments.add_processes` use it."""
+    """The machine as the arguments of `arguments.add_processes` use it, or a running job, as of torchrun."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = min(num_gpus, torch.cuda.device_count())
     local = max(gpus or num_processes, 1)
+    total = local * num_machines
+    if comm.get_world_size() > 1:
+        local, total = comm.get_local_size(), comm.get_world_size()
     memory = torch.cuda.mem_get_info()[0] / _GIB if gpus else _free_memory() / local  # of this process's GPU
-    return Machine(gpus > 0, memory, local * num_machines, max(cores // local, 1))
+    return Machine(gpus > 0, memory, total, max(cores // local, 1))

@@ -43,6 +43,12 @@ def _overrides(opts) -> dict:
     return dict(zip(opts[::2], opts[1::2]))
 
 
+def _without_data(opts) -> tuple:
+    """The overrides without the data sets."""
+    pairs = _overrides(opts).items()
+    return tuple(word for key, value in pairs if not key.startswith("DATASETS.T") for word in (key, value))
+
+
 @dataclass(frozen=True)
 class Plan:
     """
@@ -126,8 +132,8 @@ def _base(auto: AutoRecipe, data: Fingerprint, machine: Machine) -> tuple[str, s
     return auto.photos, f"{where}, which starts from ImageNet's weights since these are photos in colour"
 
 
-def _own_sets(cfg: CfgNode, file: str) -> Decisions:
-    """The data sets, with a validation set: registers them, and splits one off if there is none."""
+def _own_sets(cfg: CfgNode, file: str, divide: bool) -> Decisions:
+    """The data sets, with a validation set: registers them, and splits one off if there is none and ``divide``."""
     node = cfg.DATASETS
     if not node.TRAIN:
         raise ConfigError("a recipe needs data: give --train-json and --train-images, or DATASETS.TRAIN '(\"NAME\",)'.")
@@ -135,7 +141,7 @@ def _own_sets(cfg: CfgNode, file: str) -> Decisions:
     name = node.TRAIN[0]
     require_registered(name)
     metadata, files = MetadataCatalog.get(name), ()
-    if not node.TEST and len(node.TRAIN) == 1 and metadata.get("evaluator_type") == "coco":
+    if divide and not node.TEST and len(node.TRAIN) == 1 and metadata.get("evaluator_type") == "coco":
         share, files = write_split(name, f"{os.path.splitext(file)[0]}_split")
     if files:
         source = os.path.basename(node.TRAIN_FILES[0]) if node.TRAIN_FILES else name
@@ -171,11 +177,17 @@ def make_plan(args, file: str) -> Plan:
     if args.method and args.config_file:
         raise ConfigError("a recipe is made from --config-file FILE, or for --method NAME: leave one of them out.")
     auto = None if args.config_file else _auto_of(args.method)
-    cfg = load_config("", args.opts)
-    if "DATASETS.TRAIN" not in _overrides(args.opts):
+    cfg, given = load_config("", args.opts), _overrides(args.opts)
+    if "DATASETS.TRAIN" not in given:
         cfg.DATASETS.TRAIN = ()
+    test = cfg.DATASETS.TEST
     register_own_data(cfg, args)
-    sets = _own_sets(cfg, file)
+    keep_test = "DATASETS.TEST" in given and not args.val_json
+    if keep_test:
+        cfg.DATASETS.TEST = test
+        register_files(cfg)
+    sets = _own_sets(cfg, file, divide=not keep_test)
+    opts = _without_data(args.opts)  # the decisions have them, and a split replaces them
     data = take_fingerprint(cfg.DATASETS.TRAIN)
     gpus = 0 if cfg.MODEL.DEVICE == "cpu" else args.num_gpus
     machine = this_machine(gpus, args.num_processes, args.num_machines)
@@ -187,22 +199,22 @@ def make_plan(args, file: str) -> Plan:
     if getattr(args, "freeze_backbone", None) is not None:
         decisions["SOLVER.FREEZE_BACKBONE_ITER"] = (args.freeze_backbone, "--freeze-backbone")
     decisions |= shared_rules(cfg, data, machine, small)
-    _merge_values(cfg, decisions, args.opts)
+    _merge_values(cfg, decisions, opts)
     if method.auto:
-        decisions |= method.auto.rules(cfg, data, small)
-        _merge_values(cfg, decisions, args.opts)
+        decisions |= method.auto.rules(cfg, data, small, machine.processes)
+        _merge_values(cfg, decisions, opts)
     check_config(cfg)
-    return Plan(base, reason, data, decisions, tuple(args.opts))
+    return Plan(base, reason, data, decisions, opts)
 
 
 def _merge_values(cfg: CfgNode, decisions: Decisions, opts) -> None:
     merge_overrides(cfg, [*itertools.chain(*((key, value) for key, (value, _) in decisions.items())), *opts])
 
 
-def _of_file(args, file: str):
-    """The arguments of a training with a recipe."""
+def _of_file(args, file: str, opts=()):
+    """The arguments of a training with a recipe and these overrides."""
     args = copy.copy(args)
-    args.config_file, args.opts = file, []
+    args.config_file, args.opts = file, list(opts)
     args.train_json = args.train_images = args.val_json = args.val_images = None
     return args
 
@@ -228,19 +240,28 @@ def fit_plan(plan: Plan, args, begun: float) -> Plan:
 def auto_setup(args, begun: float) -> CfgNode:
     """
     Like `setup`, with a recipe made for the data and this machine, which is written to ``OUTPUT_DIR/recipe.yaml``.
-    Training with that file is the same training. A resumed run keeps its recipe. Call it in all processes.
+    Training with that file is the same training. A resumed run keeps its recipe and data, but other overrides count.
+    Call it in all processes.
 
     Args:
         begun: ``time.perf_counter()`` at the start of the command, for --minutes.
+
+    Raises:
+        ConfigError: the run to be resumed has no recipe.
     """
-    file, plan = os.path.expanduser(os.path.join(output_folder(args), RECIPE)), None
-    kept, earlier = args.resume and os.path.isfile(file), ""
+    folder, plan, earlier = os.path.expanduser(output_folder(args)), None, ""
+    file = os.path.join(folder, RECIPE)
+    kept = args.resume and os.path.isfile(file)
+    if args.resume and not kept and os.path.isfile(os.path.join(folder, "last_checkpoint")):
+        config = os.path.join(folder, "config.yaml")
+        raise ConfigError(f"the run in {folder} has no {RECIPE}: resume it with --config-file {config} instead.")
+    used = os.path.join(folder, "augmented.yaml") if args.augmented and not kept else file  # drawing leaves a run alone
     if comm.is_main_process() and not kept:
         plan = make_plan(args, file)
-        earlier = set_aside(os.path.dirname(file), RECIPE)
-        plan.write(file)
+        earlier = "" if args.augmented else set_aside(folder, RECIPE)
+        plan.write(used)
     plan = comm.all_gather(plan)[0]  # the others wait for the file
-    cfg = setup(_of_file(args, file))
+    cfg = setup(_of_file(args, used, () if plan else (*_without_data(args.opts), "OUTPUT_DIR", folder)))
     if earlier:
         logger.info("The results of the earlier run were moved to %s.", earlier)
     if plan is None:
@@ -249,6 +270,6 @@ def auto_setup(args, begun: float) -> CfgNode:
     if args.minutes:
         plan, cfg = _fitted(plan, args, begun, cfg)
         if comm.is_main_process():
-            plan.write(file)
-    logger.info("The recipe, with reasons, is in %s.\n%s", file, plan.table())
+            plan.write(used)
+    logger.info("The recipe, with reasons, is in %s.\n%s", used, plan.table())
     return cfg

@@ -8,7 +8,7 @@ from ..recipe_rules import pyramid_levels
 __all__ = ["recipe_rules"]
 
 
-def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool) -> dict:
+def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) -> dict:
     """The levels of FCOS by the size of the objects, its caps by their number."""
     levels = pyramid_levels(cfg, data, cfg.MODEL.FCOS.FPN_STRIDES)
     cap = cfg.TEST.DETECTIONS_PER_IMAGE

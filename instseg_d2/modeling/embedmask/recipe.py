@@ -8,7 +8,7 @@ from ..recipe_rules import pyramid_levels
 __all__ = ["recipe_rules"]
 
 
-def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool) -> dict:
+def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) -> dict:
     """The levels of the detector by the size of the objects, its cap by their number."""
     node = cfg.MODEL.EMBED_MASK
     levels = pyramid_levels(cfg, data, node.FPN_STRIDES)

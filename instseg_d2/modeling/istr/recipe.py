@@ -13,7 +13,7 @@ MOST = {True: 200, False: 900}  # queries of small and of other recipes
 MANY = 100
 
 
-def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool) -> dict:
+def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) -> dict:
     """Queries by the number of objects: a step's time grows with them, so that the fullest images may have more."""
     wanted, most = 50 * math.ceil(1.5 * data.q99_objects / 50), MOST[small]
     queries = min(max(wanted, cfg.MODEL.ISTR.NUM_PROPOSALS), most)
@@ -27,5 +27,5 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool) -> dict:
         ),
     }
     if queries > MANY and small:
-        decisions |= cheaper_steps(cfg, f"{queries} queries are expensive and take many steps to learn")
+        decisions |= cheaper_steps(cfg, unit, f"{queries} queries are expensive and take many steps to learn")
     return decisions

@@ -18,7 +18,7 @@ MAPS = {  # backbones with a map of stride 4 -> the key of their maps
 FINE = 24  # pixels: smaller objects are hard to tell apart on a map of stride 8
 
 
-def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool) -> dict:
+def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) -> dict:
     """Slots by the number of objects; a finer map if these are small; in small recipes, narrow layers for many."""
     node = cfg.MODEL.SPARSE_INST
     wanted = 20 * math.ceil(1.2 * data.max_objects / 20)
@@ -42,7 +42,7 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool) -> dict:
     narrow = f"narrow, since {slots} slots each have a map"
     return {
         **decisions,
-        **cheaper_steps(cfg, f"{slots} slots take many steps to divide the image among themselves"),
+        **cheaper_steps(cfg, unit, f"{slots} slots take many steps to divide the image among themselves"),
         "MODEL.SPARSE_INST.ENCODER.NUM_CHANNELS": (64, narrow),
         "MODEL.SPARSE_INST.DECODER.INST.DIM": (64, narrow),
         "MODEL.SPARSE_INST.DECODER.MASK.DIM": (64, narrow),
