@@ -25,8 +25,9 @@ logger = logging.getLogger(__name__)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of parameters, including frozen ones, without buffers."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """The number of parameters, including frozen ones, without buffers and what only training has."""
+    training = getattr(getattr(model, "module", model), "training_only", nn.Module())
+    return sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in training.parameters())
 
 
 class _Network(nn.Module):

@@ -132,6 +132,9 @@ def check_istr_config(cfg: CfgNode) -> None:
             f"{pooler.POOLER_TYPE} and {pooler.POOLER_SAMPLING_RATIO}.",
         )
     heads = method or cfg.MODEL.ROI_HEADS.NAME == "ISTRHeads"
+    if heads and not method:
+        start = cfg.MODEL.ISTR.START
+        require(start == "whole", f"MODEL.ISTR.START is {start}; ISTRHeads has no other than whole.")
     if heads:
         _check_heads(cfg)
     if heads or cfg.MODEL.ROI_MASK_HEAD.NAME == "MaskEmbeddingHead":

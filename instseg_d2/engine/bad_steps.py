@@ -21,12 +21,17 @@ class BadSteps:
     """Undoes the effect of a bad step on the model's buffers, and ends training after ten bad steps in a row."""
 
     def __init__(self, model: torch.nn.Module, output_dir: str):
-        self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        self._model = model
+        self._buffers = []
         self._output_dir = output_dir
         self._in_a_row = 0
 
     def before_step(self) -> None:
-        """Save the current buffers, such as running statistics."""
+        """Save the current buffers, such as running statistics, which precise statistics replace by new tensors."""
+        current = list(self._model.buffers())
+        if [id(buffer) for buffer in current] != [id(buffer) for buffer, _ in self._buffers]:
+            self._buffers = [(buffer, buffer.clone()) for buffer in current]
+            return
         for buffer, kept in self._buffers:
             kept.copy_(buffer)
 

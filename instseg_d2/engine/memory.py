@@ -65,6 +65,7 @@ class _PeakOnGpu:
 
     def __enter__(self):
         self._before = torch.cuda.memory_allocated()
+        self.restart()
         return self
 
     def __exit__(self, *_):

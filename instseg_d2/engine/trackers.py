@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import sys
 from collections import defaultdict
 
 import numpy as np
@@ -51,7 +52,7 @@ class Tracker(EventWriter):
         """Send numbers, and pictures (H, W, 3) uint8, of an iteration."""
         raise NotImplementedError
 
-    def end(self) -> None:
+    def end(self, failed: bool) -> None:
         """End the run."""
         raise NotImplementedError
 
@@ -76,7 +77,7 @@ class Tracker(EventWriter):
         self._written = max(metrics, default=self._written)
 
     def close(self) -> None:
-        self._try(self.end)
+        self._try(self.end, sys.exc_info()[0] is not None)  # an error ends the training
 
 
 class WandbTracker(Tracker):
@@ -103,8 +104,8 @@ class WandbTracker(Tracker):
         images = {key: wandb.Image(picture) for key, picture in pictures.items()}
         self._run.log({**metrics, **images}, step=iteration)
 
-    def end(self):
-        self._run.finish()
+    def end(self, failed):
+        self._run.finish(exit_code=int(failed))
 
 
 class MLflowTracker(Tracker):
@@ -136,10 +137,10 @@ class MLflowTracker(Tracker):
         for key, picture in pictures.items():
             mlflow.log_image(picture, f"{key}/{iteration}.png")
 
-    def end(self):
+    def end(self, failed):
         import mlflow
 
-        mlflow.end_run()
+        mlflow.end_run("FAILED" if failed else "FINISHED")
 
 
 TRACKERS = {kind.name: kind for kind in (WandbTracker, MLflowTracker)}

@@ -369,14 +369,19 @@ class Trainer(TrainerBase):
                 f"the run in {self.cfg.OUTPUT_DIR} used another SOLVER.OPTIMIZER than {own}: resume with its "
                 "config.yaml, or start a new run in another OUTPUT_DIR."
             )
+        parts, own = state_dict.get("training_only", {}), self._training_only.state_dict()
+        if {name: x.shape for name, x in parts.items()} != {name: x.shape for name, x in own.items()}:
+            raise ConfigError(
+                f"the run in {self.cfg.OUTPUT_DIR} had another MODEL.AUXILIARY: resume with its config.yaml, or start "
+                "a new run from its weights, with MODEL.WEIGHTS and another OUTPUT_DIR."
+            )
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self.seed = state_dict["seed"]
-        # A run that had other parts, or none, starts those that it lacks.
-        self._training_only.load_state_dict(state_dict.get("training_only", {}), strict=False)
         if "trained_model" in state_dict:
             self.networks[0].load_state_dict(state_dict["trained_model"])
         elif self.averaged is not None:  # SOLVER.EMA was off: its average starts now
             self.networks[0].load_state_dict(self.averaged.module.state_dict())
+        self._training_only.load_state_dict(parts)
         if self.averaged is not None:
             self.averaged.n_averaged.fill_(state_dict.get("n_averaged", 0))
         if state_dict["grad_scaler"]:

@@ -79,8 +79,8 @@ def test_what_is_sent(calls, tmp_path):
     (image,) = [call for call in calls if call[0] == "mlflow.log_image"]
     assert image[1].shape == (4, 5, 3)
     assert image[2] == "val/1/9.png"
-    assert ("wandb.finish",) in calls
-    assert calls[-1] == ("mlflow.end_run",)
+    assert ("wandb.finish", {"exit_code": 0}) in calls
+    assert calls[-1] == ("mlflow.end_run", "FINISHED")
 
 
 def test_a_training_and_its_continuation(calls, tmp_path):
@@ -88,13 +88,15 @@ def test_a_training_and_its_continuation(calls, tmp_path):
     cfg.LOGGING.WRITERS = ["wandb", "mlflow"]
     train(cfg, stop_at=5)
     assert json.loads((tmp_path / "trackers.json").read_text()) == {"wandb": "w1", "mlflow": "m1"}
+    assert ("wandb.finish", {"exit_code": 1}) in calls
+    assert calls[-1] == ("mlflow.end_run", "FAILED")
     calls.clear()
     train(cfg, resume=True)
     assert next(call[1]["id"] for call in calls if call[0] == "wandb.init") == "w1"
     assert ("mlflow.start_run", {"run_id": "m1", "run_name": None}) in calls
     sent = [call[1] for call in calls if call[0] == "mlflow.log_metrics"]
     assert any("total_loss" in metrics for metrics in sent)
-    assert calls[-1] == ("mlflow.end_run",)
+    assert calls[-1] == ("mlflow.end_run", "FINISHED")
 
 
 def test_a_service_that_fails(calls, tmp_path, monkeypatch, caplog):

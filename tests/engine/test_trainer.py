@@ -18,7 +18,7 @@ from instseg_d2.checkpoint import read_extra
 from instseg_d2.config import get_cfg
 from instseg_d2.data import make_shapes, register_coco
 from instseg_d2.engine import Trainer
-from instseg_d2.engine.bad_steps import keep_batch
+from instseg_d2.engine.bad_steps import BadSteps, keep_batch
 from instseg_d2.engine.earlier_run import truncate_metrics
 from instseg_d2.engine.log import PROGRESS_LOGGER
 from instseg_d2.errors import ConfigError
@@ -234,6 +234,18 @@ def test_steps_with_a_bad_gradient_are_skipped(tmp_path, caplog):
     assert torch.load(tmp_path / "bad_batch.pth")["iteration"] == 3
 
 
+def test_a_bad_step_after_precise_statistics(tmp_path):
+    """Which replace the norm's buffers by new tensors."""
+    norm = nn.BatchNorm2d(2)
+    steps = BadSteps(norm, str(tmp_path))
+    steps.before_step()
+    norm.running_mean = torch.ones(2)
+    steps.before_step()
+    norm(torch.full((1, 2, 3, 3), math.nan))
+    steps.skip(0, {"loss": math.nan}, {"loss": torch.tensor(math.nan)}, [])
+    assert norm.running_mean.tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
 def test_what_is_kept_of_a_bad_batch(tmp_path, mask_format):
     (sample,) = random_batch([2], 24, 32)
@@ -327,8 +339,8 @@ def test_a_real_run_resumes_exactly(tmp_path):
     make_shapes(tmp_path / "shapes", "train", 8, seed=5)
     register_coco("toy_resume_shapes", tmp_path / "shapes" / "train.json", tmp_path / "shapes" / "images")
 
-    def cfg(folder):
-        cfg = tiny_config("SparseInst", *TRAINING_ONLY, num_classes=6)
+    def cfg(folder, opts):
+        cfg = tiny_config("SparseInst", *TRAINING_ONLY, *opts, num_classes=6)
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("toy_resume_shapes",), ()
         cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (64, 96), 128
         cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT, cfg.DATALOADER.NUM_WORKERS = True, "bitmask", 1
@@ -336,8 +348,8 @@ def test_a_real_run_resumes_exactly(tmp_path):
         cfg.OUTPUT_DIR = str(tmp_path / folder)
         return cfg
 
-    def run(folder, stop_at=None, resume=False):
-        return train(cfg(folder), resume, seed=7, stop_at=stop_at, trainer_class=Trainer)
+    def run(folder, stop_at=None, resume=False, opts=()):
+        return train(cfg(folder, opts), resume, seed=7, stop_at=stop_at, trainer_class=Trainer)
 
     run("whole")
     run("halves", stop_at=3)
@@ -347,6 +359,8 @@ def test_a_real_run_resumes_exactly(tmp_path):
     assert_equal(a["trainer"], b["trainer"])
     assert not [name for name in a["model"] if "auxiliary" in name]
     assert len(a["trainer"]["training_only"]) > 5
+    with pytest.raises(ConfigError, match=r"had another MODEL\.AUXILIARY: resume with its config\.yaml"):
+        run("halves", resume=True, opts=["MODEL.AUXILIARY.WEIGHT", 0.0])
     DatasetCatalog.remove("toy_resume_shapes")
     MetadataCatalog.pop("toy_resume_shapes")
 

@@ -19,7 +19,7 @@ from ..losses import mean_over_workers
 from ..losses.dice import paired_dice, pairwise_dice
 from ..matching import match_by_score
 from .pilots import pilot_maps
-from .targets import centres_of_mass, resized_targets
+from .targets import centres_of_mass, resized_targets, shares_of_cells
 from .tiles import places
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ class SparseInstCriterion:
             losses.update(self._mask_losses(logits, target, objectness, count, pairs))
         if self.weights.get("loss_map"):
             maps = outputs["activation_maps"][:, :, 0].float()
-            inside = [resized_targets(x, canvas, maps.shape[-2:]) for x in gt_instances]
+            inside = [shares_of_cells(x, canvas, maps.shape[-2:]) for x in gt_instances]
             inside = torch.cat([target[columns] for target, (_, columns) in zip(inside, matches)])
             losses["loss_map"] = -((maps[image, rows] * inside).sum((1, 2)) + MAP_EPSILON).log().sum() / pairs
         return {name: loss * self.weights[name] for name, loss in losses.items()}
@@ -188,14 +188,16 @@ class SparseInstCriterion:
             objects = first[image] + pilots.objects[image, rows]
             labels = torch.zeros_like(classes, dtype=torch.float32)
             labels[image, rows, torch.cat([x.gt_classes for x in gt_instances])[objects]] = 1.0
-            focal = sigmoid_focal_loss(classes.float(), labels, 0.25, 2.0)[pilots.objects >= -1].sum()
-            masks = torch.cat(
-                [decoder.masks(k[o >= 0][None], f[None])[0] for k, o, f in zip(kernels, pilots.objects, mask_features)]
-            )
-            target = torch.cat([resized_targets(x, canvas, masks.shape[-2:]) for x in gt_instances])[objects]
-            chosen = objectness.float()[image, rows, 0]
-            losses = {"loss_ce": focal / found}
-            losses.update(self._mask_losses(masks.flatten(1), target.flatten(1), chosen, found, found))
+            losses = {}
+            if "labels" in self.items:
+                focal = sigmoid_focal_loss(classes.float(), labels, 0.25, 2.0)[pilots.objects >= -1].sum()
+                losses["loss_ce"] = focal / found
+            if "masks" in self.items:
+                own = zip(kernels, pilots.objects, mask_features)
+                masks = torch.cat([decoder.masks(k[index >= 0][None], f[None])[0] for k, index, f in own])
+                target = torch.cat([resized_targets(x, canvas, masks.shape[-2:]) for x in gt_instances])[objects]
+                chosen = objectness.float()[image, rows, 0]
+                losses.update(self._mask_losses(masks.flatten(1), target.flatten(1), chosen, found, found))
         return {name.replace("loss", "loss_pilot"): loss * self.weights[name] for name, loss in losses.items()}
 
     def _mask_losses(self, logits, target, objectness, count, pairs) -> dict:

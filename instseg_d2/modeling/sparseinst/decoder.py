@@ -114,6 +114,15 @@ class InstanceBranch(nn.Module):
         return *self.predict(maps, features), maps, features
 
 
+def _start_again(branch: InstanceBranch, keys) -> None:
+    """
+    After weights of another number of slots were loaded: the maps would read coordinates that no convolution carries.
+    """
+    lacks = {name for name in ("iam_conv.weight", "convs.0.weight") if any(key.endswith(name) for key in keys[0])}
+    if lacks == {"iam_conv.weight"}:
+        start_with_tiles(branch)
+
+
 class MaskBranch(nn.Module):
     """Features (N, C, h, w) -> mask features (N, E, h, w)."""
 
@@ -163,6 +172,7 @@ class IAMDecoder(nn.Module):
         )
         if node.START == "tiles":
             start_with_tiles(branch)
+            branch.register_load_state_dict_post_hook(_start_again)
         return {
             "instance_branch": branch,
             "mask_branch": MaskBranch(in_channels, node.MASK.DIM, node.MASK.CONVS, node.KERNEL_DIM, node.NORM),

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures import Instances
 
-from .targets import resized_targets
+from .targets import shares_of_cells
 
 __all__ = ["Pilots", "pilot_maps"]
 
@@ -23,12 +23,13 @@ PLACE = 0.2  # largest distance of a spot from the middle of its object's box, i
 SPREAD = (0.1, 0.3)  # range of a spot's standard deviation, in sides of the box
 BACKGROUND_SPREAD = (0.03, 0.13)  # in the longer side of the image
 NEGATIVES = 2  # spots on the background for each object
+MOST = 200  # spots in objects of an image, for little memory; the objects are then drawn at random
 
 
 class Pilots(NamedTuple):
     """
     Attributes:
-        maps: (N, P, h * w) float32, each with the sum 1; those beyond an image's own are 0.
+        maps: (N, P, h * w) float32, each with the sum 1; 0 beyond an image's own, and where objects cover the spot.
         objects: (N, P) int64, the object in its image; -1: background; -2: no pilot.
     """
 
@@ -53,19 +54,21 @@ def _of_image(instances: Instances, canvas: tuple, size: tuple, count: int) -> t
     cell = boxes.new_tensor([canvas[1] / size[1], canvas[0] / size[0]])
     xs = (torch.arange(size[1], device=boxes.device) + 0.5) * cell[0]
     ys = (torch.arange(size[0], device=boxes.device) + 0.5) * cell[1]
-    repeated = boxes.repeat(count, 1)
+    objects = torch.arange(len(boxes), device=boxes.device).repeat(count)
+    if len(objects) > MOST:
+        objects = objects[torch.randperm(len(objects), device=boxes.device)[:MOST]]
+    repeated = boxes[objects]
     sides = repeated[:, 2:] - repeated[:, :2]
     centres = repeated[:, :2] + sides * (0.5 + PLACE * (2 * torch.rand_like(sides) - 1))
     deviations = torch.maximum(sides * _uniform(*SPREAD, len(sides), boxes), cell / 2)
     inside = _spots(centres, deviations, xs, ys)
 
-    negatives = NEGATIVES * max(len(boxes), 1)
+    negatives = min(NEGATIVES * max(len(boxes), 1), MOST)
     places = torch.rand(negatives, 2, device=boxes.device) * boxes.new_tensor([canvas[1], canvas[0]])
     outside = _spots(places, (_uniform(*BACKGROUND_SPREAD, negatives, boxes) * max(canvas)).expand(-1, 2), xs, ys)
     if len(boxes):
-        outside = outside * (1 - resized_targets(instances, canvas, size).amax(0).clamp(max=1)) + 1e-6
+        outside = outside * (shares_of_cells(instances, canvas, size).amax(0) == 0)
     maps = torch.cat([inside, outside]).flatten(1)
-    objects = torch.arange(len(boxes), device=boxes.device).repeat(count)
     return maps / maps.sum(1, keepdim=True).clamp(min=1e-6), F.pad(objects, (0, negatives), value=-1)
 
 

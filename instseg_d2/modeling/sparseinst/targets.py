@@ -27,3 +27,18 @@ def centres_of_mass(masks: torch.Tensor) -> torch.Tensor:
     xs, ys = (torch.linspace(-1, 1, n, device=masks.device, dtype=masks.dtype) for n in masks.shape[:0:-1])
     mass = masks.sum((1, 2)).clamp(min=1e-6)
     return torch.stack([(masks.sum(1) * xs).sum(1), (masks.sum(2) * ys).sum(1)], dim=1) / mass[:, None]
+
+
+def shares_of_cells(instances: Instances, canvas: tuple, size: tuple) -> torch.Tensor:
+    """
+    The share of each cell that a mask covers: (M, h, w) float32. Unlike in `resized_targets`, no pixel is left out.
+
+    Args:
+        canvas, size: see `resized_targets`.
+    """
+    masks = canvas_masks([instances], canvas)
+    height, width = canvas[0] // size[0], canvas[1] // size[1]
+    if (size[0] * height, size[1] * width) == tuple(canvas):
+        cells = masks.view(len(masks), size[0], height, size[1], width)
+        return cells.sum((2, 4), dtype=torch.float32) / (height * width)
+    return F.adaptive_avg_pool2d(masks[:, None].float(), size)[:, 0]

@@ -5,13 +5,14 @@ import math
 
 import pytest
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from fvcore.nn import sigmoid_focal_loss
 
 from instseg_d2.inference.optimize import optimize_for_inference
 from instseg_d2.modeling.sparseinst.criterion import SparseInstCriterion
 from instseg_d2.modeling.sparseinst.decoder import InstanceBranch
 from instseg_d2.modeling.sparseinst.pilots import pilot_maps
+from instseg_d2.modeling.sparseinst.targets import shares_of_cells
 from instseg_d2.modeling.sparseinst.tiles import places, start_with_tiles
 from tests.tiny import random_batch, random_instances, tiny_model
 
@@ -69,13 +70,13 @@ def test_norms_vanish_at_inference():
     without.decoder.load_state_dict(
         {k: v for k, v in decoder.state_dict().items() if k in without.decoder.state_dict()}
     )
-    x = torch.randn(1, 64, 8, 8)[:, : model.encoder.fusion.out_channels]
+    x = torch.randn(1, model.encoder.fusion.out_channels, 8, 8)
     expected, found = model.eval().decoder(x), without.decoder(x)
     for name in ("class_logits", "mask_logits", "objectness_logits"):
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
-    features = {name: torch.randn(1, conv.in_channels, 8, 8) for name, conv in zip(["res3"], model.encoder.laterals)}
-    if len(model.encoder.in_features) == 1:
-        torch.testing.assert_close(fast.encoder(features), model.encoder(features), rtol=1e-4, atol=1e-5)
+    maps = zip(model.encoder.in_features, model.encoder.laterals, (16, 8, 4))
+    features = {name: torch.randn(1, conv.in_channels, side, side) for name, conv, side in maps}
+    torch.testing.assert_close(fast.encoder(features), model.encoder(features), rtol=1e-4, atol=1e-4)
 
 
 def test_pilots_lie_in_their_objects_or_outside_all():
@@ -123,12 +124,11 @@ def test_losses_of_maps_and_pilots_by_a_slow_transcription(monkeypatch):
     outputs = model.decoder(torch.randn(3, model.encoder.fusion.out_channels, 8, 8, generator=generator).double())
     losses = criterion(outputs, truth, (64, 64), model.decoder)
 
-    full = [
-        torch.nn.functional.interpolate(x.gt_masks.tensor[:, None].double(), (8, 8), mode="bilinear")[:, 0]
-        for x in truth
-        if len(x)
-    ]
-    full.insert(1, torch.zeros(0, 8, 8))
+    full = []  # the share of each cell of 8 x 8 pixels, pixel by pixel
+    for instances in truth:
+        full.append(torch.zeros(len(instances), 8, 8))
+        for number, y, x in instances.gt_masks.tensor.nonzero().tolist():
+            full[-1][number, y // 8, x // 8] += 1 / 64
     shares = [
         float((outputs["activation_maps"][i, slot, 0] * full[i][j]).sum())
         for i, (slots, columns) in enumerate(criterion.matches)
@@ -205,3 +205,42 @@ def test_a_batch_without_objects():
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
     assert isinstance(batch[0]["instances"], Instances)
+
+
+def test_pilots_and_maps_see_thin_objects():
+    """A bar between the pixels that a bilinear resizing to stride 8 reads."""
+    masks = torch.zeros(1, 64, 64, dtype=torch.bool)
+    masks[0, 13:19, 0:40] = True  # three rows each of the cells' rows 1 and 2
+    bar = Instances((64, 64), gt_masks=BitMasks(masks), gt_boxes=Boxes(torch.tensor([[0.0, 13, 40, 19]])))
+    shares = shares_of_cells(bar, (64, 64), (8, 8))
+    assert shares[0, 1:3, :5].tolist() == [[3 / 8] * 5] * 2
+    assert float(shares.sum()) == 10 * 3 / 8
+    torch.manual_seed(0)
+    maps, objects = pilot_maps([bar], (64, 64), (8, 8), 1)
+    assert not maps[objects == -1].view(-1, 8, 8)[:, 1:3, :5].any()
+
+
+def test_crowded_images_have_no_more_pilots():
+    generator = torch.Generator().manual_seed(0)
+    maps, objects = pilot_maps([random_instances(150, 64, 64, 3, generator)], (64, 64), (8, 8), 4)
+    assert maps.shape == (1, 400, 64)
+    assert len(objects[objects >= 0].unique()) > 75
+
+
+def test_items_of_the_losses_hold_for_pilots():
+    model = tiny_model("SparseInst", KEY + "LOSS.PILOTS", 1, KEY + "LOSS.ITEMS", ("labels",)).train()
+    assert model(random_batch([2, 1])).keys() == {"loss_ce", "loss_pilot_ce"}
+
+
+def test_weights_of_other_slots_start_with_tiles_again():
+    """Otherwise the maps would read coordinates from channels that carry none."""
+    opts = [KEY + "DECODER.START", "tiles", KEY + "DECODER.INST.DIM", 32, KEY + "DECODER.NAME", "BaseIAMDecoder"]
+    branch = tiny_model("SparseInst", *opts).decoder.instance_branch
+    source = copy.deepcopy(branch)
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter)
+    fresh = copy.deepcopy(branch)
+    weights = {name: x for name, x in source.state_dict().items() if "iam_conv" not in name}
+    branch.load_state_dict(weights, strict=False)
+    assert torch.equal(branch.convs[0].weight[:12], fresh.convs[0].weight[:12])
+    assert torch.equal(branch.convs[0].weight[12:], source.convs[0].weight[12:])
