@@ -1,5 +1,6 @@
 """Sets images aside for validation."""
 
+import os
 import random
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -20,7 +21,8 @@ SHARE, MOST = 0.2, 500  # of the images, at most so many, are for validation
 def held_out(classes: Sequence[Collection], share: float) -> list[int]:
     """
     Draw about this share of the images, at least one and not all; the same ones each time. Of the images with a class
-    the same share is drawn, as far as possible, the rarest class first.
+    the same share is drawn, as far as possible, but at least one of several, the rarest class first. Images that alone
+    have a class are left for training, if the others suffice.
 
     Args:
         classes: the classes in each of at least two images.
@@ -35,19 +37,21 @@ def held_out(classes: Sequence[Collection], share: float) -> list[int]:
         for name in set(classes[image]) or {None}:  # images without objects are a class, too
             members[name].append(image)
     drawn, seen = [], set()
-    for images in sorted(members.values(), key=len):
-        missing = round(share * len(images)) - len(set(drawn).intersection(images))
+    for name, images in sorted(members.items(), key=lambda item: (item[0] is None, len(item[1]))):
+        least = 1 if name is not None and len(images) > 1 else 0
+        missing = max(round(share * len(images)), least) - len(set(drawn).intersection(images))
         drawn += [image for image in images if image not in seen][: max(missing, 0)]
         seen.update(images)
     count = min(max(round(share * number), 1), number - 1)
-    others = [image for image in order if image not in set(drawn)]
+    alone = {images[0] for name, images in members.items() if name is not None and len(images) == 1}
+    others = sorted((image for image in order if image not in set(drawn)), key=alone.__contains__)
     return sorted([*drawn, *others][:count])
 
 
 def write_split(name: str, folder) -> tuple[float, tuple[str, ...]]:
     """
     Write a registered COCO data set as two files, train.json and val.json, with a fifth of its images, but at most 500,
-    in the latter.
+    in the latter. Missing images stay in the former.
 
     Returns:
         This share, and the absolute paths of the files; 0 and () if there is only one image.
@@ -61,8 +65,11 @@ def write_split(name: str, folder) -> tuple[float, tuple[str, ...]]:
     if len(records) < 2:
         return 0.0, ()
     share = min(SHARE, MOST / len(records))
-    drawn = held_out([{x["category_id"] for x in record["annotations"]} for record in records], share)
-    ids = {records[index]["image_id"] for index in drawn}
+    there = [record for record in records if os.path.isfile(record["file_name"])]
+    if len(there) < 2:
+        return 0.0, ()
+    classes = [{x["category_id"] for x in record["annotations"] if not x.get("iscrowd")} for record in there]
+    ids = {there[index]["image_id"] for index in held_out(classes, share)}
     content, _ = read_json(MetadataCatalog.get(name).json_file)
     paths = []
     for part, inside in (("train", False), ("val", True)):

@@ -83,3 +83,13 @@ def test_a_split_data_set(tmp_path):
     assert {x["category_id"] for x in parts[1]["annotations"]} == {1, 2}
     assert take_fingerprint(["fingerprint_split"]).classes == {"a": 5, "b": 5}
     assert MetadataCatalog.get("fingerprint_split").json_file == path
+
+
+def test_small_sets_keep_what_training_needs():
+    """The only image with objects is trained on; of two, one is for validation."""
+    for image in range(3):
+        classes = [{1} if i == image else set() for i in range(3)]
+        assert held_out(classes, 0.2) != [image]
+    drawn = held_out([{1}, {1}, *[set()] * 8], 0.2)
+    assert len(drawn) == 2
+    assert len({0, 1}.intersection(drawn)) == 1

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from detectron2.modeling import build_model
 
 from instseg_d2.commands import parse, run
@@ -401,3 +402,9 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, command, words, message):
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not list(tmp_path.iterdir())
+
+
+def test_names_of_classes_do_not_break_a_recipe():
+    reason = "the rarest class is 'a\nb\u2028c\x85d\x07: #e'"
+    text = recipe_text([reason], {"SOLVER": {"MAX_ITER": 7}}, {"SOLVER.MAX_ITER": reason})
+    assert yaml.safe_load(text) == {"SOLVER": {"MAX_ITER": 7}}

@@ -38,11 +38,12 @@ def _number(path: str, key: str = "") -> float:
 
 
 def _free_memory() -> float:
-    """Free main memory in GiB, within the limit of a container; 4 where that is unknown."""
+    """Free main memory in GiB, within the limit of a container; 4 where that is unknown. Cached files can be freed."""
     available = 1024 * _number("/proc/meminfo", "MemAvailable:")
     group = "/sys/fs/cgroup/memory."
-    limit = _number(f"{group}max") - min(_number(f"{group}current"), 1e18)
-    free = min(available, limit) / _GIB
+    cached = _number(f"{group}stat", "\ninactive_file ")
+    used = _number(f"{group}current") - (cached if cached < float("inf") else 0)
+    free = min(available, max(_number(f"{group}max") - min(used, 1e18), 0)) / _GIB
     return free if free < float("inf") else 4.0
 
 

@@ -44,6 +44,11 @@ def _lines(tree: Mapping, reasons: Mapping, prefix: str, indent: str) -> list[st
     return lines
 
 
+def _printable(text: str) -> str:
+    """Names of classes may have line breaks and control characters, which would end a comment."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def recipe_text(head: list[str], tree: Mapping, reasons: Mapping) -> str:
     """
     Args:
@@ -51,5 +56,6 @@ def recipe_text(head: list[str], tree: Mapping, reasons: Mapping) -> str:
         tree: nested values.
         reasons: full name of a key -> the comment beside it.
     """
-    comments = [line for text in head for line in textwrap.wrap(text, WIDTH - 2)]
+    reasons = {key: _printable(reason) for key, reason in reasons.items()}
+    comments = [line for text in head for line in textwrap.wrap(_printable(text), WIDTH - 2)]
     return "\n".join([*(f"# {line}" for line in comments), *_lines(tree, reasons, "", "")]) + "\n"
