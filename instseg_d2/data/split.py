@@ -65,7 +65,7 @@ def write_split(name: str, folder) -> tuple[float, tuple[str, ...]]:
     if len(records) < 2:
         return 0.0, ()
     share = min(SHARE, MOST / len(records))
-    there = [record for record in records if os.path.isfile(record["file_name"])]
+    there = [x for x in records if "://" in x["file_name"] or os.path.isfile(x["file_name"])]  # addresses are not tried
     if len(there) < 2:
         return 0.0, ()
     classes = [{x["category_id"] for x in record["annotations"] if not x.get("iscrowd")} for record in there]
