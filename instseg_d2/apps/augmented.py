@@ -4,14 +4,13 @@ import contextlib
 import itertools
 import os
 
-import cv2
 import numpy as np
 from detectron2.structures import Instances
 
 from ..data import build_train_loader, class_names
-from ..files import write_bytes
 from ..modeling.ground_truth import image_masks
 from ..visualization import draw_instances, titled_grid
+from .runs import write_jpeg
 
 __all__ = ["draw_augmented"]
 
@@ -36,7 +35,6 @@ def draw_augmented(cfg, count: int) -> str:
     with contextlib.closing(iter(build_train_loader(cfg))) as batches:
         samples = list(itertools.islice(itertools.chain.from_iterable(batches), count))
     panels = [(os.path.basename(x["file_name"]), _drawn(x, cfg.INPUT.FORMAT, names)) for x in samples]
-    _, jpeg = cv2.imencode(".jpg", titled_grid(panels)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
     path = os.path.join(cfg.OUTPUT_DIR, "augmented.jpg")
-    write_bytes(path, jpeg.tobytes())
+    write_jpeg(path, titled_grid(panels))
     return path

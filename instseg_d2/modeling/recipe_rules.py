@@ -17,7 +17,7 @@ class Levels(NamedTuple):
     The levels of an FCOS detector.
 
     Attributes:
-        strides: of each level, pixels; first: 2 ** first is the finest one.
+        strides: of each level, pixels, finest first.
         splits: upper ends of their ranges of max(l, t, r, b), pixels, without the last, which has none.
         dropped: number of levels that no object needs.
         reason: for all of this.

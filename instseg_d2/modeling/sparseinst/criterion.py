@@ -18,7 +18,7 @@ from fvcore.nn import sigmoid_focal_loss
 from ..losses import mean_over_workers
 from ..losses.dice import paired_dice, pairwise_dice
 from ..matching import match_by_score
-from .pilots import pilot_maps
+from .pilots import MOST, pilot_maps
 from .targets import centres_of_mass, resized_targets, shares_of_cells
 from .tiles import places
 
@@ -193,8 +193,8 @@ class SparseInstCriterion:
                 focal = sigmoid_focal_loss(classes.float(), labels, 0.25, 2.0)[pilots.objects >= -1].sum()
                 losses["loss_ce"] = focal / found
             if "masks" in self.items:
-                own = zip(kernels, pilots.objects, mask_features)
-                masks = torch.cat([decoder.masks(k[index >= 0][None], f[None])[0] for k, index, f in own])
+                most = max(1, *(min(self.pilots * len(x), MOST) for x in gt_instances))  # those of objects come first
+                masks = decoder.masks(kernels[:, :most], mask_features)[image, rows]
                 target = torch.cat([resized_targets(x, canvas, masks.shape[-2:]) for x in gt_instances])[objects]
                 chosen = objectness.float()[image, rows, 0]
                 losses.update(self._mask_losses(masks.flatten(1), target.flatten(1), chosen, found, found))

@@ -184,8 +184,6 @@ class IAMDecoder(nn.Module):
         with torch.autocast(kernels.device.type, enabled=False):  # float16 might overflow
             masks = torch.bmm(kernels.float(), mask_features.flatten(2).float())
         masks = masks.view(*kernels.shape[:2], *mask_features.shape[-2:])
-        if not torch.jit.is_tracing() and masks.shape[1] == 0:  # which cannot be interpolated
-            return masks.new_zeros((len(masks), 0, *(int(side * self.scale_factor) for side in masks.shape[-2:])))
         return F.interpolate(masks, scale_factor=self.scale_factor, mode="bilinear", align_corners=False)
 
     def forward(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
