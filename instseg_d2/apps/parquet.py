@@ -101,7 +101,8 @@ class Parts:
         """Remove what killed processes left. No process may be writing."""
         for name in self._files():
             if name.startswith(_UNFINISHED):
-                self.system.delete_file(f"{self.root}/{name}")
+                with contextlib.suppress(FileNotFoundError):  # a lost machine's, which still ended its part
+                    self.system.delete_file(f"{self.root}/{name}")
 
     def write(self, name: str, tables: Iterable[pa.Table]) -> None:
         """Write a part of at least one table; it replaces one of the same name."""

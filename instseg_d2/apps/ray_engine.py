@@ -129,6 +129,7 @@ def predict_on_ray(
         for part in lost:
             parts.write(part["name"], [_failed(part["paths"], about)])
             counts.update(images=1, failed=1)
+    parts.remove_unfinished()  # of lost machines
     logger.info("%d images, %d of them failed, %d objects: %s", *(counts[x] for x in COUNTED), output)
     return bool(earlier) or counts["images"] > counts["failed"]
 
