@@ -71,8 +71,8 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     """
     SGD, AdamW or Muon over the trainable parameters.
 
-    ``SOLVER.OPTIMIZER``: "SGD", "ADAMW", "MUON" (see :class:`.muon.Muon`; embeddings use its AdamW), or empty
-    for the method's default. Learning rate: ``BASE_LR``, times ``BACKBONE_MULTIPLIER`` for names that contain
+    ``SOLVER.OPTIMIZER``: "SGD", "ADAMW", "MUON" (see :class:`.muon.Muon`; embeddings, and what a module
+    names in ``not_for_muon``, use its AdamW), or empty for the method's default. Learning rate: ``BASE_LR``, times ``BACKBONE_MULTIPLIER`` for names that contain
     "backbone" (but not for an FPN around it), times ``BIAS_LR_FACTOR`` for biases. ``MOMENTUM``, ``NESTEROV``: for SGD
     and Muon. Weight decay: ``WEIGHT_DECAY``, but ``WEIGHT_DECAY_NORM`` in normalisation layers and
     ``WEIGHT_DECAY_BIAS``, if set, for biases; a method may select the parameters with ``WEIGHT_DECAY_NORM`` by name
@@ -88,6 +88,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     if not groups:
         raise ValueError(f"{cfg.MODEL.META_ARCHITECTURE} has no trainable parameters; lower MODEL.BACKBONE.FREEZE_AT")
     if name == "MUON":
-        embeddings = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-        groups = _split(groups, embeddings, matrices=False)
+        others = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+        others |= {m.get_parameter(name) for m in model.modules() for name in getattr(m, "not_for_muon", ())}
+        groups = _split(groups, others, matrices=False)
     return _add_clipping(cfg, OPTIMIZERS[name](groups, solver))

@@ -9,6 +9,7 @@ from detectron2.modeling import build_backbone
 from instseg_d2.checkpoint.authors import convert_state_dict
 from instseg_d2.config import load_config
 from instseg_d2.config.istr import istr_value, istr_version
+from tests.config.written import changed_keys
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(p.stem for p in (ROOT / "configs/ISTR").glob("ISTR-*.yaml"))
@@ -81,7 +82,14 @@ INPUT:
 """
 
 
-@pytest.mark.parametrize("name", RECIPES)
+def test_the_fast_recipe_changes_only_the_training():
+    plain, fast = (load_config(str(ROOT / f"configs/ISTR/ISTR-R50-{name}.yaml")) for name in ("3x", "fast"))
+    assert changed_keys(plain, fast) == {
+        "MODEL.AUXILIARY.WEIGHT", "MODEL.AUXILIARY.NORM", "MODEL.ISTR.START", "SOLVER.STEPS", "SOLVER.MAX_ITER",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(RECIPES) - {"ISTR-R50-fast"}))
 def test_the_published_recipes(name):
     cfg = load_config(str(ROOT / f"configs/ISTR/{name}.yaml"))
     solver, crop, method = cfg.SOLVER, cfg.INPUT.CROP, cfg.MODEL.ISTR.MASK_ENCODING_METHOD

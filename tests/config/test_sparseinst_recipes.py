@@ -11,6 +11,7 @@ from instseg_d2.config import load_config
 from instseg_d2.data import InstanceDatasetMapper
 from instseg_d2.engine.solver import build_optimizer
 from instseg_d2.zoo import recipes
+from tests.config.written import changed_keys
 
 CONFIGS = Path(__file__).parents[2] / "configs/SparseInst"
 
@@ -38,7 +39,17 @@ def recipe(name, *opts):
 
 
 def test_the_table_is_complete():
-    assert {p.stem for p in CONFIGS.glob("sparse_inst_*.yaml")} == {f"sparse_inst_{name}" for name in PUBLISHED}
+    ours = {"r50_giam_fast"}
+    assert {p.stem for p in CONFIGS.glob("sparse_inst_*.yaml")} == {f"sparse_inst_{x}" for x in ours | set(PUBLISHED)}
+
+
+def test_the_fast_recipe_changes_only_the_training():
+    """Norms are folded at inference."""
+    assert changed_keys(recipe("r50_giam"), recipe("r50_giam_fast")) == {
+        "MODEL.AUXILIARY.WEIGHT", "MODEL.SPARSE_INST.ENCODER.NORM", "MODEL.SPARSE_INST.DECODER.NORM",
+        "MODEL.SPARSE_INST.DECODER.START", "MODEL.SPARSE_INST.MATCHER.SIGMA", "MODEL.SPARSE_INST.LOSS.MAP_WEIGHT",
+        "MODEL.SPARSE_INST.LOSS.PILOTS", "SOLVER.STEPS", "SOLVER.MAX_ITER",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

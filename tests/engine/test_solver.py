@@ -130,8 +130,15 @@ def test_adamw_reads_its_betas():
     assert parameter.item() == pytest.approx(-0.5 * (1 + 2 / (3.25 / 0.4375) ** 0.5), rel=1e-5)
 
 
-def test_muon_reads_its_keys_and_leaves_embeddings_to_adamw():
-    model = nn.ModuleDict({"embedding": nn.Embedding(20, 8), "linear": nn.Linear(8, 8), "norm": nn.LayerNorm(8)})
+class Generator(nn.Linear):
+    not_for_muon = ("weight",)
+
+
+def test_muon_reads_its_keys_and_leaves_embeddings_and_named_weights_to_adamw():
+    model = nn.ModuleDict({
+        "embedding": nn.Embedding(20, 8), "linear": nn.Linear(8, 8), "norm": nn.LayerNorm(8),
+        "generator": Generator(8, 16, bias=False),
+    })  # fmt: skip
     cfg = solver_cfg(
         OPTIMIZER="muon", BASE_LR=0.5, MOMENTUM=0.75, NESTEROV=True, BETAS=(0.5, 0.75), WEIGHT_DECAY=0.25,
         WEIGHT_DECAY_NORM=0.125,
@@ -144,7 +151,7 @@ def test_muon_reads_its_keys_and_leaves_embeddings_to_adamw():
     groups = {names[p]: (g["matrices"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert groups == {
         "embedding.weight": (False, 0.25), "linear.weight": (True, 0.25), "linear.bias": (True, 0.25),
-        "norm.weight": (True, 0.125), "norm.bias": (True, 0.125),
+        "norm.weight": (True, 0.125), "norm.bias": (True, 0.125), "generator.weight": (False, 0.25),
     }  # fmt: skip
 
 

@@ -35,6 +35,9 @@ class DynamicAttention(nn.Module):
         cells: R * R.
     """
 
+    # Most of a head's rows, so Muon would take as long as the rest of a training step.
+    not_for_muon = ("dynamic_layer.weight",)
+
     def __init__(self, channels: int, dim: int = 64, cells: int = 49):
         super().__init__()
         self.shape = (channels, dim)
