@@ -71,12 +71,12 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     """
     SGD, AdamW or Muon over the trainable parameters.
 
-    ``SOLVER.OPTIMIZER``: "SGD", "ADAMW", "MUON" (see :class:`.muon.Muon`; embeddings, and what a module
-    names in ``not_for_muon``, use its AdamW), or empty for the method's default. Learning rate: ``BASE_LR``, times ``BACKBONE_MULTIPLIER`` for names that contain
-    "backbone" (but not for an FPN around it), times ``BIAS_LR_FACTOR`` for biases. ``MOMENTUM``, ``NESTEROV``: for SGD
-    and Muon. Weight decay: ``WEIGHT_DECAY``, but ``WEIGHT_DECAY_NORM`` in normalisation layers and
-    ``WEIGHT_DECAY_BIAS``, if set, for biases; a method may select the parameters with ``WEIGHT_DECAY_NORM`` by name
-    instead (``Method.undecayed_names``).
+    ``SOLVER.OPTIMIZER``: "SGD", "ADAMW", "MUON" (see :class:`.muon.Muon`; embeddings, and what a module names in
+    ``not_for_muon``, use its AdamW), or empty for the method's default. Learning rate: ``BASE_LR``, times
+    ``BACKBONE_MULTIPLIER`` for names that contain "backbone" (but not for an FPN around it), times
+    ``BIAS_LR_FACTOR`` for biases. ``MOMENTUM``, ``NESTEROV``: for SGD and Muon. Weight decay: ``WEIGHT_DECAY``, but
+    ``WEIGHT_DECAY_NORM`` in normalisation layers and ``WEIGHT_DECAY_BIAS``, if set, for biases; a method may select
+    the parameters with ``WEIGHT_DECAY_NORM`` by name instead (``Method.undecayed_names``).
     ``CLIP_GRADIENTS``: clips each parameter by value or norm, or the norm of the full model.
 
     Raises:
