@@ -15,6 +15,7 @@ from instseg_d2.data import register_coco
 from instseg_d2.data.fingerprint import fingerprint_of, network_side
 from instseg_d2.engine import setup
 from instseg_d2.engine.auto import Machine, auto_setup, make_plan, shared_rules, this_machine
+from instseg_d2.engine.auto.machine import free_memory
 from instseg_d2.engine.auto.plan import _base
 from instseg_d2.engine.auto.writing import nested, recipe_text
 from instseg_d2.errors import ConfigError
@@ -158,6 +159,32 @@ def test_a_job_that_runs_already(monkeypatch):
     found = this_machine(0, 1, 1)
     assert (alone.processes, found.processes) == (1, 8)
     assert found.memory < 0.5 * alone.memory
+
+
+@pytest.mark.parametrize(
+    ("folder", "limit", "usage", "cached"),
+    [
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ("", "memory.max", "memory.current", "inactive_file"),
+    ],
+)
+def test_free_memory_of_a_container(tmp_path, folder, limit, usage, cached):
+    """The machine has 16 GiB, the container 8, of which 3 are used, 1 of them for files; at first, no file says so."""
+    gib = 2**30
+    group = tmp_path / "sys/fs/cgroup" / folder
+    for path in (tmp_path / "proc", group):
+        path.mkdir(parents=True)
+    assert free_memory(tmp_path) == 4
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable:   {16 * 2**20} kB\n")
+    assert free_memory(tmp_path) == 16
+    (group / limit).write_text(f"{8 * gib}\n")
+    (group / usage).write_text(f"{3 * gib}\n")
+    assert free_memory(tmp_path) == 5
+    (group / "memory.stat").write_text(f"cache {gib}\n{cached} {gib}\n")
+    assert free_memory(tmp_path) == 6
+    for unlimited in ("max", "9223372036854771712"):
+        (group / limit).write_text(f"{unlimited}\n")
+        assert free_memory(tmp_path) == 16
 
 
 def test_scales_of_windows():

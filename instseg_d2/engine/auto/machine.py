@@ -7,9 +7,13 @@ from pathlib import Path
 import torch
 from detectron2.utils import comm
 
-__all__ = ["Machine", "this_machine"]
+__all__ = ["Machine", "free_memory", "this_machine"]
 
 _GIB = 2**30
+_GROUPS = (  # of Linux, versions 1 and 2: folder, files of the limit and of the use, key of the cached files
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ("", "memory.max", "memory.current", "inactive_file"),
+)
 
 
 @dataclass(frozen=True)
@@ -28,23 +32,23 @@ class Machine:
     cores: int = 2
 
 
-def _number(path: str, key: str = "") -> float:
-    """The number after ``key`` in a file of the kernel; infinite if there is none."""
+def _number(path: Path, key: str = "", unknown: float = float("inf")) -> float:
+    """The number after ``key`` in a file of the kernel; ``unknown`` if there is none."""
     try:
-        text = Path(path).read_text(encoding="ascii")
-        return float(text.partition(key)[2].split()[0])
+        text = path.read_text(encoding="ascii")
+        return float(text[text.index(key) + len(key) :].split()[0])
     except (OSError, ValueError, IndexError):
-        return float("inf")
+        return unknown
 
 
-def _free_memory() -> float:
+def free_memory(root="/") -> float:
     """Free main memory in GiB, within the limit of a container; 4 where that is unknown. Cached files can be freed."""
-    available = 1024 * _number("/proc/meminfo", "MemAvailable:")
-    group = "/sys/fs/cgroup/memory."
-    cached = _number(f"{group}stat", "\ninactive_file ")
-    used = _number(f"{group}current") - (cached if cached < float("inf") else 0)
-    free = min(available, max(_number(f"{group}max") - min(used, 1e18), 0)) / _GIB
-    return free if free < float("inf") else 4.0
+    free = [1024 * _number(Path(root, "proc/meminfo"), "MemAvailable:")]
+    for folder, limit, usage, cached in _GROUPS:
+        group = Path(root, "sys/fs/cgroup", folder)
+        used = _number(group / usage, unknown=0) - _number(group / "memory.stat", f"\n{cached} ", unknown=0)
+        free.append(max(_number(group / limit) - used, 0))
+    return min(free) / _GIB if min(free) < float("inf") else 4.0
 
 
 def this_machine(num_gpus: int, num_processes: int, num_machines: int) -> Machine:
@@ -55,5 +59,5 @@ def this_machine(num_gpus: int, num_processes: int, num_machines: int) -> Machin
     total = local * num_machines
     if comm.get_world_size() > 1:
         local, total = comm.get_local_size(), comm.get_world_size()
-    memory = torch.cuda.mem_get_info()[0] / _GIB if gpus else _free_memory() / local  # of this process's GPU
+    memory = torch.cuda.mem_get_info()[0] / _GIB if gpus else free_memory() / local  # of this process's GPU
     return Machine(gpus > 0, memory, total, max(cores // local, 1))
