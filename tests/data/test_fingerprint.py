@@ -10,7 +10,7 @@ from PIL import Image
 from instseg_d2.data import register_coco
 from instseg_d2.data.coco_file import read_json
 from instseg_d2.data.fingerprint import fingerprint_of, take_fingerprint
-from instseg_d2.data.split import held_out, write_split
+from instseg_d2.data.split import held_out, lacking, write_split
 from tests.coco_sets import write_set
 from tests.fingerprints import record
 
@@ -73,8 +73,8 @@ def test_a_split_data_set(tmp_path):
     path, images = write_set(tmp_path, [(1, 1, 20, 20)] * 10)
     register_coco("fingerprint_split", path, images)
     content = read_json(path)[0]
-    share, files = write_split("fingerprint_split", tmp_path / "split")
-    assert share == 0.2
+    share, files, lacking_names = write_split("fingerprint_split", tmp_path / "split")
+    assert (share, lacking_names) == (0.2, [])
     parts = [read_json(file)[0] for file in files]
     assert [len(part["images"]) for part in parts] == [8, 2]
     for key in ("images", "annotations"):
@@ -93,3 +93,21 @@ def test_small_sets_keep_what_training_needs():
     drawn = held_out([{1}, {1}, *[set()] * 8], 0.2)
     assert len(drawn) == 2
     assert len({0, 1}.intersection(drawn)) == 1
+
+
+def test_both_parts_have_objects():
+    """Also where every class is in one image only; training then lacks that of the image drawn."""
+    for classes, share in (
+        ([{0}, {1}, *[set()] * 8], 0.2),
+        ([{0}, {1}, {2}, *[set()] * 30], 0.1),
+        ([{0}, {0}, set(), set()], 0.75),
+        ([{0}, {0, 1}], 0.5),
+    ):
+        drawn = held_out(classes, share)
+        assert len(drawn) == round(share * len(classes))
+        annotated = {image for image, names in enumerate(classes) if names}
+        assert annotated.intersection(drawn)
+        assert annotated.difference(drawn)
+        shared = set().union(*(classes[image] for image in annotated.difference(drawn)))
+        assert lacking(classes, drawn) == sorted(set().union(*(classes[image] for image in drawn)) - shared)
+    assert lacking([{0}, {1}, {2, 1}], [0, 1]) == [0]

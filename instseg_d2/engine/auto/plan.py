@@ -140,15 +140,16 @@ def _own_sets(cfg: CfgNode, file: str, divide: bool) -> Decisions:
     reasons = {"TRAIN": "as given", "TEST": "as given" if node.TEST else "none was given, and none can be split off"}
     name = node.TRAIN[0]
     require_registered(name)
-    metadata, files = MetadataCatalog.get(name), ()
+    metadata, files, lacking = MetadataCatalog.get(name), (), []
     if divide and not node.TEST and len(node.TRAIN) == 1 and metadata.get("evaluator_type") == "coco":
-        share, files = write_split(name, f"{os.path.splitext(file)[0]}_split")
+        share, files, lacking = write_split(name, f"{os.path.splitext(file)[0]}_split")
     if files:
         source = os.path.basename(node.TRAIN_FILES[0]) if node.TRAIN_FILES else name
         node.TRAIN, node.TEST = ("custom_train",), ("custom_val",)
         node.TRAIN_FILES, node.TEST_FILES = ((path, metadata.image_root) for path in files)
         drawn = f"{share:.2g} of the images of {source}, at random, the same share of each class"
-        reasons = {"TRAIN": f"the other images of {source}", "TEST": drawn}
+        without = f", without the classes: {', '.join(lacking)}" if lacking else ""
+        reasons = {"TRAIN": f"the other images of {source}{without}", "TEST": drawn}
         register_files(cfg)
     decisions = {f"DATASETS.{key}": (node[key], reason) for key, reason in reasons.items()}
     for key in ("TRAIN_FILES", "TEST_FILES"):
