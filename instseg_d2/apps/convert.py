@@ -8,19 +8,20 @@ from typing import Optional
 from tqdm import tqdm
 
 from ..data.labels import WRITERS, default_images, read_labels, recognise
-from ..data.split import held_out
+from ..data.split import classes_in, held_out, lacking
 from ..errors import ConfigError, DatasetError
 
 __all__ = ["convert"]
 
 
-def _drawn(images: list[dict], objects: dict, share: float) -> set:
-    """Ids of about this share of the images, of each class; see `held_out`."""
+def _drawn(images: list[dict], objects: dict, share: float) -> tuple[set, list]:
+    """Ids of about this share of the images, of each class, and those of classes that no other has; see `held_out`."""
     if len(images) < 2:
         raise DatasetError(f"--val needs two images or more; there {'is one' if images else 'are none'}.")
     by_name = sorted(images, key=lambda image: image["file_name"])
-    drawn = held_out([{x["category_id"] for x in objects[image["id"]]} for image in by_name], share)
-    return {by_name[index]["id"] for index in drawn}
+    classes = [classes_in(objects[image["id"]]) for image in by_name]
+    drawn = held_out(classes, share)
+    return {by_name[index]["id"] for index in drawn}, lacking(classes, drawn)
 
 
 def convert(
@@ -62,9 +63,9 @@ def convert(
     objects = defaultdict(list)
     for annotation in content["annotations"]:
         objects[annotation["image_id"]].append(annotation)
-    drawn, val = set(), None
+    drawn, missing, val = set(), [], None
     if val_share:
-        drawn = _drawn(content["images"], objects, val_share)
+        drawn, missing = _drawn(content["images"], objects, val_share)
         val = WRITERS[target](output, content["categories"], folder)
         writer.name, val.name = "train.json", "val.json"
     for image in tqdm(content["images"], unit="image", disable=None):
@@ -78,5 +79,8 @@ def convert(
     )
     if val:
         notes.append(f"train.json: {len(content['images']) - len(drawn)} images, val.json: {len(drawn)}")
+    if missing:
+        names = [category["name"] for category in content["categories"] if category["id"] in missing]
+        notes.append(f"train.json has no objects of these classes: {', '.join(names)}")
     notes += [f"{what}: {count}" for what, count in writer.notes.items()]
     return [summary, *notes, f"wrote {target} labels: {output}{os.sep}"]

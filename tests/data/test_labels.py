@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from instseg_d2.apps.convert import convert
+from instseg_d2.apps.convert import _drawn, convert
 from instseg_d2.commands import run
 from instseg_d2.data.labels.geometry import bridged, ellipse, traced
 from instseg_d2.data.labels.label_studio import packed
@@ -517,6 +517,16 @@ def test_validation_images_are_set_aside(source, tmp_path):
         assert sorted(in_train + in_val, key=str) == sorted(expected, key=str)
         assert {found[0] for found in in_train}.isdisjoint({found[0] for found in in_val})
     assert (tmp_path / "a/val.json").read_bytes() == (tmp_path / "b/val.json").read_bytes()
+
+
+def test_crowds_are_no_objects_of_a_set_aside_class():
+    """Two images have the class, one of them only as a crowd: the other one is trained on."""
+    images = [{"id": i, "file_name": f"{i}.png"} for i in range(4)]
+    for crowd in range(2):
+        objects = {i: [{"category_id": 7, "iscrowd": int(i == crowd)}] if i < 2 else [] for i in range(4)}
+        drawn, missing = _drawn(images, objects, 0.25)
+        assert 1 - crowd not in drawn
+        assert missing == []
 
 
 @pytest.mark.parametrize(("target", "share"), [("coco", 1.0), ("coco", -0.1), ("yolo", 0.2), ("coco", float("nan"))])
