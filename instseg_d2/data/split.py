@@ -1,5 +1,6 @@
 """Sets images aside for validation."""
 
+import hashlib
 import os
 import random
 from collections import defaultdict
@@ -66,7 +67,8 @@ def lacking(classes: Sequence[Collection], drawn: Sequence[int]) -> list:
 def write_split(name: str, folder) -> tuple[float, tuple[str, ...], list[str]]:
     """
     Write a registered COCO data set as two files, train.json and val.json, with a fifth of its images, but at most 500,
-    in the latter. Missing images stay in the former.
+    in the latter. Missing images stay in the former. Each annotation file, as it is now, and each choice of images has
+    a subfolder of its own.
 
     Returns:
         This share, the absolute paths of the files, and the names of the classes that only validation has; 0, () and []
@@ -87,11 +89,13 @@ def write_split(name: str, folder) -> tuple[float, tuple[str, ...], list[str]]:
     classes = [classes_in(record["annotations"]) for record in there]
     drawn = held_out(classes, share)
     ids = {there[index]["image_id"] for index in drawn}
-    content, _ = read_json(MetadataCatalog.get(name).json_file)
-    paths = []
+    source = Path(MetadataCatalog.get(name).json_file).absolute()
+    content, _ = read_json(source)
+    state = (str(source), source.stat().st_size, source.stat().st_mtime_ns, sorted(ids))
+    folder, paths = Path(folder, hashlib.sha256(repr(state).encode()).hexdigest()[:8]).absolute(), []
     for part, inside in (("train", False), ("val", True)):
         images = [image for image in content["images"] if (image["id"] in ids) == inside]
         objects = [x for x in content["annotations"] if (x["image_id"] in ids) == inside]
-        paths.append(str((Path(folder) / f"{part}.json").absolute()))
+        paths.append(str(folder / f"{part}.json"))
         write_json(paths[-1], {**content, "images": images, "annotations": objects})
     return share, tuple(paths), [class_names(name)[index] for index in lacking(classes, drawn)]

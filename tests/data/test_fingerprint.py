@@ -85,6 +85,17 @@ def test_a_split_data_set(tmp_path):
     assert MetadataCatalog.get("fingerprint_split").json_file == path
 
 
+def test_each_split_has_its_own_files(tmp_path):
+    """Other data beside an earlier split leaves it alone, also if its file is the same; the same data is split once."""
+    found = []
+    for number, name in ((10, "first"), (6, "other"), (7, "first")):
+        path, images = write_set(tmp_path, [(1, 1, 20, 20)] * number, name=name)
+        register_coco("fingerprint_own", path, images)
+        found.append(write_split("fingerprint_own", tmp_path / "split")[1])
+        assert write_split("fingerprint_own", tmp_path / "split")[1] == found[-1]
+    assert [[len(read_json(file)[0]["images"]) for file in files] for files in found] == [[8, 2], [5, 1], [6, 1]]
+
+
 def test_small_sets_keep_what_training_needs():
     """The only image with objects is trained on; of two, one is for validation."""
     for image in range(3):
