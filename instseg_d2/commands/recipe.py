@@ -6,6 +6,7 @@ import sys
 import time
 
 from ..arguments import add_recipe
+from ..errors import ConfigError
 
 EPILOG = """examples:
   %(prog)s --method NAME --train-json A --train-images DIR --output mine.yaml
@@ -22,9 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Print the fingerprint of the data and the decisions, and write the recipe."""
-    from ..engine.auto import fit_plan, make_plan
+    from ..engine.auto import fit_plan, make_plan, this_machine
 
     begun = time.perf_counter()
+    processes = this_machine(args.num_gpus, args.num_processes, args.num_machines).processes
+    if args.minutes and processes > 1:
+        raise ConfigError(
+            f"`instseg recipe` cannot measure {processes} processes: leave --minutes out, or use `instseg train --auto "
+            "--minutes`, which measures all."
+        )
     plan = make_plan(args, args.output)
     if args.minutes:
         plan = fit_plan(plan, args, begun)

@@ -435,3 +435,8 @@ def test_names_of_classes_do_not_break_a_recipe():
     reason = "the rarest class is 'a\nb\u2028c\x85d\x07: #e'"
     text = recipe_text([reason], {"SOLVER": {"MAX_ITER": 7}}, {"SOLVER.MAX_ITER": reason})
     assert yaml.safe_load(text) == {"SOLVER": {"MAX_ITER": 7}}
+        (
+            "recipe",
+            ["--method", "istr", "--minutes", "1", "--num-gpus", "0", "--num-processes", "2"],
+            "cannot measure 2 processes: leave --minutes out, or use `instseg train --auto --minutes`",
+        ),
