@@ -68,17 +68,19 @@ def pyramid_levels(cfg: CfgNode, data: Fingerprint, strides: list[int]) -> Level
 def cheaper_steps(cfg: CfgNode, unit: int, reason: str) -> dict:
     """Smaller images and batches of two, or of ``unit`` if that is more, for what needs many steps."""
     batch, sizes = min(cfg.SOLVER.IMS_PER_BATCH, unit * math.ceil(2 / unit)), cfg.INPUT.MIN_SIZE_TRAIN
-    decisions = {
-        "SOLVER.IMS_PER_BATCH": (batch, reason),
-        "SOLVER.BASE_LR": (
-            float(f"{cfg.SOLVER.BASE_LR * math.sqrt(batch / cfg.SOLVER.IMS_PER_BATCH):.3g}"),
-            "times the root of the batch's change",
-        ),
-        "SOLVER.MAX_ITER": (
-            round(cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH / batch),
-            "as many images as in larger batches; --minutes fits it to a time",
-        ),
-    }
+    decisions = {}
+    if batch != cfg.SOLVER.IMS_PER_BATCH:
+        decisions = {
+            "SOLVER.IMS_PER_BATCH": (batch, reason),
+            "SOLVER.BASE_LR": (
+                float(f"{cfg.SOLVER.BASE_LR * math.sqrt(batch / cfg.SOLVER.IMS_PER_BATCH):.3g}"),
+                "times the root of the batch's change",
+            ),
+            "SOLVER.MAX_ITER": (
+                round(cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH / batch),
+                "as many images as in larger batches; --minutes fits it to a time",
+            ),
+        }
     if sizes[0] * CHEAPER < 160 or cfg.INPUT.CROP.ENABLED:
         return decisions
     smaller = tuple(sorted({32 * round(CHEAPER * size / 32) for size in sizes}))

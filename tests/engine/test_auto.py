@@ -33,15 +33,17 @@ def several(images, size, objects, side, classes=1):
     return [record(*size, [(*box, (i + j) % classes) for j, box in enumerate(boxes)]) for i in range(images)]
 
 
-def decided(records, classes=1, name="BlendMask", machine=LAPTOP, base=None):
-    """The values of all rules."""
+def decided(records, classes=1, name="BlendMask", machine=LAPTOP, base=None, given=None):
+    """The values of all rules, with values given."""
     data = fingerprint_of(records, [f"class {i}" for i in range(classes)])
     cfg = load_config(base or RECIPES[name].small)
     small = cfg.SOLVER.IMS_PER_BATCH < 8
-    found = dict(shared_rules(cfg, data, machine, small))
+    given = given or {}
+    found = dict(shared_rules(cfg, data, machine, small, given))
     for key, (value, _) in found.items():
         cfg.merge_from_list([key, value])
-    found |= method_of(cfg).auto.rules(cfg, data, small, machine.processes)
+    unit = given.get("SOLVER.IMS_PER_BATCH", machine.processes)
+    found |= method_of(cfg).auto.rules(cfg, data, small, unit)
     assert all(reason for _, reason in found.values())
     return {key: value for key, (value, _) in found.items()}
 
@@ -81,7 +83,7 @@ def test_tiny_objects_in_huge_photos():
     assert values["INPUT.MIN_SIZE_TRAIN"] == (320, 384, 448)
     assert (values["INPUT.MIN_SIZE_TEST"], values["INPUT.MAX_SIZE_TEST"]) == (1536, 2048)
     data, cfg = fingerprint_of(records, ["a"]), load_config(RECIPES["BlendMask"].small)
-    reason = shared_rules(cfg, data, LAPTOP, True)["INPUT.MIN_SIZE_TEST"][1]
+    reason = shared_rules(cfg, data, LAPTOP, True, {})["INPUT.MIN_SIZE_TEST"][1]
     assert "instseg predict --tile 1536" in reason
     for key in ("INPUT.CROP.ENABLED", "INPUT.CROP.SIZE", "INPUT.MIN_SIZE_TRAIN"):
         cfg.merge_from_list([key, values[key]])
@@ -221,6 +223,23 @@ def test_a_gpu_and_much_data():
     assert (values["DATALOADER.NUM_WORKERS"], values["SEED"]) == (8, 1)
 
 
+def test_given_values_are_followed():
+    """From 3733 and 4444 of 4800 iterations, and from batches of 16 and 4 images; whole images instead of crops."""
+    records, large = several(3200, (640, 480), 2, 60), RECIPES["BlendMask"].large
+    given = {"SOLVER.MAX_ITER": 600, "SOLVER.IMS_PER_BATCH": 8, "INPUT.MIN_SIZE_TRAIN": (320,)}
+    values = decided(records, machine=GPU, base=large, given=given)
+    assert {key: values[key] for key in given} == given
+    assert (values["SOLVER.STEPS"], values["SOLVER.WARMUP_ITERS"], values["SOLVER.BASE_LR"]) == ((467, 556), 100, 0.005)
+    assert decided(records, machine=GPU, base=large, given={"SOLVER.IMS_PER_BATCH": 8})["SOLVER.MAX_ITER"] == 9600
+    values = decided(several(20, (4000, 3000), 10, 20), given={"INPUT.CROP.ENABLED": False})
+    assert (values["INPUT.CROP.ENABLED"], "INPUT.CROP.SIZE" in values) == (False, False)
+    assert (values["INPUT.MIN_SIZE_TRAIN"], values["INPUT.MAX_SIZE_TRAIN"]) == ((320, 384, 448), 608)
+    values = decided(several(10, (500, 400), 120, 20), name="ISTR", given={"SOLVER.IMS_PER_BATCH": 16})
+    few = decided(several(10, (500, 400), 4, 20), name="ISTR")
+    assert values["SOLVER.BASE_LR"] == pytest.approx(few["SOLVER.BASE_LR"] * 2, rel=1e-2)
+    assert values["SOLVER.MAX_ITER"] == 600
+
+
 def test_the_base():
     few, many = (fingerprint_of(several(n, (64, 64), 1, 20), ["a"]) for n in (50, 1000))
     auto = RECIPES["EmbedMask"]
@@ -260,7 +279,7 @@ def test_round_trip(tmp_path, data, name):
     )
     if name in PHOTOS:
         pytest.importorskip("timm")
-    words = ["MODEL.DEVICE", "meta", "SOLVER.STEPS", "(7, 9)"]
+    words = ["MODEL.DEVICE", "meta", "SOLVER.STEPS", "(7, 9)", "SOLVER.MAX_ITER", "60"]
     args = parse("recipe", ["--output", file, *base, *data, *words])
     plan = make_plan(args, file)
     plan.write(file)
@@ -273,6 +292,7 @@ def test_round_trip(tmp_path, data, name):
         assert found == value or list(found) == list(value), key
         assert reason
     assert cfg.SOLVER.STEPS == (7, 9)
+    assert cfg.SOLVER.WARMUP_ITERS == 10
     assert "STEPS: [7, 9]  # given on the command line" in Path(file).read_text()
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("custom_train",), ("custom_val",))
     parts = [json.loads(Path(files[0]).read_text()) for files in (cfg.DATASETS.TRAIN_FILES, cfg.DATASETS.TEST_FILES)]
@@ -418,6 +438,11 @@ def test_few_images(tmp_path, data, images, parts):
         ("recipe", ["--method", "yolo"], "there is no method yolo: --method takes BlendMask"),
         ("recipe", ["--method", "istr", "--config-file", "FCOS/R_50_1x"], "leave one of them out"),
         ("recipe", ["--method", "istr"], "a recipe needs data: give --train-json and --train-images"),
+        (
+            "recipe",
+            ["--method", "istr", "--minutes", "1", "--num-gpus", "0", "--num-processes", "2"],
+            "cannot measure 2 processes: leave --minutes out, or use `instseg train --auto --minutes`",
+        ),
         ("recipe", ["--method", "istr", "SOLVER.MAX_ITR", "1"], "Did you mean SOLVER.MAX_ITER"),
         ("train", ["--auto", "--eval-only"], "--auto is about training"),
         ("train", ["--method", "istr"], "--method goes with --auto"),
@@ -435,8 +460,3 @@ def test_names_of_classes_do_not_break_a_recipe():
     reason = "the rarest class is 'a\nb\u2028c\x85d\x07: #e'"
     text = recipe_text([reason], {"SOLVER": {"MAX_ITER": 7}}, {"SOLVER.MAX_ITER": reason})
     assert yaml.safe_load(text) == {"SOLVER": {"MAX_ITER": 7}}
-        (
-            "recipe",
-            ["--method", "istr", "--minutes", "1", "--num-gpus", "0", "--num-processes", "2"],
-            "cannot measure 2 processes: leave --minutes out, or use `instseg train --auto --minutes`",
-        ),

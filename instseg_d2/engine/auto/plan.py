@@ -43,6 +43,12 @@ def _overrides(opts) -> dict:
     return dict(zip(opts[::2], opts[1::2]))
 
 
+def _given(opts) -> dict:
+    """{key: value} of the same, with the types of their keys."""
+    values = load_config("", opts)
+    return {key: get_value(values, key) for key in _overrides(opts)}
+
+
 def _without_data(opts) -> tuple:
     """The overrides without the data sets."""
     pairs = _overrides(opts).items()
@@ -67,8 +73,7 @@ class Plan:
 
     def all_decisions(self) -> Decisions:
         """Also those of the command line."""
-        values = load_config("", self.opts)  # with the types of their keys
-        given = {key: (get_value(values, key), "given on the command line") for key in _overrides(self.opts)}
+        given = {key: (value, "given on the command line") for key, value in _given(self.opts).items()}
         return {**self.decisions, **given}
 
     def text(self) -> str:
@@ -178,12 +183,12 @@ def make_plan(args, file: str) -> Plan:
     if args.method and args.config_file:
         raise ConfigError("a recipe is made from --config-file FILE, or for --method NAME: leave one of them out.")
     auto = None if args.config_file else _auto_of(args.method)
-    cfg, given = load_config("", args.opts), _overrides(args.opts)
-    if "DATASETS.TRAIN" not in given:
+    cfg, written = load_config("", args.opts), _overrides(args.opts)
+    if "DATASETS.TRAIN" not in written:
         cfg.DATASETS.TRAIN = ()
     test = cfg.DATASETS.TEST
     register_own_data(cfg, args)
-    keep_test = "DATASETS.TEST" in given and not args.val_json
+    keep_test = "DATASETS.TEST" in written and not args.val_json
     if keep_test:
         cfg.DATASETS.TEST = test
         register_files(cfg)
@@ -199,10 +204,12 @@ def make_plan(args, file: str) -> Plan:
     decisions = {**sets, "OUTPUT_DIR": (output_folder(args), "checkpoints, log and results")}
     if getattr(args, "freeze_backbone", None) is not None:
         decisions["SOLVER.FREEZE_BACKBONE_ITER"] = (args.freeze_backbone, "--freeze-backbone")
-    decisions |= shared_rules(cfg, data, machine, small)
+    given = _given(opts)
+    decisions |= shared_rules(cfg, data, machine, small, given)
     _merge_values(cfg, decisions, opts)
     if method.auto:
-        decisions |= method.auto.rules(cfg, data, small, machine.processes)
+        unit = given.get("SOLVER.IMS_PER_BATCH", machine.processes)  # a given batch is not divided
+        decisions |= method.auto.rules(cfg, data, small, unit)
         _merge_values(cfg, decisions, opts)
     check_config(cfg)
     return Plan(base, reason, data, decisions, opts)

@@ -4,6 +4,7 @@ its reason. A method's own rules, in ``modeling/<method>/recipe.py``, come after
 """
 
 import math
+from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 
@@ -44,8 +45,13 @@ def _stretch(data: Fingerprint, side: float, high: float) -> float:
     return min(max(data.image_aspect.q95, 4 / 3), 3 * max(high / side, 1) ** 2)
 
 
-def _sizes(data: Fingerprint, machine: Machine) -> Decisions:
-    """Input size and its range, and crops where the whole image would have to shrink too much."""
+def _followed(decisions: Decisions, given: Mapping) -> Decisions:
+    """The decisions, with the values given instead of those decided."""
+    return decisions | {key: (given[key], "as given") for key in decisions if key in given}
+
+
+def _sizes(data: Fingerprint, machine: Machine, given: Mapping) -> Decisions:
+    """Input size and its range, and crops where the whole image would have to shrink too much, if allowed."""
     low, high = SIDES[machine.gpu]
     image = data.image_side.q50
     wanted = max(SMALL / data.relative_size.q25, TYPICAL / data.relative_size.q50)
@@ -53,7 +59,7 @@ def _sizes(data: Fingerprint, machine: Machine) -> Decisions:
     side = _in_32(min(max(wanted, low), high, enlarged))
     shrunk = data.size.q25 * side / image  # a small object at this size
     scale = min(1.0, max(SMALL / data.size.q25, TYPICAL / data.size.q50))  # at which objects are large enough
-    if shrunk < SMALL and side / scale < 0.75 * image:
+    if given.get("INPUT.CROP.ENABLED", True) and shrunk < SMALL and side / scale < 0.75 * image:
         return _crops(data, machine, side, scale)
     sizes = _train_sizes(side)
     test = _in_32(min(max(image, sizes[-1]), max(1.3 * side, sizes[-1])))
@@ -105,30 +111,34 @@ def _crops(data: Fingerprint, machine: Machine, side: int, scale: float) -> Deci
     }
 
 
-def _batch(cfg: CfgNode, machine: Machine, sizes: Decisions, small: bool) -> Decisions:
-    """Batch and learning rate: the base's batch if the memory allows, with activation checkpointing if necessary."""
+def _batch(cfg: CfgNode, machine: Machine, sizes: Decisions, small: bool, given: Mapping) -> Decisions:
+    """
+    Batch and learning rate: the batch given, or the base's if the memory allows; with activation checkpointing if
+    necessary.
+    """
     pixels = sizes["INPUT.MIN_SIZE_TRAIN"][0][-1] * sizes["INPUT.MAX_SIZE_TRAIN"][0]
     fitting = 0.7 * machine.memory * 2**30 / (pixels * BYTES_OF_PIXEL[small])  # images of a process
-    base, count = cfg.SOLVER.IMS_PER_BATCH, machine.processes
-    if fitting * count >= base and base % count == 0:
+    base, count, key = cfg.SOLVER.IMS_PER_BATCH, machine.processes, "SOLVER.IMS_PER_BATCH"
+    wanted = given.get(key, base)
+    if fitting * count >= base and base % count == 0 and wanted == base:
         kept = "the base recipe's"
-        return {"SOLVER.IMS_PER_BATCH": (base, kept), "SOLVER.BASE_LR": (cfg.SOLVER.BASE_LR, kept)}
+        return {key: (base, kept), "SOLVER.BASE_LR": (cfg.SOLVER.BASE_LR, kept)}
     decisions = {}
-    if fitting * count < base:
+    if fitting * count < wanted:
         fitting /= CHECKPOINTED
         decisions["MODEL.ACTIVATION_CHECKPOINTING"] = (
             ["backbone", "heads"],
             f"{machine.memory:.1f} GiB are free for each process; a step takes less memory, and more time",
         )
     batch = base // 2 ** math.ceil(math.log2(max(base / count / max(fitting, 1), 1)))
-    batch = max(batch // count, 1) * count
+    batch = given.get(key, max(batch // count, 1) * count)
     ratio = batch / base
     sgd = (cfg.SOLVER.OPTIMIZER or method_of(cfg).optimizer).upper() == "SGD"
     rate = float(f"{cfg.SOLVER.BASE_LR * (ratio if sgd else math.sqrt(ratio)):.3g}")
     factor = f"{ratio:.2g}" if sgd else f"the root of {ratio:.2g}"
     return {
         **decisions,
-        "SOLVER.IMS_PER_BATCH": (
+        key: (
             batch,
             f"{fitting:.1f} images fit into the memory of each of {count} processes; the base recipe has {base}",
         ),
@@ -136,14 +146,14 @@ def _batch(cfg: CfgNode, machine: Machine, sizes: Decisions, small: bool) -> Dec
     }
 
 
-def _schedule(cfg: CfgNode, data: Fingerprint, batch: int, small: bool) -> Decisions:
-    """Iterations by the number of images; --minutes rescales them."""
+def _schedule(cfg: CfgNode, data: Fingerprint, batch: int, small: bool, given: Mapping) -> Decisions:
+    """Iterations as given, or by the number of images; --minutes rescales them."""
     images = data.num_images - data.num_empty
     epochs = 12 if small else 24
     low, high = 600 if small else 3000, cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH // batch
     high = 4000 if small else high
     wanted = round(epochs * images / batch)
-    iterations = min(max(wanted, low), max(high, low))
+    iterations = given.get("SOLVER.MAX_ITER", min(max(wanted, low), max(high, low)))
     factor = iterations / cfg.SOLVER.MAX_ITER
     limit = f", at least {low}" if wanted < low else f", at most {high}" if wanted > high else ""
     warm_up, most = cfg.SOLVER.WARMUP_ITERS, iterations // 6
@@ -203,19 +213,15 @@ def _machine(cfg: CfgNode, machine: Machine) -> Decisions:
     return decisions
 
 
-def shared_rules(cfg: CfgNode, data: Fingerprint, machine: Machine, small: bool) -> Decisions:
+def shared_rules(cfg: CfgNode, data: Fingerprint, machine: Machine, small: bool, given: Mapping) -> Decisions:
     """
     Args:
         cfg: the config of the recipe that everything is based on.
         small: it is for CPUs or small data, as those of ``quick/``, not one of the authors'.
+        given: config key -> value that is not to be decided, but followed.
     """
-    decisions = _sizes(data, machine)
-    decisions |= _batch(cfg, machine, decisions, small)
-    decisions |= _schedule(cfg, data, decisions["SOLVER.IMS_PER_BATCH"][0], small)
-    return {
-        **decisions,
-        **_classes(data),
-        **_augmentation(data),
-        **_detections(data),
-        **_machine(cfg, machine),
-    }
+    decisions = _followed(_sizes(data, machine, given), given)
+    decisions |= _batch(cfg, machine, decisions, small, given)
+    decisions |= _schedule(cfg, data, decisions["SOLVER.IMS_PER_BATCH"][0], small, given)
+    decisions |= {**_classes(data), **_augmentation(data), **_detections(data), **_machine(cfg, machine)}
+    return _followed(decisions, given)
