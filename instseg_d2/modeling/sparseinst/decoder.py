@@ -4,6 +4,7 @@ Decoders of SparseInst: instance activation maps pool features, dynamic kernels 
 N images, Q slots per image, G groups, C channels, E channels of a mask kernel, K classes, h x w cells of the features.
 """
 
+import logging
 import math
 
 import fvcore.nn.weight_init as weight_init
@@ -15,7 +16,9 @@ from detectron2.utils.registry import Registry
 from torch import nn
 
 from ...layers import init_normal
-from .tiles import start_with_tiles
+from .tiles import carries_coordinates, start_with_tiles
+
+logger = logging.getLogger(__name__)
 
 SPARSE_INST_DECODER_REGISTRY = Registry("SPARSE_INST_DECODER")
 SPARSE_INST_DECODER_REGISTRY.__doc__ = """
@@ -123,6 +126,15 @@ def _start_again(branch: InstanceBranch, keys) -> None:
         start_with_tiles(branch)
 
 
+def _check_places(branch: InstanceBranch, _) -> None:
+    """After weights were loaded for a training in which slots are matched by their places."""
+    if not carries_coordinates(branch.convs):
+        logger.warning(
+            "These weights were not trained with MODEL.SPARSE_INST.DECODER.START tiles: their slots have no places, "
+            "which MATCHER.SIGMA needs. Set MODEL.SPARSE_INST.MATCHER.SIGMA 0, or start from weights without slots."
+        )
+
+
 class MaskBranch(nn.Module):
     """Features (N, C, h, w) -> mask features (N, E, h, w)."""
 
@@ -173,6 +185,8 @@ class IAMDecoder(nn.Module):
         if node.START == "tiles":
             start_with_tiles(branch)
             branch.register_load_state_dict_post_hook(_start_again)
+        if cfg.MODEL.SPARSE_INST.MATCHER.SIGMA:
+            branch.register_load_state_dict_post_hook(_check_places)
         return {
             "instance_branch": branch,
             "mask_branch": MaskBranch(in_channels, node.MASK.DIM, node.MASK.CONVS, node.KERNEL_DIM, node.NORM),

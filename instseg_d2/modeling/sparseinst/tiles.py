@@ -13,7 +13,7 @@ import math
 import torch
 from torch import nn
 
-__all__ = ["places", "start_with_tiles"]
+__all__ = ["carries_coordinates", "places", "start_with_tiles"]
 
 KNOTS = 6  # of the piecewise linear functions of a coordinate
 _GRID = torch.linspace(-1, 1, 401, dtype=torch.float64, device="cpu")
@@ -69,6 +69,16 @@ def _carry_coordinates(convs: nn.Sequential) -> None:
         scale, mean = (values.var(0, unbiased=False) + norm.eps).sqrt(), values.mean(0)
         norm.weight[passed] = scale.float().repeat(2).to(norm.weight)
         norm.bias[passed] = mean.float().repeat(2).to(norm.bias) + shift
+
+
+@torch.no_grad()
+def carries_coordinates(convs: nn.Sequential) -> bool:
+    """
+    Whether the first convolution is one that `start_with_tiles` set, also after training: the taps that carry the
+    coordinates are 1 at first, and on average those of other convolutions are much smaller than a typical weight.
+    """
+    weight, passed = convs[0].weight, torch.arange(2 * KNOTS, device="cpu")
+    return bool(weight[passed, passed // KNOTS, 1, 1].mean() > weight.square().mean().sqrt())
 
 
 @torch.no_grad()

@@ -244,3 +244,14 @@ def test_weights_of_other_slots_start_with_tiles_again():
     branch.load_state_dict(weights, strict=False)
     assert torch.equal(branch.convs[0].weight[:12], fresh.convs[0].weight[:12])
     assert torch.equal(branch.convs[0].weight[12:], source.convs[0].weight[12:])
+
+
+def test_weights_without_places_are_told(caplog):
+    """Of as many slots, but not from a tiled start. Those from one are quiet, also after some training."""
+    opts = [KEY + "DECODER.INST.DIM", 32, KEY + "DECODER.NAME", "BaseIAMDecoder", KEY + "DECODER.START"]
+    branch = tiny_model("SparseInst", *opts, "tiles", KEY + "MATCHER.SIGMA", 1.0).decoder.instance_branch
+    weights = {name: x + 0.2 * torch.randn_like(x) for name, x in branch.state_dict().items()}
+    branch.load_state_dict(weights)
+    assert not caplog.messages
+    branch.load_state_dict(tiny_model("SparseInst", *opts, "random").decoder.instance_branch.state_dict())
+    assert "their slots have no places" in caplog.text
