@@ -372,7 +372,7 @@ def test_minutes_are_in_the_recipe(tmp_path, data, monkeypatch, capsys):
     """The schedule that `fit_to_minutes` makes replaces the rules'."""
     from instseg_d2.engine.minutes import rescale
 
-    monkeypatch.setattr("instseg_d2.engine.auto.plan.fit_to_minutes", lambda cfg, *_: rescale(cfg, 120))
+    monkeypatch.setattr("instseg_d2.engine.auto.training.fit_to_minutes", lambda cfg, *_: rescale(cfg, 120))
     out = tmp_path / "mine.yaml"
     words = ["--output", str(out), "--method", "blendmask", "--minutes", "2", *data, "MODEL.DEVICE", "cpu"]
     assert run("recipe", words) == 0

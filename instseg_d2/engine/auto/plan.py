@@ -1,16 +1,12 @@
 """Makes a recipe for a data set and this machine: a base recipe, and decisions with their reasons."""
 
-import copy
 import itertools
-import logging
 import os
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.utils import comm
 
 from ...checkpoint import check_named
 from ...config import check_config, get_value, load_config, merge_overrides
@@ -21,24 +17,19 @@ from ...data.split import write_split
 from ...errors import CheckpointError, ConfigError
 from ...files import write_bytes
 from ...methods import AutoRecipe, method_of, methods
-from ..earlier_run import set_aside
-from ..minutes import SCHEDULE, fit_to_minutes
-from ..setup import register_files, register_own_data, setup
+from ..setup import register_files, register_own_data
 from .machine import Machine, this_machine
 from .rules import Decisions, shared_rules
 from .writing import nested, recipe_text
 
-__all__ = ["Plan", "auto_setup", "fit_plan", "make_plan"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["Plan", "make_plan", "output_folder", "overrides", "without_data"]
 
 MUCH = 1000  # images, from which a GPU is worth a recipe of the authors
 PHOTOS = 0.8  # share of photos, from which ImageNet's weights help
-RECIPE = "recipe.yaml"
 AUTHORS_BATCH = 8  # recipes with such batches are for GPUs
 
 
-def _overrides(opts) -> dict:
+def overrides(opts) -> dict:
     """{key: value as written} of the overrides on the command line."""
     return dict(zip(opts[::2], opts[1::2]))
 
@@ -46,12 +37,12 @@ def _overrides(opts) -> dict:
 def _given(opts) -> dict:
     """{key: value} of the same, with the types of their keys."""
     values = load_config("", opts)
-    return {key: get_value(values, key) for key in _overrides(opts)}
+    return {key: get_value(values, key) for key in overrides(opts)}
 
 
-def _without_data(opts) -> tuple:
+def without_data(opts) -> tuple:
     """The overrides without the data sets."""
-    pairs = _overrides(opts).items()
+    pairs = overrides(opts).items()
     return tuple(word for key, value in pairs if not key.startswith("DATASETS.T") for word in (key, value))
 
 
@@ -166,7 +157,7 @@ def _own_sets(cfg: CfgNode, file: str, divide: bool) -> Decisions:
 def output_folder(args) -> str:
     """OUTPUT_DIR of the command line, or a folder named after the method or the base recipe."""
     base = os.path.splitext(os.path.basename(args.method or args.config_file or ""))[0]
-    return _overrides(args.opts).get("OUTPUT_DIR", os.path.join("output", f"{base.lower()}_auto"))
+    return overrides(args.opts).get("OUTPUT_DIR", os.path.join("output", f"{base.lower()}_auto"))
 
 
 def make_plan(args, file: str) -> Plan:
@@ -183,7 +174,7 @@ def make_plan(args, file: str) -> Plan:
     if args.method and args.config_file:
         raise ConfigError("a recipe is made from --config-file FILE, or for --method NAME: leave one of them out.")
     auto = None if args.config_file else _auto_of(args.method)
-    cfg, written = load_config("", args.opts), _overrides(args.opts)
+    cfg, written = load_config("", args.opts), overrides(args.opts)
     if "DATASETS.TRAIN" not in written:
         cfg.DATASETS.TRAIN = ()
     test = cfg.DATASETS.TEST
@@ -193,7 +184,7 @@ def make_plan(args, file: str) -> Plan:
         cfg.DATASETS.TEST = test
         register_files(cfg)
     sets = _own_sets(cfg, file, divide=not keep_test)
-    opts = _without_data(args.opts)  # the decisions have them, and a split replaces them
+    opts = without_data(args.opts)  # the decisions have them, and a split replaces them
     data = take_fingerprint(cfg.DATASETS.TRAIN)
     gpus = 0 if cfg.MODEL.DEVICE == "cpu" else args.num_gpus
     machine = this_machine(gpus, args.num_processes, args.num_machines)
@@ -217,67 +208,3 @@ def make_plan(args, file: str) -> Plan:
 
 def _merge_values(cfg: CfgNode, decisions: Decisions, opts) -> None:
     merge_overrides(cfg, [*itertools.chain(*((key, value) for key, (value, _) in decisions.items())), *opts])
-
-
-def _of_file(args, file: str, opts=()):
-    """The arguments of a training with a recipe and these overrides."""
-    args = copy.copy(args)
-    args.config_file, args.opts = file, list(opts)
-    args.train_json = args.train_images = args.val_json = args.val_images = None
-    return args
-
-
-def _fitted(plan: Plan, args, begun: float, cfg: CfgNode) -> tuple[Plan, CfgNode]:
-    """Fit the schedule of a config, and put it into its plan."""
-    fitted = fit_to_minutes(cfg, args.minutes, begun, args.resume)
-    reason = f"for {args.minutes:g} minutes on this machine"
-    changed = {key: (value, reason) for key in SCHEDULE if (value := get_value(fitted, key)) != get_value(cfg, key)}
-    opts = [word for key, value in _overrides(plan.opts).items() if key not in changed for word in (key, value)]
-    return replace(plan, decisions={**plan.decisions, **changed}, opts=tuple(opts)), fitted
-
-
-def fit_plan(plan: Plan, args, begun: float) -> Plan:
-    """The plan with a schedule for ``args.minutes`` from ``begun`` on, see `fit_to_minutes`. Leaves no files."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = os.path.join(folder, RECIPE)
-        plan.write(file)
-        cfg = setup(_of_file(args, file), load_config(file, ["OUTPUT_DIR", folder]))
-        return _fitted(plan, args, begun, cfg)[0]
-
-
-def auto_setup(args, begun: float) -> CfgNode:
-    """
-    Like `setup`, with a recipe made for the data and this machine, which is written to ``OUTPUT_DIR/recipe.yaml``.
-    Training with that file is the same training. A resumed run keeps its recipe and data, but other overrides count.
-    Call it in all processes.
-
-    Args:
-        begun: ``time.perf_counter()`` at the start of the command, for --minutes.
-
-    Raises:
-        ConfigError: the run to be resumed has no recipe.
-    """
-    folder, plan, earlier = os.path.expanduser(output_folder(args)), None, ""
-    file = os.path.join(folder, RECIPE)
-    kept = args.resume and os.path.isfile(file)
-    if args.resume and not kept and os.path.isfile(os.path.join(folder, "last_checkpoint")):
-        config = os.path.join(folder, "config.yaml")
-        raise ConfigError(f"the run in {folder} has no {RECIPE}: resume it with --config-file {config} instead.")
-    used = os.path.join(folder, "augmented.yaml") if args.augmented and not kept else file  # drawing leaves a run alone
-    if comm.is_main_process() and not kept:
-        plan = make_plan(args, file)
-        earlier = "" if args.augmented else set_aside(folder, RECIPE)
-        plan.write(used)
-    plan = comm.all_gather(plan)[0]  # the others wait for the file
-    cfg = setup(_of_file(args, used, () if plan else (*_without_data(args.opts), "OUTPUT_DIR", folder)))
-    if earlier:
-        logger.info("The results of the earlier run were moved to %s.", earlier)
-    if plan is None:
-        logger.info("--auto: the run in %s keeps its recipe.", cfg.OUTPUT_DIR)
-        return fit_to_minutes(cfg, args.minutes, begun, resume=True) if args.minutes else cfg
-    if args.minutes:
-        plan, cfg = _fitted(plan, args, begun, cfg)
-        if comm.is_main_process():
-            plan.write(used)
-    logger.info("The recipe, with reasons, is in %s.\n%s", used, plan.table())
-    return cfg
