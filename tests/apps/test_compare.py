@@ -17,6 +17,7 @@ CONFIGS = [str(ROOT / f"configs/quick/{name}_shapes.yaml") for name in ("sparsei
 SMALL = [
     "MODEL.DEVICE", "cpu",
     "MODEL.SPARSE_INST.ENCODER.NUM_CHANNELS", "16",
+    "MODEL.SPARSE_INST.DECODER.GROUPS", "1",
     "MODEL.SPARSE_INST.DECODER.INST.DIM", "16",
     "MODEL.SPARSE_INST.DECODER.MASK.DIM", "16",
     "MODEL.ROI_BOX_HEAD.FC_DIM", "32",

@@ -123,11 +123,21 @@ def test_crowded_images():
     values = decided(records, name="SparseInst")
     assert values["MODEL.SPARSE_INST.DECODER.NUM_MASKS"] == values["MODEL.SPARSE_INST.MAX_DETECTIONS"] == 460
     assert (values["SOLVER.IMS_PER_BATCH"], values["MODEL.SPARSE_INST.DECODER.GROUPS"]) == (2, 1)
-    assert values["SOLVER.BASE_LR"] == pytest.approx(0.002 / 2**0.5, rel=1e-2)
+    assert values["SOLVER.BASE_LR"] == pytest.approx(0.006 / 2**0.5, rel=1e-2)
+    assert values["MODEL.SPARSE_INST.LOSS.PILOTS"] == 1  # 50 spots for 73.5 objects
+    assert values["MODEL.SPARSE_INST.LOSS.CLASS_WEIGHT"] == 2.0
     values = decided(records, name="ISTR")
     assert (values["MODEL.ISTR.NUM_PROPOSALS"], values["TEST.DETECTIONS_PER_IMAGE"]) == (200, 200)
     assert decided(records, name="ISTR", base=RECIPES["ISTR"].large)["MODEL.ISTR.NUM_PROPOSALS"] == 550
     assert decided(records, name="InstanceFCN")["MODEL.INSTANCE_FCN.TOP_WINDOWS"] == 3000
+
+
+def test_pilots_by_the_number_of_objects():
+    """50 spots for 10 objects of two classes."""
+    values = decided(several(10, (500, 400), 10, 60, classes=2), 2, name="SparseInst")
+    assert values["MODEL.SPARSE_INST.LOSS.PILOTS"] == 5
+    assert values["INPUT.MIN_SIZE_TEST"] == values["INPUT.MIN_SIZE_TRAIN"][-1]
+    assert "MODEL.SPARSE_INST.LOSS.CLASS_WEIGHT" not in values
 
 
 def test_rare_classes():

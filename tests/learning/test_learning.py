@@ -65,8 +65,8 @@ CASES = {
     "BlendMask": ("blendmask", 60, 0.006, [], "segm/AP", 50),
     "EmbedMask": ("embedmask", 60, 0.006, [], "segm/AP", 50),
     "InstanceFCN": ("instancefcn", 80, 0.006, ["MODEL.INSTANCE_FCN.SCALES_TEST", (SIDE,)], "proposals/AR@10", 60),
-    "SparseInst": ("sparseinst", 80, 0.002, SPARSE_INST, "segm/AP", 50),
-    "ISTR": ("istr", 100, 0.006, ISTR, "segm/AP", 50),
+    "SparseInst": ("sparseinst", 60, 0.01, SPARSE_INST, "segm/AP", 50),
+    "ISTR": ("istr", 50, 0.006, ISTR, "segm/AP", 50),
     "BlendMaskHead": ("maskrcnn", 80, 0.006, [
         *WHOLE_IMAGE,
         "MODEL.ROI_MASK_HEAD.NAME", "BlendMaskHead",

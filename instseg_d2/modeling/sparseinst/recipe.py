@@ -16,10 +16,14 @@ MAPS = {  # backbones with a map of stride 4 -> the key of their maps
     "build_timm_backbone": "MODEL.TIMM.OUT_FEATURES",
 }
 FINE = 24  # pixels: smaller objects are hard to tell apart on a map of stride 8
+SPOTS = 50  # pilots in the objects of a typical image; more take time
 
 
 def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) -> dict:
-    """Slots by the number of objects; a finer map if these are small; in small recipes, narrow layers for many."""
+    """
+    Slots and pilots by the number of objects; a finer map if these are small; in small recipes, narrow layers for many
+    slots, and less weight of the class for a single one.
+    """
     node = cfg.MODEL.SPARSE_INST
     wanted = 20 * math.ceil(1.2 * data.max_objects / 20)
     slots = min(max(wanted, node.DECODER.NUM_MASKS), MOST)
@@ -28,6 +32,23 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) ->
         "MODEL.SPARSE_INST.DECODER.NUM_MASKS": (slots, f"an image has up to {data.max_objects} objects{limit}"),
         "MODEL.SPARSE_INST.MAX_DETECTIONS": (slots, "one of each slot"),
     }
+    if node.LOSS.PILOTS:
+        pilots = min(max(round(SPOTS / data.mean_objects), 1), node.LOSS.PILOTS)
+        reason = f"an image has {data.mean_objects:.3g} objects on average"
+        decisions["MODEL.SPARSE_INST.LOSS.PILOTS"] = (pilots, reason)
+    if len(data.classes) == 1 and small:
+        reason = "there is only one class to learn, so masks count as much"
+        decisions |= {
+            "MODEL.SPARSE_INST.LOSS.CLASS_WEIGHT": (2.0, reason),
+            "MODEL.SPARSE_INST.LOSS.MASK_PIXEL_WEIGHT": (2.0, "the same"),
+            "MODEL.SPARSE_INST.LOSS.MASK_DICE_WEIGHT": (2.0, "the same"),
+        }
+    given = cfg.INPUT
+    if small and not given.CROP.ENABLED:
+        decisions |= {
+            "INPUT.MIN_SIZE_TEST": (given.MIN_SIZE_TRAIN[-1], "maps of slots do not carry over to larger images"),
+            "INPUT.MAX_SIZE_TEST": (given.MAX_SIZE_TRAIN, "the same"),
+        }
     size = network_side(cfg, data) * data.relative_size.q50
     maps = MAPS.get(cfg.MODEL.BACKBONE.NAME)
     if size < FINE and maps:
@@ -47,4 +68,5 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) ->
         "MODEL.SPARSE_INST.DECODER.INST.DIM": (64, narrow),
         "MODEL.SPARSE_INST.DECODER.MASK.DIM": (64, narrow),
         "MODEL.SPARSE_INST.DECODER.GROUPS": (1, "the same"),
+        "INPUT.COPY_PASTE": (0.0, "images are full already"),
     }
