@@ -112,6 +112,12 @@ def check_sparseinst_config(cfg: CfgNode) -> None:
         not node.NAME.startswith("Group") or node.INST.DIM % node.GROUPS == 0,
         f"MODEL.SPARSE_INST.DECODER.INST.DIM is {node.INST.DIM}; it must be a multiple of GROUPS, {node.GROUPS}.",
     )
+    channels = node.INST.DIM // (node.GROUPS if node.NAME.startswith("Group") else 1)
+    require(
+        node.START != "tiles" or channels >= 12,
+        "MODEL.SPARSE_INST.DECODER.START tiles needs 12 channels in a group, for the coordinates; INST.DIM / GROUPS is "
+        f"{channels}.",
+    )
     matcher = cfg.MODEL.SPARSE_INST.MATCHER
     require(
         not matcher.SIGMA or node.START == "tiles",

@@ -200,5 +200,6 @@ def network_side(cfg: CfgNode, data: Fingerprint) -> float:
     one of INPUT.MIN_SIZE_TRAIN, or, with crops of a fixed size, that of an image of which these are parts.
     """
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
-    side = sizes[len(sizes) // 2]
-    return side * data.image_side.q50 / cfg.INPUT.CROP.SIZE[0] if cfg.INPUT.CROP.ENABLED else side
+    side, crop = sizes[len(sizes) // 2], cfg.INPUT.CROP
+    fixed = crop.ENABLED and crop.TYPE == "absolute"
+    return side * data.image_side.q50 / crop.SIZE[0] if fixed else side

@@ -28,8 +28,7 @@ def held_out(classes: Sequence[Collection], share: float) -> list[int]:
     """
     Draw about this share of the images, at least one and not all; the same ones each time. Of the images with a class
     the same share is drawn, as far as possible, but at least one of several, the rarest class first. Images that alone
-    have a class are left for training, if the others suffice. One image with objects stays, one of several is
-    drawn.
+    have a class are left for training, as far as possible. One image with objects stays, one of several is drawn.
 
     Args:
         classes: the classes in each of at least two images.

@@ -375,6 +375,13 @@ class Trainer(TrainerBase):
                 f"the run in {self.cfg.OUTPUT_DIR} had another MODEL.AUXILIARY: resume with its config.yaml, or start "
                 "a new run from its weights, with MODEL.WEIGHTS and another OUTPUT_DIR."
             )
+        before, now = state_dict["optimizer"]["param_groups"], self.optimizer.param_groups
+        if [len(group["params"]) for group in before] != [len(group["params"]) for group in now]:
+            raise ConfigError(
+                f"the run in {self.cfg.OUTPUT_DIR} grouped its parameters otherwise, by other SOLVER keys or in an "
+                "earlier version: resume with its config.yaml, or start a new run from its weights, with MODEL.WEIGHTS "
+                "and another OUTPUT_DIR."
+            )
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self.seed = state_dict["seed"]
         if "trained_model" in state_dict:

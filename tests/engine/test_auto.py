@@ -85,9 +85,11 @@ def test_tiny_objects_in_huge_photos():
     data, cfg = fingerprint_of(records, ["a"]), load_config(RECIPES["BlendMask"].small)
     reason = shared_rules(cfg, data, LAPTOP, True, {})["INPUT.MIN_SIZE_TEST"][1]
     assert "instseg predict --tile 1536" in reason
-    for key in ("INPUT.CROP.ENABLED", "INPUT.CROP.SIZE", "INPUT.MIN_SIZE_TRAIN"):
+    for key in ("INPUT.CROP.ENABLED", "INPUT.CROP.TYPE", "INPUT.CROP.SIZE", "INPUT.MIN_SIZE_TRAIN"):
         cfg.merge_from_list([key, values[key]])
     assert network_side(cfg, data) == 3000
+    cfg.merge_from_list(["INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE", [0.9, 0.9]])
+    assert network_side(cfg, data) == 384
 
 
 def test_larger_objects_in_huge_photos_shrink():
@@ -138,6 +140,35 @@ def test_pilots_by_the_number_of_objects():
     assert values["MODEL.SPARSE_INST.LOSS.PILOTS"] == 5
     assert values["INPUT.MIN_SIZE_TEST"] == values["INPUT.MIN_SIZE_TRAIN"][-1]
     assert "MODEL.SPARSE_INST.LOSS.CLASS_WEIGHT" not in values
+
+
+def test_copy_paste_needs_slots_for_two_images():
+    key = "INPUT.COPY_PASTE"
+    assert key not in decided(several(10, (500, 400), 20, 60, classes=2), 2, name="SparseInst")  # 40 slots
+    assert decided(several(10, (500, 400), 21, 60, classes=2), 2, name="SparseInst")[key] == 0
+
+
+def test_a_class_without_objects_does_not_count():
+    values = decided(several(10, (500, 400), 10, 60), 2, name="SparseInst")
+    assert values["MODEL.SPARSE_INST.LOSS.CLASS_WEIGHT"] == 2.0
+
+
+@pytest.mark.parametrize(("side", "finest"), [(12, "p2"), (60, "p3")])
+def test_small_objects_have_a_map_of_stride_4(side, finest):
+    values = decided(several(30, (500, 400), 5, side), name="ISTR")
+    assert values.get("MODEL.ROI_HEADS.IN_FEATURES", ["p3"])[0] == finest
+
+
+def test_given_sizes_have_room():
+    """640 pixels of images of 5 : 4; room is for 4 : 3."""
+    values = decided(several(30, (500, 400), 5, 60), given={"INPUT.MIN_SIZE_TRAIN": (640,)})
+    assert (values["INPUT.MAX_SIZE_TRAIN"], values["INPUT.MIN_SIZE_TEST"], values["INPUT.MAX_SIZE_TEST"]) == (
+        864,
+        640,
+        864,
+    )
+    values = decided(several(30, (500, 400), 5, 60), given={"INPUT.MIN_SIZE_TEST": 640})
+    assert values["INPUT.MAX_SIZE_TEST"] == 864
 
 
 def test_rare_classes():

@@ -64,6 +64,12 @@ def test_resumed_equals_uninterrupted(tmp_path, optimizer, test):
     assert_equal(a, b)
 
 
+def test_resuming_with_other_groups_is_refused(tmp_path):
+    train(toy_cfg(tmp_path), stop_at=3)
+    with pytest.raises(ConfigError, match="grouped its parameters otherwise"):
+        train(toy_cfg(tmp_path, WEIGHT_DECAY_BIAS=0.125), resume=True)
+
+
 @pytest.mark.parametrize(("before", "after"), [("ADAMW", "MUON"), ("MUON", "ADAMW"), ("SGD", "ADAMW")])
 def test_resuming_with_another_optimizer_is_refused(tmp_path, before, after):
     train(toy_cfg(tmp_path, OPTIMIZER=before), stop_at=3)

@@ -61,8 +61,9 @@ def _sizes(data: Fingerprint, machine: Machine, given: Mapping) -> Decisions:
     scale = min(1.0, max(SMALL / data.size.q25, TYPICAL / data.size.q50))  # at which objects are large enough
     if given.get("INPUT.CROP.ENABLED", True) and shrunk < SMALL and side / scale < 0.75 * image:
         return _crops(data, machine, side, scale)
-    sizes = _train_sizes(side)
+    sizes = tuple(sorted(given.get("INPUT.MIN_SIZE_TRAIN", _train_sizes(side))))
     test = _in_32(min(max(image, sizes[-1]), max(1.3 * side, sizes[-1])))
+    test = given.get("INPUT.MIN_SIZE_TEST", test)
     stretch = _stretch(data, side, high)
     if enlarged <= min(max(wanted, low), high):
         why = f"images of about {image:g} pixels are enlarged at most {ENLARGED:g} times"
@@ -191,8 +192,8 @@ def _classes(data: Fingerprint) -> Decisions:
 
 def _augmentation(data: Fingerprint) -> Decisions:
     """
-    All decisions on augmentations belong here. The stronger ones of INPUT stay off until a measurement shows for which
-    data they help.
+    Those for all methods. The stronger ones of INPUT stay as the base recipe has them, mostly off, until a measurement
+    shows for which data they help.
     """
     return {"INPUT.RANDOM_FLIP": ("horizontal", "a mirrored image is as likely; one upside down may not be")}
 

@@ -4,17 +4,25 @@ import math
 
 from detectron2.config import CfgNode
 
-from ...data.fingerprint import Fingerprint
+from ...data.fingerprint import Fingerprint, network_side
 from ..recipe_rules import cheaper_steps
 
 __all__ = ["recipe_rules"]
 
 MOST = {True: 200, False: 900}  # queries of small and of other recipes
 MANY = 100
+FINE = 24  # pixels: the RoI features of smaller objects need a map of stride 4
+MAPS = {  # backbones of the small recipes -> the key of the maps under their pyramid
+    "build_resnet_fpn_backbone": "MODEL.RESNETS.OUT_FEATURES",
+    "build_fcos_timm_fpn_backbone": "MODEL.TIMM.OUT_FEATURES",
+}
 
 
 def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) -> dict:
-    """Queries by the number of objects: a step's time grows with them, so that the fullest images may have more."""
+    """
+    Queries by the number of objects: a step's time grows with them, so that the fullest images may have more. A finer
+    map for small objects.
+    """
     wanted, most = 50 * math.ceil(1.5 * data.q99_objects / 50), MOST[small]
     queries = min(max(wanted, cfg.MODEL.ISTR.NUM_PROPOSALS), most)
     limit = f", at most {most} queries" if wanted > most else ""
@@ -26,6 +34,16 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) ->
             "as many as queries, or 100",
         ),
     }
+    size = network_side(cfg, data) * data.relative_size.q50
+    maps = MAPS.get(cfg.MODEL.BACKBONE.NAME)
+    if small and maps and size < FINE:
+        reason = f"half of the objects are below {size:.0f} pixels: a map of stride 4"
+        names = ["res2", "res3", "res4", "res5"]
+        decisions |= {
+            maps: (names, reason),
+            "MODEL.FPN.IN_FEATURES": (names, "the same"),
+            "MODEL.ROI_HEADS.IN_FEATURES": (["p2", "p3", "p4", "p5"], "the same"),
+        }
     if queries > MANY and small:
         decisions |= cheaper_steps(cfg, unit, f"{queries} queries are expensive and take many steps to learn")
     return decisions

@@ -36,7 +36,7 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) ->
         pilots = min(max(round(SPOTS / data.mean_objects), 1), node.LOSS.PILOTS)
         reason = f"an image has {data.mean_objects:.3g} objects on average"
         decisions["MODEL.SPARSE_INST.LOSS.PILOTS"] = (pilots, reason)
-    if len(data.classes) == 1 and small:
+    if sum(map(bool, data.classes.values())) == 1 and small:
         reason = "there is only one class to learn, so masks count as much"
         decisions |= {
             "MODEL.SPARSE_INST.LOSS.CLASS_WEIGHT": (2.0, reason),
@@ -44,6 +44,9 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) ->
             "MODEL.SPARSE_INST.LOSS.MASK_DICE_WEIGHT": (2.0, "the same"),
         }
     given = cfg.INPUT
+    if given.COPY_PASTE and 2 * data.max_objects > slots:
+        reason = f"the objects of two images, {2 * data.max_objects}, may be more than the slots"
+        decisions["INPUT.COPY_PASTE"] = (0.0, reason)
     if small and not given.CROP.ENABLED:
         decisions |= {
             "INPUT.MIN_SIZE_TEST": (given.MIN_SIZE_TRAIN[-1], "maps of slots do not carry over to larger images"),
@@ -68,5 +71,4 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) ->
         "MODEL.SPARSE_INST.DECODER.INST.DIM": (64, narrow),
         "MODEL.SPARSE_INST.DECODER.MASK.DIM": (64, narrow),
         "MODEL.SPARSE_INST.DECODER.GROUPS": (1, "the same"),
-        "INPUT.COPY_PASTE": (0.0, "images are full already"),
     }

@@ -96,10 +96,7 @@ def start_with_tiles(branch: nn.Module, sharpness: float = 0.5) -> None:
     """
     conv = branch.iam_conv
     if conv.weight.shape[1] < 2 * KNOTS:
-        raise ValueError(
-            f"DECODER.START tiles needs INST.DIM / GROUPS of at least {2 * KNOTS}, for the coordinates; it is "
-            f"{conv.weight.shape[1]}"
-        )
+        raise ValueError(f"the tiled start needs {2 * KNOTS} channels in a group; there are {conv.weight.shape[1]}")
     _carry_coordinates(branch.convs)
     slots = branch.num_masks
     sigma = sharpness * 2 / math.sqrt(slots)

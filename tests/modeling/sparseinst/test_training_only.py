@@ -8,12 +8,15 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 from fvcore.nn import sigmoid_focal_loss
 
+from instseg_d2.config import check_config, load_config
+from instseg_d2.errors import ConfigError
 from instseg_d2.inference.optimize import optimize_for_inference
 from instseg_d2.modeling.sparseinst.criterion import SparseInstCriterion
 from instseg_d2.modeling.sparseinst.decoder import InstanceBranch
 from instseg_d2.modeling.sparseinst.pilots import pilot_maps
 from instseg_d2.modeling.sparseinst.targets import shares_of_cells
 from instseg_d2.modeling.sparseinst.tiles import places, start_with_tiles
+from tests.scripts import ROOT
 from tests.tiny import random_batch, random_instances, tiny_model
 
 KEY = "MODEL.SPARSE_INST."
@@ -244,6 +247,14 @@ def test_weights_of_other_slots_start_with_tiles_again():
     branch.load_state_dict(weights, strict=False)
     assert torch.equal(branch.convs[0].weight[:12], fresh.convs[0].weight[:12])
     assert torch.equal(branch.convs[0].weight[12:], source.convs[0].weight[12:])
+
+
+def test_tiles_need_channels():
+    cfg = load_config(str(ROOT / "configs/quick/sparseinst_shapes.yaml"), [KEY + "DECODER.INST.DIM", 32])
+    with pytest.raises(
+        ConfigError, match=r"needs 12 channels in a group, for the coordinates; INST\.DIM / GROUPS is 8"
+    ):
+        check_config(cfg)
 
 
 def test_weights_without_places_are_told(caplog):
