@@ -22,7 +22,7 @@ SPOTS = 50  # pilots in the objects of a typical image; more take time
 def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) -> dict:
     """
     Slots and pilots by the number of objects; a finer map if these are small; in small recipes, narrow layers for many
-    slots, and less weight of the class for a single one.
+    slots; more weight of masks, where the base has less than the authors, for a single class.
     """
     node = cfg.MODEL.SPARSE_INST
     wanted = 20 * math.ceil(1.2 * data.max_objects / 20)
@@ -36,7 +36,7 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) ->
         pilots = min(max(round(SPOTS / data.mean_objects), 1), node.LOSS.PILOTS)
         reason = f"an image has {data.mean_objects:.3g} objects on average"
         decisions["MODEL.SPARSE_INST.LOSS.PILOTS"] = (pilots, reason)
-    if sum(map(bool, data.classes.values())) == 1 and small:
+    if sum(map(bool, data.classes.values())) == 1 and node.LOSS.MASK_DICE_WEIGHT < 2:
         reason = "there is only one class to learn, so masks count as much"
         decisions |= {
             "MODEL.SPARSE_INST.LOSS.CLASS_WEIGHT": (2.0, reason),
