@@ -90,8 +90,8 @@ def test_every_method_can_be_counted(name):
     for hook in hooks:
         hook.remove()
     counted = gflops(model, sample)
-    # Results that do not depend on training are skipped.
-    assert 0.5 * counted < sum(convolutions) / 1e9 < 1.05 * counted
+    # Results that do not depend on training are skipped. Much of what ISTR computes is linear layers.
+    assert 0.4 * counted < sum(convolutions) / 1e9 < 1.05 * counted
     assert 1e6 < peak_memory(model, sample) < 1e9
 
 

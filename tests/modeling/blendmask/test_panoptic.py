@@ -224,7 +224,8 @@ def test_optimised_inference_is_the_same():
     batch = random_batch([1])
     (a,), (b,) = model(batch), optimize_for_inference(model)(batch)
     assert (a["sem_seg"] - b["sem_seg"]).abs().max() < 1e-3 * a["sem_seg"].abs().max()
-    assert (a["panoptic_seg"][0] != b["panoptic_seg"][0]).float().mean() < 0.01
+    # Of random weights, so there are many near ties.
+    assert (a["panoptic_seg"][0] != b["panoptic_seg"][0]).float().mean() < 0.03
 
 
 def test_without_the_switch_there_is_no_head():
