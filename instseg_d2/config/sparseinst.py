@@ -114,7 +114,7 @@ def check_sparseinst_config(cfg: CfgNode) -> None:
     )
     channels = node.INST.DIM // (node.GROUPS if node.NAME.startswith("Group") else 1)
     require(
-        node.START != "tiles" or channels >= 12,
+        node.START != "tiles" or channels >= 12,  # what tiles.py reads
         "MODEL.SPARSE_INST.DECODER.START tiles needs 12 channels in a group, for the coordinates; INST.DIM / GROUPS is "
         f"{channels}.",
     )

@@ -7,9 +7,10 @@ from detectron2.config import CfgNode
 
 from ..data.fingerprint import Fingerprint, network_side
 
-__all__ = ["Levels", "cheaper_steps", "pyramid_levels"]
+__all__ = ["Levels", "cheaper_steps", "fine_map_reason", "pyramid_levels"]
 
 CHEAPER = 0.75  # of the side
+FINE = 24  # pixels: smaller objects need a map of stride 4
 
 
 class Levels(NamedTuple):
@@ -63,6 +64,12 @@ def pyramid_levels(cfg: CfgNode, data: Fingerprint, strides: list[int]) -> Level
         f"images of {side:.0f}; from its centre to its side, an object has half of that"
     )
     return Levels(list(strides[: len(splits) + 1]), splits, dropped, reason)
+
+
+def fine_map_reason(cfg: CfgNode, data: Fingerprint) -> str:
+    """Why a map of stride 4 is needed; empty if it is not."""
+    size = network_side(cfg, data) * data.relative_size.q50
+    return f"half of the objects are below {size:.0f} pixels: features of stride 4" if size < FINE else ""
 
 
 def cheaper_steps(cfg: CfgNode, unit: int, reason: str) -> dict:

@@ -4,14 +4,13 @@ import math
 
 from detectron2.config import CfgNode
 
-from ...data.fingerprint import Fingerprint, network_side
-from ..recipe_rules import cheaper_steps
+from ...data.fingerprint import Fingerprint
+from ..recipe_rules import cheaper_steps, fine_map_reason
 
 __all__ = ["recipe_rules"]
 
 MOST = {True: 200, False: 900}  # queries of small and of other recipes
 MANY = 100
-FINE = 24  # pixels: the RoI features of smaller objects need a map of stride 4
 MAPS = {  # backbones of the small recipes -> the key of the maps under their pyramid
     "build_resnet_fpn_backbone": "MODEL.RESNETS.OUT_FEATURES",
     "build_fcos_timm_fpn_backbone": "MODEL.TIMM.OUT_FEATURES",
@@ -34,10 +33,8 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) ->
             "as many as queries, or 100",
         ),
     }
-    size = network_side(cfg, data) * data.relative_size.q50
-    maps = MAPS.get(cfg.MODEL.BACKBONE.NAME)
-    if small and maps and size < FINE:
-        reason = f"half of the objects are below {size:.0f} pixels: a map of stride 4"
+    maps, reason = MAPS.get(cfg.MODEL.BACKBONE.NAME), fine_map_reason(cfg, data)
+    if small and maps and reason:
         names = ["res2", "res3", "res4", "res5"]
         decisions |= {
             maps: (names, reason),

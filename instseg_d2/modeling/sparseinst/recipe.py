@@ -4,8 +4,8 @@ import math
 
 from detectron2.config import CfgNode
 
-from ...data.fingerprint import Fingerprint, network_side
-from ..recipe_rules import cheaper_steps
+from ...data.fingerprint import Fingerprint
+from ..recipe_rules import cheaper_steps, fine_map_reason
 
 __all__ = ["recipe_rules"]
 
@@ -15,7 +15,6 @@ MAPS = {  # backbones with a map of stride 4 -> the key of their maps
     "build_resnet_backbone": "MODEL.RESNETS.OUT_FEATURES",
     "build_timm_backbone": "MODEL.TIMM.OUT_FEATURES",
 }
-FINE = 24  # pixels: smaller objects are hard to tell apart on a map of stride 8
 SPOTS = 50  # pilots in the objects of a typical image; more take time
 
 
@@ -52,10 +51,8 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) ->
             "INPUT.MIN_SIZE_TEST": (given.MIN_SIZE_TRAIN[-1], "maps of slots do not carry over to larger images"),
             "INPUT.MAX_SIZE_TEST": (given.MAX_SIZE_TRAIN, "the same"),
         }
-    size = network_side(cfg, data) * data.relative_size.q50
-    maps = MAPS.get(cfg.MODEL.BACKBONE.NAME)
-    if size < FINE and maps:
-        reason = f"half of the objects are below {size:.0f} pixels: features of stride 4"
+    maps, reason = MAPS.get(cfg.MODEL.BACKBONE.NAME), fine_map_reason(cfg, data)
+    if reason and maps:
         decisions |= {
             maps: (["res2", "res3", "res4"], reason),
             "MODEL.SPARSE_INST.ENCODER.IN_FEATURES": (["res2", "res3", "res4"], reason),
