@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from fvcore.nn.precise_bn import get_bn_modules
 
 from ..checkpoint import InstSegCheckpointer
 from ..config import get_value
@@ -33,10 +34,10 @@ SCHEDULE = (
     "SOLVER.FREEZE_NORMS_ITER",
     "TEST.EVAL_PERIOD",
 )
-WARM_UP = 3  # iterations that fill caches
+WARM_UP = 3  # iterations that fill caches, at least; new image sizes are slow, so half as long as is measured then
 SHARE = 0.05  # of the time, for measuring
-FORWARD = 0.4  # of an iteration's time, for a batch of precise statistics of batch norms
 IMAGES = 8  # of each test set, for measuring
+BATCHES = 4  # for precise statistics of batch norms, for measuring
 
 
 def _with(cfg: CfgNode, values: dict) -> CfgNode:
@@ -66,19 +67,31 @@ def _number_of_evaluations(cfg: CfgNode) -> int:
 
 def _iteration_seconds(trainer: Trainer, share: float) -> float:
     """Mean time of a step, measured for about ``share`` seconds; the same on all processes."""
-    count, start = -WARM_UP, 0.0
+    count, warm, start = 0, False, time.perf_counter()
     with EventStorage(0) as trainer.storage:
         for trainer.iter in itertools.count():
-            if count == 0:
-                start = time.perf_counter()
             trainer.run_step()
             count += 1
             seconds = time.perf_counter() - start
-            enough = count >= 1 and seconds >= (share if count >= 5 else 4 * share)
-            enough, mean = comm.all_gather((enough, seconds / max(count, 1)))[0]  # no process may go on alone
-            if enough:
+            enough = seconds >= (share if count >= 5 else 4 * share) if warm else seconds >= share / 2
+            enough, mean = comm.all_gather((enough, seconds / count))[0]  # no process may go on alone
+            if enough and warm:
                 return mean
+            if enough and count >= WARM_UP:
+                count, warm, start = 0, True, time.perf_counter()
     raise AssertionError("the loop is endless")
+
+
+@torch.no_grad()
+def _statistics_seconds(cfg: CfgNode, trainer: Trainer) -> float:
+    """Time for the precise statistics of batch norms, estimated from a few batches."""
+    if not cfg.TEST.PRECISE_BN.ENABLED or not get_bn_modules(trainer.model):
+        return 0.0
+    start = time.perf_counter()
+    with EventStorage(0):
+        for batch in itertools.islice(trainer.batches, BATCHES):
+            trainer.model(batch)
+    return comm.all_gather((time.perf_counter() - start) / BATCHES * cfg.TEST.PRECISE_BN.NUM_ITER)[0]
 
 
 @torch.no_grad()
@@ -124,12 +137,12 @@ def trial(cfg: CfgNode, trainer_class: type):
 
 
 def _measure(cfg: CfgNode, share: float, trainer_class: type) -> tuple[float, float, float]:
-    """Seconds of: setting up, an iteration, an evaluation."""
+    """Seconds of: setting up, an iteration, an evaluation with its precise statistics."""
     start = time.perf_counter()
     with trial(cfg, trainer_class) as trainer:
         set_up = comm.all_gather(time.perf_counter() - start)[0]
         iteration = _iteration_seconds(trainer, share)
-        evaluation = _evaluation_seconds(cfg, trainer)
+        evaluation = _statistics_seconds(cfg, trainer) + _evaluation_seconds(cfg, trainer)
     return set_up, iteration, evaluation
 
 
@@ -165,8 +178,6 @@ def fit_to_minutes(
         return _with(cfg, kept)
     logger.info("Measuring this machine, to train for %g minutes.", minutes)
     set_up, iteration, evaluation = _measure(cfg, SHARE * 60 * minutes, trainer_class)
-    if cfg.TEST.PRECISE_BN.ENABLED:
-        evaluation += FORWARD * iteration * cfg.TEST.PRECISE_BN.NUM_ITER
     around = time.perf_counter() - begun + set_up + _number_of_evaluations(cfg) * evaluation
     max_iter = comm.all_gather(int((60 * minutes - around) / iteration))[0]
     if max_iter < 1:

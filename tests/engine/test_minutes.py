@@ -22,8 +22,11 @@ def clock(monkeypatch):
     return clock
 
 
-def timed_trainer(clock):
-    """2 s to build; 5 s for each of the first three steps, then 0.5 s; 3 s for the first image of five, then 0.25 s."""
+def timed_trainer(clock, slow_steps=3):
+    """
+    2 s to build; 5 s for each of the first steps, then 0.5 s; 1 s for a batch of precise statistics; 3 s for the first
+    image of five, then 0.25 s.
+    """
 
     class Timed(ToyTrainer):
         steps = 0
@@ -38,6 +41,8 @@ def timed_trainer(clock):
                 if not module.training:
                     clock.now += 0.25 if images else 3
                     images.append(args)
+                elif not torch.is_grad_enabled():
+                    clock.now += 1
 
             model.register_forward_hook(looked)
             return model
@@ -49,7 +54,7 @@ def timed_trainer(clock):
         def run_step(self):
             super().run_step()
             self.steps += 1
-            clock.now += 5 if self.steps <= 3 else 0.5
+            clock.now += 5 if self.steps <= slow_steps else 0.5
 
     return Timed
 
@@ -79,6 +84,26 @@ def test_schedule(tmp_path, clock):
         fitted.SOLVER[key] = cfg.SOLVER[key]
     fitted.TEST.EVAL_PERIOD = 2
     assert fitted.dump() == text
+
+
+@pytest.mark.parametrize("slow_steps", [5, 6])
+def test_steps_of_new_image_sizes_do_not_count(tmp_path, clock, slow_steps):
+    """20 minutes: 60 s of steps are measured, after 30 s of others (6 of 5 s, or 5 of 5 s and 10 of 0.5 s)."""
+    cfg = toy_cfg(tmp_path)
+    cfg.freeze()
+    fitted = fit_to_minutes(cfg, 20, 0.0, trainer_class=timed_trainer(clock, slow_steps))
+    assert clock.now == 2 + 30 + 60
+    assert fitted.SOLVER.MAX_ITER == (1200 - 92 - 2) / 0.5
+
+
+def test_precise_statistics_take_time(tmp_path, clock):
+    """2 minutes: 2 s, 15 s and 6 s as above, 4 batches for the statistics; then 2 s, and 20 such batches."""
+    cfg = toy_cfg(tmp_path)
+    cfg.TEST.PRECISE_BN.ENABLED, cfg.TEST.PRECISE_BN.NUM_ITER = True, 20
+    cfg.freeze()
+    fitted = fit_to_minutes(cfg, 2, 0.0, trainer_class=timed_trainer(clock))
+    assert clock.now == 2 + 15 + 6 + 4
+    assert fitted.SOLVER.MAX_ITER == (120 - 27 - 2 - 20) / 0.5
 
 
 def test_values_that_mean_never_stay(tmp_path):
