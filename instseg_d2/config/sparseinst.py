@@ -4,6 +4,8 @@ from detectron2.config import CfgNode
 
 from .values import at_least, between, check_values, each, one_of, require, section, words
 
+KNOTS = 6  # of the piecewise linear functions of a coordinate, in the tiled start
+
 SPARSEINST_VALUES = {
     **section(
         "MODEL.SPARSE_INST",
@@ -114,9 +116,9 @@ def check_sparseinst_config(cfg: CfgNode) -> None:
     )
     channels = node.INST.DIM // (node.GROUPS if node.NAME.startswith("Group") else 1)
     require(
-        node.START != "tiles" or channels >= 12,  # what tiles.py reads
-        "MODEL.SPARSE_INST.DECODER.START tiles needs 12 channels in a group, for the coordinates; INST.DIM / GROUPS is "
-        f"{channels}.",
+        node.START != "tiles" or channels >= 2 * KNOTS,
+        f"MODEL.SPARSE_INST.DECODER.START tiles needs {2 * KNOTS} channels in a group, for the coordinates; "
+        f"INST.DIM / GROUPS is {channels}.",
     )
     matcher = cfg.MODEL.SPARSE_INST.MATCHER
     require(

@@ -55,6 +55,7 @@ class Fingerprint:
         touching: share of the objects whose box overlaps another one's.
         crowds: number of crowds.
         deep: the images have more than 8 bits.
+        semantic: the images have semantic labels, as those of panoptic data.
         colour: share of the images in colour; photos: of those in colour and in a lossy format, such as JPEG.
     """
 
@@ -74,6 +75,7 @@ class Fingerprint:
     touching: float
     crowds: int
     deep: bool
+    semantic: bool
     colour: float
     photos: float
 
@@ -173,6 +175,7 @@ def fingerprint_of(records: Sequence[dict], names: Sequence[str]) -> Fingerprint
         touching=round(_touching(boxes, images), 3),
         crowds=len(objects) - len(kept),
         deep=deep,
+        semantic=any("sem_seg_file_name" in record for record in records),
         colour=round(colour, 2),
         photos=round(photos, 2),
     )

@@ -1,6 +1,7 @@
 """Rules for recipes that several methods share: config key -> (value, reason), see `methods.AutoRecipe`."""
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 from detectron2.config import CfgNode
@@ -72,8 +73,8 @@ def fine_map_reason(cfg: CfgNode, data: Fingerprint) -> str:
     return f"half of the objects are below {size:.0f} pixels: features of stride 4" if size < FINE else ""
 
 
-def cheaper_steps(cfg: CfgNode, unit: int, reason: str) -> dict:
-    """Smaller images and batches of two, or of ``unit`` if that is more, for what needs many steps."""
+def cheaper_steps(cfg: CfgNode, unit: int, given: Collection, reason: str) -> dict:
+    """Smaller images and batches of two, or of ``unit`` if that is more, for what needs many steps; not if given."""
     batch, sizes = min(cfg.SOLVER.IMS_PER_BATCH, unit * math.ceil(2 / unit)), cfg.INPUT.MIN_SIZE_TRAIN
     decisions = {}
     if batch != cfg.SOLVER.IMS_PER_BATCH:
@@ -88,13 +89,17 @@ def cheaper_steps(cfg: CfgNode, unit: int, reason: str) -> dict:
                 "as many images as in larger batches; --minutes fits it to a time",
             ),
         }
-    if sizes[0] * CHEAPER < 160 or cfg.INPUT.CROP.ENABLED:
+    if sizes[0] * CHEAPER < 160 or cfg.INPUT.CROP.ENABLED or "INPUT.MIN_SIZE_TRAIN" in given:
         return decisions
     smaller = tuple(sorted({32 * round(CHEAPER * size / 32) for size in sizes}))
-    return {
-        **decisions,
+    decisions |= {
         "INPUT.MIN_SIZE_TRAIN": (smaller, f"{reason}: {CHEAPER:g} of the usual size"),
         "INPUT.MAX_SIZE_TRAIN": (32 * math.ceil(CHEAPER * cfg.INPUT.MAX_SIZE_TRAIN / 32), "the same"),
+    }
+    if "INPUT.MIN_SIZE_TEST" in given:
+        return decisions
+    return {
+        **decisions,
         "INPUT.MIN_SIZE_TEST": (smaller[-1], "the largest size of the training"),
         "INPUT.MAX_SIZE_TEST": (32 * math.ceil(CHEAPER * cfg.INPUT.MAX_SIZE_TEST / 32), "the same"),
     }

@@ -43,7 +43,7 @@ def decided(records, classes=1, name="BlendMask", machine=LAPTOP, base=None, giv
     for key, (value, _) in found.items():
         cfg.merge_from_list([key, value])
     unit = given.get("SOLVER.IMS_PER_BATCH", machine.processes)
-    found |= method_of(cfg).auto.rules(cfg, data, small, unit)
+    found |= method_of(cfg).auto.rules(cfg, data, small, unit, given)
     assert all(reason for _, reason in found.values())
     return {key: value for key, (value, _) in found.items()}
 
@@ -169,6 +169,29 @@ def test_given_sizes_have_room():
     )
     values = decided(several(30, (500, 400), 5, 60), given={"INPUT.MIN_SIZE_TEST": 640})
     assert values["INPUT.MAX_SIZE_TEST"] == 864
+
+
+@pytest.mark.parametrize("key", ["INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST"])
+def test_methods_follow_given_sizes(key):
+    """Images of 500 x 400 with 120 objects, of which the recipes without a given size are smaller."""
+    records = several(10, (500, 400), 120, 20)
+    for name in ("SparseInst", "ISTR"):
+        values = decided(records, name=name, given={key: (320,) if key.endswith("TRAIN") else 384})
+        if key.endswith("TRAIN"):
+            assert (values["INPUT.MIN_SIZE_TRAIN"], values["INPUT.MAX_SIZE_TRAIN"]) == ((320,), 448)
+            assert values["INPUT.MIN_SIZE_TEST"] >= 320
+        else:
+            assert (values["INPUT.MIN_SIZE_TEST"], values["INPUT.MAX_SIZE_TEST"]) == (384, 512)
+            assert values["INPUT.MIN_SIZE_TRAIN"] == (256, 288, 320)  # three quarters of 320, 384 and 448
+
+
+def test_semantic_labels_are_not_mixed():
+    """As of panoptic data; copy-paste is on in the small recipe of SparseInst."""
+    records = several(10, (500, 400), 5, 60, classes=2)
+    assert "INPUT.COPY_PASTE" not in decided(records, 2, name="SparseInst")
+    records[3]["sem_seg_file_name"] = "labels.png"
+    assert decided(records, 2, name="SparseInst")["INPUT.COPY_PASTE"] == 0
+    assert "INPUT.COPY_PASTE" not in decided(records, 2)
 
 
 def test_rare_classes():

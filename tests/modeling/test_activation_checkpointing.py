@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from instseg_d2.engine.memory import PeakMemory
 from instseg_d2.errors import ConfigError
 from instseg_d2.modeling.activation_checkpointing import checkpoint_activations
 from instseg_d2.modeling.backbone import SwinBackbone, TimmBackbone
 from instseg_d2.modeling.instancefcn.vgg import VGG16
+from tests.peak_memory import PeakMemory
 from tests.tiny import random_batch, tiny_model
 
 STRIDES = {"res3": 8, "res5": 32}
@@ -96,3 +96,16 @@ def test_peak_memory_by_hand():
         assert memory.peak == 2 * x.nbytes  # the product, and what is left of it
         y.sum().backward()
     assert memory.peak == pytest.approx(2 * x.nbytes + weight.nbytes, abs=100)  # y, its gradient, the weight's
+
+
+def test_the_meter():
+    """1000 numbers of 4 bytes and as many bytes; the view and what was there before do not count, nor what is gone."""
+    before = torch.ones(1000)
+    with PeakMemory() as memory:
+        result = (before + 1).view(10, 100)
+        larger = result > 1
+        assert memory.peak == 5000
+        del result
+        numbers = larger.float()
+        assert memory.peak == 5000
+    assert numbers.sum() == 1000

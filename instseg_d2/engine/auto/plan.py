@@ -200,7 +200,7 @@ def make_plan(args, file: str) -> Plan:
     _merge_values(cfg, decisions, opts)
     if method.auto:
         unit = given.get("SOLVER.IMS_PER_BATCH", machine.processes)  # a given batch is not divided
-        decisions |= method.auto.rules(cfg, data, small, unit)
+        decisions |= method.auto.rules(cfg, data, small, unit, given)
         _merge_values(cfg, decisions, opts)
     check_config(cfg)
     return Plan(base, reason, data, decisions, opts)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 
+from ...config import get_value
 from ...data.fingerprint import Fingerprint
 from ...methods import method_of
 from .machine import Machine
@@ -190,12 +191,16 @@ def _classes(data: Fingerprint) -> Decisions:
     }
 
 
-def _augmentation(data: Fingerprint) -> Decisions:
+def _augmentation(cfg: CfgNode, data: Fingerprint) -> Decisions:
     """
     Those for all methods. The stronger ones of INPUT stay as the base recipe has them, mostly off, until a measurement
     shows for which data they help.
     """
-    return {"INPUT.RANDOM_FLIP": ("horizontal", "a mirrored image is as likely; one upside down may not be")}
+    decisions = {"INPUT.RANDOM_FLIP": ("horizontal", "a mirrored image is as likely; one upside down may not be")}
+    for key in ("INPUT.COPY_PASTE", "INPUT.MOSAIC.PROB"):
+        if data.semantic and get_value(cfg, key):
+            decisions[key] = (0.0, "semantic labels are not mixed")
+    return decisions
 
 
 def _detections(data: Fingerprint) -> Decisions:
@@ -224,5 +229,5 @@ def shared_rules(cfg: CfgNode, data: Fingerprint, machine: Machine, small: bool,
     decisions = _followed(_sizes(data, machine, given), given)
     decisions |= _batch(cfg, machine, decisions, small, given)
     decisions |= _schedule(cfg, data, decisions["SOLVER.IMS_PER_BATCH"][0], small, given)
-    decisions |= {**_classes(data), **_augmentation(data), **_detections(data), **_machine(cfg, machine)}
+    decisions |= {**_classes(data), **_augmentation(cfg, data), **_detections(data), **_machine(cfg, machine)}
     return _followed(decisions, given)

@@ -1,5 +1,7 @@
 """Rules for BlendMask's recipes, see `methods.AutoRecipe`."""
 
+from collections.abc import Collection
+
 from detectron2.config import CfgNode
 
 from ...data.fingerprint import Fingerprint
@@ -8,7 +10,7 @@ from ..recipe_rules import pyramid_levels
 __all__ = ["recipe_rules"]
 
 
-def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) -> dict:
+def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given: Collection) -> dict:
     """The levels of FCOS by the size of the objects, its caps by their number."""
     levels = pyramid_levels(cfg, data, cfg.MODEL.FCOS.FPN_STRIDES)
     cap = cfg.TEST.DETECTIONS_PER_IMAGE

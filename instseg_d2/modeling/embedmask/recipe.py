@@ -1,5 +1,7 @@
 """Rules for EmbedMask's recipes, see `methods.AutoRecipe`."""
 
+from collections.abc import Collection
+
 from detectron2.config import CfgNode
 
 from ...data.fingerprint import Fingerprint
@@ -8,7 +10,7 @@ from ..recipe_rules import pyramid_levels
 __all__ = ["recipe_rules"]
 
 
-def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) -> dict:
+def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given: Collection) -> dict:
     """The levels of the detector by the size of the objects, its cap by their number."""
     node = cfg.MODEL.EMBED_MASK
     levels = pyramid_levels(cfg, data, node.FPN_STRIDES)

@@ -1,6 +1,7 @@
 """Rules for ISTR's recipes, see `methods.AutoRecipe`."""
 
 import math
+from collections.abc import Collection
 
 from detectron2.config import CfgNode
 
@@ -17,7 +18,7 @@ MAPS = {  # backbones of the small recipes -> the key of the maps under their py
 }
 
 
-def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) -> dict:
+def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given: Collection) -> dict:
     """
     Queries by the number of objects: a step's time grows with them, so that the fullest images may have more. A finer
     map for small objects.
@@ -42,5 +43,5 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) ->
             "MODEL.ROI_HEADS.IN_FEATURES": (["p2", "p3", "p4", "p5"], "the same"),
         }
     if queries > MANY and small:
-        decisions |= cheaper_steps(cfg, unit, f"{queries} queries are expensive and take many steps to learn")
+        decisions |= cheaper_steps(cfg, unit, given, f"{queries} queries are expensive and take many steps to learn")
     return decisions

@@ -1,6 +1,7 @@
 """Rules for SparseInst's recipes, see `methods.AutoRecipe`."""
 
 import math
+from collections.abc import Collection
 
 from detectron2.config import CfgNode
 
@@ -18,7 +19,7 @@ MAPS = {  # backbones with a map of stride 4 -> the key of their maps
 SPOTS = 50  # pilots in the objects of a typical image; more take time
 
 
-def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) -> dict:
+def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given: Collection) -> dict:
     """
     Slots and pilots by the number of objects; a finer map if these are small; in small recipes, narrow layers for many
     slots; more weight of masks, where the base has less than the authors, for a single class.
@@ -42,14 +43,14 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) ->
             "MODEL.SPARSE_INST.LOSS.MASK_PIXEL_WEIGHT": (2.0, "the same"),
             "MODEL.SPARSE_INST.LOSS.MASK_DICE_WEIGHT": (2.0, "the same"),
         }
-    given = cfg.INPUT
-    if given.COPY_PASTE and 2 * data.max_objects > slots:
+    images = cfg.INPUT
+    if images.COPY_PASTE and 2 * data.max_objects > slots:
         reason = f"the objects of two images, {2 * data.max_objects}, may be more than the slots"
         decisions["INPUT.COPY_PASTE"] = (0.0, reason)
-    if small and not given.CROP.ENABLED:
+    if small and not images.CROP.ENABLED and "INPUT.MIN_SIZE_TEST" not in given:
         decisions |= {
-            "INPUT.MIN_SIZE_TEST": (given.MIN_SIZE_TRAIN[-1], "maps of slots do not carry over to larger images"),
-            "INPUT.MAX_SIZE_TEST": (given.MAX_SIZE_TRAIN, "the same"),
+            "INPUT.MIN_SIZE_TEST": (images.MIN_SIZE_TRAIN[-1], "maps of slots do not carry over to larger images"),
+            "INPUT.MAX_SIZE_TEST": (images.MAX_SIZE_TRAIN, "the same"),
         }
     maps, reason = MAPS.get(cfg.MODEL.BACKBONE.NAME), fine_map_reason(cfg, data)
     if reason and maps:
@@ -63,7 +64,7 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int = 1) ->
     narrow = f"narrow, since {slots} slots each have a map"
     return {
         **decisions,
-        **cheaper_steps(cfg, unit, f"{slots} slots take many steps to divide the image among themselves"),
+        **cheaper_steps(cfg, unit, given, f"{slots} slots take many steps to divide the image among themselves"),
         "MODEL.SPARSE_INST.ENCODER.NUM_CHANNELS": (64, narrow),
         "MODEL.SPARSE_INST.DECODER.INST.DIM": (64, narrow),
         "MODEL.SPARSE_INST.DECODER.MASK.DIM": (64, narrow),

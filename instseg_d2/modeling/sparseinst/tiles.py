@@ -13,9 +13,10 @@ import math
 import torch
 from torch import nn
 
+from ...config.sparseinst import KNOTS
+
 __all__ = ["carries_coordinates", "places", "start_with_tiles"]
 
-KNOTS = 6  # of the piecewise linear functions of a coordinate
 _GRID = torch.linspace(-1, 1, 401, dtype=torch.float64, device="cpu")
 
 
