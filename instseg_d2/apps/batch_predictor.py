@@ -13,6 +13,7 @@ from ..errors import ConfigError, ImageError
 from ..export import ExportedPredictor
 from ..inference.image_predictor import ImagePredictor, to_rgb
 from ..inference.predictor import Predictor
+from ..inference.tiles import as_tested
 from .pipeline import FAILURES, Item, Pipeline
 
 __all__ = ["COLUMNS", "SOURCES", "BatchPredictor"]
@@ -95,9 +96,10 @@ class BatchPredictor:
             if self.path.lower().endswith(_EXPORTED):
                 if self.config_file or self.opts:
                     raise ConfigError(f"{self.path} is an exported model, which takes no config")
-                self._predictor = ExportedPredictor(self.path, self.trust, self.batch_size)
+                predictor = ExportedPredictor(self.path, self.trust, self.batch_size)
             else:
-                self._predictor = Predictor.from_checkpoint(self.path, self.config_file, self.opts)
+                predictor = Predictor.from_checkpoint(self.path, self.config_file, self.opts)
+            self._predictor = as_tested(predictor, self.batch_size)
         return self._predictor
 
     def __call__(self, batch: Union[Mapping, np.ndarray]) -> dict[str, np.ndarray]:

@@ -111,7 +111,8 @@ def add_own_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="for large images: cut them into tiles of N x N of their pixels, which the network sees as images of "
-        "their own (resized to its test size), and join objects over the seams; a tile may have as many as an image",
+        "their own (resized to its test size), and join objects over the seams; a tile may have as many as an image. "
+        "Default: as the model was tested (TEST.TILE); 0: whole images",
     )
     parser.add_argument(
         "--overlap",
@@ -170,7 +171,7 @@ def main(args: argparse.Namespace) -> int:
     from ..engine.log import setup_logging
     from ..errors import ConfigError
     from ..inference.cpu import tune_cpu
-    from ..inference.tiles import TiledPredictor, check_tiles
+    from ..inference.tiles import TiledPredictor, as_tested, check_tiles
 
     setup_logging()
     if args.engine == "ray":
@@ -183,11 +184,13 @@ def main(args: argparse.Namespace) -> int:
     if args.tile is None and args.overlap is not None:
         raise ConfigError("--overlap is that of tiles: give their size as well, such as --tile 640")
     overlap = 0.2 if args.overlap is None else args.overlap
-    if args.tile is not None:
+    if args.tile:
         check_tiles(args.tile, overlap)
     predictor = open_predictor(args, args.batch)
-    if args.tile is not None:
+    if args.tile:
         predictor = TiledPredictor(predictor, args.tile, overlap, args.batch)
+    elif args.tile is None:
+        predictor = as_tested(predictor, args.batch)
     worked = run_demo(
         predictor,
         files,

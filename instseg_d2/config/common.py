@@ -33,6 +33,8 @@ COMMON_VALUES = {
     **section("MODEL.AUXILIARY", WEIGHT=at_least(0), NUM_CONVS=at_least(0), NORM=one_of("", "BN", "SyncBN", "GN")),
     "INPUT.VALUE_RANGE": Rule("two numbers, the lower first, such as (0, 4095), or () to estimate them", _is_range),
     **section("DATASETS", TRAIN_FILES=_FILES, TEST_FILES=_FILES),
+    "TEST.TILE.SIZE": Rule("0, or at least 32 pixels", lambda value: value == 0 or at_least(32).holds(value)),
+    "TEST.TILE.OVERLAP": between(0, 0.75),
     "LOGGING.WRITERS": each(one_of("wandb", "mlflow"), min_length=0),
     **section("INPUT.CROP", SCHEME=one_of("before_resize", "detr", "")),
     **section("INPUT", SCALE_JITTER=_FACTORS, COPY_PASTE=between(0, 1), CLOSING_PHASE=between(0, 1)),
@@ -137,6 +139,11 @@ def add_common_config(cfg: CfgNode) -> None:
     cfg.TEST.BEST_METRIC = "segm/AP"
     # Write inference/report.html as well: confused classes, and the worst images beside their annotations.
     cfg.TEST.REPORT = False
+    # Cut test images into tiles of so many of their pixels a side, each of which the network sees as an image of its
+    # own, and join objects over the seams, as `instseg predict --tile` does; 0: whole images.
+    cfg.TEST.TILE = CfgNode()
+    cfg.TEST.TILE.SIZE = 0
+    cfg.TEST.TILE.OVERLAP = 0.2  # least part of a tile that it shares with the next one
 
 
 def check_common_config(cfg: CfgNode) -> None:
@@ -147,6 +154,11 @@ def check_common_config(cfg: CfgNode) -> None:
     require(
         not auxiliary or method_of(cfg).auxiliary,
         f"MODEL.AUXILIARY.WEIGHT is {auxiliary}; {cfg.MODEL.META_ARCHITECTURE} has no auxiliary head: set it to 0.",
+    )
+    more = method_of(cfg).panoptic(cfg) or cfg.MODEL.KEYPOINT_ON
+    require(
+        not more or not cfg.TEST.get("TILE", CfgNode({"SIZE": 0})).SIZE,
+        "TEST.TILE.SIZE must be 0: only instances with boxes and masks are joined over the seams of tiles.",
     )
     patience = cfg.SOLVER.get("PATIENCE", 0)
     require(

@@ -183,7 +183,8 @@ def _scaled(cfg, mosaic: bool) -> T.Augmentation:
 def build_augmentations(cfg, is_train: bool, mosaic: bool = False) -> list:
     """
     For training: crop, rotate, resize the shorter side, flip, turn by quarters and change the colours, in this order.
-    For testing: only resize. With ``mosaic``: for an image that becomes a part of a mosaic.
+    For testing: only resize; nothing with TEST.TILE, since the tiles are resized. With ``mosaic``: for an image that
+    becomes a part of a mosaic.
 
     With DETR's crop scheme (Carion et al., arXiv 2005.12872, section 4): flip and turn; for half of the images,
     resize the shorter side to 400, 500 or 600 (the longer side is not limited) and crop; rotate; resize; change the
@@ -197,6 +198,8 @@ def build_augmentations(cfg, is_train: bool, mosaic: bool = False) -> list:
     SCALE_JITTER, COLOR_JITTER, MOSAIC.SCALE and FORMAT.
     """
     if not is_train:
+        if cfg.TEST.TILE.SIZE:
+            return []
         return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
     before, after = [], _flips(cfg)
     if cfg.LSJ_AUG:

@@ -18,7 +18,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 from ..checkpoint import InstSegCheckpointer
 from ..config import get_value
 from ..errors import ConfigError
-from ..inference.optimize import optimize_for_inference
+from ..inference.tiles import model_for_test
 from .rng import preserve_rng_state
 from .trainer import Trainer
 
@@ -97,7 +97,7 @@ def _statistics_seconds(cfg: CfgNode, trainer: Trainer) -> float:
 @torch.no_grad()
 def _evaluation_seconds(cfg: CfgNode, trainer: Trainer) -> float:
     """Time to run over all test sets, estimated from their first images."""
-    fast, total = optimize_for_inference(trainer.networks[-1]), 0.0
+    fast, total = model_for_test(cfg, trainer.networks[-1]), 0.0
     for name in cfg.DATASETS.TEST:
         loader, start, count = trainer.build_test_loader(cfg, name), 0.0, -1
         for batch in itertools.islice(loader, IMAGES):

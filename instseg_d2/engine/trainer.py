@@ -27,8 +27,8 @@ from ..data.mixing import unmixed
 from ..errors import ConfigError, sentence
 from ..evaluation import build_evaluator, build_report, evaluate, write_results
 from ..files import remove_unfinished, write_bytes
-from ..inference.optimize import optimize_for_inference
 from ..inference.precision import autocast_type
+from ..inference.tiles import model_for_test
 from ..methods import methods
 from ..modeling.activation_checkpointing import checkpoint_activations
 from ..modeling.build import build
@@ -327,7 +327,7 @@ class Trainer(TrainerBase):
         """
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")
         several = len(cfg.DATASETS.TEST) > 1
-        fast = optimize_for_inference(getattr(model, "module", model))
+        fast = model_for_test(cfg, getattr(model, "module", model))
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:
             logger.info("Evaluating on %s.", name)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ..console import is_terminal
 from ..data.loader import TestLoader
 from ..files import write_bytes
+from ..inference.tiles import TiledModel
 from ..modeling.meta_arch import detect
 from .evaluators import leaves_out
 
@@ -113,7 +114,8 @@ def evaluate(model, loader, evaluator: DatasetEvaluator, dataset_name: str) -> d
     masks = "run_lengths" if _reads_run_lengths(evaluator) else "full"
     evaluator = DatasetEvaluators([_DetectionCounter(dataset_name), evaluator])
     with inference_context(network):
-        run = functools.partial(detect, network, masks=masks)
+        detector = network.detect if isinstance(network, TiledModel) else functools.partial(detect, network)
+        run = functools.partial(detector, masks=masks)
         results = inference_on_dataset(run, _WithProgress(loader, dataset_name), evaluator)
     for task, metrics in results.items():
         if isinstance(metrics, dict):

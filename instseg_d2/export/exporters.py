@@ -258,6 +258,7 @@ def export_metadata(predictor: Predictor, module, masks: str, size, batch, dtype
         "value_range": predictor.value_range,  # for images with more than 8 bits: the values that become 0 and 255
         "shortest_side": cfg.INPUT.MIN_SIZE_TEST,
         "longest_side": cfg.INPUT.MAX_SIZE_TEST,
+        "tile": list(predictor.tile),  # (side, overlap) of the tiles of large images; []: images are not cut
         "max_detections": module.detections,
         "class_names": predictor.class_names,
         "category_ids": predictor.category_ids,

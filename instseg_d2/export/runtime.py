@@ -111,6 +111,7 @@ class ExportedPredictor(ImagePredictor):
         self.input_format = self.metadata["channel_order"]
         self.value_range = tuple(self.metadata.get("value_range", ()))
         self.resize = ResizeToFit(self.metadata)
+        self.tile = tuple(self.metadata.get("tile", ()))
         self.further_output = "a panoptic map" if self.metadata.get("panoptic") else ""
 
     @property

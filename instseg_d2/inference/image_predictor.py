@@ -62,6 +62,7 @@ class ImagePredictor:
         on_cpu: whether it runs there.
         batches: whether it runs several images faster together than one by one.
         settings: what else decides the results, {name: value}.
+        tile: (side, overlap) of the tiles on which the model is tested, see `TiledPredictor`; (): on whole images.
         further_output: what it predicts besides instances with boxes and masks, such as "a panoptic map"; "": nothing.
     """
 
@@ -74,6 +75,7 @@ class ImagePredictor:
     on_cpu: bool
     batches: bool
     settings: Mapping = MappingProxyType({})
+    tile: tuple = ()
     further_output: str = ""
 
     def class_name(self, index: int) -> str:

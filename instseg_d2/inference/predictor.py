@@ -22,90 +22,35 @@ from ..modeling.meta_arch import detect
 from .image_predictor import ImageLike, ImagePredictor
 from .optimize import optimize_for_inference
 
-__all__ = ["Predictor", "checkpoint_config"]
+__all__ = ["ModelPredictor", "Predictor", "checkpoint_config"]
 
 logger = logging.getLogger(__name__)
 
 
-class Predictor(ImagePredictor):
+class ModelPredictor(ImagePredictor):
     """
-    A trained model that predicts the instances of images.
+    The predictor of a model in memory, without names of classes.
 
     Args:
-        cfg: Detectron2 config; its device becomes the CPU if there is no GPU.
-        weights: checkpoint; None: ``cfg.MODEL.WEIGHTS``; "": random weights (to measure speed).
-        class_names: name of every contiguous class; None: the checkpoint's, else those of the config's data sets, if
-            known without loading them.
-        optimize: use the optimised form of the model (same detections).
+        cfg: the model's config.
+        model: a model for inference, on the device of ``cfg``.
 
     Attributes:
         model, cfg, and those of :class:`ImagePredictor`.
-
-    Raises:
-        ConfigError, CheckpointError: the model cannot be built or loaded.
     """
 
-    def __init__(
-        self,
-        cfg: CfgNode,
-        weights: Optional[str] = None,
-        *,
-        class_names: Optional[Sequence[str]] = None,
-        optimize: bool = True,
-    ):
-        self.cfg = home_expanded(cfg).clone()
-        self.cfg.defrost()
-        if self.cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-            logger.info("No GPU found: running on the CPU.")
-            self.cfg.MODEL.DEVICE = "cpu"
-        self.input_format = self.cfg.INPUT.FORMAT
-        weights = self.cfg.MODEL.WEIGHTS if weights is None else os.path.expanduser(weights)
-        if weights and "TIMM" in self.cfg.MODEL:
-            self.cfg.MODEL.TIMM.PRETRAINED = False  # the checkpoint has the backbone
-        self.model = build(self.cfg).eval()
-        self.value_range = tuple(self.cfg.INPUT.get("VALUE_RANGE", ()))
-        if method_of(self.cfg).panoptic(self.cfg):
+    def __init__(self, cfg: CfgNode, model: torch.nn.Module):
+        self.cfg, self.model, self.category_ids = cfg, model, {}
+        self.input_format = cfg.INPUT.FORMAT
+        self.value_range = tuple(cfg.INPUT.get("VALUE_RANGE", ()))
+        if cfg.TEST.get("TILE", CfgNode({"SIZE": 0})).SIZE:
+            self.tile = cfg.TEST.TILE.SIZE, cfg.TEST.TILE.OVERLAP
+        if method_of(cfg).panoptic(cfg):
             self.further_output = "a panoptic map"
-        elif self.cfg.MODEL.KEYPOINT_ON:
+        elif cfg.MODEL.KEYPOINT_ON:
             self.further_output = "keypoints"
-        category_ids = None
-        if weights:
-            InstSegCheckpointer(self.model, for_test=True).load(weights)
-            if class_names is None:
-                information = _checkpoint_info(weights)
-                class_names, category_ids = information.get("class_names"), information.get("category_ids")
-                self.stuff_names = information.get("stuff_names")
-        else:
-            logger.warning("No weights given: the model has random weights.")
-        if method_of(self.cfg).class_agnostic(self.cfg):
-            self.class_names, self.category_ids = ["object"], {}
-        else:
-            self.class_names, self.category_ids = _known_classes(self.cfg, class_names)
-            if category_ids is not None:
-                self.category_ids = dict(enumerate(category_ids))
-        if self.stuff_names is None:
-            self.stuff_names = _known_stuff(self.cfg)
-        if optimize:
-            self.model = optimize_for_inference(self.model)
-        self.resize = T.ResizeShortestEdge(
-            [self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MIN_SIZE_TEST], self.cfg.INPUT.MAX_SIZE_TEST
-        )
-
-    @classmethod
-    def from_checkpoint(cls, path: str, config_file: str = "", opts: Sequence = (), *, optimize: bool = True):
-        """
-        The predictor of a checkpoint.
-
-        Args:
-            path: checkpoint file, or a URL if a config file is given.
-            config_file: YAML file; empty: the config in the checkpoint.
-            opts: alternating config keys and values that override either.
-
-        Raises:
-            ConfigError: there is no config, or it does not fit this version.
-        """
-        path = os.path.expanduser(path)
-        return cls(checkpoint_config(path, config_file, opts), path, optimize=optimize)
+        side = cfg.INPUT.MIN_SIZE_TEST
+        self.resize = T.ResizeShortestEdge([side, side], cfg.INPUT.MAX_SIZE_TEST)
 
     @property
     def on_cpu(self) -> bool:
@@ -140,6 +85,78 @@ class Predictor(ImagePredictor):
             return []
         with torch.no_grad():
             return self.model.explain([self.preprocess(image, channel_order)], max_instances)[0]
+
+
+class Predictor(ModelPredictor):
+    """
+    A trained model that predicts the instances of images.
+
+    Args:
+        cfg: Detectron2 config; its device becomes the CPU if there is no GPU.
+        weights: checkpoint; None: ``cfg.MODEL.WEIGHTS``; "": random weights (to measure speed).
+        class_names: name of every contiguous class; None: the checkpoint's, else those of the config's data sets, if
+            known without loading them.
+        optimize: use the optimised form of the model (same detections).
+
+    Attributes:
+        model, cfg, and those of :class:`ImagePredictor`.
+
+    Raises:
+        ConfigError, CheckpointError: the model cannot be built or loaded.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        weights: Optional[str] = None,
+        *,
+        class_names: Optional[Sequence[str]] = None,
+        optimize: bool = True,
+    ):
+        cfg = home_expanded(cfg).clone()
+        cfg.defrost()
+        if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+            logger.info("No GPU found: running on the CPU.")
+            cfg.MODEL.DEVICE = "cpu"
+        weights = cfg.MODEL.WEIGHTS if weights is None else os.path.expanduser(weights)
+        if weights and "TIMM" in cfg.MODEL:
+            cfg.MODEL.TIMM.PRETRAINED = False  # the checkpoint has the backbone
+        super().__init__(cfg, build(cfg).eval())
+        category_ids = None
+        if weights:
+            InstSegCheckpointer(self.model, for_test=True).load(weights)
+            if class_names is None:
+                information = _checkpoint_info(weights)
+                class_names, category_ids = information.get("class_names"), information.get("category_ids")
+                self.stuff_names = information.get("stuff_names")
+        else:
+            logger.warning("No weights given: the model has random weights.")
+        if method_of(self.cfg).class_agnostic(self.cfg):
+            self.class_names, self.category_ids = ["object"], {}
+        else:
+            self.class_names, self.category_ids = _known_classes(self.cfg, class_names)
+            if category_ids is not None:
+                self.category_ids = dict(enumerate(category_ids))
+        if self.stuff_names is None:
+            self.stuff_names = _known_stuff(self.cfg)
+        if optimize:
+            self.model = optimize_for_inference(self.model)
+
+    @classmethod
+    def from_checkpoint(cls, path: str, config_file: str = "", opts: Sequence = (), *, optimize: bool = True):
+        """
+        The predictor of a checkpoint.
+
+        Args:
+            path: checkpoint file, or a URL if a config file is given.
+            config_file: YAML file; empty: the config in the checkpoint.
+            opts: alternating config keys and values that override either.
+
+        Raises:
+            ConfigError: there is no config, or it does not fit this version.
+        """
+        path = os.path.expanduser(path)
+        return cls(checkpoint_config(path, config_file, opts), path, optimize=optimize)
 
 
 def checkpoint_config(path: str, config_file: str = "", opts: Sequence = ()) -> CfgNode:

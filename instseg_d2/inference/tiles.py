@@ -4,16 +4,21 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
 from ..errors import ConfigError
 from ..modeling.postprocessing import check_mask_format
 from .image_predictor import ImageLike, ImagePredictor, to_rgb
+from .optimize import optimize_for_inference
+from .predictor import ModelPredictor
 from .seams import merge_tiles
 
-__all__ = ["TiledPredictor", "check_tiles", "tile_boxes"]
+__all__ = ["TiledModel", "TiledPredictor", "as_tested", "check_tiles", "model_for_test", "tile_boxes"]
 
 MIN_TILE, MAX_OVERLAP = 32, 0.75
+TOGETHER = 8  # tiles run through the network together in an evaluation on a GPU
 FAINT = 0.5  # pieces of an object may score lower than it does: down to this part of the threshold they are joined
 
 
@@ -124,3 +129,39 @@ class TiledPredictor(ImagePredictor):
 
     def explain(self, image: ImageLike, max_instances: int = 4, channel_order: str = "BGR") -> list:
         return self.predictor.explain(image, max_instances, channel_order)
+
+
+def as_tested(predictor: ImagePredictor, batch: int = 1) -> ImagePredictor:
+    """The predictor, in tiles if its model is tested so (TEST.TILE); ``batch`` as for `TiledPredictor`."""
+    return TiledPredictor(predictor, *predictor.tile, batch) if predictor.tile else predictor
+
+
+class TiledModel(torch.nn.Module):
+    """
+    A model that is evaluated as TEST.TILE says: it takes images that are not resized, and gives the results of
+    `TiledPredictor`, on the CPU.
+
+    Args:
+        cfg: the model's config.
+        model: any model for inference with Detectron2's inputs and outputs.
+    """
+
+    def __init__(self, cfg: CfgNode, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+        self._predictor, self._order = as_tested(ModelPredictor(cfg, model), TOGETHER), cfg.INPUT.FORMAT
+
+    def forward(self, batched_inputs: Sequence[dict]) -> list[dict]:
+        return self.detect(batched_inputs)
+
+    def detect(self, batched_inputs: Sequence[dict], score_threshold: float = 0.0, masks: str = "full") -> list[dict]:
+        """See `InstanceSegmenter.detect`."""
+        images = [x["image"].permute(1, 2, 0).numpy() for x in batched_inputs]
+        records = [self._predictor.preprocess(image, self._order) for image in images]
+        return self._predictor.outputs(records, score_threshold, masks)
+
+
+def model_for_test(cfg: CfgNode, model: torch.nn.Module) -> torch.nn.Module:
+    """The optimised copy of a model, which takes the images of `build_test_loader`: whole or, with TEST.TILE, cut."""
+    fast = optimize_for_inference(model)
+    return TiledModel(cfg, fast) if cfg.TEST.TILE.SIZE else fast

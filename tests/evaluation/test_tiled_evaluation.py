@@ -1,0 +1,132 @@
+"""TEST.TILE: evaluation, prediction and exported models cut the images, for a network that sees only small ones."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Boxes, Instances
+
+from instseg_d2.apps.batch_predictor import BatchPredictor
+from instseg_d2.commands import run
+from instseg_d2.config import check_config, load_config
+from instseg_d2.data import register_coco
+from instseg_d2.engine import Trainer
+from instseg_d2.errors import ConfigError
+from instseg_d2.export import ExportedPredictor, export
+from instseg_d2.inference.predictor import Predictor
+from instseg_d2.inference.tiles import TiledPredictor, as_tested
+from tests.bright_spots import CLASS_NAMES, BrightSpots, save_checkpoint, spots_config
+from tests.coco_sets import polygon
+from tests.tiny import tiny_config
+
+# Objects x, y, width, height of two images: over a seam of tiles of 64 with an overlap of 0.5, inside one, over many.
+BOXES = [[(50, 20, 30, 12), (100, 70, 20, 20)], [(10, 90, 140, 8)]]
+SIZE = (160, 120)  # width, height
+
+
+@META_ARCH_REGISTRY.register()
+class NearsightedSpots(BrightSpots):
+    """`BrightSpots` that finds nothing in images with a side of more than 64 pixels."""
+
+    def _detect(self, record):
+        if max(record["image"].shape[-2:]) <= 64:
+            return super()._detect(record)
+        size = record["height"], record["width"]
+        nothing = Instances(size, pred_boxes=Boxes(torch.zeros(0, 4)), scores=torch.zeros(0))
+        nothing.pred_classes, nothing.pred_masks = torch.zeros(0, dtype=torch.int64), torch.zeros(0, *size, dtype=bool)
+        return nothing
+
+
+@pytest.fixture
+def cfg(tmp_path, request):
+    """The config of a trained model with a test set of red objects."""
+    images, annotations = tmp_path / "images", []
+    images.mkdir()
+    for number, boxes in enumerate(BOXES):
+        image = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
+        for x, y, w, h in boxes:
+            image[y : y + h, x : x + w, 2] = 200  # BGR
+            annotation = {"image_id": number, "category_id": 1, "iscrowd": 0, "bbox": [x, y, w, h], "area": w * h}
+            annotations.append({**annotation, "id": len(annotations) + 1, "segmentation": [polygon((x, y, w, h))]})
+        cv2.imwrite(str(images / f"{number}.png"), image)
+    records = [{"id": i, "file_name": f"{i}.png", "width": SIZE[0], "height": SIZE[1]} for i in range(len(BOXES))]
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASS_NAMES)]
+    (tmp_path / "test.json").write_text(
+        json.dumps({"images": records, "annotations": annotations, "categories": categories})
+    )
+    name = f"tiled_{request.node.name}"
+    register_coco(name, tmp_path / "test.json", images)
+    cfg = spots_config()
+    cfg.MODEL.META_ARCHITECTURE = "NearsightedSpots"
+    cfg.DATASETS.TEST = (name,)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.OUTPUT_DIR = str(tmp_path / "output")
+    return cfg
+
+
+def result(cfg):
+    model = Trainer.build_model(cfg)
+    torch.nn.init.ones_(model.weight)
+    return Trainer.test(cfg, model).get("segm", {}).get("AP")
+
+
+def test_evaluation(cfg):
+    assert not result(cfg)
+    cfg.TEST.TILE.SIZE, cfg.TEST.TILE.OVERLAP = 64, 0.5
+    assert result(cfg) == pytest.approx(100)
+
+
+def test_a_report_of_tiles(cfg, tmp_path):
+    cfg.TEST.TILE.SIZE, cfg.TEST.REPORT = 64, True
+    assert result(cfg) > 50
+    assert (tmp_path / "output" / "inference" / "report.html").is_file()
+
+
+def test_prediction(cfg, tmp_path):
+    """As the model was tested, unless --tile says otherwise."""
+    cfg.TEST.TILE.SIZE, cfg.TEST.TILE.OVERLAP = 64, 0.5
+    weights = save_checkpoint(tmp_path / "spots.pth", cfg, CLASS_NAMES)
+
+    def found(name, *arguments):
+        command = ["--weights", weights, "--input", str(tmp_path / "images"), "--output", str(tmp_path / name)]
+        assert run("predict", [*command, "--no-pictures", *arguments]) == 0
+        return sorted(tuple(x["bbox"]) for x in json.loads((tmp_path / name / "results.json").read_text()))
+
+    assert found("as_tested") == sorted(box for boxes in BOXES for box in boxes)
+    assert found("whole", "--tile", "0") == []
+    assert found("large", "--tile", "128") == []
+    batch = BatchPredictor(weights)({"path": np.array([str(tmp_path / "images" / "0.png")])})
+    assert len(batch["scores"][0]) == 2
+
+
+def test_images_that_fit_are_not_cut(cfg):
+    cfg.TEST.TILE.SIZE = 160
+    assert not result(cfg)
+
+
+def test_exported_models(tmp_path):
+    cfg = tiny_config("SparseInst")
+    cfg.TEST.TILE.SIZE, cfg.TEST.TILE.OVERLAP = 64, 0.25
+    predictor = Predictor(cfg, "", class_names=["a", "b", "c"])
+    path = str(tmp_path / "model.onnx")
+    export(predictor, "onnx").save(path)
+    tested = as_tested(ExportedPredictor(path))
+    assert isinstance(tested, TiledPredictor)
+    assert (tested.tile, tested.overlap) == (64, 0.25)
+    cfg.TEST.TILE.SIZE = 0
+    whole = Predictor(cfg, "")
+    assert as_tested(whole) is whole
+
+
+@pytest.mark.parametrize("size", [-1, 31])
+def test_no_size_of_a_tile(size):
+    with pytest.raises(ConfigError, match=rf"TEST\.TILE\.SIZE is {size}; it must be 0, or at least 32 pixels"):
+        check_config(load_config("", ["TEST.TILE.SIZE", size]))
+
+
+def test_panoptic_models():
+    with pytest.raises(ConfigError, match=r"TEST\.TILE\.SIZE must be 0: only instances"):
+        check_config(load_config("quick/blendmask_panoptic_shapes", ["TEST.TILE.SIZE", 64]))
