@@ -50,6 +50,7 @@ class Fingerprint:
         size: square roots of the area of the objects' boxes, pixels; relative_size: / the shorter side of the image.
         relative_length: longer sides of the objects' boxes / the shorter side of the image.
         aspect: longer side / shorter side of the objects' boxes.
+        spacing: side of the square that has one object on average, pixels, of the images that have any.
         mean_objects, q99_objects, max_objects: objects in an image, of the images that have any.
         classes: name -> objects; class_images: name -> images with at least one.
         touching: share of the objects whose box overlaps another one's.
@@ -67,6 +68,7 @@ class Fingerprint:
     relative_size: Quantiles
     relative_length: Quantiles
     aspect: Quantiles
+    spacing: Quantiles
     mean_objects: float
     q99_objects: int
     max_objects: int
@@ -167,6 +169,7 @@ def fingerprint_of(records: Sequence[dict], names: Sequence[str]) -> Fingerprint
         relative_size=Quantiles.of(size / side[images]),
         relative_length=Quantiles.of(extent.max(1) / side[images]),
         aspect=Quantiles.of(extent.max(1) / extent.min(1)),
+        spacing=Quantiles.of(np.sqrt(sides.prod(1)[counts > 0] / counts[counts > 0])),
         mean_objects=round(float(counts[counts > 0].mean()), 2),
         q99_objects=int(np.ceil(np.quantile(counts[counts > 0], 0.99))),
         max_objects=int(counts.max()),

@@ -8,10 +8,28 @@ from detectron2.config import CfgNode
 
 from ..data.fingerprint import Fingerprint, network_side
 
-__all__ = ["Levels", "cheaper_steps", "fine_map_reason", "pyramid_levels"]
+__all__ = [
+    "MANY",
+    "MARGIN",
+    "SMALL",
+    "TYPICAL",
+    "Levels",
+    "cheaper_steps",
+    "crops_of_crowds",
+    "decided",
+    "fine_map_reason",
+    "objects_seen",
+    "pyramid_levels",
+    "tiles",
+]
 
+SMALL, TYPICAL = 12, 24  # pixels at the network's input: of the objects, three quarters and half should be larger
 CHEAPER = 0.75  # of the side
-FINE = 24  # pixels: smaller objects need a map of stride 4
+MANY = 100  # queries that a small recipe can train, objects that a whole image may have for them
+CROWD = 16  # objects in a crop of the fullest images, on average
+MARGIN = 1.2  # more detections and slots than objects in the fullest image
+UNEVEN = 2  # times the average number of objects in a crop of an image, where they are dense
+CROP_SIDES = 192, 384  # at least and at most, of a crop at the network's input
 
 
 class Levels(NamedTuple):
@@ -38,6 +56,13 @@ class Levels(NamedTuple):
     @property
     def names(self) -> list[str]:
         return [f"p{stride.bit_length() - 1}" for stride in self.strides]
+
+
+def decided(cfg: CfgNode, decisions: dict) -> CfgNode:
+    """A copy of the config with these decisions."""
+    cfg = cfg.clone()
+    cfg.merge_from_list([word for key, (value, _) in decisions.items() for word in (key, value)])
+    return cfg
 
 
 def pyramid_levels(cfg: CfgNode, data: Fingerprint, strides: list[int]) -> Levels:
@@ -70,7 +95,55 @@ def pyramid_levels(cfg: CfgNode, data: Fingerprint, strides: list[int]) -> Level
 def fine_map_reason(cfg: CfgNode, data: Fingerprint) -> str:
     """Why a map of stride 4 is needed; empty if it is not."""
     size = network_side(cfg, data) * data.relative_size.q50
-    return f"half of the objects are below {size:.0f} pixels: features of stride 4" if size < FINE else ""
+    return f"half of the objects are below {size:.0f} pixels: features of stride 4" if size < TYPICAL else ""
+
+
+def tiles(data: Fingerprint, size: int, reason: str) -> dict:
+    """Test in tiles of so many pixels of the image a side, which share more than most objects take."""
+    length = data.relative_length.q90 * data.image_side.q50
+    overlap = min(max(math.ceil(20 * length / size) / 20, 0.2), 0.5)
+    return {
+        "TEST.TILE.SIZE": (size, reason),
+        "TEST.TILE.OVERLAP": (overlap, f"nine of ten objects are at most {length:.0f} pixels long"),
+    }
+
+
+def crops_of_crowds(cfg: CfgNode, data: Fingerprint, given: Collection, reason: str) -> dict:
+    """
+    Crops, in training and as tiles of test images, which have so few objects that a few queries can find them, at the
+    largest size of training. Empty if they would be almost whole images, or larger than the config's crops, or if
+    sizes or crops are given.
+    """
+    keys = {"INPUT.CROP.ENABLED", "INPUT.CROP.SIZE", "INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST", "TEST.TILE.SIZE"}
+    length = data.relative_length.q90 * data.image_side.q50
+    scale, (low, high) = max(SMALL / data.size.q25, TYPICAL / data.size.q50), CROP_SIDES
+    crop = 8 * round(min(max(CROWD**0.5 * data.spacing.q05, 2.5 * length, 64), high / scale) / 8)
+    most = cfg.INPUT.CROP.SIZE[0] if cfg.INPUT.CROP.ENABLED else 0.75 * data.image_side.q50
+    if crop > most or not keys.isdisjoint(given):
+        return {}
+    side = 32 * round(max(crop * scale, low) / 32)
+    sizes = (side - 32, side, side + 32)
+    return {
+        "INPUT.CROP.ENABLED": (True, reason),
+        "INPUT.CROP.SCHEME": ("before_resize", "windows of the original image"),
+        "INPUT.CROP.TYPE": ("absolute", "in pixels of the original image"),
+        "INPUT.CROP.SIZE": ((crop, crop), f"about {CROWD} objects in the fullest images"),
+        "INPUT.MIN_SIZE_TRAIN": (sizes, f"the crop's shorter side around {side}"),
+        "INPUT.MAX_SIZE_TRAIN": (2 * sizes[-1], "crops of images that are smaller on one side"),
+        "INPUT.MIN_SIZE_TEST": (sizes[-1], "the largest size of training"),
+        "INPUT.MAX_SIZE_TEST": (2 * sizes[-1], "the same shape"),
+        **tiles(data, crop, "as large as the crops"),
+    }
+
+
+def objects_seen(cfg: CfgNode, data: Fingerprint) -> tuple[float, int]:
+    """The objects in the network's input: on average and in the fullest ones. Crops of a fixed size see fewer."""
+    crop = cfg.INPUT.CROP
+    if not crop.ENABLED or crop.TYPE != "absolute":
+        return data.mean_objects, data.max_objects
+    side = crop.SIZE[0]
+    mean, most = (side / data.spacing.q50) ** 2, UNEVEN * (side / data.spacing.q05) ** 2
+    return min(max(mean, 1), data.mean_objects), min(math.ceil(most), data.max_objects)
 
 
 def cheaper_steps(cfg: CfgNode, unit: int, given: Collection, reason: str) -> dict:

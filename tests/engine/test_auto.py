@@ -82,9 +82,9 @@ def test_tiny_objects_in_huge_photos():
     assert (values["INPUT.CROP.TYPE"], values["INPUT.CROP.SIZE"]) == ("absolute", (384, 384))
     assert values["INPUT.MIN_SIZE_TRAIN"] == (320, 384, 448)
     assert (values["INPUT.MIN_SIZE_TEST"], values["INPUT.MAX_SIZE_TEST"]) == (1536, 2048)
+    assert (values["TEST.TILE.SIZE"], values["TEST.TILE.OVERLAP"]) == (1536, 0.2)
+    assert decided(records, name="InstanceFCN")["TEST.TILE.SIZE"] == 0
     data, cfg = fingerprint_of(records, ["a"]), load_config(RECIPES["BlendMask"].small)
-    reason = shared_rules(cfg, data, LAPTOP, True, {})["INPUT.MIN_SIZE_TEST"][1]
-    assert "instseg predict --tile 1536" in reason
     for key in ("INPUT.CROP.ENABLED", "INPUT.CROP.TYPE", "INPUT.CROP.SIZE", "INPUT.MIN_SIZE_TRAIN"):
         cfg.merge_from_list([key, values[key]])
     assert network_side(cfg, data) == 3000
@@ -122,16 +122,36 @@ def test_crowded_images():
     assert values["MODEL.FCOS.PRE_NMS_TOPK_TEST"] == 1800
     values = decided(records, name="EmbedMask")
     assert (values["TEST.DETECTIONS_PER_IMAGE"], values["MODEL.EMBED_MASK.PRE_NMS_TOP_N"]) == (450, 1800)
-    values = decided(records, name="SparseInst")
+    values = decided(records, name="SparseInst", given={"INPUT.CROP.ENABLED": False})
     assert values["MODEL.SPARSE_INST.DECODER.NUM_MASKS"] == values["MODEL.SPARSE_INST.MAX_DETECTIONS"] == 460
     assert (values["SOLVER.IMS_PER_BATCH"], values["MODEL.SPARSE_INST.DECODER.GROUPS"]) == (2, 1)
     assert values["SOLVER.BASE_LR"] == pytest.approx(0.006 / 2**0.5, rel=1e-2)
     assert values["MODEL.SPARSE_INST.LOSS.PILOTS"] == 1  # 50 spots for 73.5 objects
     assert values["MODEL.SPARSE_INST.LOSS.CLASS_WEIGHT"] == 2.0
-    values = decided(records, name="ISTR")
+    values = decided(records, name="ISTR", given={"INPUT.CROP.ENABLED": False})
     assert (values["MODEL.ISTR.NUM_PROPOSALS"], values["TEST.DETECTIONS_PER_IMAGE"]) == (200, 200)
     assert decided(records, name="ISTR", base=RECIPES["ISTR"].large)["MODEL.ISTR.NUM_PROPOSALS"] == 550
     assert decided(records, name="InstanceFCN")["MODEL.INSTANCE_FCN.TOP_WINDOWS"] == 3000
+
+
+def test_queries_see_crops_of_crowded_images():
+    """
+    Squares of 400 x 400 / 100 = 40 x 40 pixels have one object, 160 x 160 have 16; objects of 20 become 24 or more
+    pixels, and 192 of such a crop, from 192 pixels on. Tiles share 0.2 of their side, 32 pixels.
+    """
+    records = several(10, (400, 400), 100, 20)
+    for name in ("SparseInst", "ISTR"):
+        values = decided(records, name=name)
+        assert (values["INPUT.CROP.ENABLED"], values["INPUT.CROP.SIZE"]) == (True, (160, 160))
+        assert (values["INPUT.MIN_SIZE_TRAIN"], values["INPUT.MIN_SIZE_TEST"]) == ((160, 192, 224), 224)
+        assert (values["TEST.TILE.SIZE"], values["TEST.TILE.OVERLAP"]) == (160, 0.2)
+        assert values["TEST.DETECTIONS_PER_IMAGE"] == 150
+    assert values["MODEL.ISTR.NUM_PROPOSALS"] == 50  # 1.5 times twice 16
+    assert "INPUT.CROP.SIZE" not in decided(records)
+    huge = several(10, (4000, 4000), 120, 20)  # crops of 384 pixels at their own size, which have a few objects
+    assert decided(huge, name="ISTR")["INPUT.CROP.SIZE"] == decided(huge)["INPUT.CROP.SIZE"] == (384, 384)
+    values = decided(huge, name="SparseInst")
+    assert (values["TEST.TILE.SIZE"], values["INPUT.MIN_SIZE_TEST"]) == (384, 448)
 
 
 def test_pilots_by_the_number_of_objects():
@@ -214,7 +234,8 @@ def test_cheaper_batches_divide_among_the_processes(processes, batch):
     records = several(10, (500, 400), 120, 20)
     machine = Machine(gpu=False, memory=8.0, processes=processes)
     for name in ("SparseInst", "ISTR"):
-        assert decided(records, name=name, machine=machine)["SOLVER.IMS_PER_BATCH"] == batch
+        values = decided(records, name=name, machine=machine, given={"INPUT.CROP.ENABLED": False})
+        assert values["SOLVER.IMS_PER_BATCH"] == batch
 
 
 def test_a_job_that_runs_already(monkeypatch):

@@ -11,13 +11,13 @@ from detectron2.config import CfgNode
 from ...config import get_value
 from ...data.fingerprint import Fingerprint
 from ...methods import method_of
+from ...modeling.recipe_rules import MARGIN, SMALL, TYPICAL, tiles
 from .machine import Machine
 
 __all__ = ["Decisions", "shared_rules"]
 
 Decisions = dict[str, tuple[object, str]]  # config key -> (value, reason)
 
-SMALL, TYPICAL = 12, 24  # pixels at the network's input: of the objects, three quarters and half should be larger
 ENLARGED = 1.5  # at most; more adds pixels, but nothing to see
 SMALLER, LARGER = 5 / 6, 7 / 6  # of the side, also used in training
 SIDES = {False: (192, 384), True: (384, 800)}  # shorter side at the network's input, on CPUs and on GPUs
@@ -25,7 +25,6 @@ LARGEST_TEST = {False: 1536, True: 2400}  # shorter side of an image that is tes
 BYTES_OF_PIXEL = {True: 1500, False: 3000}  # of a training step for each pixel, of small recipes and others
 CHECKPOINTED = 0.6  # of the memory of a step, with activation checkpointing
 RARE = 10  # classes are rare that are in so many times fewer images than the class of a typical object
-MARGIN = 1.2  # more detections than objects in the fullest image
 
 
 def _in_32(pixels: float) -> int:
@@ -91,7 +90,6 @@ def _crops(data: Fingerprint, machine: Machine, side: int, scale: float) -> Deci
     test = min(whole, largest)
     shrunk = data.size.q25 * side / data.image_side.q50
     tile = round(test / scale)
-    advice = f"; larger images: instseg predict --tile {tile}"
     return {
         "INPUT.CROP.ENABLED": (
             True,
@@ -107,9 +105,10 @@ def _crops(data: Fingerprint, machine: Machine, side: int, scale: float) -> Deci
         "INPUT.MAX_SIZE_TRAIN": (2 * sizes[-1], "crops of images that are smaller on one side"),
         "INPUT.MIN_SIZE_TEST": (
             test,
-            ("objects of the same size as in training" if test == whole else f"at most {largest}") + advice,
+            "objects of the same size as in training" if test == whole else f"at most {largest}: larger images are cut",
         ),
         "INPUT.MAX_SIZE_TEST": (_up_to_32(test * _stretch(data, test, largest)), "the same shape"),
+        **(tiles(data, tile, "larger images would shrink") if test < whole else {}),
     }
 
 

@@ -52,6 +52,7 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given:
         "MODEL.INSTANCE_FCN.SCALES_TEST": (test, reason),
         "INPUT.MIN_SIZE_TEST": (0, "the model resizes to the scales above"),
         "INPUT.MAX_SIZE_TEST": (round(test[-1] * stretch), "the same shape"),
+        "TEST.TILE.SIZE": (0, "the scales above are of whole images"),
         "MODEL.INSTANCE_FCN.TOP_WINDOWS": (
             3000 if data.max_objects > MANY else 1000,
             f"of each scale; an image has up to {data.max_objects} objects",

@@ -6,12 +6,12 @@ from collections.abc import Collection
 from detectron2.config import CfgNode
 
 from ...data.fingerprint import Fingerprint
-from ..recipe_rules import cheaper_steps, fine_map_reason
+from ..recipe_rules import MANY, cheaper_steps, crops_of_crowds, decided, fine_map_reason, objects_seen
 
 __all__ = ["recipe_rules"]
 
 MOST = {True: 200, False: 900}  # queries of small and of other recipes
-MANY = 100
+SPARE = 1.5  # queries for each object
 MAPS = {  # backbones of the small recipes -> the key of the maps under their pyramid
     "build_resnet_fpn_backbone": "MODEL.RESNETS.OUT_FEATURES",
     "build_fcos_timm_fpn_backbone": "MODEL.TIMM.OUT_FEATURES",
@@ -21,19 +21,23 @@ MAPS = {  # backbones of the small recipes -> the key of the maps under their py
 def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given: Collection) -> dict:
     """
     Queries by the number of objects: a step's time grows with them, so that the fullest images may have more. A finer
-    map for small objects.
+    map for small objects. In small recipes, crops of crowded images, which are tested in tiles.
     """
-    wanted, most = 50 * math.ceil(1.5 * data.q99_objects / 50), MOST[small]
-    queries = min(max(wanted, cfg.MODEL.ISTR.NUM_PROPOSALS), most)
-    limit = f", at most {most} queries" if wanted > most else ""
-    reason = f"99 % of the images have at most {data.q99_objects} objects{limit}"
-    decisions = {
-        "MODEL.ISTR.NUM_PROPOSALS": (queries, reason),
-        "TEST.DETECTIONS_PER_IMAGE": (
-            min(cfg.TEST.DETECTIONS_PER_IMAGE, max(queries, 100)),
-            "as many as queries, or 100",
-        ),
-    }
+    decisions, limit = {}, MOST[small]
+    objects = min(objects_seen(cfg, data)[1], data.q99_objects)
+    if small and SPARE * objects > MANY:
+        reason = f"1 % of the images have {data.q99_objects} objects or more, a crop has fewer"
+        decisions = crops_of_crowds(cfg, data, given, reason)
+        cfg = decided(cfg, decisions)
+    objects = min(objects_seen(cfg, data)[1], data.q99_objects)
+    wanted = 50 * math.ceil(SPARE * objects / 50)
+    queries = min(max(wanted, cfg.MODEL.ISTR.NUM_PROPOSALS), limit)
+    reason = f"99 % of the {'crops' if cfg.INPUT.CROP.ENABLED else 'images'} have at most {objects} objects"
+    reason += f", at most {limit} queries" if wanted > limit else ""
+    decisions["MODEL.ISTR.NUM_PROPOSALS"] = queries, reason
+    if not cfg.TEST.TILE.SIZE:
+        most = min(cfg.TEST.DETECTIONS_PER_IMAGE, max(queries, 100))
+        decisions["TEST.DETECTIONS_PER_IMAGE"] = most, "as many as queries, or 100"
     maps, reason = MAPS.get(cfg.MODEL.BACKBONE.NAME), fine_map_reason(cfg, data)
     if small and maps and reason:
         names = ["res2", "res3", "res4", "res5"]
