@@ -42,6 +42,7 @@ NOTE = """
 AP of masks in percent, over {images} images of {data}. AR@100: average recall of the best 100 masks of an image,
 regardless of class. GFLOPs: billions of multiply-adds of the network on one image. Latency: median time of one
 image from pixels to full-size masks, models in turn ({where}). Memory: peak of that, without the weights.
+Of models that are tested in tiles (TEST.TILE), these three are of one tile.
 """
 
 

@@ -181,7 +181,7 @@ def main(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} works only with --engine ray")
     tune_cpu()
     files = find_inputs(args.input, live=True)  # before the model is loaded, to report a wrong path at once
-    if args.tile is None and args.overlap is not None:
+    if not args.tile and args.overlap is not None:
         raise ConfigError("--overlap is that of tiles: give their size as well, such as --tile 640")
     overlap = 0.2 if args.overlap is None else args.overlap
     if args.tile:

@@ -48,9 +48,11 @@ class Fingerprint:
         num_images, num_empty: all images, and those without objects.
         image_side: the images' shorter sides, pixels; image_aspect: longer side / shorter side.
         size: square roots of the area of the objects' boxes, pixels; relative_size: / the shorter side of the image.
+        length: longer sides of the objects' boxes, pixels.
         relative_length: longer sides of the objects' boxes / the shorter side of the image.
         aspect: longer side / shorter side of the objects' boxes.
-        spacing: side of the square that has one object on average, pixels, of the images that have any.
+        spacing: side of the square that has one object on average, pixels, of the images that have any;
+            least_spacing: of the image in which they are densest.
         mean_objects, q99_objects, max_objects: objects in an image, of the images that have any.
         classes: name -> objects; class_images: name -> images with at least one.
         touching: share of the objects whose box overlaps another one's.
@@ -66,9 +68,11 @@ class Fingerprint:
     image_aspect: Quantiles
     size: Quantiles
     relative_size: Quantiles
+    length: Quantiles
     relative_length: Quantiles
     aspect: Quantiles
     spacing: Quantiles
+    least_spacing: float
     mean_objects: float
     q99_objects: int
     max_objects: int
@@ -159,6 +163,7 @@ def fingerprint_of(records: Sequence[dict], names: Sequence[str]) -> Fingerprint
     size, side = np.sqrt(extent.prod(1)), sides.min(1)
     counts = np.bincount(images, minlength=len(records))
     pairs = np.unique(np.stack([images, classes]), axis=1)  # of an image and a class in it
+    spacing = np.sqrt(sides.prod(1)[counts > 0] / counts[counts > 0])
     deep, colour, photos = _look([str(record["file_name"]) for record in records])
     return Fingerprint(
         num_images=len(records),
@@ -167,9 +172,11 @@ def fingerprint_of(records: Sequence[dict], names: Sequence[str]) -> Fingerprint
         image_aspect=Quantiles.of(sides.max(1) / side),
         size=Quantiles.of(size),
         relative_size=Quantiles.of(size / side[images]),
+        length=Quantiles.of(extent.max(1)),
         relative_length=Quantiles.of(extent.max(1) / side[images]),
         aspect=Quantiles.of(extent.max(1) / extent.min(1)),
-        spacing=Quantiles.of(np.sqrt(sides.prod(1)[counts > 0] / counts[counts > 0])),
+        spacing=Quantiles.of(spacing),
+        least_spacing=round(float(spacing.min()), 1),
         mean_objects=round(float(counts[counts > 0].mean()), 2),
         q99_objects=int(np.ceil(np.quantile(counts[counts > 0], 0.99))),
         max_objects=int(counts.max()),

@@ -18,6 +18,7 @@ from fvcore.nn.precise_bn import get_bn_modules
 from ..checkpoint import InstSegCheckpointer
 from ..config import get_value
 from ..errors import ConfigError
+from ..evaluation.run import detector
 from ..inference.tiles import model_for_test
 from .rng import preserve_rng_state
 from .trainer import Trainer
@@ -95,17 +96,19 @@ def _statistics_seconds(cfg: CfgNode, trainer: Trainer) -> float:
 
 
 @torch.no_grad()
-def _evaluation_seconds(cfg: CfgNode, trainer: Trainer) -> float:
-    """Time to run over all test sets, estimated from their first images."""
-    fast, total = model_for_test(cfg, trainer.networks[-1]), 0.0
+def _evaluation_seconds(cfg: CfgNode, trainer: Trainer, share: float) -> float:
+    """Time to run over all test sets, estimated from their first images, for about ``share`` seconds each."""
+    run, total = detector(model_for_test(cfg, trainer.networks[-1]), "run_lengths"), 0.0
     for name in cfg.DATASETS.TEST:
-        loader, start, count = trainer.build_test_loader(cfg, name), 0.0, -1
+        loader, ends = trainer.build_test_loader(cfg, name), [time.perf_counter()]
         for batch in itertools.islice(loader, IMAGES):
-            start = start if count else time.perf_counter()  # the first image fills caches
-            fast(batch)
-            count += 1
-        if count > 0:
-            total += (time.perf_counter() - start) / count * len(loader)
+            run(batch)
+            ends.append(time.perf_counter())
+            if len(ends) > 2 and ends[-1] - ends[0] > share:
+                break
+        if len(ends) > 1:
+            first = min(len(ends) - 2, 1)  # the first image, if it is not the only one, fills caches
+            total += (ends[-1] - ends[first]) / (len(ends) - 1 - first) * len(loader)
     return comm.all_gather(total)[0]
 
 
@@ -142,7 +145,7 @@ def _measure(cfg: CfgNode, share: float, trainer_class: type) -> tuple[float, fl
     with trial(cfg, trainer_class) as trainer:
         set_up = comm.all_gather(time.perf_counter() - start)[0]
         iteration = _iteration_seconds(trainer, share)
-        evaluation = _statistics_seconds(cfg, trainer) + _evaluation_seconds(cfg, trainer)
+        evaluation = _statistics_seconds(cfg, trainer) + _evaluation_seconds(cfg, trainer, share)
     return set_up, iteration, evaluation
 
 

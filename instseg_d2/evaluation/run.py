@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import re
+from collections.abc import Callable, Sequence
 
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_context, inference_on_dataset
 from detectron2.utils import comm
@@ -17,7 +18,7 @@ from ..inference.tiles import TiledModel
 from ..modeling.meta_arch import detect
 from .evaluators import leaves_out
 
-__all__ = ["evaluate", "write_results"]
+__all__ = ["detector", "evaluate", "write_results"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,12 @@ def _reads_run_lengths(evaluator: DatasetEvaluator) -> bool:
     return all(getattr(part, "reads_run_lengths", False) for part in parts)
 
 
+def detector(network, masks: str) -> Callable[[Sequence[dict]], list[dict]]:
+    """What runs a model for test, also one with tiles, on a batch; ``masks`` as in `InstanceSegmenter.detect`."""
+    run = network.detect if isinstance(network, TiledModel) else functools.partial(detect, network)
+    return functools.partial(run, masks=masks)
+
+
 def evaluate(model, loader, evaluator: DatasetEvaluator, dataset_name: str) -> dict:
     """
     Run a model over a data set with Detectron2's ``inference_on_dataset``, with a progress bar on a terminal.
@@ -114,9 +121,7 @@ def evaluate(model, loader, evaluator: DatasetEvaluator, dataset_name: str) -> d
     masks = "run_lengths" if _reads_run_lengths(evaluator) else "full"
     evaluator = DatasetEvaluators([_DetectionCounter(dataset_name), evaluator])
     with inference_context(network):
-        detector = network.detect if isinstance(network, TiledModel) else functools.partial(detect, network)
-        run = functools.partial(detector, masks=masks)
-        results = inference_on_dataset(run, _WithProgress(loader, dataset_name), evaluator)
+        results = inference_on_dataset(detector(network, masks), _WithProgress(loader, dataset_name), evaluator)
     for task, metrics in results.items():
         if isinstance(metrics, dict):
             _explain_missing(task, metrics, dataset_name)

@@ -23,6 +23,7 @@ from ..data.loader import build_test_loader
 from ..errors import ConfigError
 from ..evaluation import build_evaluator, leaves_out
 from ..inference.predictor import Predictor
+from ..inference.tiles import as_tested, seen_by_network
 from ..methods import method_of
 from .parity import reference, time_both
 from .runtime import ExportedPredictor
@@ -143,6 +144,10 @@ def partners(a: Instances, b: Instances) -> list[float]:
 
 def _results(predictor, exported, record: dict, result: Accuracy) -> tuple[Instances, Instances]:
     """PyTorch's and the file's instances of a record, with masks as run lengths; maps are compared here."""
+    if "tiles" in record:
+        result.images += 1
+        tiled = (as_tested(x).predict([record], masks="run_lengths")[0] for x in (predictor, exported))
+        return tuple(tiled)
     (expected,) = reference(predictor, [record], exported.canvas(record["image"]), masks="run_lengths")
     (found,) = exported.outputs([record], masks="run_lengths")
     if "sem_seg" in expected:
@@ -155,7 +160,7 @@ def compare_on_images(predictor: Predictor, exported: ExportedPredictor, files: 
     """Run both on image files and compare the detections."""
     result, ious = Accuracy(), []
     for file in tqdm(files, desc="comparing", unit="image", leave=False, disable=not is_terminal()):
-        expected, found = _results(predictor, exported, exported.preprocess(file), result)
+        expected, found = _results(predictor, exported, seen_by_network(exported, file, result.images), result)
         pairs = partners(expected, found)
         ious += [x for x in pairs if x]
         result.detections += len(pairs)
@@ -210,7 +215,7 @@ def compare_on_data(predictor: Predictor, exported: ExportedPredictor, name: str
     """
 
     def read(sample):
-        return {**sample, **exported.preprocess(sample["file_name"])}
+        return {**sample, **as_tested(exported).preprocess(sample["file_name"])}
 
     cfg = predictor.cfg.clone()
     cfg.defrost()

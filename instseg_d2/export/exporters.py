@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..console import is_terminal
 from ..errors import ConfigError
 from ..inference.predictor import Predictor
+from ..inference.tiles import seen_by_network
 from ..methods import method_of, methods
 from ..runtime import masks as compact_masks
 from ..runtime.sessions import INPUTS, METADATA, VERSION, needed
@@ -62,8 +63,12 @@ def _exportable(predictor: Predictor, format: str, masks: str) -> torch.nn.Modul
 
 
 def default_size(cfg) -> tuple[int, int]:
-    """(H, W): the test-time limits of the shortest and the longest side, rounded up to multiples of 32."""
+    """
+    (H, W): the test-time limits of the shortest and the longest side, rounded up to multiples of 32; for tiles,
+    which are square, twice the former.
+    """
     short, longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    longest = short if cfg.TEST.TILE.SIZE else longest
     return tuple(-(-side // 32) * 32 for side in (short or 640, max(longest, short or 640)))
 
 
@@ -223,7 +228,8 @@ def export(
     if calibration:
         reader = ExportedPredictor.of(None, information)
         files = tqdm(calibration, desc="calibrating", unit="image", leave=False, disable=not is_terminal())
-        result.quantize(module.eight_bit_modules, (reader.preprocess(file) for file in files))
+        seen = (seen_by_network(reader, file, index) for index, file in enumerate(files))
+        result.quantize(module.eight_bit_modules, seen)
     return result
 
 

@@ -120,7 +120,7 @@ class ExportedPredictor(ImagePredictor):
 
     @property
     def batches(self) -> bool:
-        return self.metadata["batch"] > 1 or not self.on_cpu
+        return (self.metadata["batch"] or 1) > 1 or not self.on_cpu
 
     def canvas(self, image: torch.Tensor) -> tuple[int, int]:
         return network_size(image.shape[-2:], self.metadata)

@@ -134,9 +134,12 @@ class ImagePredictor:
         return self.batch([image], channel_order)[0]
 
     def batch(self, images: Iterable[ImageLike], channel_order: str = "BGR") -> list[Instances]:
-        """The instances of several images, run through the network together."""
-        inputs = [self.preprocess(image, channel_order) for image in images]
-        return self.predict(inputs) if inputs else []
+        """The instances of several images, run through the network together; in tiles if the model is tested so."""
+        from .tiles import as_tested
+
+        predictor = as_tested(self)
+        inputs = [predictor.preprocess(image, channel_order) for image in images]
+        return predictor.predict(inputs) if inputs else []
 
     def explain(self, image: ImageLike, max_instances: int = 4, channel_order: str = "BGR") -> list:
         """

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Optional
 
 import numpy as np
 import torch
@@ -15,10 +16,18 @@ from .optimize import optimize_for_inference
 from .predictor import ModelPredictor
 from .seams import merge_tiles
 
-__all__ = ["TiledModel", "TiledPredictor", "as_tested", "check_tiles", "model_for_test", "tile_boxes"]
+__all__ = [
+    "TiledModel",
+    "TiledPredictor",
+    "as_tested",
+    "check_tiles",
+    "model_for_test",
+    "seen_by_network",
+    "tile_boxes",
+]
 
 MIN_TILE, MAX_OVERLAP = 32, 0.75
-TOGETHER = 8  # tiles run through the network together in an evaluation on a GPU
+TOGETHER = 2**21  # pixels of the tiles that run through the network together in an evaluation on a GPU
 FAINT = 0.5  # pieces of an object may score lower than it does: down to this part of the threshold they are joined
 
 
@@ -61,7 +70,7 @@ class TiledPredictor(ImagePredictor):
     Any predictor, for large images: they are cut into overlapping tiles, the network sees each of them as an image,
     resized as at test time, and objects cut by a seam are joined. An image that fits into a tile is not cut.
 
-    The limits on the number of detections apply to every tile. `explain` shows the whole image, shrunk.
+    The config's limits on the number of detections apply to every tile. `explain` shows the whole image, shrunk.
 
     Args:
         predictor: the predictor to give the tiles to.
@@ -69,16 +78,20 @@ class TiledPredictor(ImagePredictor):
         overlap: the least part of a tile that it shares with the next one. Objects larger than this are joined from
             pieces; without overlap, objects cut by a seam stay in pieces.
         batch: number of tiles that run through the network together, if the predictor is faster so.
+        limit: at most so many objects of an image, the best, joined from twice as many detections of the tiles; None:
+            no limit.
 
     Raises:
         ConfigError: an argument is invalid, or the model predicts what cannot be joined.
     """
 
-    def __init__(self, predictor: ImagePredictor, tile: int, overlap: float = 0.2, batch: int = 1):
+    def __init__(
+        self, predictor: ImagePredictor, tile: int, overlap: float = 0.2, batch: int = 1, limit: Optional[int] = None
+    ):
         check_tiles(tile, overlap)
         if predictor.further_output:
             raise ConfigError(f"--tile cannot join {predictor.further_output}, which this model predicts: omit --tile")
-        self.predictor, self.tile, self.overlap = predictor, tile, overlap
+        self.predictor, self.side, self.overlap, self.limit = predictor, tile, overlap, limit
         self.settings = {"tile": tile, "overlap": overlap}
         self.tiles_at_a_time = batch if predictor.batches else 1
         self.class_names, self.stuff_names = predictor.class_names, predictor.stuff_names
@@ -100,7 +113,7 @@ class TiledPredictor(ImagePredictor):
         """
         rgb = to_rgb(image, channel_order, self.value_range)
         height, width = rgb.shape[:2]
-        tiles = tile_boxes((height, width), self.tile, self.overlap)
+        tiles = tile_boxes((height, width), self.side, self.overlap)
         if len(tiles) == 1:
             return self.predictor.preprocess(rgb, "RGB")
         return {"image": rgb, "tiles": tiles, "height": height, "width": width}
@@ -118,8 +131,10 @@ class TiledPredictor(ImagePredictor):
             inputs = [self.predictor.preprocess(crop, "RGB") for crop in crops]
             # Also without masks, to join the same objects.
             found += self.predictor.predict(inputs, FAINT * score_threshold, "run_lengths")
+        if self.limit is not None:
+            found = _best(found, 2 * self.limit)
         joined = merge_tiles(found, tiles, (record["height"], record["width"]))
-        joined = joined[joined.scores >= score_threshold]
+        joined = joined[joined.scores >= score_threshold][: self.limit]
         if joined.has("pred_masks"):
             if masks == "full":
                 joined.pred_masks = joined.pred_masks.decode()
@@ -131,6 +146,23 @@ class TiledPredictor(ImagePredictor):
         return self.predictor.explain(image, max_instances, channel_order)
 
 
+def _best(found: Sequence[Instances], count: int) -> list[Instances]:
+    """The best detections of all tiles."""
+    scores = torch.cat([x.scores for x in found])
+    if len(scores) <= count:
+        return list(found)
+    least = scores.topk(count).values[-1]
+    return [x[x.scores >= least] for x in found]
+
+
+def seen_by_network(predictor: ImagePredictor, image: ImageLike, index: int) -> dict:
+    """The preprocessed image, or, if the model is tested in tiles, one of its tiles; ``index`` decides which."""
+    rgb = to_rgb(image, value_range=predictor.value_range)
+    tiles = tile_boxes(rgb.shape[:2], *predictor.tile) if predictor.tile else [(0, 0, rgb.shape[1], rgb.shape[0])]
+    x1, y1, x2, y2 = tiles[index % len(tiles)]
+    return predictor.preprocess(np.ascontiguousarray(rgb[y1:y2, x1:x2]), "RGB")
+
+
 def as_tested(predictor: ImagePredictor, batch: int = 1) -> ImagePredictor:
     """The predictor, in tiles if its model is tested so (TEST.TILE); ``batch`` as for `TiledPredictor`."""
     return TiledPredictor(predictor, *predictor.tile, batch) if predictor.tile else predictor
@@ -139,7 +171,7 @@ def as_tested(predictor: ImagePredictor, batch: int = 1) -> ImagePredictor:
 class TiledModel(torch.nn.Module):
     """
     A model that is evaluated as TEST.TILE says: it takes images that are not resized, and gives the results of
-    `TiledPredictor`, on the CPU.
+    `TiledPredictor`, at most TEST.DETECTIONS_PER_IMAGE, on the CPU.
 
     Args:
         cfg: the model's config.
@@ -149,7 +181,10 @@ class TiledModel(torch.nn.Module):
     def __init__(self, cfg: CfgNode, model: torch.nn.Module):
         super().__init__()
         self.model = model
-        self._predictor, self._order = as_tested(ModelPredictor(cfg, model), TOGETHER), cfg.INPUT.FORMAT
+        together = max(1, TOGETHER // max(cfg.INPUT.MIN_SIZE_TEST or cfg.TEST.TILE.SIZE, 1) ** 2)
+        predictor, limit = ModelPredictor(cfg, model), cfg.TEST.DETECTIONS_PER_IMAGE
+        self._predictor = TiledPredictor(predictor, *predictor.tile, together, limit)
+        self._order = cfg.INPUT.FORMAT
 
     def forward(self, batched_inputs: Sequence[dict]) -> list[dict]:
         return self.detect(batched_inputs)

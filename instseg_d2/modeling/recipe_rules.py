@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from ..data.fingerprint import Fingerprint, network_side
 
 __all__ = [
+    "ENLARGED",
     "MANY",
     "MARGIN",
     "SMALL",
@@ -21,8 +22,10 @@ __all__ = [
     "objects_seen",
     "pyramid_levels",
     "tiles",
+    "tiles_of_crops",
 ]
 
+ENLARGED = 1.5  # at most; more adds pixels, but nothing to see
 SMALL, TYPICAL = 12, 24  # pixels at the network's input: of the objects, three quarters and half should be larger
 CHEAPER = 0.75  # of the side
 MANY = 100  # queries that a small recipe can train, objects that a whole image may have for them
@@ -100,7 +103,7 @@ def fine_map_reason(cfg: CfgNode, data: Fingerprint) -> str:
 
 def tiles(data: Fingerprint, size: int, reason: str) -> dict:
     """Test in tiles of so many pixels of the image a side, which share more than most objects take."""
-    length = data.relative_length.q90 * data.image_side.q50
+    length = data.length.q90
     overlap = min(max(math.ceil(20 * length / size) / 20, 0.2), 0.5)
     return {
         "TEST.TILE.SIZE": (size, reason),
@@ -108,42 +111,59 @@ def tiles(data: Fingerprint, size: int, reason: str) -> dict:
     }
 
 
+def tiles_of_crops(cfg: CfgNode, data: Fingerprint, given: Collection, reason: str) -> dict:
+    """
+    Tests in tiles as large as the crops, at the largest size of training, for what has a fixed number of queries. Empty
+    without crops of a fixed size, or if the size of tests or tiles is given.
+    """
+    crop, sizes = cfg.INPUT.CROP, cfg.INPUT.MIN_SIZE_TRAIN
+    fixed = crop.ENABLED and crop.TYPE == "absolute"
+    if not fixed or not {"INPUT.MIN_SIZE_TEST", "TEST.TILE.SIZE"}.isdisjoint(given):
+        return {}
+    return {
+        "INPUT.MIN_SIZE_TEST": (sizes[-1], "the largest size of training"),
+        "INPUT.MAX_SIZE_TEST": (cfg.INPUT.MAX_SIZE_TRAIN, "the same"),
+        **tiles(data, crop.SIZE[0], f"as large as the crops: {reason}"),
+    }
+
+
 def crops_of_crowds(cfg: CfgNode, data: Fingerprint, given: Collection, reason: str) -> dict:
     """
-    Crops, in training and as tiles of test images, which have so few objects that a few queries can find them, at the
-    largest size of training. Empty if they would be almost whole images, or larger than the config's crops, or if
-    sizes or crops are given.
+    Crops with so few objects that a few queries can find them. Empty if they would be almost whole images, larger than
+    the config's crops, or too small for the objects, or if sizes or crops are given.
     """
     keys = {"INPUT.CROP.ENABLED", "INPUT.CROP.SIZE", "INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST", "TEST.TILE.SIZE"}
-    length = data.relative_length.q90 * data.image_side.q50
-    scale, (low, high) = max(SMALL / data.size.q25, TYPICAL / data.size.q50), CROP_SIDES
-    crop = 8 * round(min(max(CROWD**0.5 * data.spacing.q05, 2.5 * length, 64), high / scale) / 8)
+    scale, (low, high) = min(max(SMALL / data.size.q25, TYPICAL / data.size.q50), ENLARGED), CROP_SIDES
+    least = max(2.5 * data.length.q90, 64)  # that shows most objects whole
+    wanted = max(CROWD**0.5 * data.spacing.q05, least)
     most = cfg.INPUT.CROP.SIZE[0] if cfg.INPUT.CROP.ENABLED else 0.75 * data.image_side.q50
-    if crop > most or not keys.isdisjoint(given):
+    if wanted > most or high / scale < least or not keys.isdisjoint(given):
         return {}
-    side = 32 * round(max(crop * scale, low) / 32)
+    crop = 8 * round(min(wanted, high / scale) / 8)
+    side = 32 * round(max(crop * scale, min(low, crop * ENLARGED)) / 32)
     sizes = (side - 32, side, side + 32)
     return {
         "INPUT.CROP.ENABLED": (True, reason),
         "INPUT.CROP.SCHEME": ("before_resize", "windows of the original image"),
         "INPUT.CROP.TYPE": ("absolute", "in pixels of the original image"),
-        "INPUT.CROP.SIZE": ((crop, crop), f"about {CROWD} objects in the fullest images"),
+        "INPUT.CROP.SIZE": ((crop, crop), f"about {CROWD} objects in a dense image"),
         "INPUT.MIN_SIZE_TRAIN": (sizes, f"the crop's shorter side around {side}"),
         "INPUT.MAX_SIZE_TRAIN": (2 * sizes[-1], "crops of images that are smaller on one side"),
-        "INPUT.MIN_SIZE_TEST": (sizes[-1], "the largest size of training"),
-        "INPUT.MAX_SIZE_TEST": (2 * sizes[-1], "the same shape"),
-        **tiles(data, crop, "as large as the crops"),
     }
 
 
-def objects_seen(cfg: CfgNode, data: Fingerprint) -> tuple[float, int]:
-    """The objects in the network's input: on average and in the fullest ones. Crops of a fixed size see fewer."""
-    crop = cfg.INPUT.CROP
-    if not crop.ENABLED or crop.TYPE != "absolute":
-        return data.mean_objects, data.max_objects
-    side = crop.SIZE[0]
-    mean, most = (side / data.spacing.q50) ** 2, UNEVEN * (side / data.spacing.q05) ** 2
-    return min(max(mean, 1), data.mean_objects), min(math.ceil(most), data.max_objects)
+def objects_seen(cfg: CfgNode, data: Fingerprint) -> tuple[float, int, int]:
+    """
+    The objects in the network's input when it is tested: on average, in 5 % of the tiles or 1 % of whole images, and
+    at most. Tiles see fewer than images.
+    """
+    whole = data.mean_objects, data.q99_objects, data.max_objects
+    side = cfg.TEST.TILE.SIZE
+    if not side:
+        return whole
+    places = (1, data.spacing.q50), (UNEVEN, data.spacing.q05), (UNEVEN, data.least_spacing)
+    mean, many, most = (min(factor * (side / spacing) ** 2, n) for (factor, spacing), n in zip(places, whole))
+    return max(mean, 1), math.ceil(many), math.ceil(most)
 
 
 def cheaper_steps(cfg: CfgNode, unit: int, given: Collection, reason: str) -> dict:

@@ -26,7 +26,8 @@ def test_by_hand():
     found = fingerprint_of([first, record(200, 300, [(0, 0, 20, 80, 1)]), record(50, 50, [])], ["a", "b", "c"])
     assert (found.num_images, found.num_empty, found.num_objects, found.crowds) == (3, 1, 4, 1)
     assert (found.mean_objects, found.q99_objects, found.max_objects) == (2.0, 3, 3)
-    assert found.spacing.q50 == 163.3  # of the roots of 20000 / 3 and 60000
+    # The roots of 20000 / 3 and 60000.
+    assert (found.spacing.q50, found.least_spacing, found.length.q50) == (163.3, 81.6, 30.0)
     assert found.classes == {"a": 1, "b": 3, "c": 0}
     assert found.class_images == {"a": 1, "b": 2, "c": 0}
     assert found.touching == 0.5

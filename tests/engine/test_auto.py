@@ -150,8 +150,55 @@ def test_queries_see_crops_of_crowded_images():
     assert "INPUT.CROP.SIZE" not in decided(records)
     huge = several(10, (4000, 4000), 120, 20)  # crops of 384 pixels at their own size, which have a few objects
     assert decided(huge, name="ISTR")["INPUT.CROP.SIZE"] == decided(huge)["INPUT.CROP.SIZE"] == (384, 384)
+    values = decided(huge, name="SparseInst", base=RECIPES["SparseInst"].large)
+    assert (values["TEST.TILE.SIZE"], values["MODEL.SPARSE_INST.DECODER.NUM_MASKS"]) == (384, 100)
     values = decided(huge, name="SparseInst")
     assert (values["TEST.TILE.SIZE"], values["INPUT.MIN_SIZE_TEST"]) == (384, 448)
+
+
+def test_crops_where_a_few_images_are_dense():
+    """
+    90 objects in 97 images of 400 x 400, 900 in three: 42 pixels between objects, and 13.3. Crops of 4 x 42 have 318
+    objects where it is densest; so many slots would make a step expensive.
+    """
+    records = [*several(97, (400, 400), 90, 12), *several(3, (400, 400), 900, 12)]
+    values = decided(records, name="SparseInst")
+    assert values["INPUT.CROP.SIZE"] == (168, 168)
+    assert values["MODEL.SPARSE_INST.DECODER.NUM_MASKS"] == 100
+    assert decided(records, name="ISTR")["MODEL.ISTR.NUM_PROPOSALS"] == 50
+
+
+@pytest.mark.parametrize(("side", "length"), [(8, 150), (400, 0)])
+def test_no_crops_that_cut_most_objects(side, length):
+    """A fifth of the objects is 150 pixels long: crops would have 375, of images of 400."""
+    boxes = [(0, 0, 8, length if i % 5 == 0 else 8, 0) for i in range(120)] if length else [(0, 0, side, side, 0)] * 120
+    values = decided([record(400, 400, boxes) for _ in range(10)], name="SparseInst")
+    assert not values["INPUT.CROP.ENABLED"]
+    assert "TEST.TILE.SIZE" not in values
+
+
+def test_tiles_follow_given_values():
+    """Objects of 25 pixels in images of 4000 x 3000: crops of 400 that become 384, and tiles of 1600 at 1536."""
+    records = several(20, (4000, 3000), 10, 25)
+    key = "TEST.TILE.SIZE", "INPUT.MIN_SIZE_TEST"
+
+    def given(**values):
+        found = decided(records, given={name.replace("__", "."): value for name, value in values.items()})
+        return tuple(found.get(name) for name in key)
+
+    assert given() == (1600, 1536)
+    assert given(INPUT__MIN_SIZE_TEST=768) == (800, 768)
+    assert given(TEST__TILE__SIZE=800) == (800, 768)
+    assert given(TEST__TILE__SIZE=0) == (None, 1536)  # nothing to decide
+    assert given(INPUT__CROP__SIZE=(200, 200)) == (800, 1536)
+    assert given(INPUT__MIN_SIZE_TRAIN=(192,)) == (None, 1440)  # half the scale: whole images fit
+
+
+def test_models_without_tiles():
+    """Of panoptic data; the recipe is valid."""
+    values = decided(several(20, (4000, 3000), 10, 25), base="quick/blendmask_panoptic_shapes")
+    assert values["INPUT.CROP.ENABLED"]
+    assert "TEST.TILE.SIZE" not in values
 
 
 def test_pilots_by_the_number_of_objects():

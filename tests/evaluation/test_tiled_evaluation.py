@@ -16,8 +16,9 @@ from instseg_d2.data import register_coco
 from instseg_d2.engine import Trainer
 from instseg_d2.errors import ConfigError
 from instseg_d2.export import ExportedPredictor, export
-from instseg_d2.inference.predictor import Predictor
-from instseg_d2.inference.tiles import TiledPredictor, as_tested
+from instseg_d2.export.exporters import default_size
+from instseg_d2.inference.predictor import ModelPredictor, Predictor
+from instseg_d2.inference.tiles import TiledPredictor, as_tested, model_for_test, seen_by_network
 from tests.bright_spots import CLASS_NAMES, BrightSpots, save_checkpoint, spots_config
 from tests.coco_sets import polygon
 from tests.tiny import tiny_config
@@ -85,6 +86,27 @@ def test_a_report_of_tiles(cfg, tmp_path):
     assert (tmp_path / "output" / "inference" / "report.html").is_file()
 
 
+def test_the_limit_is_that_of_an_image(cfg):
+    """Its best detection, of the best two of all tiles."""
+    cfg.TEST.TILE.SIZE, cfg.TEST.TILE.OVERLAP, cfg.TEST.DETECTIONS_PER_IMAGE = 64, 0.5, 1
+    model = Trainer.build_model(cfg)
+    torch.nn.init.ones_(model.weight)
+    tiled = model_for_test(cfg, model)
+    for sample in Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0]):
+        assert len(tiled(sample)[0]["instances"]) == 1
+
+
+def test_what_the_network_sees(cfg):
+    """The first tile of the first image, the second one of the second, and whole images without tiles."""
+    cfg.TEST.TILE.SIZE, cfg.TEST.TILE.OVERLAP = 64, 0.5
+    image = np.arange(120 * 160 * 3, dtype=np.uint8).reshape(120, 160, 3)
+    for index, (x, y) in enumerate([(0, 0), (32, 0), (64, 0), (96, 0), (0, 28)]):
+        record = seen_by_network(ModelPredictor(cfg, None), image, index)
+        assert np.array_equal(record["image"].permute(1, 2, 0).numpy(), image[y : y + 64, x : x + 64])
+    cfg.TEST.TILE.SIZE = 0
+    assert seen_by_network(ModelPredictor(cfg, None), image, 1)["image"].shape == (3, 120, 160)
+
+
 def test_prediction(cfg, tmp_path):
     """As the model was tested, unless --tile says otherwise."""
     cfg.TEST.TILE.SIZE, cfg.TEST.TILE.OVERLAP = 64, 0.5
@@ -98,6 +120,7 @@ def test_prediction(cfg, tmp_path):
     assert found("as_tested") == sorted(box for boxes in BOXES for box in boxes)
     assert found("whole", "--tile", "0") == []
     assert found("large", "--tile", "128") == []
+    assert len(Predictor.from_checkpoint(weights)(str(tmp_path / "images" / "0.png"))) == 2
     batch = BatchPredictor(weights)({"path": np.array([str(tmp_path / "images" / "0.png")])})
     assert len(batch["scores"][0]) == 2
 
@@ -112,10 +135,14 @@ def test_exported_models(tmp_path):
     cfg.TEST.TILE.SIZE, cfg.TEST.TILE.OVERLAP = 64, 0.25
     predictor = Predictor(cfg, "", class_names=["a", "b", "c"])
     path = str(tmp_path / "model.onnx")
-    export(predictor, "onnx").save(path)
+    exported = export(predictor, "onnx", dynamic=True)
+    exported.save(path)
+    assert exported.information["tile"] == [64, 0.25]
+    assert default_size(cfg) == (cfg.INPUT.MIN_SIZE_TEST,) * 2
+    assert not ExportedPredictor(path).batches
     tested = as_tested(ExportedPredictor(path))
     assert isinstance(tested, TiledPredictor)
-    assert (tested.tile, tested.overlap) == (64, 0.25)
+    assert (tested.side, tested.overlap) == (64, 0.25)
     cfg.TEST.TILE.SIZE = 0
     whole = Predictor(cfg, "")
     assert as_tested(whole) is whole

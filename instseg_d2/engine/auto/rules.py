@@ -11,14 +11,13 @@ from detectron2.config import CfgNode
 from ...config import get_value
 from ...data.fingerprint import Fingerprint
 from ...methods import method_of
-from ...modeling.recipe_rules import MARGIN, SMALL, TYPICAL, tiles
+from ...modeling.recipe_rules import ENLARGED, MARGIN, SMALL, TYPICAL, tiles
 from .machine import Machine
 
 __all__ = ["Decisions", "shared_rules"]
 
 Decisions = dict[str, tuple[object, str]]  # config key -> (value, reason)
 
-ENLARGED = 1.5  # at most; more adds pixels, but nothing to see
 SMALLER, LARGER = 5 / 6, 7 / 6  # of the side, also used in training
 SIDES = {False: (192, 384), True: (384, 800)}  # shorter side at the network's input, on CPUs and on GPUs
 LARGEST_TEST = {False: 1536, True: 2400}  # shorter side of an image that is tested as a whole
@@ -50,7 +49,7 @@ def _followed(decisions: Decisions, given: Mapping) -> Decisions:
     return decisions | {key: (given[key], "as given") for key in decisions if key in given}
 
 
-def _sizes(data: Fingerprint, machine: Machine, given: Mapping) -> Decisions:
+def _sizes(cfg: CfgNode, data: Fingerprint, machine: Machine, given: Mapping) -> Decisions:
     """Input size and its range, and crops where the whole image would have to shrink too much, if allowed."""
     low, high = SIDES[machine.gpu]
     image = data.image_side.q50
@@ -60,7 +59,7 @@ def _sizes(data: Fingerprint, machine: Machine, given: Mapping) -> Decisions:
     shrunk = data.size.q25 * side / image  # a small object at this size
     scale = min(1.0, max(SMALL / data.size.q25, TYPICAL / data.size.q50))  # at which objects are large enough
     if given.get("INPUT.CROP.ENABLED", True) and shrunk < SMALL and side / scale < 0.75 * image:
-        return _crops(data, machine, side, scale)
+        return _crops(cfg, data, machine, side, scale, given)
     sizes = tuple(sorted(given.get("INPUT.MIN_SIZE_TRAIN", _train_sizes(side))))
     test = _in_32(min(max(image, sizes[-1]), max(1.3 * side, sizes[-1])))
     test = given.get("INPUT.MIN_SIZE_TEST", test)
@@ -83,13 +82,18 @@ def _sizes(data: Fingerprint, machine: Machine, given: Mapping) -> Decisions:
     }
 
 
-def _crops(data: Fingerprint, machine: Machine, side: int, scale: float) -> Decisions:
-    crop, sizes = round(side / scale), _train_sizes(side)
+def _crops(cfg: CfgNode, data: Fingerprint, machine: Machine, side: int, scale: float, given: Mapping) -> Decisions:
+    crop = given.get("INPUT.CROP.SIZE", (round(side / scale),) * 2)[0]
+    sizes = tuple(sorted(given.get("INPUT.MIN_SIZE_TRAIN", _train_sizes(side))))
+    if crop >= 1:  # otherwise relative
+        side, scale = sizes[len(sizes) // 2], sizes[len(sizes) // 2] / crop
     largest = LARGEST_TEST[machine.gpu]
     whole = _in_32(data.image_side.q50 * scale)
-    test = min(whole, largest)
+    tile = given.get("TEST.TILE.SIZE", 0)
+    test = given.get("INPUT.MIN_SIZE_TEST", _in_32(tile * scale) if tile else min(whole, largest))
     shrunk = data.size.q25 * side / data.image_side.q50
-    tile = round(test / scale)
+    joined = not method_of(cfg).panoptic(cfg) and not cfg.MODEL.KEYPOINT_ON  # what tiles can find
+    cut = tile or (test < whole and joined and "TEST.TILE.SIZE" not in given)
     return {
         "INPUT.CROP.ENABLED": (
             True,
@@ -105,10 +109,10 @@ def _crops(data: Fingerprint, machine: Machine, side: int, scale: float) -> Deci
         "INPUT.MAX_SIZE_TRAIN": (2 * sizes[-1], "crops of images that are smaller on one side"),
         "INPUT.MIN_SIZE_TEST": (
             test,
-            "objects of the same size as in training" if test == whole else f"at most {largest}: larger images are cut",
+            "objects of the same size as in training" if test == whole or cut else f"at most {largest}",
         ),
         "INPUT.MAX_SIZE_TEST": (_up_to_32(test * _stretch(data, test, largest)), "the same shape"),
-        **(tiles(data, tile, "larger images would shrink") if test < whole else {}),
+        **(tiles(data, tile or round(test / scale), "larger images would shrink") if cut else {}),
     }
 
 
@@ -225,7 +229,7 @@ def shared_rules(cfg: CfgNode, data: Fingerprint, machine: Machine, small: bool,
         small: it is for CPUs or small data, as those of ``quick/``, not one of the authors'.
         given: config key -> value that is not to be decided, but followed.
     """
-    decisions = _followed(_sizes(data, machine, given), given)
+    decisions = _followed(_sizes(cfg, data, machine, given), given)
     decisions |= _batch(cfg, machine, decisions, small, given)
     decisions |= _schedule(cfg, data, decisions["SOLVER.IMS_PER_BATCH"][0], small, given)
     decisions |= {**_classes(data), **_augmentation(cfg, data), **_detections(data), **_machine(cfg, machine)}

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from detectron2.config import CfgNode
 
 from ...data.fingerprint import Fingerprint
-from ..recipe_rules import MANY, cheaper_steps, crops_of_crowds, decided, fine_map_reason, objects_seen
+from ..recipe_rules import MANY, cheaper_steps, crops_of_crowds, decided, fine_map_reason, objects_seen, tiles_of_crops
 
 __all__ = ["recipe_rules"]
 
@@ -24,15 +24,16 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given:
     map for small objects. In small recipes, crops of crowded images, which are tested in tiles.
     """
     decisions, limit = {}, MOST[small]
-    objects = min(objects_seen(cfg, data)[1], data.q99_objects)
-    if small and SPARE * objects > MANY:
+    if small and SPARE * data.q99_objects > MANY:
         reason = f"1 % of the images have {data.q99_objects} objects or more, a crop has fewer"
         decisions = crops_of_crowds(cfg, data, given, reason)
         cfg = decided(cfg, decisions)
-    objects = min(objects_seen(cfg, data)[1], data.q99_objects)
+    decisions |= tiles_of_crops(cfg, data, given, "queries find a limited number of objects")
+    cfg = decided(cfg, decisions)
+    _, objects, _ = objects_seen(cfg, data)
     wanted = 50 * math.ceil(SPARE * objects / 50)
     queries = min(max(wanted, cfg.MODEL.ISTR.NUM_PROPOSALS), limit)
-    reason = f"99 % of the {'crops' if cfg.INPUT.CROP.ENABLED else 'images'} have at most {objects} objects"
+    reason = f"{'95 % of the tiles' if cfg.TEST.TILE.SIZE else '99 % of the images'} have at most {objects} objects"
     reason += f", at most {limit} queries" if wanted > limit else ""
     decisions["MODEL.ISTR.NUM_PROPOSALS"] = queries, reason
     if not cfg.TEST.TILE.SIZE:

@@ -14,7 +14,7 @@ from ..recipe_rules import (
     decided,
     fine_map_reason,
     objects_seen,
-    tiles,
+    tiles_of_crops,
 )
 
 __all__ = ["recipe_rules"]
@@ -34,15 +34,17 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given:
     if sizes are given, narrow layers for many slots.
     """
     decisions = {}
-    if small and MARGIN * objects_seen(cfg, data)[1] > MANY:
+    if small and MARGIN * data.max_objects > MANY:
         decisions = crops_of_crowds(cfg, data, given, f"an image has up to {data.max_objects} objects, a crop fewer")
         cfg = decided(cfg, decisions)
-    mean, most = objects_seen(cfg, data)
+    decisions |= tiles_of_crops(cfg, data, given, "slots find a limited number of objects")
+    cfg = decided(cfg, decisions)
+    mean, _, most = objects_seen(cfg, data)
     node, images, key = cfg.MODEL.SPARSE_INST, cfg.INPUT, "MODEL.SPARSE_INST"
-    where = "a crop" if images.CROP.ENABLED else "an image"
-    wanted = 20 * math.ceil(MARGIN * most / 20)
-    slots = min(max(wanted, node.DECODER.NUM_MASKS), MOST)
-    limit = f", at most {MOST} slots" if wanted > MOST else ""
+    where = "a tile" if cfg.TEST.TILE.SIZE else "an image"
+    wanted, largest = 20 * math.ceil(MARGIN * most / 20), MANY if small and cfg.TEST.TILE.SIZE else MOST
+    slots = min(max(wanted, node.DECODER.NUM_MASKS), largest)
+    limit = f", at most {largest} slots" if wanted > largest else ""
     decisions |= {
         f"{key}.DECODER.NUM_MASKS": (slots, f"{where} has up to {most} objects{limit}"),
         f"{key}.MAX_DETECTIONS": (slots, "one of each slot"),
@@ -60,14 +62,11 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given:
     if images.COPY_PASTE and 2 * most > slots:
         reason = f"the objects of two of them, {2 * most}, may be more than the slots"
         decisions["INPUT.COPY_PASTE"] = (0.0, reason)
-    if small and {"INPUT.MIN_SIZE_TEST", "TEST.TILE.SIZE"}.isdisjoint(given):
-        reason = "maps of slots do not carry over to larger images"
+    if small and not images.CROP.ENABLED and "INPUT.MIN_SIZE_TEST" not in given:
         decisions |= {
-            "INPUT.MIN_SIZE_TEST": (images.MIN_SIZE_TRAIN[-1], reason),
+            "INPUT.MIN_SIZE_TEST": (images.MIN_SIZE_TRAIN[-1], "maps of slots do not carry over to larger images"),
             "INPUT.MAX_SIZE_TEST": (images.MAX_SIZE_TRAIN, "the same"),
         }
-        if images.CROP.ENABLED and images.CROP.TYPE == "absolute":
-            decisions |= tiles(data, images.CROP.SIZE[0], f"as large as the crops: {reason}")
     maps, reason = MAPS.get(cfg.MODEL.BACKBONE.NAME), fine_map_reason(cfg, data)
     if reason and maps:
         decisions |= {
