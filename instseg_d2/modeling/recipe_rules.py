@@ -68,6 +68,13 @@ def decided(cfg: CfgNode, decisions: dict) -> CfgNode:
     return cfg
 
 
+def _in_network(cfg: CfgNode, pixels: float, relative: float) -> float:
+    """A length at the network's input in training: given in pixels of the image, and by the image's shorter side."""
+    sizes, crop = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP
+    fixed, side = crop.ENABLED and crop.TYPE == "absolute", sizes[len(sizes) // 2]
+    return pixels * side / crop.SIZE[0] if fixed else relative * side
+
+
 def pyramid_levels(cfg: CfgNode, data: Fingerprint, strides: list[int]) -> Levels:
     """
     Size ranges that begin where half of the objects end, within limits, and double from level to level; without the
@@ -79,7 +86,8 @@ def pyramid_levels(cfg: CfgNode, data: Fingerprint, strides: list[int]) -> Level
         strides: of the base recipe; MODEL.FCOS.TOP_LEVELS of them may be dropped.
     """
     side = network_side(cfg, data)
-    half, almost_all = (side * length / 2 for length in (data.relative_length.q50, data.relative_length.q99))
+    lengths = zip((data.length.q50, data.length.q99), (data.relative_length.q50, data.relative_length.q99))
+    half, almost_all = (_in_network(cfg, *length) / 2 for length in lengths)
     finest = strides[0]
     # A range that ends below 4 strides leaves no room for the locations around the centre; 8 strides are the paper's.
     first = min(max(8 * math.ceil(half / 8), 4 * finest), 8 * finest)
@@ -97,7 +105,7 @@ def pyramid_levels(cfg: CfgNode, data: Fingerprint, strides: list[int]) -> Level
 
 def fine_map_reason(cfg: CfgNode, data: Fingerprint) -> str:
     """Why a map of stride 4 is needed; empty if it is not."""
-    size = network_side(cfg, data) * data.relative_size.q50
+    size = _in_network(cfg, data.size.q50, data.relative_size.q50)
     return f"half of the objects are below {size:.0f} pixels: features of stride 4" if size < TYPICAL else ""
 
 
@@ -161,9 +169,10 @@ def objects_seen(cfg: CfgNode, data: Fingerprint) -> tuple[float, int, int]:
     side = cfg.TEST.TILE.SIZE
     if not side:
         return whole
-    places = (1, data.spacing.q50), (UNEVEN, data.spacing.q05), (UNEVEN, data.least_spacing)
-    mean, many, most = (min(factor * (side / spacing) ** 2, n) for (factor, spacing), n in zip(places, whole))
-    return max(mean, 1), math.ceil(many), math.ceil(most)
+    mean, many = (UNEVEN * (side / spacing) ** 2 for spacing in (data.spacing.q50, data.spacing.q05))
+    found = 1 + mean, many, max(many, (side / data.least_spacing) ** 2)  # training crops around an object
+    mean, many, most = map(min, found, whole)
+    return mean, math.ceil(many), math.ceil(most)
 
 
 def cheaper_steps(cfg: CfgNode, unit: int, given: Collection, reason: str) -> dict:
