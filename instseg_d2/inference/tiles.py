@@ -157,8 +157,10 @@ def _best(found: Sequence[Instances], count: int) -> list[Instances]:
 
 def seen_by_network(predictor: ImagePredictor, image: ImageLike, index: int) -> dict:
     """The preprocessed image, or, if the model is tested in tiles, one of its tiles; ``index`` decides which."""
+    if not predictor.tile:
+        return predictor.preprocess(image)
     rgb = to_rgb(image, value_range=predictor.value_range)
-    tiles = tile_boxes(rgb.shape[:2], *predictor.tile) if predictor.tile else [(0, 0, rgb.shape[1], rgb.shape[0])]
+    tiles = tile_boxes(rgb.shape[:2], *predictor.tile)
     x1, y1, x2, y2 = tiles[index % len(tiles)]
     return predictor.preprocess(np.ascontiguousarray(rgb[y1:y2, x1:x2]), "RGB")
 

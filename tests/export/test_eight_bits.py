@@ -196,6 +196,7 @@ def two_results(monkeypatch):
     """A predictor and a file whose results for an image are given: `results[name] = (PyTorch's, the file's)`."""
     results = {}
     exported = SimpleNamespace(
+        tile=(),
         preprocess=lambda file: {"image": file, "file": Path(file).name},
         canvas=lambda image: None,
         outputs=lambda records, masks: [{"instances": results[records[0]["file"]][1]}],

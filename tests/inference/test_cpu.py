@@ -1,5 +1,6 @@
 """Freed memory and denormal numbers: tuned by the commands, but not by a library user's Predictor."""
 
+import multiprocessing
 import platform
 import resource
 import statistics
@@ -28,8 +29,9 @@ def page_faults(keep):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_page_faults():
-    """In processes of their own, since the setting would persist; as in the next test."""
-    keep, back = (forked(page_faults, keep)[1] for keep in (True, False))
+    """In new processes, since the setting would persist, and what earlier tests did to the heap would count."""
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        keep, back = pool.map(page_faults, (True, False), chunksize=1)
     assert keep * 4 < back
 
 
@@ -39,7 +41,7 @@ def test_other_c_libraries_are_left_alone(monkeypatch):
 
 
 def denormals():
-    """A sum of denormal numbers, before and after."""
+    """A sum of denormal numbers, before and after, in a process of its own: the setting would persist."""
     torch.set_flush_denormal(False)  # another test may have called a command
     x = torch.full((9,), 1e-30)
     before = float((x * 1e-10).sum())
