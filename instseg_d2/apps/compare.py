@@ -26,7 +26,7 @@ from ..errors import DatasetError
 from ..evaluation import ProposalRecallEvaluator
 from ..files import write_bytes
 from ..inference.predictor import Predictor
-from ..inference.tiles import as_tested
+from ..inference.tiles import as_tested, seen_by_network
 from ..methods import method_of
 from ..modeling.meta_arch import detect
 from ..visualization import draw_annotations, draw_instances, titled_grid
@@ -189,7 +189,7 @@ def _device(contenders: Sequence[Contender]) -> torch.device:
 @torch.no_grad()
 def _latencies(contenders: Sequence[Contender], files: Sequence[str], repeats: int) -> list[float]:
     def call(predictor: Predictor):
-        samples = itertools.cycle([predictor.preprocess(file) for file in files])
+        samples = itertools.cycle([seen_by_network(predictor, file, index) for index, file in enumerate(files)])
         return lambda: detect(predictor.model, [next(samples)])
 
     return interleaved_medians([call(c.predictor) for c in contenders], repeats, str(_device(contenders)))

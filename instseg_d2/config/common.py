@@ -139,9 +139,9 @@ def add_common_config(cfg: CfgNode) -> None:
     cfg.TEST.BEST_METRIC = "segm/AP"
     # Write inference/report.html as well: confused classes, and the worst images beside their annotations.
     cfg.TEST.REPORT = False
+    cfg.TEST.TILE = CfgNode()
     # Cut test images into tiles of so many of their pixels a side, each of which the network sees as an image of its
     # own, and join objects over the seams, as `instseg predict --tile` does; 0: whole images.
-    cfg.TEST.TILE = CfgNode()
     cfg.TEST.TILE.SIZE = 0
     cfg.TEST.TILE.OVERLAP = 0.2  # least part of a tile that it shares with the next one
 

@@ -19,6 +19,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ..data.images import read_image
 from ..inference.predictor import Predictor
+from ..inference.tiles import seen_by_network
 from ..methods import method_of
 from ..modeling.meta_arch import detect
 from ..runtime.sessions import first_line
@@ -291,7 +292,7 @@ def compare(predictor: Predictor, exported: ExportedPredictor, files: Sequence[s
     images = [read_image(file, "RGB", value_range=predictor.value_range) for file in files]
     turned = [np.rot90(images[0])] if free else []
     for index, image in enumerate([*images, *turned]):
-        record = exported.preprocess(np.ascontiguousarray(image), "RGB")
+        record = seen_by_network(exported, np.ascontiguousarray(image), index, "RGB")
         count = exported.metadata["batch"] or 1 + index % 2
         mirrored = {**record, "image": record["image"].flip(2)}
         records = [(record, mirrored)[i % 2] for i in range(count)]
@@ -320,7 +321,7 @@ def time_both(predictor: Predictor, exported: ExportedPredictor, image, repeats:
     """Median milliseconds per batch of PyTorch and of the file, in turns."""
     seconds: tuple[list, list] = ([], [])
     for one, times in ((predictor, seconds[0]), (exported, seconds[1])) * (repeats + 1):
-        records = [one.preprocess(image, "RGB")] * (exported.metadata["batch"] or 1)
+        records = [seen_by_network(one, image, 0, "RGB")] * (exported.metadata["batch"] or 1)
         start = time.perf_counter()
         one.predict(records)
         times.append(time.perf_counter() - start)

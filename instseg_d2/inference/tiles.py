@@ -78,8 +78,8 @@ class TiledPredictor(ImagePredictor):
         overlap: the least part of a tile that it shares with the next one. Objects larger than this are joined from
             pieces; without overlap, objects cut by a seam stay in pieces.
         batch: number of tiles that run through the network together, if the predictor is faster so.
-        limit: at most so many objects of an image, the best, joined from twice as many detections of the tiles; None:
-            no limit.
+        limit: at most so many objects of an image, the best; None: no limit. Of the
+            detections, so many times as many are joined as tiles may see a pixel.
 
     Raises:
         ConfigError: an argument is invalid, or the model predicts what cannot be joined.
@@ -132,7 +132,7 @@ class TiledPredictor(ImagePredictor):
             # Also without masks, to join the same objects.
             found += self.predictor.predict(inputs, FAINT * score_threshold, "run_lengths")
         if self.limit is not None:
-            found = _best(found, 2 * self.limit)
+            found = _best(found, _times_seen(tiles) * self.limit)
         joined = merge_tiles(found, tiles, (record["height"], record["width"]))
         joined = joined[joined.scores >= score_threshold][: self.limit]
         if joined.has("pred_masks"):
@@ -146,6 +146,13 @@ class TiledPredictor(ImagePredictor):
         return self.predictor.explain(image, max_instances, channel_order)
 
 
+def _times_seen(tiles: Sequence[tuple]) -> int:
+    """How many tiles of a grid see the same pixel, at most."""
+    columns, rows = {(x1, x2) for x1, _, x2, _ in tiles}, {(y1, y2) for _, y1, _, y2 in tiles}
+    along = [max(sum(low <= start < high for low, high in parts) for start, _ in parts) for parts in (columns, rows)]
+    return along[0] * along[1]
+
+
 def _best(found: Sequence[Instances], count: int) -> list[Instances]:
     """The best detections of all tiles."""
     scores = torch.cat([x.scores for x in found])
@@ -155,11 +162,11 @@ def _best(found: Sequence[Instances], count: int) -> list[Instances]:
     return [x[x.scores >= least] for x in found]
 
 
-def seen_by_network(predictor: ImagePredictor, image: ImageLike, index: int) -> dict:
+def seen_by_network(predictor: ImagePredictor, image: ImageLike, index: int, channel_order: str = "BGR") -> dict:
     """The preprocessed image, or, if the model is tested in tiles, one of its tiles; ``index`` decides which."""
     if not predictor.tile:
-        return predictor.preprocess(image)
-    rgb = to_rgb(image, value_range=predictor.value_range)
+        return predictor.preprocess(image, channel_order)
+    rgb = to_rgb(image, channel_order, predictor.value_range)
     tiles = tile_boxes(rgb.shape[:2], *predictor.tile)
     x1, y1, x2, y2 = tiles[index % len(tiles)]
     return predictor.preprocess(np.ascontiguousarray(rgb[y1:y2, x1:x2]), "RGB")
@@ -183,7 +190,7 @@ class TiledModel(torch.nn.Module):
     def __init__(self, cfg: CfgNode, model: torch.nn.Module):
         super().__init__()
         self.model = model
-        together = max(1, TOGETHER // max(cfg.INPUT.MIN_SIZE_TEST or cfg.TEST.TILE.SIZE, 1) ** 2)
+        together = max(1, TOGETHER // (cfg.INPUT.MIN_SIZE_TEST or cfg.TEST.TILE.SIZE) ** 2)
         predictor, limit = ModelPredictor(cfg, model), cfg.TEST.DETECTIONS_PER_IMAGE
         self._predictor = TiledPredictor(predictor, *predictor.tile, together, limit)
         self._order = cfg.INPUT.FORMAT
@@ -199,6 +206,6 @@ class TiledModel(torch.nn.Module):
 
 
 def model_for_test(cfg: CfgNode, model: torch.nn.Module) -> torch.nn.Module:
-    """The optimised copy of a model, which takes the images of `build_test_loader`: whole or, with TEST.TILE, cut."""
+    """The optimised copy of a model, which takes the images of `build_test_loader`; with TEST.TILE it cuts them."""
     fast = optimize_for_inference(model)
     return TiledModel(cfg, fast) if cfg.TEST.TILE.SIZE else fast

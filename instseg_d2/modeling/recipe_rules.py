@@ -31,7 +31,7 @@ CHEAPER = 0.75  # of the side
 MANY = 100  # queries that a small recipe can train, objects that a whole image may have for them
 CROWD = 16  # objects in a crop of the fullest images, on average
 MARGIN = 1.2  # more detections and slots than objects in the fullest image
-UNEVEN = 2  # times the average number of objects in a crop of an image, where they are dense
+UNEVEN = 2  # times as many objects as on average are in a crop of an image where they are dense
 CROP_SIDES = 192, 384  # at least and at most, of a crop at the network's input
 
 
@@ -162,15 +162,15 @@ def crops_of_crowds(cfg: CfgNode, data: Fingerprint, given: Collection, reason: 
 
 def objects_seen(cfg: CfgNode, data: Fingerprint) -> tuple[float, int, int]:
     """
-    The objects in the network's input when it is tested: on average, in 5 % of the tiles or 1 % of whole images, and
-    at most. Tiles see fewer than images.
+    The objects in whole images: on average, in 1 % of the images, and at most. With tiles, estimates for these: where
+    objects are dense in a typical image and in one of the densest 5 %, and on average in the densest, if that is more.
     """
     whole = data.mean_objects, data.q99_objects, data.max_objects
     side = cfg.TEST.TILE.SIZE
     if not side:
         return whole
     mean, many = (UNEVEN * (side / spacing) ** 2 for spacing in (data.spacing.q50, data.spacing.q05))
-    found = 1 + mean, many, max(many, (side / data.least_spacing) ** 2)  # training crops around an object
+    found = max(mean, 1), many, max(many, (side / data.least_spacing) ** 2)
     mean, many, most = map(min, found, whole)
     return mean, math.ceil(many), math.ceil(most)
 

@@ -20,6 +20,7 @@ from instseg_d2.engine.auto.plan import _base
 from instseg_d2.engine.auto.writing import nested, recipe_text
 from instseg_d2.errors import ConfigError
 from instseg_d2.methods import method_of, methods
+from instseg_d2.modeling.recipe_rules import objects_seen
 from tests.coco_sets import rectangles, write_set
 from tests.fingerprints import record
 
@@ -136,8 +137,8 @@ def test_crowded_images():
 
 def test_queries_see_crops_of_crowded_images():
     """
-    Squares of 400 x 400 / 100 = 40 x 40 pixels have one object, 160 x 160 have 16; objects of 20 become 24 or more
-    pixels, and 192 of such a crop, from 192 pixels on. Tiles share 0.2 of their side, 32 pixels.
+    Squares of 400 x 400 / 100 = 40 x 40 pixels have one object, 160 x 160 have 16. Objects of 20 pixels should become
+    24, and the crop 192. Tiles share 0.2 of their side, 32 pixels, which is more than an object.
     """
     records = several(10, (400, 400), 100, 20)
     for name in ("SparseInst", "ISTR"):
@@ -160,8 +161,8 @@ def test_queries_see_crops_of_crowded_images():
 
 def test_crops_where_a_few_images_are_dense():
     """
-    90 objects in 97 images of 400 x 400, 900 in three: 42 pixels between objects, and 13.3. Crops of 4 x 42 have 318
-    objects where it is densest; so many slots would make a step expensive.
+    90 objects in 97 images of 400 x 400, 900 in three: 42 pixels between objects, and 13.3. Crops of 4 x 42 have 159
+    objects in the densest images; so many slots would make a step expensive.
     """
     records = [*several(97, (400, 400), 90, 12), *several(3, (400, 400), 900, 12)]
     values = decided(records, name="SparseInst")
@@ -194,6 +195,29 @@ def test_tiles_follow_given_values():
     assert given(TEST__TILE__SIZE=0) == (None, 1536)  # nothing to decide
     assert given(INPUT__CROP__SIZE=(200, 200)) == (800, 1536)
     assert given(INPUT__MIN_SIZE_TRAIN=(192,)) == (None, 1440)  # half the scale: whole images fit
+    # Half of the image's side becomes 384; tiles are of this scale, too.
+    assert given(INPUT__CROP__SIZE=(0.5, 0.5), INPUT__CROP__TYPE="relative") == (None, 768)
+    whole = decided(several(20, (4000, 3000), 5, 500), given={"TEST.TILE.SIZE": 1000})
+    assert (whole["INPUT.MIN_SIZE_TRAIN"], whole["INPUT.MIN_SIZE_TEST"]) == ((160, 192, 224), 64)
+
+
+def test_a_few_large_images_have_tiles():
+    """Eleven of 1400 x 1400 and nine of 4000 x 4000 pixels: the latter would shrink."""
+    records = [*several(11, (1400, 1400), 10, 20), *several(9, (4000, 4000), 10, 20)]
+    values = decided(records)
+    assert (values["TEST.TILE.SIZE"], values["INPUT.MIN_SIZE_TEST"]) == (1536, 1536)
+
+
+def test_objects_in_tiles():
+    """
+    Tiles of 80 pixels. In nine of ten images objects are 40 pixels apart, in one 20: 4 and 16 objects in a tile, twice
+    as many where they are dense. The 5 % quantile of the distances is 29 pixels.
+    """
+    records = [*several(9, (400, 400), 100, 20), *several(1, (400, 400), 400, 20)]
+    data, cfg = fingerprint_of(records, ["a"]), load_config("")
+    assert objects_seen(cfg, data) == (130, data.q99_objects, 400)
+    cfg.TEST.TILE.SIZE = 80
+    assert objects_seen(cfg, data) == (8, 16, 16)
 
 
 def test_models_without_tiles():
@@ -242,7 +266,7 @@ def test_given_sizes_have_room():
 
 @pytest.mark.parametrize("key", ["INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TEST"])
 def test_methods_follow_given_sizes(key):
-    """Images of 500 x 400 with 120 objects, of which the recipes without a given size are smaller."""
+    """Images of 500 x 400 with 120 objects; without a given size they would be smaller."""
     records = several(10, (500, 400), 120, 20)
     for name in ("SparseInst", "ISTR"):
         values = decided(records, name=name, given={key: (320,) if key.endswith("TRAIN") else 384})

@@ -87,7 +87,7 @@ def test_a_report_of_tiles(cfg, tmp_path):
 
 
 def test_the_limit_is_that_of_an_image(cfg):
-    """Its best detection, of the best two of all tiles."""
+    """Its best detection."""
     cfg.TEST.TILE.SIZE, cfg.TEST.TILE.OVERLAP, cfg.TEST.DETECTIONS_PER_IMAGE = 64, 0.5, 1
     model = Trainer.build_model(cfg)
     torch.nn.init.ones_(model.weight)

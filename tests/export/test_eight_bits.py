@@ -197,7 +197,7 @@ def two_results(monkeypatch):
     results = {}
     exported = SimpleNamespace(
         tile=(),
-        preprocess=lambda file: {"image": file, "file": Path(file).name},
+        preprocess=lambda file, channel_order="BGR": {"image": file, "file": Path(file).name},
         canvas=lambda image: None,
         outputs=lambda records, masks: [{"instances": results[records[0]["file"]][1]}],
     )

@@ -141,6 +141,16 @@ def test_without_overlap_objects_stay_in_pieces():
     assert boxes_of(found) == [(40, 20, 64, 40), (64, 20, 80, 40)]
 
 
+@pytest.mark.parametrize("limit", [20, 64, 100])
+def test_a_limit(limit):
+    """64 objects that all of the four tiles see: the best of them, not of the detections."""
+    corners = [(26 + 9 * (i % 8), 26 + 9 * (i // 8)) for i in range(64)]
+    image = painted(120, 120, *((x, y, x + 5, y + 5, 0, 100 + i) for i, (x, y) in enumerate(corners)))
+    found = in_tiles(image, tile=100, overlap=0.2, limit=limit)
+    expected = sorted((*corner, *(side + 5 for side in corner)) for corner in corners[-limit:])
+    assert boxes_of(found) == expected
+
+
 def test_images_that_fit_into_a_tile_are_not_cut():
     image = painted(64, 50, (40, 20, 45, 40))
     plain = Painted()

@@ -62,6 +62,8 @@ def _sizes(cfg: CfgNode, data: Fingerprint, machine: Machine, given: Mapping) ->
         return _crops(cfg, data, machine, side, scale, given)
     sizes = tuple(sorted(given.get("INPUT.MIN_SIZE_TRAIN", _train_sizes(side))))
     test = _in_32(min(max(image, sizes[-1]), max(1.3 * side, sizes[-1])))
+    if given.get("TEST.TILE.SIZE"):
+        test = _in_32(given["TEST.TILE.SIZE"] * side / image)
     test = given.get("INPUT.MIN_SIZE_TEST", test)
     stretch = _stretch(data, side, high)
     if enlarged <= min(max(wanted, low), high):
@@ -83,12 +85,13 @@ def _sizes(cfg: CfgNode, data: Fingerprint, machine: Machine, given: Mapping) ->
 
 
 def _crops(cfg: CfgNode, data: Fingerprint, machine: Machine, side: int, scale: float, given: Mapping) -> Decisions:
+    relative = given.get("INPUT.CROP.TYPE", "absolute") != "absolute"
     crop = given.get("INPUT.CROP.SIZE", (round(side / scale),) * 2)[0]
     sizes = tuple(sorted(given.get("INPUT.MIN_SIZE_TRAIN", _train_sizes(side))))
-    if crop >= 1:  # otherwise relative
-        side, scale = sizes[len(sizes) // 2], sizes[len(sizes) // 2] / crop
+    side = sizes[len(sizes) // 2]
+    scale = side / (crop * data.image_side.q50 if relative else crop)
     largest = LARGEST_TEST[machine.gpu]
-    whole = _in_32(data.image_side.q50 * scale)
+    whole = _in_32(data.image_side.q95 * scale)
     tile = given.get("TEST.TILE.SIZE", 0)
     test = given.get("INPUT.MIN_SIZE_TEST", _in_32(tile * scale) if tile else min(whole, largest))
     shrunk = data.size.q25 * side / data.image_side.q50

@@ -33,13 +33,16 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given:
     _, objects, _ = objects_seen(cfg, data)
     wanted = 50 * math.ceil(SPARE * objects / 50)
     queries = min(max(wanted, cfg.MODEL.ISTR.NUM_PROPOSALS), limit)
-    reason = f"{'95 % of the tiles' if cfg.TEST.TILE.SIZE else '99 % of the images'} have at most {objects} objects"
+    where = "tiles have up to" if cfg.TEST.TILE.SIZE else "99 % of the images have at most"
+    reason = f"{where} {objects} objects"
     reason += f", at most {limit} queries" if wanted > limit else ""
     decisions["MODEL.ISTR.NUM_PROPOSALS"] = queries, reason
     if not cfg.TEST.TILE.SIZE:
         most = min(cfg.TEST.DETECTIONS_PER_IMAGE, max(queries, 100))
         decisions["TEST.DETECTIONS_PER_IMAGE"] = most, "as many as queries, or 100"
-    maps, reason = MAPS.get(cfg.MODEL.BACKBONE.NAME), fine_map_reason(cfg, data)
+    if queries > MANY and small:
+        decisions |= cheaper_steps(cfg, unit, given, f"{queries} queries are expensive and take many steps to learn")
+    maps, reason = MAPS.get(cfg.MODEL.BACKBONE.NAME), fine_map_reason(decided(cfg, decisions), data)
     if small and maps and reason:
         names = ["res2", "res3", "res4", "res5"]
         decisions |= {
@@ -47,6 +50,4 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given:
             "MODEL.FPN.IN_FEATURES": (names, "the same"),
             "MODEL.ROI_HEADS.IN_FEATURES": (["p2", "p3", "p4", "p5"], "the same"),
         }
-    if queries > MANY and small:
-        decisions |= cheaper_steps(cfg, unit, given, f"{queries} queries are expensive and take many steps to learn")
     return decisions

@@ -31,7 +31,7 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given:
     """
     Slots and pilots by the number of objects; a finer map if these are small; more weight of masks, where the base has
     less than the authors, for a single class. In small recipes, crops of crowded images, which are tested in tiles, or,
-    if sizes are given, narrow layers for many slots.
+    where these are not possible, narrow layers for many slots.
     """
     decisions = {}
     if small and MARGIN * data.max_objects > MANY:
@@ -51,7 +51,8 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given:
     }
     if node.LOSS.PILOTS:
         pilots = min(max(round(SPOTS / mean), 1), node.LOSS.PILOTS)
-        decisions[f"{key}.LOSS.PILOTS"] = (pilots, f"{where} has {mean:.3g} objects on average")
+        often = "about" if cfg.TEST.TILE.SIZE else "on average"
+        decisions[f"{key}.LOSS.PILOTS"] = (pilots, f"{where} has {often} {mean:.3g} objects")
     if sum(map(bool, data.classes.values())) == 1 and node.LOSS.MASK_DICE_WEIGHT < 2:
         reason = "there is only one class to learn, so masks count as much"
         decisions |= {
@@ -60,26 +61,29 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given:
             f"{key}.LOSS.MASK_DICE_WEIGHT": (2.0, "the same"),
         }
     if images.COPY_PASTE and 2 * most > slots:
-        reason = f"the objects of two of them, {2 * most}, may be more than the slots"
+        reason = f"{where} with pasted objects may have {2 * most}, more than the slots"
         decisions["INPUT.COPY_PASTE"] = (0.0, reason)
     if small and not images.CROP.ENABLED and "INPUT.MIN_SIZE_TEST" not in given:
         decisions |= {
             "INPUT.MIN_SIZE_TEST": (images.MIN_SIZE_TRAIN[-1], "maps of slots do not carry over to larger images"),
             "INPUT.MAX_SIZE_TEST": (images.MAX_SIZE_TRAIN, "the same"),
         }
-    maps, reason = MAPS.get(cfg.MODEL.BACKBONE.NAME), fine_map_reason(cfg, data)
+    many = slots > MANY and small
+    if many:
+        reason = f"{slots} slots take many steps to divide the image among themselves"
+        decisions |= cheaper_steps(cfg, unit, given, reason)
+    maps, reason = MAPS.get(cfg.MODEL.BACKBONE.NAME), fine_map_reason(decided(cfg, decisions), data)
     if reason and maps:
         decisions |= {
             maps: (["res2", "res3", "res4"], reason),
             f"{key}.ENCODER.IN_FEATURES": (["res2", "res3", "res4"], reason),
             f"{key}.DECODER.SCALE_FACTOR": (1.0, "the features are as fine as the masks"),
         }
-    if slots <= MANY or not small:
+    if not many:
         return decisions
     narrow = f"narrow, since {slots} slots each have a map"
     return {
         **decisions,
-        **cheaper_steps(cfg, unit, given, f"{slots} slots take many steps to divide the image among themselves"),
         f"{key}.ENCODER.NUM_CHANNELS": (64, narrow),
         f"{key}.DECODER.INST.DIM": (64, narrow),
         f"{key}.DECODER.MASK.DIM": (64, narrow),
