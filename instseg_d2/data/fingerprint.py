@@ -212,7 +212,7 @@ def network_side(cfg: CfgNode, data: Fingerprint) -> float:
     The shorter side in pixels of a typical image of the data at the scale at which the network is trained: the middle
     one of INPUT.MIN_SIZE_TRAIN, or, with crops of a fixed size, that of an image of which these are parts.
     """
-    sizes = cfg.INPUT.MIN_SIZE_TRAIN
-    side, crop = sizes[len(sizes) // 2], cfg.INPUT.CROP
+    sizes, crop = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP
     fixed = crop.ENABLED and crop.TYPE == "absolute"
+    side = sizes[len(sizes) // 2] or (crop.SIZE[0] if fixed else data.image_side.q50)  # 0: not resized
     return side * data.image_side.q50 / crop.SIZE[0] if fixed else side

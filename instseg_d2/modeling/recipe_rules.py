@@ -68,11 +68,12 @@ def decided(cfg: CfgNode, decisions: dict) -> CfgNode:
     return cfg
 
 
-def _in_network(cfg: CfgNode, pixels: float, relative: float) -> float:
+def _in_network(cfg: CfgNode, data: Fingerprint, pixels: float, relative: float) -> float:
     """A length at the network's input in training: given in pixels of the image, and by the image's shorter side."""
-    sizes, crop = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP
-    fixed, side = crop.ENABLED and crop.TYPE == "absolute", sizes[len(sizes) // 2]
-    return pixels * side / crop.SIZE[0] if fixed else relative * side
+    crop = cfg.INPUT.CROP
+    if crop.ENABLED and crop.TYPE == "absolute":
+        return pixels * network_side(cfg, data) / data.image_side.q50
+    return relative * network_side(cfg, data)
 
 
 def pyramid_levels(cfg: CfgNode, data: Fingerprint, strides: list[int]) -> Levels:
@@ -87,7 +88,7 @@ def pyramid_levels(cfg: CfgNode, data: Fingerprint, strides: list[int]) -> Level
     """
     side = network_side(cfg, data)
     lengths = zip((data.length.q50, data.length.q99), (data.relative_length.q50, data.relative_length.q99))
-    half, almost_all = (_in_network(cfg, *length) / 2 for length in lengths)
+    half, almost_all = (_in_network(cfg, data, *length) / 2 for length in lengths)
     finest = strides[0]
     # A range that ends below 4 strides leaves no room for the locations around the centre; 8 strides are the paper's.
     first = min(max(8 * math.ceil(half / 8), 4 * finest), 8 * finest)
@@ -105,7 +106,7 @@ def pyramid_levels(cfg: CfgNode, data: Fingerprint, strides: list[int]) -> Level
 
 def fine_map_reason(cfg: CfgNode, data: Fingerprint) -> str:
     """Why a map of stride 4 is needed; empty if it is not."""
-    size = _in_network(cfg, data.size.q50, data.relative_size.q50)
+    size = _in_network(cfg, data, data.size.q50, data.relative_size.q50)
     return f"half of the objects are below {size:.0f} pixels: features of stride 4" if size < TYPICAL else ""
 
 

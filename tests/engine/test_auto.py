@@ -201,6 +201,16 @@ def test_tiles_follow_given_values():
     assert (whole["INPUT.MIN_SIZE_TRAIN"], whole["INPUT.MIN_SIZE_TEST"]) == ((160, 192, 224), 64)
 
 
+def test_images_that_stay_as_they_are():
+    """A given side of 0: in the original size, 3000 pixels, for which there is room."""
+    for records in (several(20, (4000, 3000), 10, 25), several(20, (4000, 3000), 5, 500)):
+        values = decided(records, given={"INPUT.MIN_SIZE_TEST": 0})
+        assert (values["INPUT.MIN_SIZE_TEST"], values["INPUT.MAX_SIZE_TEST"]) == (0, 4000)
+        values = decided(records, given={"INPUT.MIN_SIZE_TRAIN": (0,)})
+        assert values["INPUT.MIN_SIZE_TRAIN"] == (0,)
+        assert values["INPUT.MAX_SIZE_TRAIN"] >= 4000
+
+
 def test_a_few_large_images_have_tiles():
     """Eleven of 1400 x 1400 and nine of 4000 x 4000 pixels: the latter would shrink."""
     records = [*several(11, (1400, 1400), 10, 20), *several(9, (4000, 4000), 10, 20)]

@@ -225,6 +225,13 @@ def _machine(cfg: CfgNode, machine: Machine) -> Decisions:
     return decisions
 
 
+def _with_sides(given: Mapping, side: int) -> dict:
+    """The values given, with this side instead of the 0 that leaves images as they are."""
+    train, test = (f"INPUT.MIN_SIZE_{part}" for part in ("TRAIN", "TEST"))
+    sides = {train: tuple(size or side for size in given.get(train, ())), test: given.get(test, 0) or side}
+    return {key: sides.get(key, value) for key, value in given.items()}
+
+
 def shared_rules(cfg: CfgNode, data: Fingerprint, machine: Machine, small: bool, given: Mapping) -> Decisions:
     """
     Args:
@@ -232,7 +239,8 @@ def shared_rules(cfg: CfgNode, data: Fingerprint, machine: Machine, small: bool,
         small: it is for CPUs or small data, as those of ``quick/``, not one of the authors'.
         given: config key -> value that is not to be decided, but followed.
     """
-    decisions = _followed(_sizes(cfg, data, machine, given), given)
+    shown = _with_sides(given, round(data.image_side.q50))
+    decisions = _followed(_sizes(cfg, data, machine, shown), shown)
     decisions |= _batch(cfg, machine, decisions, small, given)
     decisions |= _schedule(cfg, data, decisions["SOLVER.IMS_PER_BATCH"][0], small, given)
     decisions |= {**_classes(data), **_augmentation(cfg, data), **_detections(data), **_machine(cfg, machine)}
