@@ -111,7 +111,7 @@ def add_own_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="for large images: cut them into tiles of N x N of their pixels, which the network sees as images of "
-        "their own (resized to its test size), and join objects over the seams; a tile may have as many as an image. "
+        "their own (resized to its test size), and join objects over the seams; each tile has the limits of an image. "
         "Default: as the model was tested (TEST.TILE); 0: whole images",
     )
     parser.add_argument(

@@ -15,7 +15,7 @@ from .images import deep_pixels, read_image
 from .mapper import boxes_of
 from .presence import loading
 
-__all__ = ["Fingerprint", "Quantiles", "fingerprint_of", "network_side", "take_fingerprint"]
+__all__ = ["Fingerprint", "Quantiles", "fingerprint_of", "fixed_crop", "network_side", "take_fingerprint"]
 
 SAMPLE = 16  # images whose pixels are read
 COLOURFUL = 16  # of 255: in a grey image, the channels of almost all pixels differ by less
@@ -207,12 +207,17 @@ def take_fingerprint(data_sets: Sequence[str]) -> Fingerprint:
     return fingerprint_of(records, class_names(data_sets[0]))
 
 
+def fixed_crop(cfg: CfgNode) -> int:
+    """The side in pixels of training's crops of a fixed size; 0: there are none."""
+    crop = cfg.INPUT.CROP
+    return crop.SIZE[0] if crop.ENABLED and crop.TYPE == "absolute" else 0
+
+
 def network_side(cfg: CfgNode, data: Fingerprint) -> float:
     """
     The shorter side in pixels of a typical image of the data at the scale at which the network is trained: the middle
     one of INPUT.MIN_SIZE_TRAIN, or, with crops of a fixed size, that of an image of which these are parts.
     """
-    sizes, crop = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP
-    fixed = crop.ENABLED and crop.TYPE == "absolute"
-    side = sizes[len(sizes) // 2] or (crop.SIZE[0] if fixed else data.image_side.q50)  # 0: not resized
-    return side * data.image_side.q50 / crop.SIZE[0] if fixed else side
+    sizes, crop = cfg.INPUT.MIN_SIZE_TRAIN, fixed_crop(cfg)
+    side = sizes[len(sizes) // 2] or crop or data.image_side.q50  # 0: not resized
+    return side * data.image_side.q50 / crop if crop else side

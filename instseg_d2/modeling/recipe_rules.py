@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from detectron2.config import CfgNode
 
-from ..data.fingerprint import Fingerprint, network_side
+from ..data.fingerprint import Fingerprint, fixed_crop, network_side
 
 __all__ = [
     "ENLARGED",
@@ -70,10 +70,8 @@ def decided(cfg: CfgNode, decisions: dict) -> CfgNode:
 
 def _in_network(cfg: CfgNode, data: Fingerprint, pixels: float, relative: float) -> float:
     """A length at the network's input in training: given in pixels of the image, and by the image's shorter side."""
-    crop = cfg.INPUT.CROP
-    if crop.ENABLED and crop.TYPE == "absolute":
-        return pixels * network_side(cfg, data) / data.image_side.q50
-    return relative * network_side(cfg, data)
+    side = network_side(cfg, data)
+    return pixels * side / data.image_side.q50 if fixed_crop(cfg) else relative * side
 
 
 def pyramid_levels(cfg: CfgNode, data: Fingerprint, strides: list[int]) -> Levels:
@@ -125,14 +123,13 @@ def tiles_of_crops(cfg: CfgNode, data: Fingerprint, given: Collection, reason: s
     Tests in tiles as large as the crops, at the largest size of training, for what has a fixed number of queries. Empty
     without crops of a fixed size, or if the size of tests or tiles is given.
     """
-    crop, sizes = cfg.INPUT.CROP, cfg.INPUT.MIN_SIZE_TRAIN
-    fixed = crop.ENABLED and crop.TYPE == "absolute"
-    if not fixed or not {"INPUT.MIN_SIZE_TEST", "TEST.TILE.SIZE"}.isdisjoint(given):
+    crop, sizes = fixed_crop(cfg), cfg.INPUT.MIN_SIZE_TRAIN
+    if not crop or not {"INPUT.MIN_SIZE_TEST", "TEST.TILE.SIZE"}.isdisjoint(given):
         return {}
     return {
         "INPUT.MIN_SIZE_TEST": (sizes[-1], "the largest size of training"),
         "INPUT.MAX_SIZE_TEST": (cfg.INPUT.MAX_SIZE_TRAIN, "the same"),
-        **tiles(data, crop.SIZE[0], f"as large as the crops: {reason}"),
+        **tiles(data, crop, f"as large as the crops: {reason}"),
     }
 
 

@@ -23,6 +23,7 @@ from instseg_d2.methods import method_of, methods
 from instseg_d2.modeling.recipe_rules import objects_seen
 from tests.coco_sets import rectangles, write_set
 from tests.fingerprints import record
+from tests.scripts import restore_logging  # noqa: F401 (a fixture)
 
 LAPTOP, GPU = Machine(gpu=False, memory=8.0), Machine(gpu=True, memory=80.0, cores=16)
 RECIPES = {method.name: method.auto for method in methods() if method.auto}

@@ -8,6 +8,7 @@ import pytest
 from instseg_d2.commands import run
 from instseg_d2.config import load_config
 from tests.coco_sets import rectangles, write_set
+from tests.scripts import restore_logging  # noqa: F401 (a fixture)
 
 SIZE = (200, 150)  # width, height
 
