@@ -13,7 +13,7 @@ from ..errors import ConfigError, ImageError
 from ..export import ExportedPredictor
 from ..inference.image_predictor import ImagePredictor, to_rgb
 from ..inference.predictor import Predictor
-from ..inference.tiles import as_tested
+from ..inference.tiles import check_tiles, in_tiles
 from .pipeline import FAILURES, Item, Pipeline
 
 __all__ = ["COLUMNS", "SOURCES", "BatchPredictor"]
@@ -58,9 +58,10 @@ class BatchPredictor:
         score_threshold: detections that score lower are dropped.
         config_file, opts: see `Predictor.from_checkpoint`; for checkpoints.
         trust: see `ExportedPredictor`.
+        tile, overlap: see `in_tiles`.
 
     Raises:
-        ConfigError: the batch size or the threshold is out of range.
+        ConfigError: the batch size, the threshold, a tile or the overlap is out of range.
     """
 
     def __init__(
@@ -72,11 +73,15 @@ class BatchPredictor:
         config_file: str = "",
         opts: Sequence = (),
         trust: bool = False,
+        tile: Optional[int] = None,
+        overlap: Optional[float] = None,
     ):
         if batch_size < 1:
             raise ConfigError(f"the number of images at a time must be at least 1; got {batch_size}")
         if not 0 <= score_threshold <= 1:
             raise ConfigError(f"the score threshold must be between 0 and 1; got {score_threshold}")
+        check_tiles(tile, overlap)
+        self.tile, self.overlap = tile, overlap
         self.path, self.batch_size, self.score_threshold = os.fspath(path), batch_size, score_threshold
         self.config_file, self.opts, self.trust = config_file, tuple(opts), trust
         self._predictor: Optional[ImagePredictor] = None
@@ -99,7 +104,7 @@ class BatchPredictor:
                 predictor = ExportedPredictor(self.path, self.trust, self.batch_size)
             else:
                 predictor = Predictor.from_checkpoint(self.path, self.config_file, self.opts)
-            self._predictor = as_tested(predictor, self.batch_size)
+            self._predictor = in_tiles(predictor, self.tile, self.overlap, self.batch_size)
         return self._predictor
 
     def __call__(self, batch: Union[Mapping, np.ndarray]) -> dict[str, np.ndarray]:

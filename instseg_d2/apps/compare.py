@@ -26,7 +26,7 @@ from ..errors import DatasetError
 from ..evaluation import ProposalRecallEvaluator
 from ..files import write_bytes
 from ..inference.predictor import Predictor
-from ..inference.tiles import as_tested, seen_by_network
+from ..inference.tiles import in_tiles, seen_by_network
 from ..methods import method_of
 from ..modeling.meta_arch import detect
 from ..visualization import draw_annotations, draw_instances, titled_grid
@@ -203,7 +203,7 @@ def _pictures(contenders: Sequence[Contender], records: Sequence[dict], names, s
         panels.append(("ground truth", draw_annotations(image, record, names)))
         for contender in contenders:
             predictor = contender.predictor
-            tested = as_tested(predictor)
+            tested = in_tiles(predictor)
             (instances,) = tested.predict([tested.preprocess(image, "RGB")], score_threshold)
             if method_of(predictor.cfg).class_agnostic(predictor.cfg):  # show as many proposals as there are objects
                 instances = instances[: len(record["annotations"])]

@@ -149,7 +149,8 @@ def _run(predictor: BatchPredictor, tasks: list[dict], parts: Parts, counts: Cou
         fn_constructor_args=(predictor, parts.folder),
         num_cpus=1,
         num_gpus=1 if resources.get("GPU") else None,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(rows)),  # as many as there is room for
+        # As many actors as there is room for. None waits at an actor for its turn: it would fail with the part there.
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(rows), max_tasks_in_flight_per_actor=1),
         max_task_retries=RETRIES,
     )
     for row in done.iter_rows():

@@ -13,8 +13,6 @@ LOCAL = {
     "no_pictures": False,
     "shard": (1, 1),
     "max_images": None,
-    "tile": None,
-    "overlap": None,
     "track": False,
     "every": 1,
 }
@@ -118,8 +116,8 @@ def add_own_arguments(parser: argparse.ArgumentParser) -> None:
         "--overlap",
         type=float,
         metavar="F",
-        help="least part of a tile that it shares with the next one, 0 to 0.75 (default 0.2): best more than most "
-        "objects take; with 0, objects over a seam stay in pieces",
+        help="least part of a tile that it shares with the next one, 0 to 0.75 (default: as the model was tested, or "
+        "0.2): best more than most objects take; with 0, objects over a seam stay in pieces",
     )
     add_cluster(parser)
 
@@ -144,6 +142,8 @@ def _run_on_ray(args: argparse.Namespace) -> int:
         config_file=os.path.abspath(args.config_file) if os.path.isfile(args.config_file) else args.config_file,
         opts=args.opts,
         trust=args.trust,
+        tile=args.tile,
+        overlap=args.overlap,
     )
     if args.coco:
         args.coco = os.path.abspath(os.path.expanduser(args.coco))
@@ -171,7 +171,7 @@ def main(args: argparse.Namespace) -> int:
     from ..engine.log import setup_logging
     from ..errors import ConfigError
     from ..inference.cpu import tune_cpu
-    from ..inference.tiles import TiledPredictor, as_tested, check_tiles
+    from ..inference.tiles import check_tiles, in_tiles
 
     setup_logging()
     if args.engine == "ray":
@@ -181,16 +181,8 @@ def main(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} works only with --engine ray")
     tune_cpu()
     files = find_inputs(args.input, live=True)  # before the model is loaded, to report a wrong path at once
-    if not args.tile and args.overlap is not None:
-        raise ConfigError("--overlap is that of tiles: give their size as well, such as --tile 640")
-    overlap = 0.2 if args.overlap is None else args.overlap
-    if args.tile:
-        check_tiles(args.tile, overlap)
-    predictor = open_predictor(args, args.batch)
-    if args.tile:
-        predictor = TiledPredictor(predictor, args.tile, overlap, args.batch)
-    elif args.tile is None:
-        predictor = as_tested(predictor, args.batch)
+    check_tiles(args.tile, args.overlap)
+    predictor = in_tiles(open_predictor(args, args.batch), args.tile, args.overlap, args.batch)
     worked = run_demo(
         predictor,
         files,

@@ -9,7 +9,7 @@ from detectron2.config import get_cfg as _detectron2_defaults
 from ..errors import ConfigError
 from ..methods import mask_head_of, methods
 from .backbones import add_backbone_config, check_backbone_config
-from .common import add_common_config, check_common_config
+from .common import add_common_config, check_common_config, tested_in_tiles
 from .detectron2_files import add_project_config, find_config_file
 from .detectron2_values import check_detectron2_config
 from .reading import as_written, explain, home_expanded, merge
@@ -25,6 +25,7 @@ __all__ = [
     "load_config",
     "merge_overrides",
     "set_num_classes",
+    "tested_in_tiles",
 ]
 
 

@@ -146,6 +146,12 @@ def add_common_config(cfg: CfgNode) -> None:
     cfg.TEST.TILE.OVERLAP = 0.2  # least part of a tile that it shares with the next one
 
 
+def tested_in_tiles(cfg: CfgNode) -> tuple:
+    """(TEST.TILE.SIZE, OVERLAP), or (): the model is tested on whole images; also for a config without these keys."""
+    tile = cfg.TEST.get("TILE")
+    return (tile.SIZE, tile.OVERLAP) if tile and tile.SIZE else ()
+
+
 def check_common_config(cfg: CfgNode) -> None:
     """Raise ConfigError for invalid values."""
     check_values(cfg, COMMON_VALUES)
@@ -157,7 +163,7 @@ def check_common_config(cfg: CfgNode) -> None:
     )
     more = method_of(cfg).panoptic(cfg) or cfg.MODEL.KEYPOINT_ON
     require(
-        not more or not cfg.TEST.get("TILE", CfgNode({"SIZE": 0})).SIZE,
+        not more or not tested_in_tiles(cfg),
         "TEST.TILE.SIZE must be 0: only instances with boxes and masks are joined over the seams of tiles.",
     )
     patience = cfg.SOLVER.get("PATIENCE", 0)

@@ -23,10 +23,9 @@ LOSSY = (".jpg", ".jpeg", ".webp", ".heic", ".heif", ".avif")  # files of camera
 
 
 class Quantiles(NamedTuple):
-    """The values below which 5, 10, 25, 50, 90, 95 and 99 % lie."""
+    """The values below which 5, 25, 50, 90, 95 and 99 % lie."""
 
     q05: float
-    q10: float
     q25: float
     q50: float
     q90: float
@@ -36,7 +35,7 @@ class Quantiles(NamedTuple):
     @classmethod
     def of(cls, values: np.ndarray) -> "Quantiles":
         """Of a non-empty array."""
-        return cls(*(float(f"{value:.4g}") for value in np.quantile(values, (0.05, 0.1, 0.25, 0.5, 0.9, 0.95, 0.99))))
+        return cls(*(float(f"{value:.4g}") for value in np.quantile(values, (0.05, 0.25, 0.5, 0.9, 0.95, 0.99))))
 
 
 @dataclass(frozen=True)

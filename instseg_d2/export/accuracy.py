@@ -23,7 +23,7 @@ from ..data.loader import build_test_loader
 from ..errors import ConfigError
 from ..evaluation import build_evaluator, leaves_out
 from ..inference.predictor import Predictor
-from ..inference.tiles import as_tested, seen_by_network
+from ..inference.tiles import in_tiles, seen_by_network
 from ..methods import method_of
 from .parity import reference, time_both
 from .runtime import ExportedPredictor
@@ -146,7 +146,7 @@ def _results(predictor, exported, record: dict, result: Accuracy) -> tuple[Insta
     """PyTorch's and the file's instances of a record, with masks as run lengths; maps are compared here."""
     if "tiles" in record:
         result.images += 1
-        tiled = (as_tested(x).predict([record], masks="run_lengths")[0] for x in (predictor, exported))
+        tiled = (in_tiles(x).predict([record], masks="run_lengths")[0] for x in (predictor, exported))
         return tuple(tiled)
     (expected,) = reference(predictor, [record], exported.canvas(record["image"]), masks="run_lengths")
     (found,) = exported.outputs([record], masks="run_lengths")
@@ -215,7 +215,7 @@ def compare_on_data(predictor: Predictor, exported: ExportedPredictor, name: str
     """
 
     def read(sample):
-        return {**sample, **as_tested(exported).preprocess(sample["file_name"])}
+        return {**sample, **in_tiles(exported).preprocess(sample["file_name"])}
 
     cfg = predictor.cfg.clone()
     cfg.defrost()

@@ -135,9 +135,9 @@ class ImagePredictor:
 
     def batch(self, images: Iterable[ImageLike], channel_order: str = "BGR") -> list[Instances]:
         """The instances of several images, run through the network together; in tiles if the model is tested so."""
-        from .tiles import as_tested
+        from .tiles import in_tiles
 
-        predictor = as_tested(self)
+        predictor = in_tiles(self)
         inputs = [predictor.preprocess(image, channel_order) for image in images]
         return predictor.predict(inputs) if inputs else []
 

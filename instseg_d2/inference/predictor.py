@@ -12,7 +12,15 @@ from detectron2.data import transforms as T
 from detectron2.structures import ImageList
 
 from ..checkpoint import InstSegCheckpointer, read_extra
-from ..config import get_cfg, get_value, home_expanded, load_config, merge_overrides, set_num_classes
+from ..config import (
+    get_cfg,
+    get_value,
+    home_expanded,
+    load_config,
+    merge_overrides,
+    set_num_classes,
+    tested_in_tiles,
+)
 from ..config.detectron2_files import add_project_config
 from ..data.value_range import trained_range
 from ..errors import ConfigError
@@ -43,8 +51,7 @@ class ModelPredictor(ImagePredictor):
         self.cfg, self.model, self.category_ids = cfg, model, {}
         self.input_format = cfg.INPUT.FORMAT
         self.value_range = tuple(cfg.INPUT.get("VALUE_RANGE", ()))
-        if cfg.TEST.get("TILE", CfgNode({"SIZE": 0})).SIZE:
-            self.tile = cfg.TEST.TILE.SIZE, cfg.TEST.TILE.OVERLAP
+        self.tile = tested_in_tiles(cfg)
         if method_of(cfg).panoptic(cfg):
             self.further_output = "a panoptic map"
         elif cfg.MODEL.KEYPOINT_ON:

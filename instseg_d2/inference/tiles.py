@@ -19,26 +19,31 @@ from .seams import merge_tiles
 __all__ = [
     "TiledModel",
     "TiledPredictor",
-    "as_tested",
     "check_tiles",
+    "in_tiles",
     "model_for_test",
     "seen_by_network",
     "tile_boxes",
 ]
 
 MIN_TILE, MAX_OVERLAP = 32, 0.75
+OVERLAP = 0.2  # of a tile, if none is given
 TOGETHER = 2**21  # pixels of the tiles that run through the network together in an evaluation on a GPU
 FAINT = 0.5  # pieces of an object may score lower than it does: down to this part of the threshold they are joined
 
 
-def check_tiles(tile: int, overlap: float) -> None:
+def check_tiles(tile: Optional[int], overlap: Optional[float]) -> None:
     """
+    Check what is given to `in_tiles`.
+
     Raises:
         ConfigError: a tile is too small, or the overlap is not a sensible part of a tile.
     """
-    if tile < MIN_TILE:
+    if not tile and overlap is not None:
+        raise ConfigError("--overlap is that of tiles: give their size as well, such as --tile 640")
+    if tile and tile < MIN_TILE:
         raise ConfigError(f"--tile is {tile}; a tile must have at least {MIN_TILE} pixels a side")
-    if not 0 <= overlap <= MAX_OVERLAP:
+    if overlap is not None and not 0 <= overlap <= MAX_OVERLAP:
         raise ConfigError(f"--overlap is {overlap:g}; it must be a part of the tile from 0 to {MAX_OVERLAP}")
 
 
@@ -86,7 +91,12 @@ class TiledPredictor(ImagePredictor):
     """
 
     def __init__(
-        self, predictor: ImagePredictor, tile: int, overlap: float = 0.2, batch: int = 1, limit: Optional[int] = None
+        self,
+        predictor: ImagePredictor,
+        tile: int,
+        overlap: float = OVERLAP,
+        batch: int = 1,
+        limit: Optional[int] = None,
     ):
         check_tiles(tile, overlap)
         if predictor.further_output:
@@ -172,9 +182,19 @@ def seen_by_network(predictor: ImagePredictor, image: ImageLike, index: int, cha
     return predictor.preprocess(np.ascontiguousarray(rgb[y1:y2, x1:x2]), "RGB")
 
 
-def as_tested(predictor: ImagePredictor, batch: int = 1) -> ImagePredictor:
-    """The predictor, in tiles if its model is tested so (TEST.TILE); ``batch`` as for `TiledPredictor`."""
-    return TiledPredictor(predictor, *predictor.tile, batch) if predictor.tile else predictor
+def in_tiles(
+    predictor: ImagePredictor, tile: Optional[int] = None, overlap: Optional[float] = None, batch: int = 1
+) -> ImagePredictor:
+    """
+    The predictor for whole images: cut into tiles, or not.
+
+    Args:
+        tile: side of a tile in pixels of the image; 0: images are not cut; None: as the model is tested (TEST.TILE).
+        overlap, batch: see `TiledPredictor`; None: as the model is tested, or 0.2 if that is on whole images.
+    """
+    tested = predictor.tile or (0, OVERLAP)
+    tile, overlap = (value if given is None else given for given, value in zip((tile, overlap), tested))
+    return TiledPredictor(predictor, tile, overlap, batch) if tile else predictor
 
 
 class TiledModel(torch.nn.Module):

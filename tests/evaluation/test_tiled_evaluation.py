@@ -18,7 +18,7 @@ from instseg_d2.errors import ConfigError
 from instseg_d2.export import ExportedPredictor, export
 from instseg_d2.export.exporters import default_size
 from instseg_d2.inference.predictor import ModelPredictor, Predictor
-from instseg_d2.inference.tiles import TiledPredictor, as_tested, model_for_test, seen_by_network
+from instseg_d2.inference.tiles import TiledPredictor, in_tiles, model_for_test, seen_by_network
 from tests.bright_spots import CLASS_NAMES, BrightSpots, save_checkpoint, spots_config
 from tests.coco_sets import polygon
 from tests.tiny import tiny_config
@@ -121,8 +121,9 @@ def test_prediction(cfg, tmp_path):
     assert found("whole", "--tile", "0") == []
     assert found("large", "--tile", "128") == []
     assert len(Predictor.from_checkpoint(weights)(str(tmp_path / "images" / "0.png"))) == 2
-    batch = BatchPredictor(weights)({"path": np.array([str(tmp_path / "images" / "0.png")])})
-    assert len(batch["scores"][0]) == 2
+    image = {"path": np.array([str(tmp_path / "images" / "0.png")])}
+    for tile, count in ((None, 2), (0, 0), (64, 2), (128, 0)):
+        assert len(BatchPredictor(weights, tile=tile)(image)["scores"][0]) == count
 
 
 def test_images_that_fit_are_not_cut(cfg):
@@ -140,12 +141,30 @@ def test_exported_models(tmp_path):
     assert exported.information["tile"] == [64, 0.25]
     assert default_size(cfg) == (cfg.INPUT.MIN_SIZE_TEST,) * 2
     assert not ExportedPredictor(path).batches
-    tested = as_tested(ExportedPredictor(path))
+    tested = in_tiles(ExportedPredictor(path))
     assert isinstance(tested, TiledPredictor)
     assert (tested.side, tested.overlap) == (64, 0.25)
     cfg.TEST.TILE.SIZE = 0
     whole = Predictor(cfg, "")
-    assert as_tested(whole) is whole
+    assert in_tiles(whole) is whole
+
+
+@pytest.mark.parametrize(
+    ("tested", "tile", "overlap", "expected"),
+    [
+        (0, None, None, None),
+        (0, 64, None, (64, 0.2)),
+        (0, 64, 0.0, (64, 0.0)),
+        (64, None, None, (64, 0.5)),
+        (64, 0, None, None),
+        (64, 32, None, (32, 0.5)),
+        (64, 32, 0.0, (32, 0.0)),
+    ],
+)
+def test_given_tiles_and_those_of_the_test(cfg, tested, tile, overlap, expected):
+    cfg.TEST.TILE.SIZE, cfg.TEST.TILE.OVERLAP = tested, 0.5
+    found = in_tiles(ModelPredictor(cfg, None), tile, overlap)
+    assert ((found.side, found.overlap) if isinstance(found, TiledPredictor) else None) == expected
 
 
 @pytest.mark.parametrize("size", [-1, 31])

@@ -10,7 +10,7 @@ from ...errors import ConfigError
 from ...export import ExportedPredictor
 from ...inference.image_predictor import ImagePredictor
 from ...inference.predictor import Predictor
-from ...inference.tiles import as_tested
+from ...inference.tiles import in_tiles
 from ..results import shown_name
 from .files import EXPORTED, find_models
 
@@ -83,6 +83,6 @@ class Models:
 
     def _load(self, path: str) -> ImagePredictor:
         if path == self._model or (path != self._weights and path.endswith(EXPORTED)):
-            return as_tested(ExportedPredictor(path, self.trust))
+            return in_tiles(ExportedPredictor(path, self.trust))
         config_file = self._config_file if path == self._weights else ""
-        return as_tested(Predictor.from_checkpoint(path, config_file, self._opts))
+        return in_tiles(Predictor.from_checkpoint(path, config_file, self._opts))
