@@ -15,8 +15,8 @@ from instseg_d2.config import check_config, load_config
 from instseg_d2.data import register_coco
 from instseg_d2.engine import Trainer
 from instseg_d2.errors import ConfigError
-from instseg_d2.export import ExportedPredictor, export
-from instseg_d2.export.exporters import default_size
+from instseg_d2.export import ExportedPredictor, accuracy, compare_on_data, export
+from instseg_d2.export.exporters import Export, default_size
 from instseg_d2.inference.predictor import ModelPredictor, Predictor
 from instseg_d2.inference.tiles import TiledPredictor, in_tiles, model_for_test, seen_by_network
 from tests.bright_spots import CLASS_NAMES, BrightSpots, save_checkpoint, spots_config
@@ -124,6 +124,32 @@ def test_prediction(cfg, tmp_path):
     image = {"path": np.array([str(tmp_path / "images" / "0.png")])}
     for tile, count in ((None, 2), (0, 0), (64, 2), (128, 0)):
         assert len(BatchPredictor(weights, tile=tile)(image)["scores"][0]) == count
+
+
+def test_a_file_is_compared_in_tiles(cfg, tmp_path, monkeypatch):
+    """With another model in place of the file: both find all objects, as they would not in whole images."""
+    monkeypatch.setattr(accuracy, "time_both", lambda *_: (1.0, 1.0))
+    cfg.TEST.TILE.SIZE, cfg.TEST.TILE.OVERLAP = 64, 0.5
+    weights = save_checkpoint(tmp_path / "spots.pth", cfg, CLASS_NAMES)
+    found = compare_on_data(*(Predictor.from_checkpoint(weights) for _ in range(2)), cfg.DATASETS.TEST[0])
+    assert (found.images, found.pytorch, found.exported) == (2, pytest.approx(100), pytest.approx(100))
+
+
+def test_eight_bits_are_calibrated_on_tiles(tmp_path, monkeypatch):
+    """The tiles of 64 of 160 x 120 pixels begin at 0, 32, 64 and 96: one of each image, the next one of the next."""
+    image = np.arange(120 * 160).reshape(120, 160, 1).astype(np.uint8).repeat(3, axis=2)
+    files = [str(tmp_path / f"{i}.png") for i in range(10)]
+    for file in files:
+        cv2.imwrite(file, image)
+    seen = []
+    monkeypatch.setattr(Export, "quantize", lambda self, modules, records: seen.extend(records))
+    cfg = tiny_config("SparseInst")
+    cfg.TEST.TILE.SIZE, cfg.TEST.TILE.OVERLAP, cfg.INPUT.MIN_SIZE_TEST = 64, 0.5, 64
+    export(Predictor(cfg, "", class_names=["a", "b", "c"]), "onnx", calibration=files)
+    corners = [(x, y) for y in (0, 28, 56) for x in (0, 32, 64, 96)]
+    assert len(seen) == len(files)
+    for record, (x, y) in zip(seen, corners):
+        assert np.array_equal(record["image"].permute(1, 2, 0).numpy(), image[y : y + 64, x : x + 64])
 
 
 def test_images_that_fit_are_not_cut(cfg):
