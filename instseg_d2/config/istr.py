@@ -24,6 +24,7 @@ ISTR_VALUES = {
         NUM_CLASSES=at_least(1),
         NUM_PROPOSALS=at_least(1),
         START=one_of("whole", "tiles"),
+        PILOTS=at_least(0),
         NHEADS=at_least(1),
         DROPOUT=below_one,
         DIM_FEEDFORWARD=at_least(1),
@@ -64,6 +65,8 @@ def add_istr_config(cfg: CfgNode) -> None:
     node.NUM_PROPOSALS = 300  # number of queries, N
     # First boxes: "whole", the whole image for each query (the authors'), or "tiles", on grids of several sizes.
     node.START = "whole"
+    # For each object, so many further queries in training, with noised boxes of the object, have all losses, too.
+    node.PILOTS = 0
     node.NHEADS = 8  # attention heads of the self-attention
     node.DROPOUT = 0.0  # dropout rate
     node.DIM_FEEDFORWARD = 2048  # hidden channels of the feed-forward layers
@@ -135,6 +138,8 @@ def check_istr_config(cfg: CfgNode) -> None:
     if heads and not method:
         start = cfg.MODEL.ISTR.START
         require(start == "whole", f"MODEL.ISTR.START is {start}; ISTRHeads has no other than whole.")
+        pilots = cfg.MODEL.ISTR.PILOTS
+        require(pilots == 0, f"MODEL.ISTR.PILOTS is {pilots}; ISTRHeads has none: set it to 0.")
     if heads:
         _check_heads(cfg)
     if heads or cfg.MODEL.ROI_MASK_HEAD.NAME == "MaskEmbeddingHead":

@@ -85,7 +85,8 @@ INPUT:
 def test_the_fast_recipe_changes_only_the_training():
     plain, fast = (load_config(str(ROOT / f"configs/ISTR/ISTR-R50-{name}.yaml")) for name in ("3x", "fast"))
     assert changed_keys(plain, fast) == {
-        "MODEL.AUXILIARY.WEIGHT", "MODEL.AUXILIARY.NORM", "MODEL.ISTR.START", "SOLVER.STEPS", "SOLVER.MAX_ITER",
+        "MODEL.AUXILIARY.WEIGHT", "MODEL.AUXILIARY.NORM", "MODEL.ISTR.START", "MODEL.ISTR.PILOTS",
+        "SOLVER.STEPS", "SOLVER.MAX_ITER",
     }  # fmt: skip
 
 

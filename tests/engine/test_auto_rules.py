@@ -232,6 +232,12 @@ def test_pilots_by_the_number_of_objects():
     assert "MODEL.SPARSE_INST.LOSS.CLASS_WEIGHT" not in values
 
 
+@pytest.mark.parametrize(("objects", "pilots"), [(2, 4), (5, 4), (10, 2), (40, 1)])
+def test_pilots_of_queries(objects, pilots):
+    """20 in an image, at most 4 for each object."""
+    assert decided(several(10, (500, 400), objects, 60), name="ISTR")["MODEL.ISTR.PILOTS"] == pilots
+
+
 def test_copy_paste_needs_slots_for_two_images():
     key = "INPUT.COPY_PASTE"
     assert key not in decided(several(10, (500, 400), 20, 60, classes=2), 2, name="SparseInst")  # 40 slots

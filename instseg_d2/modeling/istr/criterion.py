@@ -6,6 +6,7 @@ encoded mask.
 """
 
 from collections.abc import Sequence
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from ...config.istr import istr_value, istr_version
 from ...layers import check_choice
 from ..losses import mean_over_workers, paired_giou_loss
 from .embedding import MaskEmbedding, mask_dice_losses
+from .pilots import Pilots
 from .refinement import Predictions
 from .targets import Matcher, Targets
 
@@ -81,25 +83,40 @@ class ISTRCriterion:
         )
 
     def __call__(
-        self, predictions: Predictions, gt_instances: Sequence[Instances], embedding: MaskEmbedding
+        self,
+        predictions: Predictions,
+        gt_instances: Sequence[Instances],
+        embedding: MaskEmbedding,
+        pilots: Optional[tuple[Pilots, Predictions]] = None,
     ) -> dict[str, torch.Tensor]:
-        """The weighted losses of every head: loss_ce, loss_bbox, loss_giou, loss_feat and loss_dice, with suffixes."""
+        """
+        The weighted losses of every head: loss_ce, loss_bbox, loss_giou, loss_feat and loss_dice, with suffixes.
+
+        Args:
+            pilots: they, and their predictions, have the same losses as loss_pilot_ce, ....
+        """
         with torch.autocast(predictions.boxes.device.type, enabled=False):
-            features = predictions.decoder_features
-            predictions = Predictions(
-                *(x.float() for x in predictions[:3]), None if features is None else [x.float() for x in features]
-            )
+            predictions = predictions.float()
             targets = Targets(gt_instances, embedding.size, refined=self.version == 2)
             matches = self.matcher(predictions, targets, embedding)
-            return self._losses(predictions, targets, matches, embedding)
+            losses = self._losses(predictions, targets, matches, sum(targets.counts), embedding)
+            if pilots is not None:
+                known, predictions = pilots
+                rows, objects = (x.expand(len(predictions.boxes), -1) for x in (known.rows, known.objects))
+                own = self._losses(
+                    predictions.float(), targets, (rows, objects, known.pairs), sum(known.pairs), embedding
+                )
+                losses.update({name.replace("loss", "loss_pilot"): loss for name, loss in own.items()})
+            return losses
 
-    def _losses(self, predictions: Predictions, targets: Targets, matches, embedding: MaskEmbedding) -> dict:
+    def _losses(self, predictions: Predictions, targets: Targets, matches, count: int, embedding) -> dict:
+        """``count``: by what the losses are divided, as a mean over all workers."""
         rows, objects, pairs = matches
         num_heads = len(rows)
         head = torch.arange(num_heads, device=rows.device)[:, None]
         image = targets.image[objects]
         logits, boxes = predictions.class_logits, predictions.boxes[head, image, rows]
-        count = mean_over_workers(boxes.new_full((), sum(targets.counts))).clamp(min=1)
+        count = mean_over_workers(boxes.new_full((), count)).clamp(min=1)
 
         labels = torch.zeros_like(logits)
         labels[head, image, rows, targets.classes[objects]] = 1.0

@@ -176,13 +176,17 @@ class RefinementHead(nn.Module):
         self.box_deltas = nn.Linear(channels, 4)
         self.mask_branch = mask_branch
 
-    def forward(self, queries: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
-        """queries (N, Q, C), rois (N * Q, R * R, C) of their boxes -> queries (N, Q, C)."""
+    def forward(self, queries: torch.Tensor, rois: torch.Tensor, groups: int = 1) -> torch.Tensor:
+        """
+        queries (N, Q, C), rois (N * Q, R * R, C) of their boxes -> queries (N, Q, C). Each of ``groups`` equal parts of
+        an image's queries attends to itself.
+        """
+        parts = queries if groups == 1 else queries.unflatten(1, (groups, -1)).flatten(0, 1)
         if isinstance(self.self_attention, SelfAttention):
-            attended = self.self_attention(queries)
+            attended = self.self_attention(parts)
         else:
-            attended = self.self_attention(queries, queries, queries, need_weights=False)[0]
-        queries = self.norm1(queries + self.dropout(attended))
+            attended = self.self_attention(parts, parts, parts, need_weights=False)[0]
+        queries = self.norm1(queries + self.dropout(attended.reshape(queries.shape)))
         attended = self.roi_attention(queries.flatten(0, 1), rois).view_as(queries)
         queries = self.norm2(queries + self.dropout(attended))
         inner = self.dropout(F.elu(self.linear1(queries), inplace=True))

@@ -28,6 +28,7 @@ from .inference import (
     to_instances,
     whole_image_boxes,
 )
+from .pilots import make_pilots
 from .refinement import RefinementHeads
 
 
@@ -49,6 +50,7 @@ class ISTR(InstanceSegmenter):
         channels: int = 256,
         max_detections: int = 100,
         start: str = "whole",
+        pilots: int = 0,
         **kwargs,
     ):
         """
@@ -59,9 +61,11 @@ class ISTR(InstanceSegmenter):
             max_detections: number of (query, class) pairs kept per image.
             start: "whole": each query's box starts as the whole image, and the heads move it by random amounts (the
                 authors' start). "tiles": the boxes start on grids, and the heads hardly move them.
+            pilots: for each object, so many `Pilots` have the losses of the queries, too.
             kwargs: see `InstanceSegmenter`.
         """
         super().__init__(**kwargs)
+        self.pilots = pilots
         self.roi_heads = roi_heads
         self.mask_embedding = mask_embedding
         self.criterion = criterion
@@ -85,6 +89,7 @@ class ISTR(InstanceSegmenter):
             "channels": node.HIDDEN_DIM,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
             "start": node.START,
+            "pilots": node.PILOTS,
             "mask_threshold": paste_threshold(cfg),
             "training_only": auxiliary_parts(
                 cfg, {name: backbone.output_shape()[name] for name in cfg.MODEL.ROI_HEADS.IN_FEATURES}, node.NUM_CLASSES
@@ -104,10 +109,17 @@ class ISTR(InstanceSegmenter):
         return features, *initial_queries(maps, images.image_sizes, self.initial_boxes, self.query_embedding)
 
     def losses(self, images: ImageList, batched_inputs: Sequence[dict]) -> dict:
-        """loss_ce, loss_bbox, loss_giou, loss_feat and loss_dice of each head, and those of what only training has."""
+        """
+        loss_ce, loss_bbox, loss_giou, loss_feat and loss_dice of each head, with pilots also as loss_pilot_ce, ..., and
+        those of what only training has.
+        """
         gt_instances = self.gt_instances(batched_inputs)
         features, boxes, queries = self.initial_state(images)
-        losses = self.criterion(self.roi_heads(features, boxes, queries), gt_instances, self.mask_embedding)
+        predictions, pilots = self.roi_heads(features, boxes, queries), None
+        if self.pilots:
+            started = make_pilots(gt_instances, self.pilots)
+            pilots = started, self.roi_heads(features, started.boxes, started.queries(queries), started.groups)
+        losses = self.criterion(predictions, gt_instances, self.mask_embedding, pilots)
         for part in self.training_only.values():
             losses.update(part(features, gt_instances))
         return losses

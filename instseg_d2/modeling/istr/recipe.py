@@ -12,6 +12,7 @@ __all__ = ["recipe_rules"]
 
 MOST = {True: 200, False: 900}  # queries of small and of other recipes
 SPARE = 1.5  # queries for each object
+PILOTS = 20  # in a typical image; more take time
 MAPS = {  # backbones of the small recipes -> the key of the maps under their pyramid
     "build_resnet_fpn_backbone": "MODEL.RESNETS.OUT_FEATURES",
     "build_fcos_timm_fpn_backbone": "MODEL.TIMM.OUT_FEATURES",
@@ -20,8 +21,8 @@ MAPS = {  # backbones of the small recipes -> the key of the maps under their py
 
 def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given: Collection) -> dict:
     """
-    Queries by the number of objects: a step's time grows with them, so that the fullest images may have more. A finer
-    map for small objects. In small recipes, crops of crowded images, which are tested in tiles.
+    Queries and pilots by the number of objects: a step's time grows with them, so that the fullest images may have
+    more. A finer map for small objects. In small recipes, crops of crowded images, which are tested in tiles.
     """
     decisions, limit = {}, MOST[small]
     if small and SPARE * data.q99_objects > MANY:
@@ -30,13 +31,17 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given:
         cfg = decided(cfg, decisions)
     decisions |= tiles_of_crops(cfg, data, given, "queries find a limited number of objects")
     cfg = decided(cfg, decisions)
-    _, objects, _ = objects_seen(cfg, data)
+    mean, objects, _ = objects_seen(cfg, data)
     wanted = 50 * math.ceil(SPARE * objects / 50)
     queries = min(max(wanted, cfg.MODEL.ISTR.NUM_PROPOSALS), limit)
     where = "tiles have up to" if cfg.TEST.TILE.SIZE else "99 % of the images have at most"
     reason = f"{where} {objects} objects"
     reason += f", at most {limit} queries" if wanted > limit else ""
     decisions["MODEL.ISTR.NUM_PROPOSALS"] = queries, reason
+    if cfg.MODEL.ISTR.PILOTS:
+        pilots = min(max(round(PILOTS / mean), 1), cfg.MODEL.ISTR.PILOTS)
+        typical = "tiles have about" if cfg.TEST.TILE.SIZE else "images have on average"
+        decisions["MODEL.ISTR.PILOTS"] = pilots, f"{typical} {mean:.3g} objects"
     if not cfg.TEST.TILE.SIZE:
         most = min(cfg.TEST.DETECTIONS_PER_IMAGE, max(queries, 100))
         decisions["TEST.DETECTIONS_PER_IMAGE"] = most, "as many as queries, or 100"

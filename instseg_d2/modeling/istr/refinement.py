@@ -53,6 +53,11 @@ class Predictions(NamedTuple):
     codes: torch.Tensor
     decoder_features: Optional[list[torch.Tensor]]
 
+    def float(self) -> "Predictions":
+        """In float32."""
+        features = self.decoder_features
+        return Predictions(*(x.float() for x in self[:3]), None if features is None else [x.float() for x in features])
+
 
 class RefinementHeads(nn.Module):
     """The refinement heads and their shared poolers."""
@@ -145,7 +150,7 @@ class RefinementHeads(nn.Module):
         """The pyramid's maps that the heads read, finest first."""
         return [features[name] for name in self.in_features]
 
-    def refine(self, maps: Sequence[torch.Tensor], rows, boxes, queries) -> Iterator[Stage]:
+    def refine(self, maps: Sequence[torch.Tensor], rows, boxes, queries, groups: int = 1) -> Iterator[Stage]:
         """
         Run the heads one after the other and yield their results.
 
@@ -153,16 +158,17 @@ class RefinementHeads(nn.Module):
             maps: (N, C, h_l, w_l) of each level.
             rows: `PyramidPooler.rows` of ``maps``.
             boxes, queries: (N, Q, 4) and (N, Q, C), the input of the first head.
+            groups: equal parts of an image's queries that do not see each other.
         """
         for head in self.heads:
-            queries, boxes = self.advance(head, maps, rows, boxes, queries)
+            queries, boxes = self.advance(head, maps, rows, boxes, queries, groups)
             yield Stage(head, queries, boxes)
             if self.deep_supervision:
                 boxes = boxes.detach()
 
-    def advance(self, head: RefinementHead, maps, rows, boxes: torch.Tensor, queries: torch.Tensor):
+    def advance(self, head: RefinementHead, maps, rows, boxes: torch.Tensor, queries: torch.Tensor, groups: int = 1):
         """Run a head: queries (N, Q, C) and boxes (N, Q, 4) -> the refined ones."""
-        queries = head(queries, self.pooler(maps, boxes, rows))
+        queries = head(queries, self.pooler(maps, boxes, rows), groups)
         deltas = head.deltas(queries)
         # Boxes stay float32, whatever the dtype of the deltas.
         boxes = self.box_transform.apply_deltas(deltas.flatten(0, 1), boxes.flatten(0, 1)).view(boxes.shape)
@@ -185,18 +191,18 @@ class RefinementHeads(nn.Module):
         codes, feature = head.mask_branch(queries.flatten(0, 1), crops)
         return codes.view(*queries.shape[:2], -1), feature
 
-    def forward(self, features: dict[str, torch.Tensor], boxes, queries) -> Predictions:
+    def forward(self, features: dict[str, torch.Tensor], boxes, queries, groups: int = 1) -> Predictions:
         """
         Args:
             features: name -> (N, C, h_l, w_l).
-            boxes, queries: (N, Q, 4) and (N, Q, C), the input of the first head.
+            boxes, queries, groups: see `refine`.
 
         Returns:
             the predictions of all heads, or of the last one without deep supervision.
         """
         maps = self.maps(features)
         rows = self.pooler.rows(maps)
-        stages = list(self.refine(maps, rows, boxes, queries))
+        stages = list(self.refine(maps, rows, boxes, queries, groups))
         stages = stages if self.deep_supervision else stages[-1:]
         masks = [self.mask_codes(stage.head, maps, rows, stage.boxes, stage.queries) for stage in stages]
         return Predictions(
