@@ -2,7 +2,7 @@
 One record per method, with everything that shared code needs to know about it. Shared code never names a method.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -80,13 +80,13 @@ class AutoRecipe:
         photos: the same for photos, with pretrained weights; empty: there is none.
         large: the authors', for GPUs and much data.
         rules: (config with the values of the rules that all methods share, `data.fingerprint.Fingerprint`, whether the
-            base is a small recipe, the number that divides every batch, the keys whose values are given) ->
+            base is a small recipe, the number that divides every batch, the values given by key) ->
             {config key: (value, reason)}.
     """
 
     small: str
     large: str
-    rules: Callable[[CfgNode, Any, bool, int, Collection[str]], Mapping[str, tuple[Any, str]]]
+    rules: Callable[[CfgNode, Any, bool, int, Mapping[str, Any]], Mapping[str, tuple[Any, str]]]
     photos: str = ""
 
 

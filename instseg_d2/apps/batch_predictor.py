@@ -80,7 +80,7 @@ class BatchPredictor:
             raise ConfigError(f"the number of images at a time must be at least 1; got {batch_size}")
         if not 0 <= score_threshold <= 1:
             raise ConfigError(f"the score threshold must be between 0 and 1; got {score_threshold}")
-        check_tiles(tile, overlap)
+        check_tiles(tile or None, overlap)
         self.tile, self.overlap = tile, overlap
         self.path, self.batch_size, self.score_threshold = os.fspath(path), batch_size, score_threshold
         self.config_file, self.opts, self.trust = config_file, tuple(opts), trust

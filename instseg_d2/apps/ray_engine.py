@@ -139,6 +139,8 @@ def _run(predictor: BatchPredictor, tasks: list[dict], parts: Parts, counts: Cou
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
+    # More actors are started while all have work. By default, these would need several parts each.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     context.max_errored_blocks = -1  # what is missing in the end is repeated one by one
     resources = ray.cluster_resources()
     rows = [{"part": json.dumps(part)} for part in tasks]
@@ -149,7 +151,7 @@ def _run(predictor: BatchPredictor, tasks: list[dict], parts: Parts, counts: Cou
         fn_constructor_args=(predictor, parts.folder),
         num_cpus=1,
         num_gpus=1 if resources.get("GPU") else None,
-        # As many actors as there is room for. None waits at an actor for its turn: it would fail with the part there.
+        # As many actors as there is room for. No part waits at an actor, where it would fail with the one before it.
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(rows), max_tasks_in_flight_per_actor=1),
         max_task_retries=RETRIES,
     )

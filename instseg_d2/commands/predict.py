@@ -181,7 +181,7 @@ def main(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} works only with --engine ray")
     tune_cpu()
     files = find_inputs(args.input, live=True)  # before the model is loaded, to report a wrong path at once
-    check_tiles(args.tile, args.overlap)
+    check_tiles(args.tile or None, args.overlap)
     predictor = in_tiles(open_predictor(args, args.batch), args.tile, args.overlap, args.batch)
     worked = run_demo(
         predictor,

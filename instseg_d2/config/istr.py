@@ -24,7 +24,7 @@ ISTR_VALUES = {
         NUM_CLASSES=at_least(1),
         NUM_PROPOSALS=at_least(1),
         START=one_of("whole", "tiles"),
-        PILOTS=at_least(0),
+        PILOTS=between(0, 100),
         NHEADS=at_least(1),
         DROPOUT=below_one,
         DIM_FEEDFORWARD=at_least(1),
@@ -65,7 +65,7 @@ def add_istr_config(cfg: CfgNode) -> None:
     node.NUM_PROPOSALS = 300  # number of queries, N
     # First boxes: "whole", the whole image for each query (the authors'), or "tiles", on grids of several sizes.
     node.START = "whole"
-    # For each object, so many further queries in training, with noised boxes of the object, have all losses, too.
+    # In training, each object also has so many further queries, which start at noised boxes of it and have all losses.
     node.PILOTS = 0
     node.NHEADS = 8  # attention heads of the self-attention
     node.DROPOUT = 0.0  # dropout rate

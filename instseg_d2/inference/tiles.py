@@ -34,14 +34,12 @@ FAINT = 0.5  # pieces of an object may score lower than it does: down to this pa
 
 def check_tiles(tile: Optional[int], overlap: Optional[float]) -> None:
     """
-    Check what is given to `in_tiles`.
+    Check the side of a tile and the overlap, if given.
 
     Raises:
         ConfigError: a tile is too small, or the overlap is not a sensible part of a tile.
     """
-    if not tile and overlap is not None:
-        raise ConfigError("--overlap is that of tiles: give their size as well, such as --tile 640")
-    if tile and tile < MIN_TILE:
+    if tile is not None and tile < MIN_TILE:
         raise ConfigError(f"--tile is {tile}; a tile must have at least {MIN_TILE} pixels a side")
     if overlap is not None and not 0 <= overlap <= MAX_OVERLAP:
         raise ConfigError(f"--overlap is {overlap:g}; it must be a part of the tile from 0 to {MAX_OVERLAP}")
@@ -190,11 +188,19 @@ def in_tiles(
 
     Args:
         tile: side of a tile in pixels of the image; 0: images are not cut; None: as the model is tested (TEST.TILE).
-        overlap, batch: see `TiledPredictor`; None: as the model is tested, or 0.2 if that is on whole images.
+        overlap: see `TiledPredictor`; None: as the model is tested, or 0.2 if that is on whole images.
+        batch: see `TiledPredictor`.
+
+    Raises:
+        ConfigError: see `TiledPredictor`; or there is an overlap without tiles.
     """
-    tested = predictor.tile or (0, OVERLAP)
-    tile, overlap = (value if given is None else given for given, value in zip((tile, overlap), tested))
-    return TiledPredictor(predictor, tile, overlap, batch) if tile else predictor
+    side, usual = predictor.tile or (0, OVERLAP)
+    side = side if tile is None else tile
+    if side:
+        return TiledPredictor(predictor, side, usual if overlap is None else overlap, batch)
+    if overlap is not None:
+        raise ConfigError("--overlap is that of tiles: give their size as well, such as --tile 640")
+    return predictor
 
 
 class TiledModel(torch.nn.Module):

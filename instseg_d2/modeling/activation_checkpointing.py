@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError
 
-__all__ = ["checkpoint_activations"]
+__all__ = ["checkpoint_activations", "untouched_statistics"]
 
 BLOCKS = 3  # of a stage that are run again together; more of them: less is kept, but the backward pass needs more
 
@@ -106,7 +106,7 @@ def _rerun(method: Callable, *args, **kwargs):
 
     def run(*args, **kwargs):
         again = next(runs) > 0
-        with _inside(), _untouched_statistics(method.__self__) if again else contextlib.nullcontext():
+        with _inside(), untouched_statistics(method.__self__) if again else contextlib.nullcontext():
             return method(*args, **kwargs)
 
     return checkpoint(run, *args, use_reentrant=False, **kwargs)
@@ -122,7 +122,7 @@ def _inside():
 
 
 @contextlib.contextmanager
-def _untouched_statistics(module: nn.Module):
+def untouched_statistics(module: nn.Module):
     """Let batch norms update copies of their running statistics."""
     norms = [x for x in module.modules() if isinstance(x, _BatchNorm) and x.training]
     kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]

@@ -56,7 +56,7 @@ def test_videos_give_the_same_results(tmp_path, predict):
     [
         (["--tile", "8"], "--tile is 8; a tile must have at least 32 pixels a side"),
         (["--tile", "640", "--overlap", "1"], "--overlap is 1; it must be a part of the tile from 0 to 0.75"),
-        (["--overlap", "0.3"], "--overlap is that of tiles: give their size as well, such as --tile 640"),
+        (["--overlap", "1"], "--overlap is 1; it must be a part of the tile from 0 to 0.75"),
     ],
 )
 def test_errors_come_before_the_model_is_loaded(tmp_path, capsys, arguments, message):

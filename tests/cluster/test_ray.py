@@ -72,13 +72,14 @@ def rows(out, *columns):
 
 
 def test_a_machine_is_lost(data, cluster, tmp_path, monkeypatch):
-    out, lost = tmp_path / "out", []
+    out, lost, at_once = tmp_path / "out", [], []
     update = ray_engine.tqdm.update
 
     def updating(self, count=1):
+        free = ray._private.state.available_resources_per_node()
+        busy = [node for node in cluster.worker_nodes if not free.get(node.node_id, {"CPU": 1}).get("CPU")]
+        at_once.append(len(busy))
         if not lost:  # after the first part
-            free = ray._private.state.available_resources_per_node()
-            busy = [node for node in cluster.worker_nodes if not free[node.node_id].get("CPU")]
             lost.append(busy[0])  # where an actor is
             cluster.remove_node(busy[0])
             (out / ".unfinished-0-0.parquet").touch()  # as of an actor that was writing
@@ -87,6 +88,7 @@ def test_a_machine_is_lost(data, cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_engine.tqdm, "update", updating)
     assert predict(data, out, "--coco", tmp_path / "coco.json") == 0
     assert lost
+    assert max(at_once) > 1  # machines that predict
     parts = sorted(os.listdir(out))
     assert len(parts) == NUMBER / 4
     assert all(name.startswith("part-") and name.endswith(".parquet") for name in parts)

@@ -137,6 +137,7 @@ def test_queries_see_crops_of_crowded_images():
         # 20 pixels become 24: the usual maps are fine enough.
         assert {"MODEL.RESNETS.OUT_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES"}.isdisjoint(values)
     assert values["MODEL.ISTR.NUM_PROPOSALS"] == 50  # 1.5 times twice 16
+    assert values["MODEL.ISTR.PILOTS"] == 1  # 20 for twice 16
     assert "INPUT.CROP.SIZE" not in decided(records)
     huge = several(10, (4000, 4000), 120, 20)  # crops of 384 pixels at their own size, which have a few objects
     assert decided(huge, name="ISTR")["INPUT.CROP.SIZE"] == decided(huge)["INPUT.CROP.SIZE"] == (384, 384)
@@ -235,6 +236,10 @@ def test_pilots_by_the_number_of_objects():
 @pytest.mark.parametrize(("objects", "pilots"), [(2, 4), (5, 4), (10, 2), (40, 1)])
 def test_pilots_of_queries(objects, pilots):
     """20 in an image, at most 4 for each object."""
+    given = {"MODEL.ISTR.NUM_PROPOSALS": 60, "INPUT.CROP.ENABLED": False}
+    values = decided(several(10, (500, 400), 150, 20), name="ISTR", given=given)
+    assert (values["MODEL.ISTR.NUM_PROPOSALS"], values["TEST.DETECTIONS_PER_IMAGE"]) == (60, 100)
+    assert values["SOLVER.IMS_PER_BATCH"] == 4  # no cheaper steps
     assert decided(several(10, (500, 400), objects, 60), name="ISTR")["MODEL.ISTR.PILOTS"] == pilots
 
 

@@ -183,14 +183,21 @@ def test_exported_models(tmp_path):
         (0, 64, 0.0, (64, 0.0)),
         (64, None, None, (64, 0.5)),
         (64, 0, None, None),
+        (64, None, 0.3, (64, 0.3)),
         (64, 32, None, (32, 0.5)),
         (64, 32, 0.0, (32, 0.0)),
     ],
 )
 def test_given_tiles_and_those_of_the_test(cfg, tested, tile, overlap, expected):
     cfg.TEST.TILE.SIZE, cfg.TEST.TILE.OVERLAP = tested, 0.5
-    found = in_tiles(ModelPredictor(cfg, None), tile, overlap)
-    assert ((found.side, found.overlap) if isinstance(found, TiledPredictor) else None) == expected
+    predictor = ModelPredictor(cfg, None)
+    found = in_tiles(predictor, tile, overlap)
+    if expected is None:
+        assert found is predictor
+        with pytest.raises(ConfigError, match="--overlap is that of tiles: give their size as well"):
+            in_tiles(predictor, tile, 0.3)
+    else:
+        assert (found.side, found.overlap) == expected
 
 
 @pytest.mark.parametrize("size", [-1, 31])

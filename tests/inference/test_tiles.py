@@ -269,6 +269,7 @@ def test_arguments(tmp_path):
     plain = Painted()
     for tile, overlap, message in (
         (31, 0.2, "--tile is 31; a tile must have at least 32 pixels"),
+        (0, 0.2, "--tile is 0; a tile must have at least 32 pixels"),
         (64, -0.1, "--overlap is -0.1; it must be a part of the tile from 0 to 0.75"),
         (64, 0.76, "--overlap is 0.76"),
         (64, float("nan"), "--overlap is nan"),

@@ -67,7 +67,7 @@ def check(plain, batch, parts, autocast=False):
         ("BlendMask", [], False),
         ("InstanceFCN", [], False),
         ("SparseInst", [], True),
-        ("ISTR", ["MODEL.ISTR.MASK_ENCODING_METHOD", "DCT", "MODEL.ISTR.NUM_HEADS", 2], True),
+        ("ISTR", ["MODEL.ISTR.MASK_ENCODING_METHOD", "DCT", "MODEL.ISTR.NUM_HEADS", 2, "MODEL.ISTR.PILOTS", 2], True),
     ],
 )
 def test_methods(method, opts, autocast):

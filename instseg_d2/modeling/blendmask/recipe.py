@@ -1,6 +1,6 @@
 """Rules for BlendMask's recipes, see `methods.AutoRecipe`."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 
@@ -10,7 +10,7 @@ from ..recipe_rules import pyramid_levels
 __all__ = ["recipe_rules"]
 
 
-def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given: Collection) -> dict:
+def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given: Mapping) -> dict:
     """The levels of FCOS by the size of the objects, its caps by their number."""
     levels = pyramid_levels(cfg, data, cfg.MODEL.FCOS.FPN_STRIDES)
     cap = cfg.TEST.DETECTIONS_PER_IMAGE

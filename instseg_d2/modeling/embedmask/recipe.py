@@ -1,6 +1,6 @@
 """Rules for EmbedMask's recipes, see `methods.AutoRecipe`."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 
@@ -10,7 +10,7 @@ from ..recipe_rules import pyramid_levels
 __all__ = ["recipe_rules"]
 
 
-def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given: Collection) -> dict:
+def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given: Mapping) -> dict:
     """The levels of the detector by the size of the objects, its cap by their number."""
     node = cfg.MODEL.EMBED_MASK
     levels = pyramid_levels(cfg, data, node.FPN_STRIDES)

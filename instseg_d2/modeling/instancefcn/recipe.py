@@ -1,7 +1,7 @@
 """Rules for InstanceFCN's recipes, see `methods.AutoRecipe`."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 
@@ -24,7 +24,7 @@ def _scales(low: float, high: float, smallest: int, largest: int) -> tuple:
     return tuple(min(round(low * 2 ** (step / 2)), largest) for step in range(steps + 1))
 
 
-def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given: Collection) -> dict:
+def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given: Mapping) -> dict:
     """Scales at which the objects, by their longer sides, have the size that windows are meant for."""
     node, length, largest = cfg.MODEL.INSTANCE_FCN, data.relative_length, LARGEST[small]
     canonical, decisions = node.CANONICAL_SIZE, {}

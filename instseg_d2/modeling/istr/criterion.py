@@ -15,6 +15,7 @@ from fvcore.nn import sigmoid_focal_loss
 
 from ...config.istr import istr_value, istr_version
 from ...layers import check_choice
+from ..activation_checkpointing import untouched_statistics
 from ..losses import mean_over_workers, paired_giou_loss
 from .embedding import MaskEmbedding, mask_dice_losses
 from .pilots import Pilots
@@ -93,7 +94,7 @@ class ISTRCriterion:
         The weighted losses of every head: loss_ce, loss_bbox, loss_giou, loss_feat and loss_dice, with suffixes.
 
         Args:
-            pilots: they, and their predictions, have the same losses as loss_pilot_ce, ....
+            pilots: they and the predictions for them; their losses are called loss_pilot_ce, ....
         """
         with torch.autocast(predictions.boxes.device.type, enabled=False):
             predictions = predictions.float()
@@ -103,9 +104,9 @@ class ISTRCriterion:
             if pilots is not None:
                 known, predictions = pilots
                 rows, objects = (x.expand(len(predictions.boxes), -1) for x in (known.rows, known.objects))
-                own = self._losses(
-                    predictions.float(), targets, (rows, objects, known.pairs), sum(known.pairs), embedding
-                )
+                matches = rows, objects, known.pairs
+                with untouched_statistics(embedding):
+                    own = self._losses(predictions.float(), targets, matches, sum(known.pairs), embedding)
                 losses.update({name.replace("loss", "loss_pilot"): loss for name, loss in own.items()})
             return losses
 

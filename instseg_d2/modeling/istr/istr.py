@@ -13,6 +13,7 @@ from detectron2.structures import ImageList
 from torch import nn
 
 from ...layers import init_normal
+from ..activation_checkpointing import untouched_statistics
 from ..auxiliary import auxiliary_parts
 from ..meta_arch import InstanceSegmenter
 from ..postprocessing import filter_detections
@@ -61,7 +62,7 @@ class ISTR(InstanceSegmenter):
             max_detections: number of (query, class) pairs kept per image.
             start: "whole": each query's box starts as the whole image, and the heads move it by random amounts (the
                 authors' start). "tiles": the boxes start on grids, and the heads hardly move them.
-            pilots: for each object, so many `Pilots` have the losses of the queries, too.
+            pilots: number of pilots (`make_pilots`) for each object in training.
             kwargs: see `InstanceSegmenter`.
         """
         super().__init__(**kwargs)
@@ -118,7 +119,9 @@ class ISTR(InstanceSegmenter):
         predictions, pilots = self.roi_heads(features, boxes, queries), None
         if self.pilots:
             started = make_pilots(gt_instances, self.pilots)
-            pilots = started, self.roi_heads(features, started.boxes, started.queries(queries), started.groups)
+            with untouched_statistics(self.roi_heads):  # inference has no pilots
+                found = self.roi_heads(features, started.boxes, started.queries(queries), started.groups)
+            pilots = started, found
         losses = self.criterion(predictions, gt_instances, self.mask_embedding, pilots)
         for part in self.training_only.values():
             losses.update(part(features, gt_instances))

@@ -17,8 +17,8 @@ from detectron2.structures import Instances
 __all__ = ["Pilots", "make_pilots"]
 
 SHIFT = 0.4  # largest distance of a pilot's centre from its object's, in sides of the object's box
-SCALE = 1.5  # a side is at most so many times the object's, and at least one through this
-FREE = (0.1, 0.5)  # range of a side without an object, in the image's sides
+SCALE = 1.5  # a side is at most so many times the object's, and at least 1 / SCALE of it
+FREE = (0.1, 0.5)  # sides of pilots of the background, in the image's sides
 MOST = 100  # pilots of an image, for little memory; the objects are then drawn at random
 
 

@@ -1,7 +1,7 @@
 """Rules for ISTR's recipes, see `methods.AutoRecipe`."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 
@@ -19,7 +19,7 @@ MAPS = {  # backbones of the small recipes -> the key of the maps under their py
 }
 
 
-def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given: Collection) -> dict:
+def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given: Mapping) -> dict:
     """
     Queries and pilots by the number of objects: a step's time grows with them, so that the fullest images may have
     more. A finer map for small objects. In small recipes, crops of crowded images, which are tested in tiles.
@@ -34,6 +34,7 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given:
     mean, objects, _ = objects_seen(cfg, data)
     wanted = 50 * math.ceil(SPARE * objects / 50)
     queries = min(max(wanted, cfg.MODEL.ISTR.NUM_PROPOSALS), limit)
+    queries = given.get("MODEL.ISTR.NUM_PROPOSALS", queries)
     where = "tiles have up to" if cfg.TEST.TILE.SIZE else "99 % of the images have at most"
     reason = f"{where} {objects} objects"
     reason += f", at most {limit} queries" if wanted > limit else ""

@@ -1,7 +1,7 @@
 """Rules for SparseInst's recipes, see `methods.AutoRecipe`."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 
@@ -27,7 +27,7 @@ MAPS = {  # backbones with a map of stride 4 -> the key of their maps
 SPOTS = 50  # pilots in the objects of a typical image; more take time
 
 
-def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given: Collection) -> dict:
+def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given: Mapping) -> dict:
     """
     Slots and pilots by the number of objects; a finer map if these are small; more weight of masks, where the base has
     less than the authors, for a single class. In small recipes, crops of crowded images, which are tested in tiles, or,

@@ -52,7 +52,7 @@ def test_pilots_start_near_their_objects():
 def test_crowds_have_no_more_pilots():
     """Of 150 objects, 100 have one pilot, or 33 have three, which are others in each group."""
     crowd = random_instances(150, 64, 64, 3, torch.Generator().manual_seed(0))
-    for groups, size in ((1, 100), (3, 33), (200, 1)):
+    for groups, size in ((1, 100), (3, 33), (100, 1)):
         pilots = make_pilots([crowd, crowd[:1]], groups)
         assert pilots.boxes.shape == (2, groups * size, 4)
         assert pilots.pairs == [groups * size, groups]
@@ -121,8 +121,9 @@ def test_losses_by_a_slow_transcription(method, monkeypatch):
             assert loss == pytest.approx(weight[name] * sums[name, head] / 8, rel=2e-3, abs=1e-4), (name, head)
 
 
-def test_a_batch_without_objects():
-    model = tiny_model("ISTR", KEY + "PILOTS", 2).train()
+@pytest.mark.parametrize("method", ["", "DCT", "AE"])
+def test_a_batch_without_objects(method):
+    model = tiny_model("ISTR", KEY + "MASK_ENCODING_METHOD", method, KEY + "PILOTS", 2).train()
     losses = model(random_batch([0, 0]))
     assert all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
@@ -131,8 +132,26 @@ def test_a_batch_without_objects():
 
 def test_only_training_has_pilots():
     with_pilots, without = (tiny_model("ISTR", KEY + "PILOTS", count) for count in (3, 0))
-    assert with_pilots.state_dict().keys() == without.state_dict().keys()
     assert "loss_pilot_ce" not in without.train()(random_batch([1]))
+    without.load_state_dict(with_pilots.state_dict())
+    found, expected = (model.eval()(random_batch([2]))[0]["instances"] for model in (with_pilots, without))
+    assert torch.equal(found.scores, expected.scores)
+    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+
+
+@pytest.mark.parametrize("method", ["DCT", "AE"])
+def test_running_statistics_are_those_of_the_queries(method):
+    """Inference has no pilots."""
+    opts = [KEY + "MASK_ENCODING_METHOD", method, KEY + "NUM_HEADS", 2]
+    models = [tiny_model("ISTR", *opts, KEY + "PILOTS", count).train() for count in (2, 0)]
+    models[1].load_state_dict(models[0].state_dict())
+    before = {name: x.clone() for name, x in models[0].named_buffers()}
+    for model in models:
+        model(random_batch([3, 2]))
+    found, expected = (dict(model.named_buffers()) for model in models)
+    assert any(not torch.equal(x, before[name]) for name, x in expected.items())
+    for name, x in expected.items():
+        torch.testing.assert_close(found[name], x, msg=name)
 
 
 def test_heads_of_detectron2_have_none():
