@@ -5,21 +5,23 @@ import gc
 import itertools
 import logging
 import math
+import statistics
 import tempfile
 import time
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import get_bn_modules
 
 from ..checkpoint import InstSegCheckpointer
-from ..config import get_value
+from ..config import get_value, tested_in_tiles
 from ..errors import ConfigError
 from ..evaluation.run import detector
-from ..inference.tiles import model_for_test
+from ..inference.tiles import model_for_test, tile_boxes
 from .rng import preserve_rng_state
 from .trainer import Trainer
 
@@ -97,18 +99,28 @@ def _statistics_seconds(cfg: CfgNode, trainer: Trainer) -> float:
 
 @torch.no_grad()
 def _evaluation_seconds(cfg: CfgNode, trainer: Trainer, share: float) -> float:
-    """Time to run over all test sets, estimated from their first images, for about ``share`` seconds each."""
+    """
+    Time to run over all test sets, estimated from their first images, for about ``share`` seconds each, and from the
+    number of tiles of each image.
+    """
     run, total = detector(model_for_test(cfg, trainer.networks[-1]), "run_lengths"), 0.0
+    tile = tested_in_tiles(cfg)
+
+    def parts(record: dict) -> int:
+        return len(tile_boxes((record["height"], record["width"]), *tile)) if tile else 1
+
     for name in cfg.DATASETS.TEST:
-        loader, ends = trainer.build_test_loader(cfg, name), [time.perf_counter()]
+        loader, ends, seen = trainer.build_test_loader(cfg, name), [time.perf_counter()], []
         for batch in itertools.islice(loader, IMAGES):
             run(batch)
             ends.append(time.perf_counter())
-            if len(ends) > 2 and ends[-1] - ends[0] > share:
+            seen.append(sum(map(parts, batch)))
+            if len(seen) > 1 and ends[-1] - ends[0] > share:
                 break
-        if len(ends) > 1:
-            first = min(len(ends) - 2, 1)  # the first image, if it is not the only one, fills caches
-            total += (ends[-1] - ends[first]) / (len(ends) - 1 - first) * len(loader)
+        if seen:
+            first = min(len(seen) - 1, 1)  # the first image, if it is not the only one, fills caches
+            of_image = statistics.mean(map(parts, DatasetCatalog.get(name))) if tile else 1
+            total += (ends[-1] - ends[first]) / sum(seen[first:]) * of_image * len(loader)
     return comm.all_gather(total)[0]
 
 

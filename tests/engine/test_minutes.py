@@ -5,10 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 
 from instseg_d2.commands import parse
 from instseg_d2.commands.train import work
-from instseg_d2.engine import fit_to_minutes
+from instseg_d2.config import get_cfg
+from instseg_d2.engine import fit_to_minutes, minutes
 from instseg_d2.engine.minutes import rescale
 from instseg_d2.errors import ConfigError
 from tests.engine.toy_trainer import ToyTrainer, registered_toys, toy_cfg, train  # noqa: F401 (a fixture)
@@ -104,6 +106,26 @@ def test_precise_statistics_take_time(tmp_path, clock):
     fitted = fit_to_minutes(cfg, 2, 0.0, trainer_class=timed_trainer(clock))
     assert clock.now == 2 + 15 + 6 + 4
     assert fitted.SOLVER.MAX_ITER == (120 - 27 - 2 - 20) / 0.5
+
+
+def test_images_with_more_tiles_take_longer(clock, monkeypatch):
+    """A second for each tile; 8 images with one tile, which are measured, and 8 with 3 x 2: 56 s, not 16."""
+    sizes = [(64, 64)] * 8 + [(96, 128)] * 8
+    records = [{"height": height, "width": width} for height, width in sizes]
+    DatasetCatalog.register("minutes_tiles", lambda: records)
+
+    def run(batch):
+        clock.now += 1 if batch[0]["width"] == 64 else 6
+
+    monkeypatch.setattr(minutes, "model_for_test", lambda cfg, model: model)
+    monkeypatch.setattr(minutes, "detector", lambda model, masks: run)
+    trainer = SimpleNamespace(networks=[None], build_test_loader=lambda cfg, name: [[record] for record in records])
+    cfg = get_cfg()
+    cfg.DATASETS.TEST, cfg.TEST.TILE.SIZE = ("minutes_tiles",), 64
+    assert minutes._evaluation_seconds(cfg, trainer, 100.0) == 56
+    cfg.TEST.TILE.SIZE = 0
+    assert minutes._evaluation_seconds(cfg, trainer, 100.0) == 16
+    DatasetCatalog.remove("minutes_tiles")
 
 
 def test_values_that_mean_never_stay(tmp_path):
