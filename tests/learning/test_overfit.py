@@ -9,14 +9,14 @@ import pytest
 
 from tests.learning.overfitting import overfit
 
-# What ISTR and InstanceFCN were measured with.
+# What InstanceFCN was measured with.
 ADAMW = ["SOLVER.OPTIMIZER", "ADAMW", "SOLVER.BETAS", (0.9, 0.999), "INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice"]
 # quick recipe, shorter side, iterations, learning rate, overrides, result and what it reaches
 RECIPES = [
     ("blendmask", 256, 220, 0.006, [], "segm/AP", 80),
     ("sparseinst", 320, 200, 0.006, [], "segm/AP", 65),
     ("embedmask", 384, 350, 0.006, [], "segm/AP", 75),
-    ("istr", 256, 1500, 0.0005, [*ADAMW, "SOLVER.FREEZE_NORMS_ITER", 900], "segm/AP", 75),
+    ("istr", 256, 500, 0.004, ["SOLVER.FREEZE_NORMS_ITER", 300], "segm/AP", 75),
     ("instancefcn", None, 3400, 0.001, ADAMW, "proposals/AR@100", 75),
 ]
 
