@@ -236,11 +236,15 @@ def test_pilots_by_the_number_of_objects():
 @pytest.mark.parametrize(("objects", "pilots"), [(2, 4), (5, 4), (10, 2), (40, 1)])
 def test_pilots_of_queries(objects, pilots):
     """20 in an image, at most 4 for each object."""
+    assert decided(several(10, (500, 400), objects, 60), name="ISTR")["MODEL.ISTR.PILOTS"] == pilots
+
+
+def test_a_given_number_of_queries():
+    """60 for 150 objects, which would have 200."""
     given = {"MODEL.ISTR.NUM_PROPOSALS": 60, "INPUT.CROP.ENABLED": False}
     values = decided(several(10, (500, 400), 150, 20), name="ISTR", given=given)
     assert (values["MODEL.ISTR.NUM_PROPOSALS"], values["TEST.DETECTIONS_PER_IMAGE"]) == (60, 100)
     assert values["SOLVER.IMS_PER_BATCH"] == 4  # no cheaper steps
-    assert decided(several(10, (500, 400), objects, 60), name="ISTR")["MODEL.ISTR.PILOTS"] == pilots
 
 
 def test_copy_paste_needs_slots_for_two_images():
