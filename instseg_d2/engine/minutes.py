@@ -119,7 +119,9 @@ def _evaluation_seconds(cfg: CfgNode, trainer: Trainer, share: float) -> float:
                 break
         if seen:
             first = min(len(seen) - 1, 1)  # the first image, if it is not the only one, fills caches
-            of_image = statistics.mean(map(parts, DatasetCatalog.get(name))) if tile else 1
+            records = DatasetCatalog.get(name) if tile else []
+            known = [parts(record) for record in records if record.get("height") and record.get("width")]
+            of_image = statistics.mean(known or seen)
             total += (ends[-1] - ends[first]) / sum(seen[first:]) * of_image * len(loader)
     return comm.all_gather(total)[0]
 

@@ -123,6 +123,9 @@ def test_images_with_more_tiles_take_longer(clock, monkeypatch):
     cfg = get_cfg()
     cfg.DATASETS.TEST, cfg.TEST.TILE.SIZE = ("minutes_tiles",), 64
     assert minutes._evaluation_seconds(cfg, trainer, 100.0) == 56
+    sized, records[:] = list(records), [{"file_name": "a.png"}]  # a data set need not know its sizes
+    trainer.build_test_loader = lambda cfg, name: [[record] for record in sized]
+    assert minutes._evaluation_seconds(cfg, trainer, 100.0) == 16
     cfg.TEST.TILE.SIZE = 0
     assert minutes._evaluation_seconds(cfg, trainer, 100.0) == 16
     DatasetCatalog.remove("minutes_tiles")
