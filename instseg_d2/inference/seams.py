@@ -152,12 +152,13 @@ class _Pieces:
         """The objects of groups of detections."""
         boxes, scores, codes = [], [], []
         chosen = [self._chosen(group) for group in groups]
+        placed = self._placed(np.concatenate(chosen)) if chosen and self.has_masks else {}
         for group in chosen:
             boxes.append(np.append(self.boxes[group, :2].min(0), self.boxes[group, 2:].max(0)))
             weights = self.areas[group] if self.areas[group].sum() > 0 else None
             scores.append(np.average(self.scores[group], weights=weights))
             if self.has_masks:
-                parts = [self._placed(index) for index in group]
+                parts = [placed[index] for index in group.tolist()]
                 codes.append(mask_util.merge(parts) if len(parts) > 1 else parts[0])
         order = np.argsort(-np.array(scores), kind="stable")
         result = Instances(self.size)
@@ -175,11 +176,15 @@ class _Pieces:
         whole = [index for index in group if _inside(extent, self.inner[self.tile[index]])]
         return np.array([max(whole, key=lambda index: self.scores[index])]) if whole else group
 
-    def _placed(self, index: int) -> dict:
-        """The code of a detection in the whole image."""
-        tile = self.tile[index]
-        x, y = self.tiles[tile, :2].tolist()
-        return self.regions[tile][index - self.first[tile]].window(-x, -y, self.size).codes[0]
+    def _placed(self, indices: np.ndarray) -> dict[int, dict]:
+        """The codes of detections in the whole image."""
+        codes = {}
+        for tile in np.unique(self.tile[indices]):
+            x, y = self.tiles[tile, :2].tolist()
+            members = indices[self.tile[indices] == tile]
+            placed = self.regions[tile][members - self.first[tile]].window(-x, -y, self.size).codes
+            codes.update(zip(members.tolist(), placed))
+        return codes
 
 
 def _filled(instances: Instances) -> RunLengthMasks:

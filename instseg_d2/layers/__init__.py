@@ -6,7 +6,7 @@ from .assemble_boxes import assemble_boxes, crop_boxes, crop_nearest, join_boxes
 from .deform_conv import DeformConv, SelfOffsetDeformConv, make_block_deformable
 from .inference_conv import InferenceConv2d
 from .locations import LocationGrid, conv_at_rows, flatten_levels
-from .norm import fold_norm, get_norm
+from .norm import fold_norm, get_norm, untouched_statistics
 from .packed_linear import PackedLinear, pack_linears
 from .pyramid_pooler import PyramidPooler
 from .roi_pooler import TraceablePooler, pool_boxes
@@ -38,4 +38,5 @@ __all__ = [
     "make_pools_exportable",
     "pack_linears",
     "pool_boxes",
+    "untouched_statistics",
 ]

@@ -1,11 +1,13 @@
-"""Builds normalisation layers by name, and folds them into convolutions."""
+"""Builds normalisation layers by name, folds them into convolutions, and keeps their statistics."""
 
+import contextlib
 from typing import Optional
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from detectron2.layers import get_norm as _detectron2_norm
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 _NONE = ("", "none")
@@ -49,3 +51,17 @@ def fold_norm(conv: nn.Module, norm: Optional[nn.Module]) -> bool:
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
     return True
+
+
+@contextlib.contextmanager
+def untouched_statistics(module: nn.Module):
+    """Let batch norms update copies of their running statistics."""
+    norms = [x for x in module.modules() if isinstance(x, _BatchNorm) and x.training]
+    kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    for norm, buffers in zip(norms, kept):
+        norm._buffers.update({name: buffer.clone() for name, buffer in buffers.items()})
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept):
+            norm._buffers.update(buffers)

@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from typing import Callable, Optional
 
 from torch import is_grad_enabled, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError
+from ..layers import untouched_statistics
 
-__all__ = ["checkpoint_activations", "untouched_statistics"]
+__all__ = ["checkpoint_activations"]
 
 BLOCKS = 3  # of a stage that are run again together; more of them: less is kept, but the backward pass needs more
 
@@ -119,17 +119,3 @@ def _inside():
         yield
     finally:
         _thread.inside = False
-
-
-@contextlib.contextmanager
-def untouched_statistics(module: nn.Module):
-    """Let batch norms update copies of their running statistics."""
-    norms = [x for x in module.modules() if isinstance(x, _BatchNorm) and x.training]
-    kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
-    for norm, buffers in zip(norms, kept):
-        norm._buffers.update({name: buffer.clone() for name, buffer in buffers.items()})
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(norms, kept):
-            norm._buffers.update(buffers)

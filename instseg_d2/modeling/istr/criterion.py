@@ -14,8 +14,7 @@ from detectron2.structures import Instances
 from fvcore.nn import sigmoid_focal_loss
 
 from ...config.istr import istr_value, istr_version
-from ...layers import check_choice
-from ..activation_checkpointing import untouched_statistics
+from ...layers import check_choice, untouched_statistics
 from ..losses import mean_over_workers, paired_giou_loss
 from .embedding import MaskEmbedding, mask_dice_losses
 from .pilots import Pilots

@@ -12,8 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.structures import ImageList
 from torch import nn
 
-from ...layers import init_normal
-from ..activation_checkpointing import untouched_statistics
+from ...layers import init_normal, untouched_statistics
 from ..auxiliary import auxiliary_parts
 from ..meta_arch import InstanceSegmenter
 from ..postprocessing import filter_detections

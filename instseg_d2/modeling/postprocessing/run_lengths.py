@@ -10,52 +10,78 @@ import torch
 from .masks import masks_to_boxes
 
 
-def run_lengths(mask: np.ndarray, x: int, y: int, size: tuple) -> list[int]:
+def _changes(mask: np.ndarray, x: int, y: int, height: int) -> np.ndarray:
     """
-    Column-major run lengths, background first, of a mask that is empty outside one part of the image.
-
-    Args:
-        mask: (h, w) bool, the part.
-        x, y: its first column and row in the image.
-        size: (H, W) of the image, pixels.
+    Where the runs of a mask (h, w) bool begin and end, alternating, in the column-major pixels of an image: inside the
+    mask are its pixels from column x and row y, elsewhere it is empty.
     """
     columns = np.zeros((mask.shape[1], mask.shape[0] + 2), dtype=bool)
     columns[:, 1:-1] = mask.T
-    column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])  # starts and ends of runs, alternating
-    return _counts((column + x) * size[0] + row + y, size)
+    column, row = np.nonzero(columns[:, 1:] != columns[:, :-1])
+    return (column + x) * height + row + y
 
 
-def _counts(changes: np.ndarray, size: tuple) -> list[int]:
-    """Run lengths of the runs that begin and end, alternating, at these column-major positions."""
-    joined = np.flatnonzero(changes[1:-1:2] == changes[2::2])  # a run that goes on at the top of the next column
-    changes = np.delete(changes, [2 * joined + 1, 2 * joined + 2])
-    last = size[0] * size[1]
-    if not len(changes) or changes[-1] != last:
-        changes = np.append(changes, last)
-    return np.diff(changes, prepend=0).tolist()
+def _encoded(changes: np.ndarray, mask: np.ndarray, count: int, size: tuple) -> list[dict]:
+    """
+    The codes of masks.
+
+    Args:
+        changes: where their runs begin and end, alternating, in column-major order; runs are cut at the ends of columns.
+        mask: the index of the mask of each, ascending.
+        count: number of masks, also of empty ones.
+        size: (H, W) of the masks.
+    """
+    pixels, every = size[0] * size[1], np.arange(count)
+    kept = np.ones(len(changes), dtype=bool)
+    goes_on = (changes[1:-1:2] == changes[2::2]) & (mask[1:-1:2] == mask[2::2])  # at the top of the next column
+    kept[1:-1:2] &= ~goes_on
+    kept[2::2] &= ~goes_on
+    owner = np.concatenate([every, mask[kept], every])
+    order = owner.argsort(kind="stable")
+    counts = np.diff(np.concatenate([np.zeros_like(every), changes[kept], np.full_like(every, pixels)])[order])
+    owner = owner[order]
+    first, last = owner[1:] != owner[:-1], np.append(owner[2:] != owner[1:-1], True)
+    kept = ~first & ~(last & (counts == 0))  # not between two masks, and no empty run at the end
+    of_masks = np.split(counts[kept], np.searchsorted(owner[1:][kept], every[1:]))
+    runs = [{"size": size, "counts": part.tolist()} for part in of_masks]
+    return mask_util.frPyObjects(runs, *size) if count else []
 
 
-def _column_runs(code: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The runs of a code, cut at the ends of columns: their columns, first rows, and rows after the last."""
+def _foreground(codes: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Where the runs of the foreground begin and end in column-major order; each mask follows the one before."""
     # COCO's compression: a number takes characters of five bits, a further bit says that more follow, the last one's
     # highest bit is the sign; from the fourth number on, the differences to the last but one are stored.
-    characters = np.frombuffer(code["counts"], dtype=np.uint8).astype(np.int64) - 48
+    characters = np.frombuffer(b"".join(code["counts"] for code in codes), dtype=np.uint8).astype(np.int64) - 48
     last = np.flatnonzero(characters < 32)
     first = np.append(0, last[:-1] + 1)
     length = last - first + 1
     places = 5 * (np.arange(len(characters)) - np.repeat(first, length))
     counts = np.add.reduceat((characters & 31) << places, first)
     counts -= np.where(characters[last] & 16, 1 << 5 * length, 0)
-    counts[1::2] = counts[1::2].cumsum()
-    counts[2::2] = counts[2::2].cumsum()
-    begin, end = counts.cumsum()[: len(counts) // 2 * 2].reshape(-1, 2).T
 
-    height = code["size"][0]
+    starts = np.searchsorted(first, np.cumsum([0] + [len(code["counts"]) for code in codes[:-1]]))  # of each mask
+    place = np.arange(len(counts)) - np.repeat(starts, np.diff(starts, append=len(counts)))  # in its mask
+    odd = place % 2 == 1
+    for chain in (odd, ~odd & (place > 0)):
+        total, begins = counts[chain].cumsum(), place[chain] <= 2
+        before = np.append(0, total)[np.flatnonzero(begins)]
+        counts[chain] = total - before[np.cumsum(begins) - 1]
+    end = counts.cumsum()[odd]
+    return end - counts[odd], end
+
+
+def _column_runs(codes: Sequence[dict]) -> tuple[np.ndarray, ...]:
+    """
+    The runs of masks of one size, cut at the ends of columns: the indices of their masks, their columns, first rows,
+    and rows after the last; ordered.
+    """
+    height, width = codes[0]["size"]
+    begin, end = _foreground(codes)
     parts = (end - 1) // height - begin // height + 1  # of a run that goes on in the next columns
     column = np.repeat(begin // height - parts.cumsum() + parts, parts) + np.arange(parts.sum())
     top = np.maximum(np.repeat(begin, parts) - column * height, 0)
     bottom = np.minimum(np.repeat(end, parts) - column * height, height)
-    return column, top, bottom
+    return column // width, column % width, top, bottom
 
 
 class RunLengthMasks:
@@ -88,8 +114,9 @@ class RunLengthMasks:
             patches: for each mask the first row and column of the part, and the part (h, w) bool.
             size: (H, W) of the masks.
         """
-        runs = [{"size": size, "counts": run_lengths(part, x, y, size)} for y, x, part in patches]
-        return cls(mask_util.frPyObjects(runs, *size) if runs else [], size)
+        changes = [_changes(part, x, y, size[0]) for y, x, part in patches]
+        mask = np.repeat(np.arange(len(changes)), [len(x) for x in changes])
+        return cls(_encoded(np.concatenate([*changes, np.zeros(0, int)]), mask, len(changes), size), size)
 
     def decode(self) -> torch.Tensor:
         """The masks as (D, H, W) bool."""
@@ -106,14 +133,13 @@ class RunLengthMasks:
             x, y: the window's first column and row in the masks; it may reach beyond them, and there is nothing there.
             size: (H, W) of the window.
         """
-        runs = []
-        for code in self.codes:
-            column, top, bottom = _column_runs(code)
-            column, top, bottom = column - x, np.maximum(top - y, 0), np.minimum(bottom - y, size[0])
-            seen = (top < bottom) & (column >= 0) & (column < size[1])
-            changes = np.stack([top, bottom], 1)[seen] + column[seen, None] * size[0]
-            runs.append({"size": size, "counts": _counts(changes.ravel(), size)})
-        return RunLengthMasks(mask_util.frPyObjects(runs, *size) if runs else [], size)
+        if not self.codes:
+            return RunLengthMasks([], size)
+        mask, column, top, bottom = _column_runs(self.codes)
+        column, top, bottom = column - x, np.maximum(top - y, 0), np.minimum(bottom - y, size[0])
+        seen = (top < bottom) & (column >= 0) & (column < size[1])
+        changes = (np.stack([top, bottom], 1) + column[:, None] * size[0])[seen]
+        return RunLengthMasks(_encoded(changes.ravel(), mask[seen].repeat(2), len(self), size), size)
 
     def __len__(self) -> int:
         return len(self.codes)
