@@ -26,7 +26,7 @@ def _encoded(changes: np.ndarray, mask: np.ndarray, count: int, size: tuple) -> 
     The codes of masks.
 
     Args:
-        changes: where their runs begin and end, alternating, in column-major order; runs are cut at the ends of columns.
+        changes: where their runs, cut at the ends of columns, begin and end, alternating, in column-major order.
         mask: the index of the mask of each, ascending.
         count: number of masks, also of empty ones.
         size: (H, W) of the masks.
