@@ -58,6 +58,8 @@ def add_common_config(cfg: CfgNode) -> None:
 
     # Optimiser: "SGD", "ADAMW" or "MUON"; empty: the method's default (see instseg_d2/methods.py).
     cfg.SOLVER.OPTIMIZER = ""
+    # MUON also updates the backbone (not its FPN); False: AdamW does, which takes less time.
+    cfg.SOLVER.MUON_BACKBONE = True
     # Factor on the learning rate of the backbone (not of its FPN): parameters with "backbone" in their name.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     cfg.SOLVER.AMSGRAD = False  # AMSGrad, only for AdamW

@@ -26,13 +26,18 @@ def _split(groups: list, chosen: set, **values) -> list:
     return [group for group in split if group["params"]]
 
 
+def _backbone(model: torch.nn.Module) -> dict:
+    """The parameters of the backbone, but not of an FPN around it, by name."""
+    named = {name: p for name, p in model.named_parameters() if "backbone" in name}
+    inside = {name: p for name, p in named.items() if "backbone.bottom_up." in name}  # its name inside an FPN
+    return inside or named
+
+
 def _parameter_groups(cfg: CfgNode, model: torch.nn.Module) -> list:
-    solver = cfg.SOLVER
-    # Inside an FPN, the backbone is called bottom_up.
-    inside = "backbone.bottom_up." if any("backbone.bottom_up." in name for name, _ in model.named_parameters()) else ""
+    solver, backbone_names = cfg.SOLVER, _backbone(model).keys()
 
     def lr_factor(name: str) -> float:
-        backbone = solver.BACKBONE_MULTIPLIER if "backbone" in name and inside in name else 1.0
+        backbone = solver.BACKBONE_MULTIPLIER if name in backbone_names else 1.0
         bias = solver.BIAS_LR_FACTOR if name.endswith(".bias") else 1.0
         return backbone * bias
 
@@ -71,12 +76,12 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     """
     SGD, AdamW or Muon over the trainable parameters.
 
-    ``SOLVER.OPTIMIZER``: "SGD", "ADAMW", "MUON" (see :class:`.muon.Muon`; embeddings, and what a module names in
-    ``not_for_muon``, use its AdamW), or empty for the method's default. Learning rate: ``BASE_LR``, times
-    ``BACKBONE_MULTIPLIER`` for names that contain "backbone" (but not for an FPN around it), times
-    ``BIAS_LR_FACTOR`` for biases. ``MOMENTUM``, ``NESTEROV``: for SGD and Muon. Weight decay: ``WEIGHT_DECAY``, but
-    ``WEIGHT_DECAY_NORM`` in normalisation layers and ``WEIGHT_DECAY_BIAS``, if set, for biases; a method may select
-    the parameters with ``WEIGHT_DECAY_NORM`` by name instead (``Method.undecayed_names``).
+    ``SOLVER.OPTIMIZER``: "SGD", "ADAMW", "MUON" (see :class:`.muon.Muon`; embeddings, what a module names in
+    ``not_for_muon``, and without ``MUON_BACKBONE`` the backbone use its AdamW), or empty for the method's default.
+    Learning rate: ``BASE_LR``, times ``BACKBONE_MULTIPLIER`` for names that contain "backbone" (but not for an FPN
+    around it), times ``BIAS_LR_FACTOR`` for biases. ``MOMENTUM``, ``NESTEROV``: for SGD and Muon. Weight decay:
+    ``WEIGHT_DECAY``, but ``WEIGHT_DECAY_NORM`` in normalisation layers and ``WEIGHT_DECAY_BIAS``, if set, for biases; a
+    method may select the parameters with ``WEIGHT_DECAY_NORM`` by name instead (``Method.undecayed_names``).
     ``CLIP_GRADIENTS``: clips each parameter by value or norm, or the norm of the full model.
 
     Raises:
@@ -90,5 +95,6 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     if name == "MUON":
         others = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
         others |= {m.get_parameter(name) for m in model.modules() for name in getattr(m, "not_for_muon", ())}
+        others |= set() if solver.MUON_BACKBONE else set(_backbone(model).values())
         groups = _split(groups, others, matrices=False)
     return _add_clipping(cfg, OPTIMIZERS[name](groups, solver))

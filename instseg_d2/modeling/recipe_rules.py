@@ -19,6 +19,7 @@ __all__ = [
     "crops_of_crowds",
     "decided",
     "fine_map_reason",
+    "no_coarse_map_reason",
     "objects_seen",
     "pyramid_levels",
     "tiles",
@@ -28,6 +29,7 @@ __all__ = [
 ENLARGED = 1.5  # at most; more adds pixels, but nothing to see
 SMALL, TYPICAL = 12, 24  # pixels at the network's input: of the objects, three quarters and half should be larger
 CHEAPER = 0.75  # of the side
+LONG = 96  # pixels at the network's input: objects that need a map of stride 32 are longer
 MANY = 100  # queries that a small recipe can train, objects that a whole image may have for them
 CROWD = 16  # objects in a crop of the fullest images, on average
 MARGIN = 1.2  # more detections and slots than objects in the fullest image
@@ -106,6 +108,16 @@ def fine_map_reason(cfg: CfgNode, data: Fingerprint) -> str:
     """Why a map of stride 4 is needed; empty if it is not."""
     size = _in_network(cfg, data, data.size.q50, data.relative_size.q50)
     return f"half of the objects are below {size:.0f} pixels: features of stride 4" if size < TYPICAL else ""
+
+
+def no_coarse_map_reason(cfg: CfgNode, data: Fingerprint) -> str:
+    """Why crops need no map of stride 32; empty if they do, or for whole images."""
+    if not fixed_crop(cfg):
+        return ""
+    length = _in_network(cfg, data, data.length.q90, data.relative_length.q90)
+    if length >= LONG:
+        return ""
+    return f"nine of ten objects are at most {length:.0f} pixels long: no features of stride 32"
 
 
 def tiles(data: Fingerprint, size: int, reason: str) -> dict:

@@ -8,7 +8,7 @@ from instseg_d2.data.fingerprint import fingerprint_of, network_side
 from instseg_d2.engine.auto import Machine, shared_rules
 from instseg_d2.engine.auto.plan import _base
 from instseg_d2.methods import method_of, methods
-from instseg_d2.modeling.recipe_rules import objects_seen
+from instseg_d2.modeling.recipe_rules import no_coarse_map_reason, objects_seen
 from tests.fingerprints import record
 
 LAPTOP, GPU = Machine(gpu=False, memory=8.0), Machine(gpu=True, memory=80.0, cores=16)
@@ -134,8 +134,7 @@ def test_queries_see_crops_of_crowded_images():
         assert (values["INPUT.MIN_SIZE_TRAIN"], values["INPUT.MIN_SIZE_TEST"]) == ((160, 192, 224), 224)
         assert (values["TEST.TILE.SIZE"], values["TEST.TILE.OVERLAP"]) == (160, 0.2)
         assert values["TEST.DETECTIONS_PER_IMAGE"] == 150
-        # 20 pixels become 24: the usual maps are fine enough.
-        assert {"MODEL.RESNETS.OUT_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES"}.isdisjoint(values)
+        assert "res2" not in values.get("MODEL.RESNETS.OUT_FEATURES", [])  # 20 pixels become 24
     assert values["MODEL.ISTR.NUM_PROPOSALS"] == 50  # 1.5 times twice 16
     assert values["MODEL.ISTR.PILOTS"] == 1  # 20 for twice 16
     assert "INPUT.CROP.SIZE" not in decided(records)
@@ -258,10 +257,25 @@ def test_a_class_without_objects_does_not_count():
     assert values["MODEL.SPARSE_INST.LOSS.CLASS_WEIGHT"] == 2.0
 
 
-@pytest.mark.parametrize(("side", "finest"), [(12, "p2"), (60, "p3")])
-def test_small_objects_have_a_map_of_stride_4(side, finest):
-    values = decided(several(30, (500, 400), 5, side), name="ISTR")
-    assert values.get("MODEL.ROI_HEADS.IN_FEATURES", ["p3"])[0] == finest
+@pytest.mark.parametrize(("count", "side", "levels"), [(5, 12, "2345"), (5, 60, "345"), (100, 20, "34")])
+def test_maps_by_the_size_of_the_objects(count, side, levels):
+    """ISTR's base recipe has p3, p4 and p5; 100 objects in an image are seen in crops."""
+    values = decided(several(30, (500, 400), count, side), name="ISTR")
+    assert values.get("INPUT.CROP.ENABLED", False) == (count == 100)
+    maps = values.get("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"])
+    assert values.get("MODEL.FPN.IN_FEATURES", maps) == maps == [f"res{level}" for level in levels]
+    assert values.get("MODEL.ROI_HEADS.IN_FEATURES", ["p3", "p4", "p5"]) == [f"p{level}" for level in levels]
+
+
+def test_long_objects_need_a_coarse_map():
+    """Crops of 200 pixels become 192: objects of 90 and 110 pixels become 86 and 106."""
+    cfg = load_config(RECIPES["ISTR"].small)
+    cfg.INPUT.MIN_SIZE_TRAIN = (192,)
+    short, long = (fingerprint_of(several(10, (500, 400), 5, side), ["a"]) for side in (90, 110))
+    assert not no_coarse_map_reason(cfg, short)
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "absolute", [200, 200]
+    assert "86 pixels" in no_coarse_map_reason(cfg, short)
+    assert not no_coarse_map_reason(cfg, long)
 
 
 def test_given_sizes_have_room():

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from detectron2.config import CfgNode
 
 from ...data.fingerprint import Fingerprint
-from ..recipe_rules import MANY, cheaper_steps, crops_of_crowds, decided, fine_map_reason, objects_seen, tiles_of_crops
+from ..recipe_rules import (
+    MANY,
+    cheaper_steps,
+    crops_of_crowds,
+    decided,
+    fine_map_reason,
+    no_coarse_map_reason,
+    objects_seen,
+    tiles_of_crops,
+)
 
 __all__ = ["recipe_rules"]
 
@@ -14,7 +23,7 @@ MOST = {True: 200, False: 900}  # queries of small and of other recipes
 SPARE = 1.5  # queries for each object
 PILOTS = 20  # in a typical image; more take time
 MAPS = {  # backbones of the small recipes -> the key of the maps under their pyramid
-    "build_resnet_fpn_backbone": "MODEL.RESNETS.OUT_FEATURES",
+    "build_fcos_resnet_fpn_backbone": "MODEL.RESNETS.OUT_FEATURES",
     "build_fcos_timm_fpn_backbone": "MODEL.TIMM.OUT_FEATURES",
 }
 
@@ -22,7 +31,7 @@ MAPS = {  # backbones of the small recipes -> the key of the maps under their py
 def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given: Mapping) -> dict:
     """
     Queries and pilots by the number of objects: a step's time grows with them, so that the fullest images may have
-    more. A finer map for small objects. In small recipes, crops of crowded images, which are tested in tiles.
+    more. Maps by the size of the objects. In small recipes, crops of crowded images, which are tested in tiles.
     """
     decisions, limit = {}, MOST[small]
     if small and SPARE * data.q99_objects > MANY:
@@ -48,12 +57,14 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given:
         decisions["TEST.DETECTIONS_PER_IMAGE"] = most, "as many as queries, or 100"
     if queries > MANY and small:
         decisions |= cheaper_steps(cfg, unit, given, f"{queries} queries are expensive and take many steps to learn")
-    maps, reason = MAPS.get(cfg.MODEL.BACKBONE.NAME), fine_map_reason(decided(cfg, decisions), data)
-    if small and maps and reason:
-        names = ["res2", "res3", "res4", "res5"]
+    decided_now, maps = decided(cfg, decisions), MAPS.get(cfg.MODEL.BACKBONE.NAME)
+    finer, fewer = fine_map_reason(decided_now, data), no_coarse_map_reason(decided_now, data)
+    if small and maps and (finer or fewer):
+        levels = range(2 if finer else 3, 5 if fewer else 6)
+        names = [f"res{level}" for level in levels]
         decisions |= {
-            maps: (names, reason),
+            maps: (names, "; ".join(filter(None, (finer, fewer)))),
             "MODEL.FPN.IN_FEATURES": (names, "the same"),
-            "MODEL.ROI_HEADS.IN_FEATURES": (["p2", "p3", "p4", "p5"], "the same"),
+            "MODEL.ROI_HEADS.IN_FEATURES": ([f"p{level}" for level in levels], "the same"),
         }
     return decisions
