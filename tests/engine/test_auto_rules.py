@@ -134,7 +134,7 @@ def test_queries_see_crops_of_crowded_images():
         assert (values["INPUT.MIN_SIZE_TRAIN"], values["INPUT.MIN_SIZE_TEST"]) == ((160, 192, 224), 224)
         assert (values["TEST.TILE.SIZE"], values["TEST.TILE.OVERLAP"]) == (160, 0.2)
         assert values["TEST.DETECTIONS_PER_IMAGE"] == 150
-        assert "res2" not in values.get("MODEL.RESNETS.OUT_FEATURES", [])  # 20 pixels become 24
+        assert values.get("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4"]) == ["res3", "res4"]  # 20 pixels become 24
     assert values["MODEL.ISTR.NUM_PROPOSALS"] == 50  # 1.5 times twice 16
     assert values["MODEL.ISTR.PILOTS"] == 1  # 20 for twice 16
     assert "INPUT.CROP.SIZE" not in decided(records)
@@ -257,14 +257,27 @@ def test_a_class_without_objects_does_not_count():
     assert values["MODEL.SPARSE_INST.LOSS.CLASS_WEIGHT"] == 2.0
 
 
-@pytest.mark.parametrize(("count", "side", "levels"), [(5, 12, "2345"), (5, 60, "345"), (100, 20, "34")])
-def test_maps_by_the_size_of_the_objects(count, side, levels):
-    """ISTR's base recipe has p3, p4 and p5; 100 objects in an image are seen in crops."""
-    values = decided(several(30, (500, 400), count, side), name="ISTR")
-    assert values.get("INPUT.CROP.ENABLED", False) == (count == 100)
-    maps = values.get("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"])
-    assert values.get("MODEL.FPN.IN_FEATURES", maps) == maps == [f"res{level}" for level in levels]
-    assert values.get("MODEL.ROI_HEADS.IN_FEATURES", ["p3", "p4", "p5"]) == [f"p{level}" for level in levels]
+@pytest.mark.parametrize("base", ["Base-quick-istr", "istr_nuclei", "istr_photos"])
+@pytest.mark.parametrize(
+    ("count", "side", "levels"), [(5, 12, "2345"), (5, 60, "345"), (100, 20, "34"), (150, 9, "234")]
+)
+def test_maps_by_the_size_of_the_objects(base, count, side, levels):
+    """The base recipes have p3 and p4, and p5 but for that of nuclei; of 100 objects in an image, crops see some."""
+    values = decided(several(30, (500, 400), count, side), name="ISTR", base=f"quick/{base}")
+    key = "MODEL.TIMM.OUT_FEATURES" if base == "istr_photos" else "MODEL.RESNETS.OUT_FEATURES"
+    maps = [f"p{level}" for level in levels]
+    names = [f"res{level}" for level in levels]
+    assert values.get("MODEL.ROI_HEADS.IN_FEATURES", ["p3", "p4", "p5"][: 2 if base == "istr_nuclei" else 3]) == maps
+    if "MODEL.ROI_HEADS.IN_FEATURES" in values:
+        assert values[key] == values["MODEL.FPN.IN_FEATURES"] == names
+
+
+def test_given_maps_stay():
+    records = several(30, (500, 400), 100, 20)
+    for key in ("MODEL.RESNETS.OUT_FEATURES", "MODEL.FPN.IN_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES"):
+        assert key in decided(records, name="ISTR")
+        given = {key: ["p3", "p4", "p5"] if "HEADS" in key else ["res3", "res4", "res5"]}
+        assert not any("FEATURES" in key for key in decided(records, name="ISTR", given=given))
 
 
 def test_long_objects_need_a_coarse_map():

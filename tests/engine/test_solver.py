@@ -155,12 +155,13 @@ def test_muon_reads_its_keys_and_leaves_embeddings_and_named_weights_to_adamw():
     }  # fmt: skip
 
 
-def test_adamw_for_a_backbone_but_not_for_its_fpn():
-    model = tiny_model("FCOSDetector")
+@pytest.mark.parametrize(("name", "inside"), [("FCOSDetector", "backbone.bottom_up."), ("SparseInst", "backbone.")])
+def test_adamw_for_a_backbone_but_not_for_its_fpn(name, inside):
+    model = tiny_model(name)
     optimizer = build_optimizer(solver_cfg(OPTIMIZER="muon", MUON_BACKBONE=False), model)
     names = {p: name for name, p in model.named_parameters()}
     groups = {names[p]: g["matrices"] for g in optimizer.param_groups for p in g["params"]}
-    assert {name for name in groups if not groups[name]} == {n for n in groups if n.startswith("backbone.bottom_up.")}
+    assert {name for name in groups if not groups[name]} == {name for name in groups if name.startswith(inside)}
 
 
 def step_with_gradient(cfg, gradients):

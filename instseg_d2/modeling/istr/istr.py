@@ -99,7 +99,7 @@ class ISTR(InstanceSegmenter):
 
     @property
     def size_divisibility(self) -> int:
-        """32, the stride of the coarsest map (the authors' value)."""
+        """32, the stride of the authors' coarsest map."""
         return 32
 
     def initial_state(self, images: ImageList):

@@ -57,14 +57,20 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given:
         decisions["TEST.DETECTIONS_PER_IMAGE"] = most, "as many as queries, or 100"
     if queries > MANY and small:
         decisions |= cheaper_steps(cfg, unit, given, f"{queries} queries are expensive and take many steps to learn")
-    decided_now, maps = decided(cfg, decisions), MAPS.get(cfg.MODEL.BACKBONE.NAME)
-    finer, fewer = fine_map_reason(decided_now, data), no_coarse_map_reason(decided_now, data)
-    if small and maps and (finer or fewer):
-        levels = range(2 if finer else 3, 5 if fewer else 6)
-        names = [f"res{level}" for level in levels]
-        decisions |= {
-            maps: (names, "; ".join(filter(None, (finer, fewer)))),
-            "MODEL.FPN.IN_FEATURES": (names, "the same"),
-            "MODEL.ROI_HEADS.IN_FEATURES": ([f"p{level}" for level in levels], "the same"),
-        }
-    return decisions
+    return decisions | (_maps(decided(cfg, decisions), data, given) if small else {})
+
+
+def _maps(cfg: CfgNode, data: Fingerprint, given: Mapping) -> dict:
+    """The pyramid's maps by the size of the objects, unless one of the keys is given."""
+    finer, fewer = fine_map_reason(cfg, data), no_coarse_map_reason(cfg, data)
+    levels = range(2 if finer else 3, 5 if fewer else 6)
+    names, maps = [f"res{level}" for level in levels], [f"p{level}" for level in levels]
+    key = MAPS.get(cfg.MODEL.BACKBONE.NAME)
+    keys = {key, "MODEL.FPN.IN_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES"}
+    if not key or cfg.MODEL.ROI_HEADS.IN_FEATURES == maps or not keys.isdisjoint(given):
+        return {}
+    return {
+        key: (names, "; ".join(filter(None, (finer, fewer))) or "whole images with objects of any size"),
+        "MODEL.FPN.IN_FEATURES": (names, "the same"),
+        "MODEL.ROI_HEADS.IN_FEATURES": (maps, "the same"),
+    }

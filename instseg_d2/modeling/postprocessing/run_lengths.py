@@ -1,5 +1,6 @@
 """Masks as COCO's run lengths, a few hundred bytes each at any image size. D masks, H x W pixels."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Union
 
@@ -8,6 +9,8 @@ import pycocotools.mask as mask_util
 import torch
 
 from .masks import masks_to_boxes
+
+TOGETHER = 64  # masks that are encoded at the same time: those of a large image have millions of runs
 
 
 def _changes(mask: np.ndarray, x: int, y: int, height: int) -> np.ndarray:
@@ -28,7 +31,7 @@ def _encoded(changes: np.ndarray, mask: np.ndarray, count: int, size: tuple) -> 
     Args:
         changes: where their runs, cut at the ends of columns, begin and end, alternating, in column-major order.
         mask: the index of the mask of each, ascending.
-        count: number of masks, also of empty ones.
+        count: number of masks, at least one, also of empty ones.
         size: (H, W) of the masks.
     """
     pixels, every = size[0] * size[1], np.arange(count)
@@ -41,14 +44,14 @@ def _encoded(changes: np.ndarray, mask: np.ndarray, count: int, size: tuple) -> 
     counts = np.diff(np.concatenate([np.zeros_like(every), changes[kept], np.full_like(every, pixels)])[order])
     owner = owner[order]
     first, last = owner[1:] != owner[:-1], np.append(owner[2:] != owner[1:-1], True)
-    kept = ~first & ~(last & (counts == 0))  # not between two masks, and no empty run at the end
+    kept = ~first & ~(last & (counts == 0) & (pixels > 0))  # not between two masks, and no empty run at the end
     of_masks = np.split(counts[kept], np.searchsorted(owner[1:][kept], every[1:]))
     runs = [{"size": size, "counts": part.tolist()} for part in of_masks]
-    return mask_util.frPyObjects(runs, *size) if count else []
+    return mask_util.frPyObjects(runs, *size)
 
 
-def _foreground(codes: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Where the runs of the foreground begin and end in column-major order; each mask follows the one before."""
+def _runs(codes: Sequence[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The foreground's runs: the indices of their masks, and where they begin and end in column-major order."""
     # COCO's compression: a number takes characters of five bits, a further bit says that more follow, the last one's
     # highest bit is the sign; from the fourth number on, the differences to the last but one are stored.
     characters = np.frombuffer(b"".join(code["counts"] for code in codes), dtype=np.uint8).astype(np.int64) - 48
@@ -60,28 +63,29 @@ def _foreground(codes: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
     counts -= np.where(characters[last] & 16, 1 << 5 * length, 0)
 
     starts = np.searchsorted(first, np.cumsum([0] + [len(code["counts"]) for code in codes[:-1]]))  # of each mask
-    place = np.arange(len(counts)) - np.repeat(starts, np.diff(starts, append=len(counts)))  # in its mask
+    mask = np.repeat(np.arange(len(codes)), np.diff(starts, append=len(counts)))
+    place = np.arange(len(counts)) - starts[mask]  # in its mask
     odd = place % 2 == 1
     for chain in (odd, ~odd & (place > 0)):
         total, begins = counts[chain].cumsum(), place[chain] <= 2
         before = np.append(0, total)[np.flatnonzero(begins)]
         counts[chain] = total - before[np.cumsum(begins) - 1]
-    end = counts.cumsum()[odd]
-    return end - counts[odd], end
+    total, mask_of_run = np.append(0, counts.cumsum()), mask[odd]
+    end = total[1:][odd] - total[starts[mask_of_run]]
+    return mask_of_run, end - counts[odd], end
 
 
-def _column_runs(codes: Sequence[dict]) -> tuple[np.ndarray, ...]:
+def _column_runs(codes: Sequence[dict], height: int) -> tuple[np.ndarray, ...]:
     """
-    The runs of masks of one size, cut at the ends of columns: the indices of their masks, their columns, first rows,
+    The runs of masks of one height, cut at the ends of columns: the indices of their masks, their columns, first rows,
     and rows after the last; ordered.
     """
-    height, width = codes[0]["size"]
-    begin, end = _foreground(codes)
+    mask, begin, end = _runs(codes)
     parts = (end - 1) // height - begin // height + 1  # of a run that goes on in the next columns
     column = np.repeat(begin // height - parts.cumsum() + parts, parts) + np.arange(parts.sum())
     top = np.maximum(np.repeat(begin, parts) - column * height, 0)
     bottom = np.minimum(np.repeat(end, parts) - column * height, height)
-    return column // width, column % width, top, bottom
+    return np.repeat(mask, parts), column, top, bottom
 
 
 class RunLengthMasks:
@@ -114,9 +118,11 @@ class RunLengthMasks:
             patches: for each mask the first row and column of the part, and the part (h, w) bool.
             size: (H, W) of the masks.
         """
-        changes = [_changes(part, x, y, size[0]) for y, x, part in patches]
-        mask = np.repeat(np.arange(len(changes)), [len(x) for x in changes])
-        return cls(_encoded(np.concatenate([*changes, np.zeros(0, int)]), mask, len(changes), size), size)
+        patches, codes = iter(patches), []
+        while changes := [_changes(part, x, y, size[0]) for y, x, part in itertools.islice(patches, TOGETHER)]:
+            mask = np.repeat(np.arange(len(changes)), [len(x) for x in changes])
+            codes += _encoded(np.concatenate(changes), mask, len(changes), size)
+        return cls(codes, size)
 
     def decode(self) -> torch.Tensor:
         """The masks as (D, H, W) bool."""
@@ -133,13 +139,15 @@ class RunLengthMasks:
             x, y: the window's first column and row in the masks; it may reach beyond them, and there is nothing there.
             size: (H, W) of the window.
         """
-        if not self.codes:
-            return RunLengthMasks([], size)
-        mask, column, top, bottom = _column_runs(self.codes)
-        column, top, bottom = column - x, np.maximum(top - y, 0), np.minimum(bottom - y, size[0])
-        seen = (top < bottom) & (column >= 0) & (column < size[1])
-        changes = (np.stack([top, bottom], 1) + column[:, None] * size[0])[seen]
-        return RunLengthMasks(_encoded(changes.ravel(), mask[seen].repeat(2), len(self), size), size)
+        codes = []
+        for start in range(0, len(self), TOGETHER):
+            some = self.codes[start : start + TOGETHER]
+            mask, column, top, bottom = _column_runs(some, self.size[0])
+            column, top, bottom = column - x, np.maximum(top - y, 0), np.minimum(bottom - y, size[0])
+            seen = (top < bottom) & (column >= 0) & (column < size[1])
+            changes = (np.stack([top, bottom], 1) + column[:, None] * size[0])[seen]
+            codes += _encoded(changes.ravel(), mask[seen].repeat(2), len(some), size)
+        return RunLengthMasks(codes, size)
 
     def __len__(self) -> int:
         return len(self.codes)

@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances
 from instseg_d2.apps.costs import cpu_peak
 from instseg_d2.evaluation.coco import coco_results
 from instseg_d2.modeling.postprocessing import RunLengthMasks, detections
+from instseg_d2.modeling.postprocessing.run_lengths import TOGETHER
 from projects.benchmarks.stages import large_image_row, some_detections
 from tests.tiny import METHODS, tiny_model
 
@@ -63,6 +64,30 @@ def test_windows(height, width):
         assert torch.equal(found.decode(), expected)
         assert found.codes == RunLengthMasks.encode(expected).codes
     assert len(coded[:0].window(0, 0, (2, 3))) == 0
+
+
+def test_windows_of_many_masks():
+    """More than are encoded together."""
+    masks = masks_of_every_kind(5, 8).repeat(40, 1, 1)
+    coded = RunLengthMasks.encode(masks)
+    assert torch.equal(coded.decode(), masks)
+    assert len(masks) > 2 * TOGETHER
+    assert torch.equal(coded.window(2, 1, (3, 4)).decode(), masks[:, 1:4, 2:6])
+
+
+def test_windows_without_pixels():
+    found = RunLengthMasks.encode(torch.ones(2, 3, 3, dtype=torch.bool)).window(0, 0, (0, 4))
+    assert found.decode().shape == (2, 0, 4)
+    assert not found.window(0, 0, (2, 2)).decode().any()
+
+
+def test_windows_of_codes_that_leave_out_the_end():
+    """Each mask is read on its own."""
+    counts = ([2, 3], [2, 3, 11], [0, 16])
+    codes = mask_util.frPyObjects([{"size": [4, 4], "counts": x} for x in counts], 4, 4)
+    found = RunLengthMasks(codes, (4, 4)).window(0, 0, (4, 4)).decode()
+    assert found.sum((1, 2)).tolist() == [3, 3, 16]
+    assert torch.equal(found[0], found[1])
 
 
 def test_windows_of_large_masks():
