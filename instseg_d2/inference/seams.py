@@ -177,7 +177,7 @@ class _Pieces:
         return np.array([max(whole, key=lambda index: self.scores[index])]) if whole else group
 
     def _placed(self, indices: np.ndarray) -> dict[int, dict]:
-        """The codes of detections in the whole image."""
+        """Index -> code in the whole image, of the detections with these indices."""
         codes = {}
         for tile in np.unique(self.tile[indices]):
             x, y = self.tiles[tile, :2].tolist()

@@ -55,7 +55,7 @@ def fold_norm(conv: nn.Module, norm: Optional[nn.Module]) -> bool:
 
 @contextlib.contextmanager
 def untouched_statistics(module: nn.Module):
-    """Let batch norms update copies of their running statistics."""
+    """In this context the batch norms of a module update copies of their running statistics, which are then dropped."""
     norms = [x for x in module.modules() if isinstance(x, _BatchNorm) and x.training]
     kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
     for norm, buffers in zip(norms, kept):

@@ -70,7 +70,7 @@ def _maps(cfg: CfgNode, data: Fingerprint, given: Mapping) -> dict:
     if not key or cfg.MODEL.ROI_HEADS.IN_FEATURES == maps or not keys.isdisjoint(given):
         return {}
     return {
-        key: (names, "; ".join(filter(None, (finer, fewer))) or "whole images with objects of any size"),
+        key: (names, "; ".join(filter(None, (finer, fewer))) or "objects may be long"),
         "MODEL.FPN.IN_FEATURES": (names, "the same"),
         "MODEL.ROI_HEADS.IN_FEATURES": (maps, "the same"),
     }

@@ -29,8 +29,8 @@ def _encoded(changes: np.ndarray, mask: np.ndarray, count: int, size: tuple) -> 
     The codes of masks.
 
     Args:
-        changes: where their runs, cut at the ends of columns, begin and end, alternating, in column-major order.
-        mask: the index of the mask of each, ascending.
+        changes: (n,) column-major positions where their runs, cut at the ends of columns, begin and end, alternating.
+        mask: (n,) the index of the mask of each, ascending.
         count: number of masks, at least one, also of empty ones.
         size: (H, W) of the masks.
     """
