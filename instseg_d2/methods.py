@@ -78,6 +78,7 @@ class AutoRecipe:
     Attributes:
         small: name of the recipe that others are based on for CPUs and small data.
         photos: the same for photos, with pretrained weights; empty: there is none.
+        all_as_photos: these weights are the better start for other images too.
         large: the authors', for GPUs and much data.
         rules: (config with the values of the rules that all methods share, `data.fingerprint.Fingerprint`, whether the
             base is a small recipe, the number that divides every batch, the values given by key) ->
@@ -88,6 +89,7 @@ class AutoRecipe:
     large: str
     rules: Callable[[CfgNode, Any, bool, int, Mapping[str, Any]], Mapping[str, tuple[Any, str]]]
     photos: str = ""
+    all_as_photos: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """COCO and LVIS evaluation with masks as run lengths. D detections, H x W pixels."""
 
-import importlib.util
 import itertools
 import json
 import logging
@@ -10,13 +9,13 @@ from typing import Optional
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, LVISEvaluator
-from detectron2.evaluation.coco_evaluation import COCOevalMaxDets, instances_to_coco_json
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils import comm
-from pycocotools.coco import COCO
 
 from ..files import atomic_write, write_bytes
 from ..modeling.postprocessing import RunLengthMasks
+from .fast_matching import FastMatching, can_match
 
 __all__ = ["CocoEvaluator", "LvisEvaluator", "coco_results", "encoded_masks"]
 
@@ -52,39 +51,11 @@ def _prediction(sample: dict, output: dict) -> dict:
     return prediction
 
 
-def _matched_fast(truth: COCO) -> bool:
-    """True if faster-coco-eval can match: it is installed, and the ids are numbers that it can tell apart."""
-    if importlib.util.find_spec("faster_coco_eval") is None:
-        return False
-    references = ((entry["id"], entry["image_id"], entry["category_id"]) for entry in truth.anns.values())
-    ids = itertools.chain(truth.imgs, truth.cats, *references)
-    return all(isinstance(number, int) and 0 <= number < 2**31 for number in ids)
-
-
-class _FastMatching(COCOevalMaxDets):
-    """COCOeval that lets faster-coco-eval match detections and objects: the same numbers, sooner."""
-
-    def evaluate(self):
-        """Match, and compute ``eval``."""
-        from faster_coco_eval import COCOeval_faster
-
-        fast = COCOeval_faster(self.cocoGt, self.cocoDt, self.params.iouType, print_function=logger.debug)
-        for name in ("imgIds", "catIds", "iouThrs", "recThrs", "maxDets", "areaRng", "areaRngLbl", "useCats"):
-            setattr(fast.params, name, getattr(self.params, name))
-        fast.evaluate()
-        fast.accumulate()
-        self.params.maxDets = fast.params.maxDets  # sorted
-        self.eval = {name: fast.eval[name] for name in ("precision", "recall", "scores")}
-
-    def accumulate(self, p=None):
-        """Done by `evaluate`."""
-
-
 class CocoEvaluator(COCOEvaluator):
     """
     Detectron2's evaluator; pred_masks may also be `RunLengthMasks`. Images that were not processed are excluded,
-    together with their objects. The files it writes use the ids of the annotation file. If faster-coco-eval can, it
-    matches boxes and masks.
+    together with their objects. The files it writes use the ids of the annotation file. Where it
+    can, faster-coco-eval matches boxes and masks, otherwise pycocotools.
     """
 
     reads_run_lengths = True
@@ -114,12 +85,13 @@ class CocoEvaluator(COCOEvaluator):
         """See Detectron2's."""
         results = list(itertools.chain.from_iterable(x["instances"] for x in predictions))
         tasks = sorted(self._tasks or self._tasks_from_predictions(results))
-        fast = self._do_evaluation and results and "keypoints" not in tasks and _matched_fast(self._coco_api)
-        if not fast:
-            super()._eval_predictions(predictions, img_ids)
-            return
         numbers = self._metadata.get("thing_dataset_id_to_contiguous_id", {})
         ids = {number: category for category, number in numbers.items()}
+        known = not ids or all(x["category_id"] in ids for x in results)  # otherwise Detectron2 says what is wrong
+        boxes_and_masks = results and "keypoints" not in tasks
+        if not (self._do_evaluation and boxes_and_masks and known and can_match(self._coco_api, results)):
+            super()._eval_predictions(predictions, img_ids)
+            return
         for result in results:
             result["category_id"] = ids[result["category_id"]] if ids else result["category_id"]
         if self._folder:
@@ -127,7 +99,7 @@ class CocoEvaluator(COCOEvaluator):
         for task in tasks:
             # With a box, a mask would have the box's area.
             kept = [{key: x[key] for key in x if key != "bbox" or task == "bbox"} for x in results]
-            matching = _FastMatching(self._coco_api, self._coco_api.loadRes(kept), task)
+            matching = FastMatching(self._coco_api, self._coco_api.loadRes(kept), task)
             matching.params.maxDets = self._max_dets_per_image
             matching.params.imgIds = matching.params.imgIds if img_ids is None else img_ids
             matching.evaluate()

@@ -111,7 +111,7 @@ def test_a_new_run_keeps_the_recipe_of_the_earlier_one(tmp_path, data, monkeypat
         "recipe.yaml",
     ]
     assert (out / "earlier/recipe.yaml").read_text() == "earlier"
-    assert (out / "recipe.yaml").read_text().startswith("# Made by `instseg recipe` from quick/Base-quick-istr")
+    assert (out / "recipe.yaml").read_text().startswith("# Made by `instseg recipe` from quick/")
     assert cfg.OUTPUT_DIR == str(out)
 
 

@@ -1,5 +1,7 @@
 """The rules of recipes that configure themselves: decisions derived by hand."""
 
+import dataclasses
+
 import pytest
 
 from instseg_d2.config import load_config
@@ -406,3 +408,18 @@ def test_the_base():
     auto = RECIPES["EmbedMask"]
     assert _base(auto, many, GPU)[0] == auto.large
     assert _base(auto, few, GPU)[0] == _base(auto, many, LAPTOP)[0] == auto.small
+
+
+@pytest.mark.parametrize("missing", ["", "no package x"])
+def test_where_pretrained_weights_are_a_better_start(monkeypatch, missing):
+    """With photos for all methods, otherwise for some; and only if there are any."""
+    monkeypatch.setattr("instseg_d2.engine.auto.plan._missing_weights", lambda recipe: missing)
+    grey = fingerprint_of(several(50, (64, 64), 1, 20), ["a"])
+    photos = dataclasses.replace(grey, photos=0.9)
+    assert grey.photos == 0
+    for name, auto in RECIPES.items():
+        for data, wanted in ((grey, name == "ISTR"), (photos, True)):
+            base, reason = _base(auto, data, LAPTOP)
+            assert base == (auto.photos if wanted and not missing else auto.small)
+            assert (missing in reason) == (wanted or not missing)
+            assert ("ImageNet's weights" in reason) == wanted

@@ -120,12 +120,18 @@ def _base(auto: AutoRecipe, data: Fingerprint, machine: Machine) -> tuple[str, s
     if machine.gpu and data.num_images >= MUCH:
         return auto.large, f"the authors' recipe, for a GPU and {data.num_images} images"
     where = f"a small network, for {data.num_images} images" if machine.gpu else "a small network, for CPUs"
-    if not auto.photos or data.photos < PHOTOS:
+    if data.photos >= PHOTOS:
+        why = "these are photos in colour"
+    elif auto.all_as_photos:
+        why = "this method then learns faster, whatever the images show"
+    else:
+        why = ""
+    if not auto.photos or not why:
         return auto.small, f"{where}, trained from scratch"
     missing = _missing_weights(auto.photos)
     if missing:
-        return auto.small, f"{where}, from scratch, although ImageNet's weights help with photos: {missing}"
-    return auto.photos, f"{where}, which starts from ImageNet's weights since these are photos in colour"
+        return auto.small, f"{where}, from scratch, although ImageNet's weights would help, since {why}: {missing}"
+    return auto.photos, f"{where}, which starts from ImageNet's weights since {why}"
 
 
 def _own_sets(cfg: CfgNode, file: str, divide: bool) -> Decisions:
