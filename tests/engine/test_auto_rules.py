@@ -418,7 +418,7 @@ def test_where_pretrained_weights_are_a_better_start(monkeypatch, missing):
     photos = dataclasses.replace(grey, photos=0.9)
     assert grey.photos == 0
     for name, auto in RECIPES.items():
-        for data, wanted in ((grey, name == "ISTR"), (photos, True)):
+        for data, wanted in ((grey, name in ("ISTR", "SparseInst")), (photos, True)):
             base, reason = _base(auto, data, LAPTOP)
             assert base == (auto.photos if wanted and not missing else auto.small)
             assert (missing in reason) == (wanted or not missing)

@@ -123,7 +123,7 @@ def _base(auto: AutoRecipe, data: Fingerprint, machine: Machine) -> tuple[str, s
     if data.photos >= PHOTOS:
         why = "these are photos in colour"
     elif auto.all_as_photos:
-        why = "this method then learns faster, whatever the images show"
+        why = "queries learn faster from them, whatever the images show"
     else:
         why = ""
     if not auto.photos or not why:

@@ -40,7 +40,11 @@ register_method(
         authors_names={"encoder.fpn_laterals.": convert_sparseinst},
         exportable=ExportableSparseInst,
         auto=AutoRecipe(
-            "quick/Base-quick-sparseinst", "SparseInst/sparse_inst_r50_giam", recipe_rules, "quick/sparseinst_photos"
+            "quick/Base-quick-sparseinst",
+            "SparseInst/sparse_inst_r50_giam",
+            recipe_rules,
+            "quick/sparseinst_photos",
+            all_as_photos=True,
         ),
         publication=Publication(
             "SparseInst", "CVPR 2022, arXiv 2203.12827", "https://github.com/hustvl/SparseInst (Google Drive, Baidu)"
