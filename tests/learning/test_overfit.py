@@ -11,12 +11,13 @@ from tests.learning.overfitting import overfit
 
 # What InstanceFCN was measured with.
 ADAMW = ["SOLVER.OPTIMIZER", "ADAMW", "SOLVER.BETAS", (0.9, 0.999), "INPUT.MIN_SIZE_TRAIN_SAMPLING", "choice"]
-# quick recipe, shorter side, iterations, learning rate, overrides, result and what it reaches
+# Masks have the weights of sparseinst_photos.
 LOSS = "MODEL.SPARSE_INST.LOSS"
 MASKS_FIRST = [
     "INPUT.COPY_PASTE", 0.0, f"{LOSS}.CLASS_WEIGHT", 4.0, f"{LOSS}.MASK_PIXEL_WEIGHT", 5.0,
     f"{LOSS}.MASK_DICE_WEIGHT", 2.0,
 ]  # fmt: skip
+# quick recipe, shorter side, iterations, learning rate, overrides, result and what it reaches
 RECIPES = [
     ("blendmask", 256, 220, 0.006, [], "segm/AP", 80),
     ("sparseinst", 320, 200, 0.006, MASKS_FIRST, "segm/AP", 75),
