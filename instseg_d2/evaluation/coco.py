@@ -54,8 +54,8 @@ def _prediction(sample: dict, output: dict) -> dict:
 class CocoEvaluator(COCOEvaluator):
     """
     Detectron2's evaluator; pred_masks may also be `RunLengthMasks`. Images that were not processed are excluded,
-    together with their objects. The files it writes use the ids of the annotation file. Where it
-    can, faster-coco-eval matches boxes and masks, otherwise pycocotools.
+    together with their objects. The files it writes use the ids of the annotation file. Boxes and
+    masks are matched by faster-coco-eval, if it is installed and the numbers are the same, otherwise by pycocotools.
     """
 
     reads_run_lengths = True

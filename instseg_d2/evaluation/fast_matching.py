@@ -1,4 +1,4 @@
-"""COCOeval's numbers by faster-coco-eval, where it is installed and takes the data for what pycocotools does."""
+"""COCOeval's numbers by faster-coco-eval, where it is installed and gives the same as pycocotools."""
 
 import functools
 import importlib.util
@@ -56,7 +56,10 @@ class FastMatching(COCOevalMaxDets):
     """COCOeval for which faster-coco-eval matches detections and objects, see `can_match`."""
 
     def evaluate(self):
-        """Match, and compute ``eval``."""
+        """
+        Match, and compute ``eval``: precision (thresholds, recalls, classes, areas, limits), recall (thresholds,
+        classes, areas, limits) and scores as precision, in 0-1.
+        """
         fast = _package().COCOeval_faster(self.cocoGt, self.cocoDt, self.params.iouType, print_function=logger.debug)
         for name in ("imgIds", "catIds", "iouThrs", "recThrs", "maxDets", "areaRng", "areaRngLbl", "useCats"):
             setattr(fast.params, name, getattr(self.params, name))
