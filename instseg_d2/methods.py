@@ -76,7 +76,8 @@ class AutoRecipe:
     How `engine.auto` makes recipes of a method.
 
     Attributes:
-        small: name of the recipe that others are based on for CPUs and small data.
+        small: name of the recipe that others are based on for CPUs and small data; empty: there is none, so a recipe
+            has to be given.
         photos: the same for photos, with pretrained weights; empty: there is none.
         all_as_photos: these weights are the better start for other images too.
         large: the authors', for GPUs and much data.
@@ -85,9 +86,9 @@ class AutoRecipe:
             {config key: (value, reason)}.
     """
 
-    small: str
-    large: str
     rules: Callable[[CfgNode, Any, bool, int, Mapping[str, Any]], Mapping[str, tuple[Any, str]]]
+    small: str = ""
+    large: str = ""
     photos: str = ""
     all_as_photos: bool = False
 
@@ -109,6 +110,7 @@ class Method:
         fit: called as ``fit(model, cfg)`` in all processes, after loading the weights and before training. It is called
             for every model, including Detectron2 models with a head of this method.
         crop_scheme: default if INPUT.CROP.SCHEME is empty.
+        rerun_parts: what MODEL.ACTIVATION_CHECKPOINTING can name.
         auxiliary: whether its features can have the head of MODEL.AUXILIARY in training.
         needs_masks: whether it is trained on masks even if MODEL.MASK_ON is False.
         semantic_target: cfg -> whether it is trained on ``basis_sem``, see `InstanceDatasetMapper`.
@@ -146,6 +148,7 @@ class Method:
     fit: Callable[[nn.Module, CfgNode], None] = _nothing
 
     crop_scheme: str = "before_resize"
+    rerun_parts: tuple[str, ...] = ("backbone",)
     auxiliary: bool = False
     needs_masks: bool = False
     semantic_target: Callable[[CfgNode], bool] = _never

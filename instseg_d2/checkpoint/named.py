@@ -83,6 +83,7 @@ class _Imagenet:
 
     def check(self, name: str) -> Pixels:
         _chosen("imagenet", name, list(_PACKAGES))
+        _timm()  # builds the network for them
         if not self._path(name).exists():
             self._source(name)
         return Pixels((127.5,) * 3, (127.5,) * 3)
@@ -191,11 +192,19 @@ class _Authors:
     def check(self, name: str) -> None:
         from ..zoo import recipes
 
-        _chosen("authors", name, list(recipes()))
+        _chosen("authors", self._spelled(name), list(recipes()))
+
+    @staticmethod
+    def _spelled(name: str) -> str:
+        """The recipe's name, if only capitals differ."""
+        from ..zoo import recipes
+
+        return next((known for known in recipes() if known.lower() == name.lower()), name)
 
     def file(self, name: str) -> Path:
         from ..zoo import publications
 
+        name = self._spelled(name)
         path = cache_folder("weights", "authors", f"{name}.pth")
         for suffix in WEIGHT_SUFFIXES:
             if path.with_suffix(suffix).exists():

@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-import time
 
 from ..arguments import add_recipe
 from ..errors import ConfigError
@@ -25,7 +24,6 @@ def main(args: argparse.Namespace) -> None:
     """Print the fingerprint of the data and the decisions, and write the recipe."""
     from ..engine.auto import fit_plan, make_plan, this_machine
 
-    begun = time.perf_counter()
     processes = this_machine(args.num_gpus, args.num_processes, args.num_machines).processes
     if args.minutes and processes > 1:
         raise ConfigError(
@@ -34,6 +32,6 @@ def main(args: argparse.Namespace) -> None:
         )
     plan = make_plan(args, args.output)
     if args.minutes:
-        plan = fit_plan(plan, args, begun)
+        plan = fit_plan(plan, args)
     plan.write(args.output)
     sys.stdout.write(f"{plan.table()}\n\nwrote {args.output}\n")

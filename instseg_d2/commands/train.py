@@ -19,6 +19,7 @@ Also runs under torchrun and Slurm's srun. INSTSEG_DEBUG=1 shows the traceback o
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training(parser)
+    parser.set_defaults(begun=time.perf_counter())  # for --minutes, before PyTorch is imported
 
 
 def evaluate(cfg) -> None:
@@ -34,17 +35,16 @@ def evaluate(cfg) -> None:
 def work(args: argparse.Namespace) -> None:
     """Train, or evaluate with --eval-only; runs in every process of the job."""
     from .. import register
-    from ..engine import Trainer, fit_to_minutes, setup
+    from ..engine import Trainer, fit_to_minutes, kept_schedule, setup
     from ..engine.auto import auto_setup
 
-    begun = time.perf_counter()
     for name in ("minutes", "auto", "augmented"):
         if getattr(args, name) and args.eval_only:
             raise ConfigError(f"--{name} is about training: leave it out with --eval-only.")
     if args.method and not args.auto:
         raise ConfigError("--method goes with --auto; without it, --config-file names a recipe.")
     register()
-    cfg = auto_setup(args, begun) if args.auto else setup(args)
+    cfg = auto_setup(args, args.begun) if args.auto else setup(args)
     if args.eval_only:
         evaluate(cfg)
         return
@@ -57,7 +57,7 @@ def work(args: argparse.Namespace) -> None:
             print(draw_augmented(cfg, args.augmented))
         return
     if args.minutes and not args.auto:
-        cfg = fit_to_minutes(cfg, args.minutes, begun, args.resume)
+        cfg = fit_to_minutes(cfg, args.minutes, args.begun, args.resume, kept_schedule(args))
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()

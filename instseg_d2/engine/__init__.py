@@ -3,7 +3,7 @@
 from ..inference.predictor import Predictor
 from .launch import launch
 from .minutes import fit_to_minutes
-from .setup import argument_parser, setup
+from .setup import argument_parser, kept_schedule, setup
 from .trainer import Trainer
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Trainer",
     "argument_parser",
     "fit_to_minutes",
+    "kept_schedule",
     "launch",
     "setup",
 ]

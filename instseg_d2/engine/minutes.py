@@ -8,7 +8,10 @@ import math
 import statistics
 import tempfile
 import time
+from collections.abc import Collection, Sequence
+from typing import Optional
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
@@ -19,71 +22,75 @@ from fvcore.nn.precise_bn import get_bn_modules
 
 from ..checkpoint import InstSegCheckpointer
 from ..config import get_value, tested_in_tiles
+from ..config.schedule import SCHEDULE, rescale, with_values
 from ..errors import ConfigError
 from ..evaluation.run import detector
 from ..inference.tiles import model_for_test, tile_boxes
 from .rng import preserve_rng_state
 from .trainer import Trainer
 
-__all__ = ["fit_to_minutes", "rescale"]
+__all__ = ["fit_to_minutes"]
 
 logger = logging.getLogger(__name__)
 
-SCHEDULE = (
-    "SOLVER.MAX_ITER",
-    "SOLVER.STEPS",
-    "SOLVER.WARMUP_ITERS",
-    "SOLVER.FREEZE_BACKBONE_ITER",
-    "SOLVER.FREEZE_NORMS_ITER",
-    "TEST.EVAL_PERIOD",
-)
 WARM_UP = 3  # iterations that fill caches, at least; new image sizes are slow, so half as long as is measured then
 SHARE = 0.05  # of the time, for measuring
-AIM = 0.95  # of the time: trainings took 5 % longer than the measurements say, on average, and up to 11 %
+AIM = 0.95  # of the time: trainings took 6 % longer than the measurements say, on average
 IMAGES = 8  # of each test set, for measuring
+DRAWN = 100  # batches, at most, to see which sizes are drawn
 BATCHES = 4  # for precise statistics of batch norms, for measuring
-
-
-def _with(cfg: CfgNode, values: dict) -> CfgNode:
-    """A frozen copy with other values, by their full names."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.merge_from_list(list(itertools.chain(*values.items())))
-    cfg.freeze()
-    return cfg
-
-
-def rescale(cfg: CfgNode, max_iter: int) -> CfgNode:
-    """The config with another ``SOLVER.MAX_ITER``, and the rest of the schedule rescaled by the same factor."""
-    factor = max_iter / cfg.SOLVER.MAX_ITER
-
-    def scaled(value: int) -> int:
-        return max(1, math.ceil(value * factor - 1e-9)) if value > 0 else value
-
-    others = {key: get_value(cfg, key) for key in SCHEDULE[1:]}
-    others = {k: tuple(sorted(set(map(scaled, v)))) if k == "SOLVER.STEPS" else scaled(v) for k, v in others.items()}
-    return _with(cfg, {"SOLVER.MAX_ITER": max_iter, **others})
 
 
 def _number_of_evaluations(cfg: CfgNode) -> int:
     return math.ceil(cfg.SOLVER.MAX_ITER / cfg.TEST.EVAL_PERIOD) if cfg.TEST.EVAL_PERIOD > 0 else 1
 
 
+def _pixels(batch: Sequence[dict]) -> int:
+    """Of a batch in which every image is padded to the largest."""
+    height, width = (max(x["image"].shape[side] for x in batch) for side in (-2, -1))
+    return len(batch) * height * width
+
+
+def _typical_seconds(seconds: Sequence[float], pixels: Sequence[float], typical: float) -> float:
+    """
+    The time of a step with ``typical`` pixels, from a few steps: their mean, corrected along the line that fits best
+    (a control variate, which makes up for the sizes that were drawn by chance).
+    """
+    mean, size = statistics.mean(seconds), statistics.mean(pixels)
+    slope = np.polyfit(pixels, seconds, 1)[0] if len(set(pixels)) > 1 else 0.0
+    return mean + min(max(float(slope), 0.0), mean / size) * (typical - size)
+
+
 def _iteration_seconds(trainer: Trainer, share: float) -> float:
-    """Mean time of a step, measured for about ``share`` seconds; the same on all processes."""
-    count, warm, start = 0, False, time.perf_counter()
+    """Time of a step with a typical batch, measured for about ``share`` seconds; the same on all processes."""
+    seen: list[int] = []  # pixels of each batch
+    batches, each = trainer.batches, trainer.cfg.SOLVER.ACCUMULATE
+
+    def watched():
+        for batch in batches:
+            seen.append(_pixels(batch))
+            yield batch
+
+    trainer.batches = watched()
+    steps, warm, begun = [], False, time.perf_counter()
     with EventStorage(0) as trainer.storage:
         for trainer.iter in itertools.count():
+            start = time.perf_counter()
             trainer.run_step()
-            count += 1
-            seconds = time.perf_counter() - start
-            enough = seconds >= (share if count >= 5 else 4 * share) if warm else seconds >= share / 2
-            enough, mean = comm.all_gather((enough, seconds / count))[0]  # no process may go on alone
+            steps.append((time.perf_counter() - start, sum(seen[-each:])))
+            seconds = time.perf_counter() - begun
+            enough = seconds >= (share if len(steps) >= 5 else 4 * share) if warm else seconds >= share / 2
+            enough = comm.all_gather(enough)[0]  # no process may go on alone
             if enough and warm:
-                return mean
-            if enough and count >= WARM_UP:
-                count, warm, start = 0, True, time.perf_counter()
-    raise AssertionError("the loop is endless")
+                break
+            if enough and len(steps) >= WARM_UP:
+                steps, warm, begun = [], True, time.perf_counter()
+    begun = time.perf_counter()
+    for _ in itertools.islice(trainer.batches, DRAWN):
+        if time.perf_counter() - begun > share / 4:
+            break
+    trainer.batches = batches
+    return comm.all_gather(_typical_seconds(*zip(*steps), each * statistics.mean(seen)))[0]
 
 
 @torch.no_grad()
@@ -143,7 +150,7 @@ def trial(cfg: CfgNode, trainer_class: type):
     """A trainer that is ready to take steps, and is then thrown away. Random numbers are not affected."""
     with tempfile.TemporaryDirectory() as folder, _quietly(), preserve_rng_state():
         values = {"OUTPUT_DIR": folder, "DATASETS.TEST": (), "TEST.PRECISE_BN.ENABLED": False}
-        trainer = trainer_class(_with(cfg, values))
+        trainer = trainer_class(with_values(cfg, values))
         trainer.checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
         trainer.prepare()
         yield trainer
@@ -173,7 +180,12 @@ def _schedule_of_run(folder: str) -> dict:
 
 
 def fit_to_minutes(
-    cfg: CfgNode, minutes: float, begun: float, resume: bool = False, trainer_class: type = Trainer
+    cfg: CfgNode,
+    minutes: float,
+    begun: Optional[float] = None,
+    resume: bool = False,
+    kept: Collection[str] = (),
+    trainer_class: type = Trainer,
 ) -> CfgNode:
     """
     Stretch or cut the schedule so that training, with its evaluations, ends in time. Call it in all processes.
@@ -183,27 +195,30 @@ def fit_to_minutes(
 
     Args:
         minutes: from ``begun`` to the end of the last evaluation, of which 95 % are planned.
-        begun: ``time.perf_counter()`` at the start of the command.
+        begun: ``time.perf_counter()`` at the start of the command. None: the training will be another command.
         resume: keep the schedule of the run in ``OUTPUT_DIR``, if there is one.
+        kept: keys of the schedule that stay as they are.
 
     Raises:
         ConfigError: the time is too short for a single iteration.
     """
     cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())  # now, not after the schedule is fitted
-    kept = _schedule_of_run(cfg.OUTPUT_DIR) if resume else {}
-    if kept:
-        logger.info("--minutes: the run in %s keeps its schedule of %d iterations.", cfg.OUTPUT_DIR, kept[SCHEDULE[0]])
-        return _with(cfg, kept)
+    earlier = _schedule_of_run(cfg.OUTPUT_DIR) if resume else {}
+    if earlier:
+        iterations = earlier["SOLVER.MAX_ITER"]
+        logger.info("--minutes: the run in %s keeps its schedule of %d iterations.", cfg.OUTPUT_DIR, iterations)
+        return with_values(cfg, earlier)
     logger.info("Measuring this machine, to train for %g minutes.", minutes)
     set_up, iteration, evaluation = _measure(cfg, SHARE * 60 * minutes, trainer_class)
-    around = time.perf_counter() - begun + set_up + _number_of_evaluations(cfg) * evaluation
+    passed = 0.0 if begun is None else time.perf_counter() - begun
+    around = passed + set_up + _number_of_evaluations(cfg) * evaluation
     max_iter = comm.all_gather(int((AIM * 60 * minutes - around) / iteration))[0]
     if max_iter < 1:
         raise ConfigError(
             f"--minutes {minutes:g} is too short: here, everything but the iterations takes {around / 60:.2g} minutes, "
             f"and an iteration {iteration:.2g} seconds."
         )
-    fitted = rescale(cfg, max_iter)
+    fitted = rescale(cfg, max_iter, kept)
     changes = [f"{key} {get_value(cfg, key)} -> {get_value(fitted, key)}" for key in SCHEDULE]
     logger.info(
         "An iteration takes %.3g s and an evaluation %.3g s here: %s.", iteration, evaluation, ", ".join(changes)

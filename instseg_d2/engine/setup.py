@@ -29,7 +29,7 @@ from ..methods import method_of
 from .log import setup_logging
 from .trackers import require_trackers
 
-__all__ = ["argument_parser", "register_files", "register_own_data", "setup"]
+__all__ = ["argument_parser", "kept_schedule", "register_files", "register_own_data", "setup"]
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +190,12 @@ def _check_solver(cfg: CfgNode) -> None:
         ) from error
 
 
+def kept_schedule(args) -> tuple[str, ...]:
+    """The keys of the schedule that the arguments give in iterations, whatever the rest of it."""
+    given = getattr(args, "freeze_backbone", None) is not None  # not an argument of evaluations
+    return ("SOLVER.FREEZE_BACKBONE_ITER",) if given else ()
+
+
 def setup(args, cfg: Optional[CfgNode] = None) -> CfgNode:
     """
     The frozen config of a run, fitted to overrides, data, number of classes and device; also sets up logging and seeds.
@@ -203,7 +209,7 @@ def setup(args, cfg: Optional[CfgNode] = None) -> CfgNode:
         ConfigError, DatasetError, CheckpointError: see `errors`.
     """
     cfg = load_config(args.config_file, args.opts) if cfg is None else cfg
-    if getattr(args, "freeze_backbone", None) is not None:  # not an argument of evaluations
+    if kept_schedule(args):
         cfg.SOLVER.FREEZE_BACKBONE_ITER = args.freeze_backbone
     check_config(cfg)
     if cfg.MODEL.KEYPOINT_ON or cfg.MODEL.LOAD_PROPOSALS:

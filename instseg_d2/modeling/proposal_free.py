@@ -17,9 +17,12 @@ class ProposalFreeROIHeads:
 
     Attributes:
         exportable: model -> the module to export of a GeneralizedRCNN with these heads, an `Exportable`.
+        recipe_rules: (config, `data.fingerprint.Fingerprint`) -> {config key: (value, reason)}, see
+            `methods.AutoRecipe`.
     """
 
     exportable: Callable
+    recipe_rules: Callable
 
     def forward(
         self,

@@ -15,11 +15,12 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import nn
 
 from ..layers import pool_boxes
-from ..methods import Method, register_method
+from ..methods import AutoRecipe, Method, register_method
 from .exportable import CropExportable, Exportable, Found, non_maximum_suppression, shared_copy
 from .postprocessing import Combination
 from .proposal_generator import FCOS
 from .proposal_generator.exportable import detect_fixed
+from .rcnn_recipe import recipe_rules
 
 __all__ = ["ExportableRCNN", "OfRCNN", "exportable_rcnn"]
 
@@ -247,5 +248,5 @@ def exportable_rcnn(model: nn.Module) -> Exportable:
     return ExportableRCNN(model) if own is None else own(model)
 
 
-register_method(Method("GeneralizedRCNN", exportable=exportable_rcnn))
+register_method(Method("GeneralizedRCNN", exportable=exportable_rcnn, auto=AutoRecipe(recipe_rules)))
 register_method(Method("PanopticFPN", panoptic=lambda cfg: True, exportable=exportable_rcnn))

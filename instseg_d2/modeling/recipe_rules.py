@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from detectron2.config import CfgNode
 
+from ..config.schedule import rest_of_schedule
 from ..data.fingerprint import Fingerprint, fixed_crop, network_side
 
 __all__ = [
@@ -37,6 +38,11 @@ UNEVEN = 2  # times as many objects as on average are in a crop of an image wher
 CROP_SIDES = 192, 384  # at least and at most, of a crop at the network's input
 
 
+def _level(stride: int) -> str:
+    """The pyramid's name for the map of a stride, a power of two."""
+    return f"p{stride.bit_length() - 1}"
+
+
 class Levels(NamedTuple):
     """
     The levels of an FCOS detector.
@@ -60,7 +66,7 @@ class Levels(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        return [f"p{stride.bit_length() - 1}" for stride in self.strides]
+        return [_level(stride) for stride in self.strides]
 
 
 def decided(cfg: CfgNode, decisions: dict) -> CfgNode:
@@ -70,13 +76,13 @@ def decided(cfg: CfgNode, decisions: dict) -> CfgNode:
     return cfg
 
 
-def _in_network(cfg: CfgNode, data: Fingerprint, pixels: float, relative: float) -> float:
+def in_network(cfg: CfgNode, data: Fingerprint, pixels: float, relative: float) -> float:
     """A length at the network's input in training: given in pixels of the image, and by the image's shorter side."""
     side = network_side(cfg, data)
     return pixels * side / data.image_side.q50 if fixed_crop(cfg) else relative * side
 
 
-def pyramid_levels(cfg: CfgNode, data: Fingerprint, strides: list[int]) -> Levels:
+def pyramid_levels(cfg: CfgNode, data: Fingerprint, strides: list[int], needed: Collection[str] = ()) -> Levels:
     """
     Size ranges that begin where half of the objects end, within limits, and double from level to level; without the
     highest levels that no object reaches.
@@ -85,16 +91,19 @@ def pyramid_levels(cfg: CfgNode, data: Fingerprint, strides: list[int]) -> Level
 
     Args:
         strides: of the base recipe; MODEL.FCOS.TOP_LEVELS of them may be dropped.
+        needed: names of levels that something else reads, which are kept.
     """
     side = network_side(cfg, data)
     lengths = zip((data.length.q50, data.length.q99), (data.relative_length.q50, data.relative_length.q99))
-    half, almost_all = (_in_network(cfg, data, *length) / 2 for length in lengths)
+    half, almost_all = (in_network(cfg, data, *length) / 2 for length in lengths)
     finest = strides[0]
     # A range that ends below 4 strides leaves no room for the locations around the centre; 8 strides are the paper's.
     first = min(max(8 * math.ceil(half / 8), 4 * finest), 8 * finest)
     splits = [first * 2**level for level in range(len(strides) - 1)]
     dropped = 0
     while dropped < cfg.MODEL.FCOS.TOP_LEVELS and len(splits) > 1 and splits[-1] > 1.2 * almost_all:
+        if _level(strides[len(splits)]) in needed:
+            break
         dropped += 1
         splits.pop()
     reason = (
@@ -106,7 +115,7 @@ def pyramid_levels(cfg: CfgNode, data: Fingerprint, strides: list[int]) -> Level
 
 def fine_map_reason(cfg: CfgNode, data: Fingerprint) -> str:
     """Why a map of stride 4 is needed; empty if it is not."""
-    size = _in_network(cfg, data, data.size.q50, data.relative_size.q50)
+    size = in_network(cfg, data, data.size.q50, data.relative_size.q50)
     return f"half of the objects are below {size:.0f} pixels: features of stride 4" if size < TYPICAL else ""
 
 
@@ -114,7 +123,7 @@ def no_coarse_map_reason(cfg: CfgNode, data: Fingerprint) -> str:
     """Why crops need no map of stride 32; empty if they do, or for whole images."""
     if not fixed_crop(cfg):
         return ""
-    length = _in_network(cfg, data, data.length.q90, data.relative_length.q90)
+    length = in_network(cfg, data, data.length.q90, data.relative_length.q90)
     if length >= LONG:
         return ""
     return f"nine of ten objects are at most {length:.0f} pixels long: no features of stride 32"
@@ -190,14 +199,18 @@ def cheaper_steps(cfg: CfgNode, unit: int, given: Collection, reason: str) -> di
     batch, sizes = min(cfg.SOLVER.IMS_PER_BATCH, unit * math.ceil(2 / unit)), cfg.INPUT.MIN_SIZE_TRAIN
     decisions = {}
     if batch != cfg.SOLVER.IMS_PER_BATCH:
+        iterations = round(cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH / batch)
+        rest = rest_of_schedule(cfg, iterations)
+        rest.pop("SOLVER.WARMUP_ITERS", None)  # as many steps as in larger batches
         decisions = {
+            **{key: (value, "at its share of the iterations") for key, value in rest.items()},
             "SOLVER.IMS_PER_BATCH": (batch, reason),
             "SOLVER.BASE_LR": (
                 float(f"{cfg.SOLVER.BASE_LR * math.sqrt(batch / cfg.SOLVER.IMS_PER_BATCH):.3g}"),
                 "times the root of the batch's change",
             ),
             "SOLVER.MAX_ITER": (
-                round(cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH / batch),
+                iterations,
                 "as many images as in larger batches; --minutes fits it to a time",
             ),
         }

@@ -1,6 +1,7 @@
 """Weights by name, without a network: files in the cache, fake packages and file:// addresses."""
 
 import hashlib
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -72,6 +73,16 @@ def test_imagenet(tmp_path, monkeypatch, cache):
     load(net, name)  # from the cache
 
 
+def test_imagenet_needs_timm(tmp_path, monkeypatch, cache):
+    """Also where the package is there, or the file is in the cache: the backbone is timm's."""
+    (cache / "imagenet").mkdir(parents=True)
+    (cache / "imagenet" / f"{LITE}.pth").touch()
+    check_named(f"imagenet://{LITE}")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(CheckpointError, match="need timm: pip install timm"):
+        check_named(f"imagenet://{LITE}")
+
+
 def test_an_imagenet_file_given_by_hand_is_checked(tmp_path, monkeypatch, cache):
     file, _ = fake_package(tmp_path, monkeypatch, lambda file: "0" * 64)
     (cache / "imagenet").mkdir(parents=True)
@@ -124,7 +135,8 @@ def test_timm(monkeypatch, cache):
 
 
 def test_authors(cache):
-    name = "authors://BlendMask/R_50_3x"
+    """However its capitals are written."""
+    name = "authors://blendmask/r_50_3x"
     with pytest.raises(CheckpointError, match=rf"AdelaiDet.*put it at {cache}/authors/BlendMask/R_50_3x\.pth"):
         named.named_file(name)
     (cache / "authors" / "BlendMask").mkdir(parents=True)

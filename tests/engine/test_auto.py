@@ -10,6 +10,7 @@ from detectron2.modeling import build_model
 
 from instseg_d2.commands import parse, run
 from instseg_d2.config import check_config, load_config
+from instseg_d2.config.schedule import rescale
 from instseg_d2.data import register_coco
 from instseg_d2.engine import setup
 from instseg_d2.engine.auto import auto_setup, make_plan
@@ -37,7 +38,7 @@ def test_reasons_are_comments():
     ]  # fmt: skip
 
 
-RECIPES = {method.name: method.auto for method in methods() if method.auto}
+RECIPES = {method.name: method.auto for method in methods() if method.auto and method.auto.small}
 PHOTOS = [auto.photos for auto in RECIPES.values()]
 
 
@@ -141,8 +142,6 @@ def test_resuming_and_drawing_leave_a_run_alone(tmp_path, data):
 
 def test_minutes_are_in_the_recipe(tmp_path, data, monkeypatch, capsys):
     """The schedule that `fit_to_minutes` makes replaces the rules'."""
-    from instseg_d2.engine.minutes import rescale
-
     monkeypatch.setattr("instseg_d2.engine.auto.training.fit_to_minutes", lambda cfg, *_: rescale(cfg, 120))
     out = tmp_path / "mine.yaml"
     words = ["--output", str(out), "--method", "blendmask", "--minutes", "2", *data, "MODEL.DEVICE", "cpu"]
@@ -154,6 +153,20 @@ def test_minutes_are_in_the_recipe(tmp_path, data, monkeypatch, capsys):
     assert "8 images (0 without objects)" in shown
     assert f"wrote {out}" in shown
     assert not Path("output/blendmask_auto").exists()
+
+
+def test_the_backbone_stays_frozen_as_long_as_asked(tmp_path, data, monkeypatch):
+    """Whatever the rules and --minutes make of the schedule."""
+
+    def fitted(cfg, minutes, begun, resume, kept):
+        return rescale(cfg, 2 * cfg.SOLVER.MAX_ITER, kept)
+
+    monkeypatch.setattr("instseg_d2.engine.auto.training.fit_to_minutes", fitted)
+    words = ["--auto", "--method", "blendmask", "--freeze-backbone", "7", "--minutes", "2", *data]
+    words += ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "out")]
+    cfg = auto_setup(parse("train", words), 0.0)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.FREEZE_BACKBONE_ITER) == (1200, 7)
+    assert load_config(str(tmp_path / "out/recipe.yaml")).SOLVER.FREEZE_BACKBONE_ITER == 7
 
 
 def test_a_registered_set_with_its_validation_set(tmp_path, data):

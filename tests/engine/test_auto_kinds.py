@@ -35,21 +35,23 @@ def three_images():
 
 
 @pytest.mark.parametrize(
-    ("kind", "method"),
+    ("kind", "base"),
     [
-        (lines, "embedmask"),
-        (one_that_fills_the_image, "instancefcn"),
-        (hundreds, "sparseinst"),
-        (three_images, "istr"),
+        (lines, "--method embedmask"),
+        (lines, "--config-file quick/maskrcnn_shapes"),
+        (one_that_fills_the_image, "--method instancefcn"),
+        (one_that_fills_the_image, "--method blendmask"),
+        (hundreds, "--method sparseinst"),
+        (three_images, "--method istr"),
     ],
 )
-def test_unusual_data(tmp_path, kind, method):
+def test_unusual_data(tmp_path, kind, base):
     boxes, per_image = kind()
     path, images = write_set(tmp_path, boxes, size=SIZE, per_image=per_image)
     out = tmp_path / "out"
     words = ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(out), "SOLVER.MAX_ITER", "2"]
     data = ["--train-json", path, "--train-images", images]
-    assert run("train", ["--auto", "--method", method, *data, *words, "TEST.PRECISE_BN.NUM_ITER", "2"]) == 0
+    assert run("train", ["--auto", *base.split(), *data, *words, "TEST.PRECISE_BN.NUM_ITER", "2"]) == 0
     results = json.loads((out / "inference/results.json").read_text())
     assert "segm" in results or "proposals" in results or "bbox" in results
     cfg = load_config(str(out / "recipe.yaml"))

@@ -14,7 +14,7 @@ from instseg_d2.modeling.recipe_rules import no_coarse_map_reason, objects_seen
 from tests.fingerprints import record
 
 LAPTOP, GPU = Machine(gpu=False, memory=8.0), Machine(gpu=True, memory=80.0, cores=16)
-RECIPES = {method.name: method.auto for method in methods() if method.auto}
+RECIPES = {method.name: method.auto for method in methods() if method.auto and method.auto.small}
 
 
 def several(images, size, objects, side, classes=1):
@@ -220,7 +220,7 @@ def test_objects_in_tiles():
 
 
 def test_models_without_tiles():
-    """Of panoptic data; the recipe is valid."""
+    """Of panoptic data."""
     values = decided(several(20, (4000, 3000), 10, 25), base="quick/blendmask_panoptic_shapes")
     assert values["INPUT.CROP.ENABLED"]
     assert "TEST.TILE.SIZE" not in values
@@ -371,6 +371,8 @@ def test_little_memory():
     assert (values["SOLVER.IMS_PER_BATCH"], checkpointing in values) == (4, False)
     values = decided(records, machine=Machine(gpu=False, memory=1.0))
     assert (values["SOLVER.IMS_PER_BATCH"], values[checkpointing]) == (2, ["backbone", "heads"])
+    values_of_rcnn = decided(records, machine=Machine(gpu=False, memory=1.0), base="quick/maskrcnn_shapes")
+    assert values_of_rcnn[checkpointing] == ["backbone"]
     assert values["SOLVER.BASE_LR"] == 0.00424  # of 0.006, the root of 1 / 2
     values = decided(records, machine=Machine(gpu=False, memory=0.1, processes=2))
     assert values["SOLVER.IMS_PER_BATCH"] == 2
@@ -382,12 +384,12 @@ def test_a_gpu_and_much_data():
     """3200 images, 24 times, in batches of 16; the steps of the authors' schedule keep their places."""
     values = decided(several(3200, (640, 480), 2, 60), machine=GPU, base=RECIPES["BlendMask"].large)
     assert (values["SOLVER.IMS_PER_BATCH"], values["SOLVER.BASE_LR"]) == (16, 0.01)
-    assert (values["SOLVER.MAX_ITER"], values["SOLVER.STEPS"]) == (4800, (3733, 4444))
+    assert (values["SOLVER.MAX_ITER"], values["SOLVER.STEPS"]) == (4800, (3734, 4445))
     assert (values["DATALOADER.NUM_WORKERS"], values["SEED"]) == (8, 1)
 
 
 def test_given_values_are_followed():
-    """From 3733 and 4444 of 4800 iterations, and from batches of 16 and 4 images; whole images instead of crops."""
+    """From steps at 70 and 80 of 90 thousand, and from batches of 16 and 4 images; whole images instead of crops."""
     records, large = several(3200, (640, 480), 2, 60), RECIPES["BlendMask"].large
     given = {"SOLVER.MAX_ITER": 600, "SOLVER.IMS_PER_BATCH": 8, "INPUT.MIN_SIZE_TRAIN": (320,)}
     values = decided(records, machine=GPU, base=large, given=given)
@@ -401,6 +403,73 @@ def test_given_values_are_followed():
     few = decided(several(10, (500, 400), 4, 20), name="ISTR")
     assert values["SOLVER.BASE_LR"] == pytest.approx(few["SOLVER.BASE_LR"] * 2, rel=1e-2)
     assert values["SOLVER.MAX_ITER"] == 600
+
+
+def test_the_whole_schedule_follows(tmp_path):
+    """600 iterations instead of 2400, whatever they count."""
+    base = tmp_path / "base.yaml"
+    base.write_text(
+        f"_BASE_: {find_recipe(RECIPES['BlendMask'].small)}\n"
+        "SOLVER: {MAX_ITER: 2400, STEPS: [1600], FREEZE_NORMS_ITER: 1200, FREEZE_BACKBONE_ITER: 400}\n"
+        "TEST: {EVAL_PERIOD: 800}\n"
+    )
+    values = decided(several(20, (640, 480), 2, 60), base=str(base))
+    assert (values["SOLVER.MAX_ITER"], values["SOLVER.STEPS"]) == (600, (400,))
+    assert (values["SOLVER.FREEZE_NORMS_ITER"], values["SOLVER.FREEZE_BACKBONE_ITER"]) == (300, 100)
+    assert values["TEST.EVAL_PERIOD"] == 200
+
+
+def test_given_crops_are_followed():
+    """Of 1024 pixels, although the objects are large: they become 192, so tests are at 3000 x 192 / 1024."""
+    given = {"INPUT.CROP.ENABLED": True, "INPUT.CROP.TYPE": "absolute", "INPUT.CROP.SIZE": (1024, 1024)}
+    values = decided(several(20, (4000, 3000), 3, 500), given=given)
+    assert values["INPUT.MIN_SIZE_TRAIN"] == (160, 192, 224)
+    assert values["INPUT.MIN_SIZE_TEST"] == 576
+    relative = {"INPUT.CROP.ENABLED": True, "INPUT.CROP.TYPE": "relative_range", "INPUT.CROP.SIZE": (0.9, 0.9)}
+    records, key = several(20, (640, 480), 3, 200), "INPUT.MIN_SIZE_TRAIN"
+    assert decided(records, name="InstanceFCN", given=relative)[key] == decided(records, name="InstanceFCN")[key]
+
+
+def test_sizes_replace_other_ways_to_resize():
+    """Ranges of two sizes, and large-scale jitter."""
+    records = several(20, (640, 480), 2, 60)
+    assert decided(records, base="BlendMask/R_101_dcni3_5x")["INPUT.MIN_SIZE_TRAIN_SAMPLING"] == "choice"
+    assert decided(records, base="ISTR/ISTR-AE-SwinL-LSJ-3x")["LSJ_AUG"] is False
+    assert "LSJ_AUG" not in decided(records)
+
+
+def test_maps_of_a_semantic_head_stay():
+    """Objects of 20 pixels need no level above p3; the semantic head reads more."""
+    base = "quick/blendmask_panoptic_shapes"
+    records = several(20, (320, 240), 3, 20)
+    read = load_config(base).MODEL.SEM_SEG_HEAD.IN_FEATURES
+    levels = decided(records, base=base)["MODEL.FCOS.IN_FEATURES"]
+    assert set(read) <= set(levels)
+    assert len(decided(records)["MODEL.FCOS.IN_FEATURES"]) < len(levels)
+
+
+def test_anchors_and_proposals():
+    """
+    In images of 384 of 480 pixels, objects of 20 become 16, where the smallest of five anchors begins; three proposals
+    for each of 400. The base's are enough for 5.
+    """
+    base = "quick/maskrcnn_shapes"
+    values = decided(several(20, (640, 480), 400, 20), base=base)
+    side = values["INPUT.MIN_SIZE_TRAIN"][1]
+    assert round(20 * side / 480) == 16
+    assert values["MODEL.ANCHOR_GENERATOR.SIZES"] == [[16], [32], [64], [128], [256]]
+    assert values["MODEL.RPN.PRE_NMS_TOPK_TEST"] == values["MODEL.RPN.POST_NMS_TOPK_TRAIN"] == 1200
+    values = decided(several(20, (640, 480), 5, 240), base=base)
+    assert values["MODEL.ANCHOR_GENERATOR.SIZES"][0] == [32]
+    assert not any(key.startswith("MODEL.RPN") for key in values)
+
+
+def test_heads_without_proposals():
+    """Slots and queries for 400 objects: 1.2 and 1.5 times as many."""
+    records = several(20, (640, 480), 400, 20)
+    values = decided(records, base="MaskRCNN-heads/sparse_inst_rcnn_R_50_1x")
+    assert values["MODEL.SPARSE_INST.DECODER.NUM_MASKS"] == values["MODEL.SPARSE_INST.MAX_DETECTIONS"] == 480
+    assert decided(records, base="MaskRCNN-heads/istr_rcnn_R_50_FPN_1x")["MODEL.ISTR.NUM_PROPOSALS"] == 600
 
 
 def test_the_base():

@@ -1,5 +1,6 @@
 """train --minutes on a clock that the test moves: the schedule, what is left alone, and resuming."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +11,8 @@ from detectron2.data import DatasetCatalog
 from instseg_d2.commands import parse
 from instseg_d2.commands.train import work
 from instseg_d2.config import get_cfg
+from instseg_d2.config.schedule import rescale
 from instseg_d2.engine import fit_to_minutes, minutes
-from instseg_d2.engine.minutes import rescale
 from instseg_d2.errors import ConfigError
 from tests.engine.toy_trainer import ToyTrainer, registered_toys, toy_cfg, train  # noqa: F401 (a fixture)
 
@@ -98,6 +99,56 @@ def test_steps_of_new_image_sizes_do_not_count(tmp_path, clock, slow_steps):
     assert fitted.SOLVER.MAX_ITER == (0.95 * 1200 - 92 - 2) / 0.5
 
 
+def test_a_training_that_another_command_starts(tmp_path, clock):
+    """The time that measuring takes is not taken from the training: only building it, 2 s."""
+    cfg = toy_cfg(tmp_path)
+    cfg.freeze()
+    clock.now = 50.0
+    fitted = fit_to_minutes(cfg, 2, trainer_class=timed_trainer(clock))
+    assert fitted.SOLVER.MAX_ITER == (0.95 * 120 - 2) / 0.5
+
+
+def test_sizes_that_are_drawn_by_chance(tmp_path, clock):
+    """
+    Every third batch is large and takes 4 s, the others 1 s. Three steps warm up (6 s); of the next five, two are large
+    (11 s). On average a step takes 2 s, not 2.2.
+    """
+
+    class Sized(ToyTrainer):
+        count = 0
+
+        @classmethod
+        def build_train_loader(cls, cfg, start_iteration=0, seed=None):
+            for number in itertools.count():
+                side = 8 if number % 3 else 16
+                yield [{"image": torch.rand(3, side, side), "target": 0.0, "file_name": "a.jpg"} for _ in range(4)]
+
+        def run_step(self):
+            clock.now += 1 if self.count % 3 else 4
+            self.count += 1
+            super().run_step()
+
+    cfg = toy_cfg(tmp_path)
+    cfg.freeze()
+    fitted = fit_to_minutes(cfg, 2, 0.0, trainer_class=Sized)
+    assert clock.now == 6 + 11
+    assert fitted.SOLVER.MAX_ITER == int((0.95 * 120 - 17) / 2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "pixels", "expected"),
+    [
+        ([1, 2, 3], [10, 20, 30], 1.5),
+        ([2, 2.5, 3], [10, 20, 30], 2.25),  # 1.5 whatever the size
+        ([5, 3, 4], [20, 20, 20], 4),
+        ([3, 2, 1], [10, 20, 30], 2),  # larger batches are not faster
+        ([1, 2, 9], [10, 20, 30], 3),  # at most proportional
+    ],
+)
+def test_a_typical_step(seconds, pixels, expected):
+    assert minutes._typical_seconds(seconds, pixels, 15) == pytest.approx(expected)
+
+
 def test_precise_statistics_take_time(tmp_path, clock):
     """2 minutes: 2 s, 15 s and 6 s as above, 4 batches for the statistics; then 2 s, and 20 such batches."""
     cfg = toy_cfg(tmp_path)
@@ -137,6 +188,13 @@ def test_values_that_mean_never_stay(tmp_path):
     fitted = rescale(cfg, 7)
     assert (fitted.SOLVER.MAX_ITER, fitted.SOLVER.STEPS, fitted.SOLVER.WARMUP_ITERS) == (7, (), 0)
     assert (fitted.SOLVER.FREEZE_NORMS_ITER, fitted.TEST.EVAL_PERIOD) == (-1, 0)
+
+
+def test_keys_that_stay(tmp_path):
+    cfg = toy_cfg(tmp_path, max_iter=100, FREEZE_BACKBONE_ITER=30, FREEZE_NORMS_ITER=60)
+    cfg.freeze()
+    fitted = rescale(cfg, 50, ["SOLVER.FREEZE_BACKBONE_ITER"])
+    assert (fitted.SOLVER.FREEZE_BACKBONE_ITER, fitted.SOLVER.FREEZE_NORMS_ITER) == (30, 30)
 
 
 def test_steps_of_a_short_schedule_stay_in_it(tmp_path):

@@ -17,7 +17,7 @@ from ...data.split import write_split
 from ...errors import CheckpointError, ConfigError
 from ...files import write_bytes
 from ...methods import AutoRecipe, method_of, methods
-from ..setup import register_files, register_own_data
+from ..setup import kept_schedule, register_files, register_own_data
 from .machine import Machine, this_machine
 from .rules import Decisions, shared_rules
 from .writing import nested, recipe_text
@@ -98,7 +98,7 @@ def _merged(tree: dict, other: Mapping) -> dict:
 
 
 def _auto_of(name: str) -> AutoRecipe:
-    known = {method.name.lower(): method for method in methods() if method.auto}
+    known = {method.name.lower(): method for method in methods() if method.auto and method.auto.small}
     if (name or "").lower() not in known:
         names = ", ".join(sorted(method.name for method in known.values()))
         given = f"there is no method {name}" if name else "a recipe needs a method to start from, or a --config-file"
@@ -199,9 +199,10 @@ def make_plan(args, file: str) -> Plan:
     cfg = load_config(base)
     method, small = method_of(cfg), cfg.SOLVER.IMS_PER_BATCH < AUTHORS_BATCH
     decisions = {**sets, "OUTPUT_DIR": (output_folder(args), "checkpoints, log and results")}
-    if getattr(args, "freeze_backbone", None) is not None:
-        decisions["SOLVER.FREEZE_BACKBONE_ITER"] = (args.freeze_backbone, "--freeze-backbone")
     given = _given(opts)
+    if kept_schedule(args):
+        given["SOLVER.FREEZE_BACKBONE_ITER"] = args.freeze_backbone
+        decisions["SOLVER.FREEZE_BACKBONE_ITER"] = (args.freeze_backbone, "--freeze-backbone")
     decisions |= shared_rules(cfg, data, machine, small, given)
     _merge_values(cfg, decisions, opts)
     if method.auto:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from detectron2.config import CfgNode
 
 from ...config import get_value
+from ...config.schedule import rest_of_schedule
 from ...data.fingerprint import Fingerprint
 from ...methods import method_of
 from ...modeling.recipe_rules import ENLARGED, MARGIN, SMALL, TYPICAL, tiles
@@ -58,7 +59,7 @@ def _sizes(cfg: CfgNode, data: Fingerprint, machine: Machine, given: Mapping) ->
     side = _in_32(min(max(wanted, low), high, enlarged))
     shrunk = data.size.q25 * side / image  # a small object at this size
     scale = min(1.0, max(SMALL / data.size.q25, TYPICAL / data.size.q50))  # at which objects are large enough
-    if given.get("INPUT.CROP.ENABLED", True) and shrunk < SMALL and side / scale < 0.75 * image:
+    if given.get("INPUT.CROP.ENABLED", shrunk < SMALL and side / scale < 0.75 * image):
         return _crops(cfg, data, machine, side, scale, given)
     sizes = tuple(sorted(given.get("INPUT.MIN_SIZE_TRAIN", _train_sizes(side))))
     test = _in_32(min(max(image, sizes[-1]), max(1.3 * side, sizes[-1])))
@@ -119,6 +120,16 @@ def _crops(cfg: CfgNode, data: Fingerprint, machine: Machine, side: int, scale: 
     }
 
 
+def _resizing(cfg: CfgNode) -> Decisions:
+    """Training images get one of the sizes, also where the base resizes them in another way."""
+    decisions = {}
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
+        decisions["INPUT.MIN_SIZE_TRAIN_SAMPLING"] = ("choice", "one of INPUT.MIN_SIZE_TRAIN")
+    if cfg.LSJ_AUG:
+        decisions["LSJ_AUG"] = (False, "it has sizes of its own, whatever the data")
+    return decisions
+
+
 def _batch(cfg: CfgNode, machine: Machine, sizes: Decisions, small: bool, given: Mapping) -> Decisions:
     """
     Batch and learning rate: the batch given, or the base's if the memory allows; with activation checkpointing if
@@ -135,7 +146,7 @@ def _batch(cfg: CfgNode, machine: Machine, sizes: Decisions, small: bool, given:
     if fitting * count < wanted:
         fitting /= CHECKPOINTED
         decisions["MODEL.ACTIVATION_CHECKPOINTING"] = (
-            ["backbone", "heads"],
+            list(method_of(cfg).rerun_parts),
             f"{machine.memory:.1f} GiB are free for each process; a step takes less memory, and more time",
         )
     batch = base // 2 ** math.ceil(math.log2(max(base / count / max(fitting, 1), 1)))
@@ -162,20 +173,16 @@ def _schedule(cfg: CfgNode, data: Fingerprint, batch: int, small: bool, given: M
     high = 4000 if small else high
     wanted = round(epochs * images / batch)
     iterations = given.get("SOLVER.MAX_ITER", min(max(wanted, low), max(high, low)))
-    factor = iterations / cfg.SOLVER.MAX_ITER
     limit = f", at least {low}" if wanted < low else f", at most {high}" if wanted > high else ""
     warm_up, most = cfg.SOLVER.WARMUP_ITERS, iterations // 6
-    decisions = {
+    return {
+        **{key: (value, "at the base recipe's share") for key, value in rest_of_schedule(cfg, iterations).items()},
         "SOLVER.MAX_ITER": (iterations, f"{epochs} times {images} images{limit}; --minutes fits it to a time"),
         "SOLVER.WARMUP_ITERS": (
             min(warm_up, most),
             "the base recipe's" if warm_up <= most else "at most a sixth of the iterations",
         ),
     }
-    if cfg.SOLVER.STEPS:
-        steps = tuple(round(step * factor) for step in cfg.SOLVER.STEPS)
-        decisions["SOLVER.STEPS"] = (steps, "after the same shares of the iterations as in the base recipe")
-    return decisions
 
 
 def _classes(data: Fingerprint) -> Decisions:
@@ -220,6 +227,8 @@ def _machine(cfg: CfgNode, machine: Machine) -> Decisions:
         "DATALOADER.NUM_WORKERS": (workers, f"{machine.cores} cores for each process"),
         "SOLVER.AMP.ENABLED": (True, "float16" if machine.gpu else "bfloat16, if the CPU supports it"),
     }
+    if not cfg.TEST.REPORT:
+        decisions["TEST.REPORT"] = (True, "after the evaluation: what is confused and missed, and the worst images")
     if cfg.SEED < 0:
         decisions["SEED"] = (1, "so that the training can be repeated")
     return decisions
@@ -240,7 +249,7 @@ def shared_rules(cfg: CfgNode, data: Fingerprint, machine: Machine, small: bool,
         given: config key -> value that is not to be decided, but followed.
     """
     shown = _with_sides(given, round(data.image_side.q50))
-    decisions = _followed(_sizes(cfg, data, machine, shown), shown)
+    decisions = _followed({**_sizes(cfg, data, machine, shown), **_resizing(cfg)}, shown)
     decisions |= _batch(cfg, machine, decisions, small, given)
     decisions |= _schedule(cfg, data, decisions["SOLVER.IMS_PER_BATCH"][0], small, given)
     decisions |= {**_classes(data), **_augmentation(cfg, data), **_detections(data), **_machine(cfg, machine)}

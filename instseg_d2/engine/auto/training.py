@@ -5,15 +5,17 @@ import logging
 import os
 import tempfile
 from dataclasses import replace
+from typing import Optional
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ...config import get_value, load_config
+from ...config.schedule import SCHEDULE
 from ...errors import ConfigError
 from ..earlier_run import set_aside
-from ..minutes import SCHEDULE, fit_to_minutes
-from ..setup import setup
+from ..minutes import fit_to_minutes
+from ..setup import kept_schedule, setup
 from .plan import Plan, make_plan, output_folder, overrides, without_data
 
 __all__ = ["auto_setup", "fit_plan"]
@@ -31,22 +33,22 @@ def _of_file(args, file: str, opts=()):
     return args
 
 
-def _fitted(plan: Plan, args, begun: float, cfg: CfgNode) -> tuple[Plan, CfgNode]:
+def _fitted(plan: Plan, args, begun: Optional[float], cfg: CfgNode) -> tuple[Plan, CfgNode]:
     """Fit the schedule of a config, and put it into its plan."""
-    fitted = fit_to_minutes(cfg, args.minutes, begun, args.resume)
+    fitted = fit_to_minutes(cfg, args.minutes, begun, args.resume, kept_schedule(args))
     reason = f"for {args.minutes:g} minutes on this machine"
     changed = {key: (value, reason) for key in SCHEDULE if (value := get_value(fitted, key)) != get_value(cfg, key)}
     opts = [word for key, value in overrides(plan.opts).items() if key not in changed for word in (key, value)]
     return replace(plan, decisions={**plan.decisions, **changed}, opts=tuple(opts)), fitted
 
 
-def fit_plan(plan: Plan, args, begun: float) -> Plan:
-    """The plan with a schedule for ``args.minutes`` from ``begun`` on, see `fit_to_minutes`. Leaves no files."""
+def fit_plan(plan: Plan, args) -> Plan:
+    """The plan with a schedule for a training of ``args.minutes`` later, see `fit_to_minutes`. Leaves no files."""
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, RECIPE)
         plan.write(file)
         cfg = setup(_of_file(args, file), load_config(file, ["OUTPUT_DIR", folder]))
-        return _fitted(plan, args, begun, cfg)[0]
+        return _fitted(plan, args, None, cfg)[0]
 
 
 def auto_setup(args, begun: float) -> CfgNode:

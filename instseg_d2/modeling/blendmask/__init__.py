@@ -34,7 +34,8 @@ register_method(
         authors_names={FCOS_HEAD: convert_adelaidet},  # AdelaiDet's FCOS is part of its BlendMask
         panoptic=lambda cfg: cfg.MODEL.PANOPTIC_FPN.COMBINE.ENABLED,
         exportable=ExportableBlendMask,
-        auto=AutoRecipe("quick/Base-quick-blendmask", "BlendMask/R_50_3x", recipe_rules, "quick/blendmask_photos"),
+        rerun_parts=("backbone", "heads"),
+        auto=AutoRecipe(recipe_rules, "quick/Base-quick-blendmask", "BlendMask/R_50_3x", "quick/blendmask_photos"),
         publication=Publication(
             "BlendMask",
             "CVPR 2020, arXiv 2001.00309",

@@ -20,7 +20,8 @@ register_method(
         class_layers={"class_logits": ClassRows()},
         authors_names={MASK_TOWER: convert_embedmask},
         exportable=ExportableEmbedMask,
-        auto=AutoRecipe("quick/Base-quick-embedmask", "EmbedMask/v3_R_50_1x", recipe_rules, "quick/embedmask_photos"),
+        rerun_parts=("backbone", "heads"),
+        auto=AutoRecipe(recipe_rules, "quick/Base-quick-embedmask", "EmbedMask/v3_R_50_1x", "quick/embedmask_photos"),
         publication=Publication(
             "EmbedMask",
             "arXiv 1912.01954, IJCAI 2021",

@@ -34,8 +34,9 @@ register_method(
         class_agnostic=lambda cfg: not cfg.MODEL.INSTANCE_FCN.CLASSIFY,
         authors_names={VGG16_LAST_CONV: convert_vgg16},
         exportable=ExportableInstanceFCN,
+        rerun_parts=("backbone", "heads"),
         auto=AutoRecipe(
-            "quick/Base-quick-instancefcn", "InstanceFCN/VGG16_k5", recipe_rules, "quick/instancefcn_photos"
+            recipe_rules, "quick/Base-quick-instancefcn", "InstanceFCN/VGG16_k5", "quick/instancefcn_photos"
         ),
         publication=Publication(
             "InstanceFCN",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 
-from ...data.fingerprint import Fingerprint
+from ...data.fingerprint import Fingerprint, fixed_crop
 
 __all__ = ["recipe_rules"]
 
@@ -35,11 +35,14 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given:
             "MODEL.INSTANCE_FCN.MASK_SIZE": (SMALL_WINDOW, reason),
             "MODEL.INSTANCE_FCN.CANONICAL_SIZE": (canonical, reason),
         }
-    part = cfg.INPUT.CROP.SIZE[0] / data.image_side.q50 if cfg.INPUT.CROP.ENABLED else 1  # of the image's side
+    part = min((fixed_crop(cfg) or data.image_side.q50) / data.image_side.q50, 1)  # of the image's side
     train = _scales(canonical * part / length.q95, canonical * part / length.q05, SMALLEST, largest)
     test = _scales(
         canonical / length.q95, canonical / length.q05, SMALLEST, min(round(largest * 2**0.5 / part), LARGEST_TEST)
     )
+    if node.CLASSIFY:
+        nearest = min(test, key=lambda scale: abs(math.log(scale / node.CLASSIFIER_SCALE)))
+        decisions["MODEL.INSTANCE_FCN.CLASSIFIER_SCALE"] = (nearest, f"the one next to {node.CLASSIFIER_SCALE}")
     stretch = min(max(data.image_aspect.q95, 4 / 3), 3)
     reason = (
         f"the objects' longer sides are {length.q05:.2g} to {length.q95:.2g} of the image's shorter side, "

@@ -53,8 +53,9 @@ register_method(
         needs_masks=True,
         authors_names={"pos_embeddings.": convert_istr},
         exportable=ExportableISTR,
+        rerun_parts=("backbone", "heads"),
         auto=AutoRecipe(
-            "quick/Base-quick-istr", "ISTR/ISTR-R50-3x", recipe_rules, "quick/istr_photos", all_as_photos=True
+            recipe_rules, "quick/Base-quick-istr", "ISTR/ISTR-R50-3x", "quick/istr_photos", all_as_photos=True
         ),
         publication=Publication(
             "ISTR", "arXiv 2105.00637, IEEE TIP 2024", "https://github.com/hujiecpp/ISTR (Google Drive, Baidu)"

@@ -17,7 +17,7 @@ from ..recipe_rules import (
     tiles_of_crops,
 )
 
-__all__ = ["recipe_rules"]
+__all__ = ["heads_rules", "recipe_rules"]
 
 MOST = {True: 200, False: 900}  # queries of small and of other recipes
 SPARE = 1.5  # queries for each object
@@ -28,27 +28,34 @@ MAPS = {  # backbones of the small recipes -> the key of the maps under their py
 }
 
 
+def heads_rules(cfg: CfgNode, data: Fingerprint, limit: int = MOST[False]) -> dict:
+    """Queries by the number of objects, at most ``limit``: the only rule of `ISTRHeads`."""
+    objects = objects_seen(cfg, data)[1]
+    wanted = 50 * math.ceil(SPARE * objects / 50)
+    where = "tiles have up to" if cfg.TEST.TILE.SIZE else "99 % of the images have at most"
+    reason = f"{where} {objects} objects"
+    reason += f", at most {limit} queries" if wanted > limit else ""
+    return {"MODEL.ISTR.NUM_PROPOSALS": (min(max(wanted, cfg.MODEL.ISTR.NUM_PROPOSALS), limit), reason)}
+
+
 def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given: Mapping) -> dict:
     """
     Queries and pilots by the number of objects: a step's time grows with them, so that the fullest images may have
     more. Maps by the size of the objects. In small recipes, crops of crowded images, which are tested in tiles.
     """
-    decisions, limit = {}, MOST[small]
+    decisions, key = {}, "MODEL.ISTR.NUM_PROPOSALS"
     if small and SPARE * data.q99_objects > MANY:
         reason = f"1 % of the images have {data.q99_objects} objects or more, a crop has fewer"
         decisions = crops_of_crowds(cfg, data, given, reason)
         cfg = decided(cfg, decisions)
     decisions |= tiles_of_crops(cfg, data, given, "queries find a limited number of objects")
     cfg = decided(cfg, decisions)
-    mean, objects, _ = objects_seen(cfg, data)
-    wanted = 50 * math.ceil(SPARE * objects / 50)
-    queries = min(max(wanted, cfg.MODEL.ISTR.NUM_PROPOSALS), limit)
-    queries = given.get("MODEL.ISTR.NUM_PROPOSALS", queries)
-    where = "tiles have up to" if cfg.TEST.TILE.SIZE else "99 % of the images have at most"
-    reason = f"{where} {objects} objects"
-    reason += f", at most {limit} queries" if wanted > limit else ""
-    decisions["MODEL.ISTR.NUM_PROPOSALS"] = queries, reason
+    decisions |= heads_rules(cfg, data, MOST[small])
+    if key in given:
+        decisions[key] = given[key], "as given"
+    queries = decisions[key][0]
     if cfg.MODEL.ISTR.PILOTS:
+        mean = objects_seen(cfg, data)[0]
         pilots = min(max(round(PILOTS / mean), 1), cfg.MODEL.ISTR.PILOTS)
         typical = "tiles have about" if cfg.TEST.TILE.SIZE else "images have on average"
         decisions["MODEL.ISTR.PILOTS"] = pilots, f"{typical} {mean:.3g} objects"

@@ -14,6 +14,7 @@ from .criterion import ISTRCriterion
 from .embedding import MaskEmbedding, build_mask_embedding, require_fitted
 from .exportable import ExportableISTRHeads
 from .inference import Detections, detect, initial_queries, paste_threshold, to_instances, whole_image_boxes
+from .recipe import heads_rules
 from .refinement import RefinementHeads
 
 
@@ -27,6 +28,7 @@ class ISTRHeads(ProposalFreeROIHeads, RefinementHeads):
     """
 
     exportable = ExportableISTRHeads
+    recipe_rules = staticmethod(heads_rules)
 
     @configurable
     def __init__(

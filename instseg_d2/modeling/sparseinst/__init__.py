@@ -39,10 +39,11 @@ register_method(
         needs_masks=True,
         authors_names={"encoder.fpn_laterals.": convert_sparseinst},
         exportable=ExportableSparseInst,
+        rerun_parts=("backbone", "heads"),
         auto=AutoRecipe(
+            recipe_rules,
             "quick/Base-quick-sparseinst",
             "SparseInst/sparse_inst_r50_giam",
-            recipe_rules,
             "quick/sparseinst_photos",
             all_as_photos=True,
         ),

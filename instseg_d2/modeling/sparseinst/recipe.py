@@ -17,7 +17,7 @@ from ..recipe_rules import (
     tiles_of_crops,
 )
 
-__all__ = ["recipe_rules"]
+__all__ = ["heads_rules", "recipe_rules"]
 
 MOST = 500  # slots
 MAPS = {  # backbones with a map of stride 4 -> the key of their maps
@@ -25,6 +25,19 @@ MAPS = {  # backbones with a map of stride 4 -> the key of their maps
     "build_timm_backbone": "MODEL.TIMM.OUT_FEATURES",
 }
 SPOTS = 50  # pilots in the objects of a typical image; more take time
+
+
+def heads_rules(cfg: CfgNode, data: Fingerprint, largest: int = MOST) -> dict:
+    """Slots by the number of objects, at most ``largest``: the only rule of `SparseInstHeads`."""
+    key, (_, _, most) = "MODEL.SPARSE_INST", objects_seen(cfg, data)
+    where = "a tile" if cfg.TEST.TILE.SIZE else "an image"
+    wanted = 20 * math.ceil(MARGIN * most / 20)
+    slots = min(max(wanted, cfg.MODEL.SPARSE_INST.DECODER.NUM_MASKS), largest)
+    limit = f", at most {largest} slots" if wanted > largest else ""
+    return {
+        f"{key}.DECODER.NUM_MASKS": (slots, f"{where} has up to {most} objects{limit}"),
+        f"{key}.MAX_DETECTIONS": (slots, "one of each slot"),
+    }
 
 
 def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given: Mapping) -> dict:
@@ -39,16 +52,11 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given:
         cfg = decided(cfg, decisions)
     decisions |= tiles_of_crops(cfg, data, given, "slots find a limited number of objects")
     cfg = decided(cfg, decisions)
+    decisions |= heads_rules(cfg, data, MANY if small and cfg.TEST.TILE.SIZE else MOST)
+    slots = decisions["MODEL.SPARSE_INST.DECODER.NUM_MASKS"][0]
     mean, _, most = objects_seen(cfg, data)
     node, images, key = cfg.MODEL.SPARSE_INST, cfg.INPUT, "MODEL.SPARSE_INST"
     where = "a tile" if cfg.TEST.TILE.SIZE else "an image"
-    wanted, largest = 20 * math.ceil(MARGIN * most / 20), MANY if small and cfg.TEST.TILE.SIZE else MOST
-    slots = min(max(wanted, node.DECODER.NUM_MASKS), largest)
-    limit = f", at most {largest} slots" if wanted > largest else ""
-    decisions |= {
-        f"{key}.DECODER.NUM_MASKS": (slots, f"{where} has up to {most} objects{limit}"),
-        f"{key}.MAX_DETECTIONS": (slots, "one of each slot"),
-    }
     if node.LOSS.PILOTS:
         pilots = min(max(round(SPOTS / mean), 1), node.LOSS.PILOTS)
         often = "about" if cfg.TEST.TILE.SIZE else "on average"

@@ -20,6 +20,7 @@ from .decoder import build_sparse_inst_decoder
 from .encoder import build_sparse_inst_encoder
 from .exportable import ExportableSparseInstHeads
 from .inference import CanvasMasks, detections
+from .recipe import heads_rules
 
 
 def alias_pyramid_levels(names: Sequence[str], features: dict) -> dict:
@@ -38,6 +39,7 @@ class SparseInstHeads(ProposalFreeROIHeads, nn.Module):
     """
 
     exportable = ExportableSparseInstHeads
+    recipe_rules = staticmethod(heads_rules)
 
     @configurable
     def __init__(
