@@ -110,7 +110,7 @@ class Method:
         fit: called as ``fit(model, cfg)`` in all processes, after loading the weights and before training. It is called
             for every model, including Detectron2 models with a head of this method.
         crop_scheme: default if INPUT.CROP.SCHEME is empty.
-        rerun_parts: what MODEL.ACTIVATION_CHECKPOINTING can name.
+        rerun_parts: what automatic recipes name in MODEL.ACTIVATION_CHECKPOINTING where memory is short.
         auxiliary: whether its features can have the head of MODEL.AUXILIARY in training.
         needs_masks: whether it is trained on masks even if MODEL.MASK_ON is False.
         semantic_target: cfg -> whether it is trained on ``basis_sem``, see `InstanceDatasetMapper`.

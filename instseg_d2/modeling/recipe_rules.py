@@ -1,7 +1,7 @@
 """Rules for recipes that several methods share: config key -> (value, reason), see `methods.AutoRecipe`."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from detectron2.config import CfgNode
@@ -194,14 +194,15 @@ def objects_seen(cfg: CfgNode, data: Fingerprint) -> tuple[float, int, int]:
     return mean, math.ceil(many), math.ceil(most)
 
 
-def cheaper_steps(cfg: CfgNode, unit: int, given: Collection, reason: str) -> dict:
+def cheaper_steps(cfg: CfgNode, unit: int, given: Mapping, reason: str) -> dict:
     """Smaller images and batches of two, or of ``unit`` if that is more, for what needs many steps; not if given."""
     batch, sizes = min(cfg.SOLVER.IMS_PER_BATCH, unit * math.ceil(2 / unit)), cfg.INPUT.MIN_SIZE_TRAIN
     decisions = {}
     if batch != cfg.SOLVER.IMS_PER_BATCH:
         iterations = round(cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH / batch)
-        rest = rest_of_schedule(cfg, iterations)
-        rest.pop("SOLVER.WARMUP_ITERS", None)  # as many steps as in larger batches
+        iterations = given.get("SOLVER.MAX_ITER", iterations)
+        kept = {"SOLVER.WARMUP_ITERS", *given}  # as many steps of warm-up as in larger batches
+        rest = {key: value for key, value in rest_of_schedule(cfg, iterations).items() if key not in kept}
         decisions = {
             **{key: (value, "at its share of the iterations") for key, value in rest.items()},
             "SOLVER.IMS_PER_BATCH": (batch, reason),

@@ -155,18 +155,23 @@ def test_minutes_are_in_the_recipe(tmp_path, data, monkeypatch, capsys):
     assert not Path("output/blendmask_auto").exists()
 
 
-def test_the_backbone_stays_frozen_as_long_as_asked(tmp_path, data, monkeypatch):
-    """Whatever the rules and --minutes make of the schedule."""
+@pytest.mark.parametrize("method", ["blendmask", "sparseinst"])
+def test_the_backbone_stays_frozen_as_long_as_asked(tmp_path, monkeypatch, method):
+    """Whatever the rules and --minutes make of the schedule, also when a run is resumed that has no checkpoint yet."""
 
     def fitted(cfg, minutes, begun, resume, kept):
         return rescale(cfg, 2 * cfg.SOLVER.MAX_ITER, kept)
 
     monkeypatch.setattr("instseg_d2.engine.auto.training.fit_to_minutes", fitted)
-    words = ["--auto", "--method", "blendmask", "--freeze-backbone", "7", "--minutes", "2", *data]
-    words += ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "out")]
+    path, images = write_set(tmp_path, rectangles(480), per_image=120)  # for which SparseInst's batches are smaller
+    words = ["--auto", "--method", method, "--freeze-backbone", "7", "--minutes", "2"]
+    words += ["--train-json", path, "--train-images", images]
+    words += ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "out"), "INPUT.CROP.ENABLED", "False"]
     cfg = auto_setup(parse("train", words), 0.0)
-    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.FREEZE_BACKBONE_ITER) == (1200, 7)
+    assert cfg.SOLVER.MAX_ITER == (1200 if method == "blendmask" else 2400)
+    assert cfg.SOLVER.FREEZE_BACKBONE_ITER == 7
     assert load_config(str(tmp_path / "out/recipe.yaml")).SOLVER.FREEZE_BACKBONE_ITER == 7
+    assert auto_setup(parse("train", ["--resume", *words]), 0.0).SOLVER.FREEZE_BACKBONE_ITER == 7
 
 
 def test_a_registered_set_with_its_validation_set(tmp_path, data):

@@ -325,7 +325,15 @@ def test_semantic_labels_are_not_mixed():
     assert "INPUT.COPY_PASTE" not in decided(records, 2, name="SparseInst")
     records[3]["sem_seg_file_name"] = "labels.png"
     assert decided(records, 2, name="SparseInst")["INPUT.COPY_PASTE"] == 0
-    assert "INPUT.COPY_PASTE" not in decided(records, 2)
+    assert {"INPUT.COPY_PASTE", "INPUT.MOSAIC.PROB"}.isdisjoint(decided(records, 2))
+
+
+def test_mosaics_of_few_images():
+    key = "INPUT.MOSAIC.PROB"
+    assert decided(several(199, (64, 64), 1, 30))[key] == decided(several(999, (64, 64), 20, 30))[key] == 0.5
+    assert key not in decided(several(200, (64, 64), 19, 30))
+    assert key not in decided(several(1000, (64, 64), 20, 30))
+    assert key not in decided(several(10, (64, 64), 1, 30), name="EmbedMask")
 
 
 def test_rare_classes():
@@ -417,6 +425,34 @@ def test_the_whole_schedule_follows(tmp_path):
     assert (values["SOLVER.MAX_ITER"], values["SOLVER.STEPS"]) == (600, (400,))
     assert (values["SOLVER.FREEZE_NORMS_ITER"], values["SOLVER.FREEZE_BACKBONE_ITER"]) == (300, 100)
     assert values["TEST.EVAL_PERIOD"] == 200
+    base.write_text(base.read_text().replace("800", "8"))
+    assert decided(several(20, (640, 480), 2, 60), base=str(base))["TEST.EVAL_PERIOD"] == 60  # ten evaluations
+    base.write_text(f"_BASE_: {find_recipe(RECIPES['BlendMask'].small)}\nSOLVER: {{FREEZE_BACKBONE_ITER: 400}}\n")
+    assert "SOLVER.FREEZE_BACKBONE_ITER" not in decided(several(20, (640, 480), 2, 60), base=str(base))  # stays 400
+
+
+def test_a_given_schedule_stays_in_smaller_batches(tmp_path):
+    """600 iterations instead of 2400; batches of two instead of four would have 1200."""
+    base = tmp_path / "base.yaml"
+    base.write_text(
+        f"_BASE_: {find_recipe(RECIPES['SparseInst'].small)}\n"
+        "SOLVER: {MAX_ITER: 2400, STEPS: [1600], FREEZE_NORMS_ITER: 1200, FREEZE_BACKBONE_ITER: 400}\n"
+    )
+    records, given = several(3, (640, 480), 192, 35), {"INPUT.CROP.ENABLED": False}
+    values = decided(records, base=str(base), given=given | {"SOLVER.MAX_ITER": 600})
+    assert (values["SOLVER.STEPS"], values["SOLVER.FREEZE_NORMS_ITER"]) == ((400,), 300)
+    values = decided(records, base=str(base), given=given | {"SOLVER.FREEZE_BACKBONE_ITER": 7})
+    assert (values["SOLVER.IMS_PER_BATCH"], values["SOLVER.FREEZE_BACKBONE_ITER"]) == (2, 7)
+    assert (values["SOLVER.MAX_ITER"], values["SOLVER.FREEZE_NORMS_ITER"]) == (1200, 600)
+
+
+def test_the_scale_of_the_classifier():
+    """One of those of the test, also if one of the two is given."""
+    base, key = "InstanceFCN/VGG16_k5_classified", "MODEL.INSTANCE_FCN"
+    for given in ({}, {f"{key}.SCALES_TEST": (300, 600)}, {f"{key}.CLASSIFIER_SCALE": 500}):
+        values = given | decided(several(20, (640, 480), 2, 60), base=base, given=given) | given
+        assert values[f"{key}.CLASSIFIER_SCALE"] in values[f"{key}.SCALES_TEST"]
+    assert values[f"{key}.CLASSIFIER_SCALE"] == 500
 
 
 def test_given_crops_are_followed():
@@ -428,6 +464,11 @@ def test_given_crops_are_followed():
     relative = {"INPUT.CROP.ENABLED": True, "INPUT.CROP.TYPE": "relative_range", "INPUT.CROP.SIZE": (0.9, 0.9)}
     records, key = several(20, (640, 480), 3, 200), "INPUT.MIN_SIZE_TRAIN"
     assert decided(records, name="InstanceFCN", given=relative)[key] == decided(records, name="InstanceFCN")[key]
+    plain = decided(records)
+    for crops in (relative, {"INPUT.CROP.ENABLED": True}, relative | {"INPUT.CROP.TYPE": "absolute_range"}):
+        values = decided(records, given=crops)  # not of one size, so the images are as large as without
+        assert (values[key], values["INPUT.MIN_SIZE_TEST"]) == (plain[key], plain["INPUT.MIN_SIZE_TEST"])
+        assert "INPUT.CROP.SIZE" not in values or values["INPUT.CROP.SIZE"] == crops["INPUT.CROP.SIZE"]
 
 
 def test_sizes_replace_other_ways_to_resize():
@@ -436,6 +477,8 @@ def test_sizes_replace_other_ways_to_resize():
     assert decided(records, base="BlendMask/R_101_dcni3_5x")["INPUT.MIN_SIZE_TRAIN_SAMPLING"] == "choice"
     assert decided(records, base="ISTR/ISTR-AE-SwinL-LSJ-3x")["LSJ_AUG"] is False
     assert "LSJ_AUG" not in decided(records)
+    given = {"INPUT.MIN_SIZE_TRAIN": (256, 608)}
+    assert "INPUT.MIN_SIZE_TRAIN_SAMPLING" not in decided(records, base="BlendMask/R_101_dcni3_5x", given=given)
 
 
 def test_maps_of_a_semantic_head_stay():
@@ -462,6 +505,14 @@ def test_anchors_and_proposals():
     values = decided(several(20, (640, 480), 5, 240), base=base)
     assert values["MODEL.ANCHOR_GENERATOR.SIZES"][0] == [32]
     assert not any(key.startswith("MODEL.RPN") for key in values)
+
+
+def test_proposals_of_fcos():
+    """Levels p3 and p4 for objects of at most 48 pixels; the ROI heads read p5, too. 3 x 400 proposals."""
+    values = decided(several(20, (640, 480), 400, 20), base="MaskRCNN-heads/blend_fcos_mask_rcnn_R_50_FPN_1x")
+    assert values["MODEL.FCOS.IN_FEATURES"] == ["p3", "p4", "p5"]
+    assert values["MODEL.FCOS.POST_NMS_TOPK_TEST"] == 1200
+    assert values["MODEL.FCOS.SIZES_OF_INTEREST"][0] < 64
 
 
 def test_heads_without_proposals():

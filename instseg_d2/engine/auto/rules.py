@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 
-from ...config import get_value
+from ...config import get_cfg, get_value
 from ...config.schedule import rest_of_schedule
 from ...data.fingerprint import Fingerprint
 from ...methods import method_of
@@ -24,6 +24,7 @@ SIDES = {False: (192, 384), True: (384, 800)}  # shorter side at the network's i
 LARGEST_TEST = {False: 1536, True: 2400}  # shorter side of an image that is tested as a whole
 BYTES_OF_PIXEL = {True: 1500, False: 3000}  # of a training step for each pixel, of small recipes and others
 CHECKPOINTED = 0.6  # of the memory of a step, with activation checkpointing
+EVALUATIONS = 10  # during a training, at most
 RARE = 10  # classes are rare that are in so many times fewer images than the class of a typical object
 
 
@@ -59,7 +60,8 @@ def _sizes(cfg: CfgNode, data: Fingerprint, machine: Machine, given: Mapping) ->
     side = _in_32(min(max(wanted, low), high, enlarged))
     shrunk = data.size.q25 * side / image  # a small object at this size
     scale = min(1.0, max(SMALL / data.size.q25, TYPICAL / data.size.q50))  # at which objects are large enough
-    if given.get("INPUT.CROP.ENABLED", shrunk < SMALL and side / scale < 0.75 * image):
+    needed = given.get("INPUT.CROP.ENABLED", True) and shrunk < SMALL and side / scale < 0.75 * image
+    if needed or _given_crops(given):
         return _crops(cfg, data, machine, side, scale, given)
     sizes = tuple(sorted(given.get("INPUT.MIN_SIZE_TRAIN", _train_sizes(side))))
     test = _in_32(min(max(image, sizes[-1]), max(1.3 * side, sizes[-1])))
@@ -83,6 +85,12 @@ def _sizes(cfg: CfgNode, data: Fingerprint, machine: Machine, given: Mapping) ->
         "INPUT.MAX_SIZE_TEST": (_up_to_32(test * stretch), "the same shape"),
         "INPUT.CROP.ENABLED": (False, whole),
     }
+
+
+def _given_crops(given: Mapping) -> bool:
+    """Whether crops of so many pixels are given."""
+    fixed = given.get("INPUT.CROP.TYPE") == "absolute" and "INPUT.CROP.SIZE" in given
+    return fixed and bool(given.get("INPUT.CROP.ENABLED"))
 
 
 def _crops(cfg: CfgNode, data: Fingerprint, machine: Machine, side: int, scale: float, given: Mapping) -> Decisions:
@@ -120,10 +128,10 @@ def _crops(cfg: CfgNode, data: Fingerprint, machine: Machine, side: int, scale: 
     }
 
 
-def _resizing(cfg: CfgNode) -> Decisions:
-    """Training images get one of the sizes, also where the base resizes them in another way."""
+def _resizing(cfg: CfgNode, given: Mapping) -> Decisions:
+    """Training images get one of the sizes decided, also where the base resizes them in another way."""
     decisions = {}
-    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and "INPUT.MIN_SIZE_TRAIN" not in given:
         decisions["INPUT.MIN_SIZE_TRAIN_SAMPLING"] = ("choice", "one of INPUT.MIN_SIZE_TRAIN")
     if cfg.LSJ_AUG:
         decisions["LSJ_AUG"] = (False, "it has sizes of its own, whatever the data")
@@ -146,7 +154,7 @@ def _batch(cfg: CfgNode, machine: Machine, sizes: Decisions, small: bool, given:
     if fitting * count < wanted:
         fitting /= CHECKPOINTED
         decisions["MODEL.ACTIVATION_CHECKPOINTING"] = (
-            list(method_of(cfg).rerun_parts),
+            sorted({*method_of(cfg).rerun_parts, *cfg.MODEL.ACTIVATION_CHECKPOINTING}),
             f"{machine.memory:.1f} GiB are free for each process; a step takes less memory, and more time",
         )
     batch = base // 2 ** math.ceil(math.log2(max(base / count / max(fitting, 1), 1)))
@@ -175,8 +183,13 @@ def _schedule(cfg: CfgNode, data: Fingerprint, batch: int, small: bool, given: M
     iterations = given.get("SOLVER.MAX_ITER", min(max(wanted, low), max(high, low)))
     limit = f", at least {low}" if wanted < low else f", at most {high}" if wanted > high else ""
     warm_up, most = cfg.SOLVER.WARMUP_ITERS, iterations // 6
+    rest = rest_of_schedule(cfg, iterations)
+    if "TEST.EVAL_PERIOD" in rest:
+        rest["TEST.EVAL_PERIOD"] = max(rest["TEST.EVAL_PERIOD"], math.ceil(iterations / EVALUATIONS))
+    if cfg.SOLVER.MAX_ITER == get_cfg().SOLVER.MAX_ITER:  # the base has no schedule of its own
+        rest = {key: value for key, value in rest.items() if key == "SOLVER.STEPS"}
     return {
-        **{key: (value, "at the base recipe's share") for key, value in rest_of_schedule(cfg, iterations).items()},
+        **{key: (value, "at the base recipe's share") for key, value in rest.items()},
         "SOLVER.MAX_ITER": (iterations, f"{epochs} times {images} images{limit}; --minutes fits it to a time"),
         "SOLVER.WARMUP_ITERS": (
             min(warm_up, most),
@@ -205,10 +218,7 @@ def _classes(data: Fingerprint) -> Decisions:
 
 
 def _augmentation(cfg: CfgNode, data: Fingerprint) -> Decisions:
-    """
-    Those for all methods. The stronger ones of INPUT stay as the base recipe has them, mostly off, until a measurement
-    shows for which data they help.
-    """
+    """Those for all methods. Stronger ones stay as the base recipe has them, if no rule of the method adds them."""
     decisions = {"INPUT.RANDOM_FLIP": ("horizontal", "a mirrored image is as likely; one upside down may not be")}
     for key in ("INPUT.COPY_PASTE", "INPUT.MOSAIC.PROB"):
         if data.semantic and get_value(cfg, key):
@@ -249,7 +259,7 @@ def shared_rules(cfg: CfgNode, data: Fingerprint, machine: Machine, small: bool,
         given: config key -> value that is not to be decided, but followed.
     """
     shown = _with_sides(given, round(data.image_side.q50))
-    decisions = _followed({**_sizes(cfg, data, machine, shown), **_resizing(cfg)}, shown)
+    decisions = _followed({**_sizes(cfg, data, machine, shown), **_resizing(cfg, shown)}, shown)
     decisions |= _batch(cfg, machine, decisions, small, given)
     decisions |= _schedule(cfg, data, decisions["SOLVER.IMS_PER_BATCH"][0], small, given)
     decisions |= {**_classes(data), **_augmentation(cfg, data), **_detections(data), **_machine(cfg, machine)}

@@ -80,7 +80,7 @@ def auto_setup(args, begun: float) -> CfgNode:
         logger.info("The results of the earlier run were moved to %s.", earlier)
     if plan is None:
         logger.info("--auto: the run in %s keeps its recipe.", cfg.OUTPUT_DIR)
-        return fit_to_minutes(cfg, args.minutes, begun, resume=True) if args.minutes else cfg
+        return fit_to_minutes(cfg, args.minutes, begun, True, kept_schedule(args)) if args.minutes else cfg
     if args.minutes:
         plan, cfg = _fitted(plan, args, begun, cfg)
         if comm.is_main_process():

@@ -40,9 +40,14 @@ def recipe_rules(cfg: CfgNode, data: Fingerprint, small: bool, unit: int, given:
     test = _scales(
         canonical / length.q95, canonical / length.q05, SMALLEST, min(round(largest * 2**0.5 / part), LARGEST_TEST)
     )
+    key = "MODEL.INSTANCE_FCN"
+    wanted = given.get(f"{key}.CLASSIFIER_SCALE", node.CLASSIFIER_SCALE)
+    if f"{key}.CLASSIFIER_SCALE" in given:
+        test = tuple(sorted({*test, wanted}))
+    test = given.get(f"{key}.SCALES_TEST", test)
     if node.CLASSIFY:
-        nearest = min(test, key=lambda scale: abs(math.log(scale / node.CLASSIFIER_SCALE)))
-        decisions["MODEL.INSTANCE_FCN.CLASSIFIER_SCALE"] = (nearest, f"the one next to {node.CLASSIFIER_SCALE}")
+        nearest = min(test, key=lambda scale: abs(math.log(scale / wanted)))
+        decisions[f"{key}.CLASSIFIER_SCALE"] = (nearest, f"the one next to {wanted}")
     stretch = min(max(data.image_aspect.q95, 4 / 3), 3)
     reason = (
         f"the objects' longer sides are {length.q05:.2g} to {length.q95:.2g} of the image's shorter side, "
