@@ -76,14 +76,14 @@ class AutoRecipe:
     How `engine.auto` makes recipes of a method.
 
     Attributes:
+        rules: (config with the values of the rules that all methods share, `data.fingerprint.Fingerprint`, whether the
+            base is a small recipe, the number that divides every batch, the values given by key) ->
+            {config key: (value, reason)}.
         small: name of the recipe that others are based on for CPUs and small data; empty: there is none, so a recipe
             has to be given.
         photos: the same for photos, with pretrained weights; empty: there is none.
         all_as_photos: these weights are the better start for other images too.
         large: the authors', for GPUs and much data.
-        rules: (config with the values of the rules that all methods share, `data.fingerprint.Fingerprint`, whether the
-            base is a small recipe, the number that divides every batch, the values given by key) ->
-            {config key: (value, reason)}.
     """
 
     rules: Callable[[CfgNode, Any, bool, int, Mapping[str, Any]], Mapping[str, tuple[Any, str]]]
